@@ -1,0 +1,92 @@
+"""Every error that mapengine raises on purpose.
+
+Each message is one sentence for a person: what is wrong, where, and what to do. The classes also derive from the
+built-in exception that MapAnything's own ``infer`` raises in the same situation, so code written against upstream keeps
+working (``except ValueError``, ``except AssertionError``, ...).
+"""
+
+from __future__ import annotations
+
+
+class MapEngineError(Exception):
+    """Base class of all errors that mapengine raises on purpose."""
+
+
+class InputError(MapEngineError, ValueError):
+    """The views, images or options of a call are not usable."""
+
+
+class ImageSizeError(InputError, AssertionError):
+    """Height or width is not a multiple of the patch size (14)."""
+
+
+class DataNormTypeError(InputError, AssertionError):
+    """Images were normalised for another encoder."""
+
+
+class ViewMismatchError(InputError, RuntimeError):
+    """Views of one call differ in size or batch."""
+
+
+class ImageReadError(InputError, OSError):
+    """An image or depth file is missing, truncated or not an image."""
+
+
+class ProfileError(InputError):
+    """A request lies outside the view counts or sizes that a bundle was built for."""
+
+
+class OutputError(MapEngineError, OSError):
+    """A result could not be written; nothing half-written is left."""
+
+
+class BundleError(MapEngineError):
+    """Base class of everything that is wrong with an engine bundle."""
+
+
+class BundleNotFoundError(BundleError, FileNotFoundError):
+    """The folder is not an engine bundle, or one of its files is missing."""
+
+
+class ManifestError(BundleError, ValueError):
+    """``manifest.json`` is not valid JSON or does not follow the schema."""
+
+
+class IntegrityError(BundleError):
+    """A file of the bundle differs from the hash in the manifest."""
+
+
+class VersionError(BundleError):
+    """The bundle needs another schema, backend or tool version."""
+
+
+class DeviceError(BundleError):
+    """The bundle was built for another device."""
+
+
+class ParityError(BundleError):
+    """The outputs on this device differ from the reference outputs in the bundle."""
+
+
+class BackendError(MapEngineError, RuntimeError):
+    """A backend failed while it loaded or ran a stage."""
+
+
+class BackendUnavailableError(BackendError, ImportError):
+    """The package that a backend needs is not installed, or its device is not there."""
+
+
+class CheckpointError(MapEngineError, ValueError):
+    """A checkpoint lacks a tensor, has one too many, or one of the wrong shape."""
+
+
+class ConfigError(MapEngineError, ValueError):
+    """A model configuration is not one that mapengine supports."""
+
+
+class ModelNotFoundError(MapEngineError, FileNotFoundError):
+    """A model id, folder, file or preset could not be found."""
+
+
+class ExportError(MapEngineError, RuntimeError):
+    """Tracing or writing an ONNX stage failed."""
