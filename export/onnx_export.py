@@ -1,0 +1,172 @@
+"""Trace the stages into ONNX files with a dynamic number of views and dynamic image size."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.export import Dim
+
+from ..runtime.errors import ExportError
+from .config import PATCH_SIZE
+from .network import MapAnythingNetwork
+from .network.transformer import Attention, AttentionForm
+from .stages import HEIGHT, WIDTH, Stage, TensorSpec, make_stages
+
+AttentionExport = Literal["mha", "attention", "matmul"]
+"""How attention is written: contrib ``MultiHeadAttention`` (ONNX Runtime, OpenVINO, TensorRT-RTX), the standard
+``Attention`` operator (TensorRT 10.14 and later), or MatMul-Softmax-MatMul (TensorRT 10.3 of JetPack 6.2)."""
+
+_FORMS: Mapping[str, tuple[AttentionForm, int]] = {
+    # Opset 23 introduced Attention. Opset 18 is the newest without Gelu as one operator, so the oldest parsers in use
+    # read every node of it.
+    "mha": ("mha", 20),
+    "attention": ("sdpa", 23),
+    "matmul": ("sdpa", 18),
+}
+
+_MAX_VIEWS = 65536
+_MAX_PATCHES = 4096
+_EMBED_LIMIT = 32 * 2**20  # weights below this stay inside the .onnx file
+
+
+@dataclass(frozen=True)
+class ExportedStage:
+    """Files and interface of one written stage."""
+
+    name: str
+    path: Path
+    data_path: Path | None
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def export_stages(
+    network: MapAnythingNetwork,
+    folder: Path,
+    *,
+    attention: AttentionExport = "mha",
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[ExportedStage]:
+    """Write ``<stage>.onnx`` (and ``<stage>.onnx.data`` for large weights) for every stage.
+
+    Args:
+        network: float32 network in eval mode.
+        folder: existing folder to write into.
+        attention: see :data:`AttentionExport`.
+        metadata: stored in every file as model metadata; the stage name is added.
+        progress: called with the name of each stage before it is traced.
+
+    Returns:
+        One record per stage, in running order.
+
+    Raises:
+        ExportError: tracing failed, or the written file has another opset than asked for.
+    """
+    form, opset = _FORMS[attention]
+    written = []
+    with _attention_form(network, form), _quiet():
+        for stage in make_stages(network).values():
+            if progress is not None:
+                progress(stage.name)
+            written.append(_export_stage(stage, folder, opset, {**(metadata or {}), "mapengine.stage": stage.name}))
+    return written
+
+
+def _export_stage(stage: Stage, folder: Path, opset: int, metadata: Mapping[str, str]) -> ExportedStage:
+    try:
+        program = torch.onnx.export(
+            stage.module,
+            stage.examples(),
+            dynamo=True,
+            dynamic_shapes=(_dynamic_shapes(stage),),
+            input_names=[spec.name for spec in stage.inputs],
+            output_names=[spec.name for spec in stage.outputs],
+            opset_version=opset,
+            verbose=False,
+        )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        raise ExportError(f"{stage.name}: tracing to ONNX opset {opset} failed ({error}).") from error
+    if program is None:
+        raise ExportError(f"{stage.name}: the ONNX exporter returned nothing.")
+    model = program.model
+    written_opset = model.opset_imports[""]
+    if written_opset != opset:
+        # Asked for an opset that it does not know, the exporter falls back silently.
+        raise ExportError(f"{stage.name}: asked for opset {opset}, but the exporter wrote {written_opset}.")
+    _name_axes(model, stage)
+    for node in model.graph:
+        node.metadata_props.clear()  # stack traces of the exporting machine
+    for value in list(model.graph.initializers.values()):
+        if value.name is not None and value.name.startswith("network."):
+            value.name = value.name.removeprefix("network.")  # weights carry upstream's names
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+    model.metadata_props.update(metadata)
+    model.producer_name, model.producer_version = "mapengine", metadata.get("mapengine.version", "")
+    model.graph.name = stage.name
+    path = folder / f"{stage.name}.onnx"
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    data_path = path.with_suffix(".onnx.data") if weights > _EMBED_LIMIT else None
+    ir.save(model, path, external_data=data_path.name if data_path else None)
+    onnx.checker.check_model(str(path))
+    return ExportedStage(stage.name, path, data_path, opset, stage.inputs, stage.outputs)
+
+
+def _dynamic_shapes(stage: Stage) -> tuple[dict[int, object], ...]:
+    rows, columns = Dim("patch_rows", min=1, max=_MAX_PATCHES), Dim("patch_columns", min=1, max=_MAX_PATCHES)
+    dims = {
+        stage.leading_axis: Dim(stage.leading_axis, min=1, max=_MAX_VIEWS),
+        "patch_rows": rows,
+        "patch_columns": columns,
+        HEIGHT: PATCH_SIZE * rows,
+        WIDTH: PATCH_SIZE * columns,
+    }
+    return tuple({i: dims[a] for i, a in enumerate(spec.axes) if isinstance(a, str)} for spec in stage.inputs)
+
+
+def _name_axes(model: ir.Model, stage: Stage) -> None:
+    """Give inputs and outputs the axis names of the contract: the tracer loses those that it derives."""
+    for values, specs in ((model.graph.inputs, stage.inputs), (model.graph.outputs, stage.outputs)):
+        for value, spec in zip(values, specs, strict=True):
+            if value.name != spec.name:
+                raise ExportError(f"{stage.name}: tensor {spec.name} was traced as {value.name}.")
+            value.shape = ir.Shape(list(spec.axes))
+
+
+@contextlib.contextmanager
+def _attention_form(network: nn.Module, form: AttentionForm) -> Iterator[None]:
+    layers = [module for module in network.modules() if isinstance(module, Attention)]
+    before = [layer.form for layer in layers]
+    try:
+        for layer in layers:
+            layer.form = form
+        yield
+    finally:
+        for layer, old in zip(layers, before, strict=True):
+            layer.form = old
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter says about itself (missing torchvision, its own deprecations)."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
