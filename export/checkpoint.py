@@ -296,16 +296,18 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def _read_pickle(path: Path) -> dict[str, Any]:
     try:
+        path.open("rb").close()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+    try:
         data = _torch_load(path)
     except pickle.UnpicklingError as error:
-        if "nsupported" in str(error):  # "Unsupported global", "Unsupported class", "Unsupported operand"
+        if re.search(r"Unsupported (global|class)|Trying to|Can only", str(error)):  # torch names a call it withholds
             raise CheckpointError(
                 f"{path}: refused, because it would run code while loading; save its state dict as .safetensors instead"
             ) from None
         raise CheckpointError(f"{path}: damaged, truncated or not a PyTorch checkpoint") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (RuntimeError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, ImportError):
+    except (OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, ImportError):
         raise CheckpointError(f"{path}: damaged, truncated or not a PyTorch checkpoint") from None
     if isinstance(data, Mapping) and isinstance(data.get("model"), Mapping):
         data = data["model"]

@@ -187,7 +187,7 @@ def _aggregator(fields: _Fields, mlp: MlpKind) -> AggregatorConfig:
     )
 
 
-_ADAPTORS: dict[str, dict[str, Any]] = {
+ADAPTOR_OPTIONS: dict[str, dict[str, Any]] = {
     "dpt_adaptor": {
         "ray_directions_mode": "linear",
         "ray_directions_normalize_to_unit_sphere": True,
@@ -219,7 +219,7 @@ _ADAPTORS: dict[str, dict[str, Any]] = {
 def _head(fields: _Fields) -> HeadConfig:
     fields.only("type", "dpt+pose")
     fields.only("adaptor_type", "raydirs+depth+pose+confidence+mask")
-    for name, options in _ADAPTORS.items():
+    for name, options in ADAPTOR_OPTIONS.items():
         adaptor = fields.child(name)
         for option, value in options.items():
             adaptor.only(option, value)

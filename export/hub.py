@@ -118,6 +118,8 @@ def _download(repo: str, revision: str | None) -> Path:
         except LocalEntryNotFoundError:
             pass
     try:
+        if revision and _COMMIT.fullmatch(revision):
+            _probe(repo, revision)
         return Path(snapshot_download(repo, revision=revision, allow_patterns=HUB_FILES, etag_timeout=5))
     except GatedRepoError:
         reason = "access to it must be asked for on its page; then log in with `hf auth login`"
@@ -133,3 +135,21 @@ def _download(repo: str, revision: str | None) -> Path:
     except Exception as error:  # the HTTP library and its errors differ between versions of huggingface_hub
         reason = f"the download failed ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
     raise ModelNotFoundError(f"{repo}{at}: {reason}")
+
+
+def _probe(repo: str, revision: str) -> None:
+    """Fail at once if the Hub cannot be reached: for a commit, snapshot_download starts with a request it retries."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        HfApi().repo_info(repo, revision=revision, timeout=5)
+    except (GatedRepoError, RevisionNotFoundError, RepositoryNotFoundError):
+        raise
+    except Exception as error:  # the HTTP library and its errors differ between versions of huggingface_hub
+        raise LocalEntryNotFoundError(str(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import logging
 import warnings
@@ -13,10 +14,10 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 import torch
+from mapengine.runtime.errors import ExportError
 from torch import nn
 from torch.export import Dim
 
-from ..runtime.errors import ExportError
 from .config import PATCH_SIZE
 from .network import MapAnythingNetwork
 from .network.transformer import Attention, AttentionForm
@@ -106,11 +107,7 @@ def _export_stage(stage: Stage, folder: Path, opset: int, metadata: Mapping[str,
         # Asked for an opset that it does not know, the exporter falls back silently.
         raise ExportError(f"{stage.name}: asked for opset {opset}, but the exporter wrote {written_opset}.")
     _name_axes(model, stage)
-    for node in model.graph:
-        node.metadata_props.clear()  # stack traces of the exporting machine
-    for value in list(model.graph.initializers.values()):
-        if value.name is not None and value.name.startswith("network."):
-            value.name = value.name.removeprefix("network.")  # weights carry upstream's names
+    _name_nodes(model, stage)
     model.graph.metadata_props.clear()
     model.metadata_props.clear()
     model.metadata_props.update(metadata)
@@ -143,6 +140,29 @@ def _name_axes(model: ir.Model, stage: Stage) -> None:
             if value.name != spec.name:
                 raise ExportError(f"{stage.name}: tensor {spec.name} was traced as {value.name}.")
             value.shape = ir.Shape(list(spec.axes))
+
+
+def _name_nodes(model: ir.Model, stage: Stage) -> None:
+    """Name nodes and weights after the network's modules, and drop the exporting machine's stack traces.
+
+    Builders report what they fused and in which precision by node name, so a name has to say which layer it is. The
+    tracer folds the transposition of a linear layer into its weight and forgets the name: it gets it back here.
+    """
+    used: dict[str, int] = {}
+    for node in model.graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        module = scopes[-2].removeprefix("network.") if len(scopes) > 1 and scopes[-2] else stage.name
+        name = f"{module}/{node.op_type}"
+        used[name] = used.get(name, 0) + 1
+        node.name = name if used[name] == 1 else f"{name}_{used[name]}"
+        node.metadata_props.clear()
+        for value in node.inputs:
+            if value is None or value.name is None or not value.is_initializer():
+                continue
+            if value.name.startswith("network."):
+                value.name = value.name.removeprefix("network.")
+            elif node.op_type == "MatMul" and f"{module}.weight" not in model.graph.initializers:
+                value.name = f"{module}.weight"
 
 
 @contextlib.contextmanager

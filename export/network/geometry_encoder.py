@@ -43,9 +43,7 @@ class DenseEncoder(nn.Module):
         super().__init__()
         first, second, third = widths
         self.conv_in = nn.Conv2d(in_channels * PATCH_SIZE**2, first, 3, padding=1)
-        self.encoder = nn.Sequential(
-            ResidualConv(first, second), ResidualConv(second, third), nn.Conv2d(third, dim, 1)
-        )
+        self.encoder = nn.Sequential(ResidualConv(first, second), ResidualConv(second, third), nn.Conv2d(third, dim, 1))
         self.norm_layer = layer_norm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,6 +123,4 @@ class GeometryEncoders(nn.Module):
         features = features + torch.where(depths, self.depth_encoder(depth), zero)
         features = features + torch.where(depth_scales, per_view(self.depth_scale_encoder(depth_log_scale)), zero)
         features = features + torch.where(poses, pose, zero)
-        return features + torch.where(
-            pose_scales, per_view(self.cam_trans_scale_encoder(translation_log_scale)), zero
-        )
+        return features + torch.where(pose_scales, per_view(self.cam_trans_scale_encoder(translation_log_scale)), zero)

@@ -1,0 +1,65 @@
+# mapengine: from a MapAnything checkpoint to an engine bundle. `make help` lists the targets.
+
+PYTHON     ?= python3
+# Anything that pip accepts: another version, or a wheel of your platform (Jetson).
+TORCH      ?= torch==2.13.0
+EXTRAS     ?= cpu,openvino,export,viz,dev
+
+MODEL      ?= preset:tiny
+PRECISION  ?= fp32
+BACKEND    ?= onnxruntime
+VIEWS      ?= 1:4:32
+RESOLUTION ?= all
+ATTENTION  ?= auto
+REVISION   ?=
+OUT        ?= build/engine
+
+WORKERS    ?= 2
+PYTEST     ?=
+
+BIN        := .venv/bin
+STAMP      := .venv/.installed
+PACKAGES   := calibration cli export kernels runtime
+
+.PHONY: help setup engine verify test lint typecheck clean
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help:  ## Show the targets and the variables of `make engine`
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo '  make engine MODEL=$(MODEL) PRECISION=$(PRECISION) BACKEND=$(BACKEND) VIEWS=$(VIEWS) RESOLUTION=$(RESOLUTION) OUT=$(OUT)'
+
+setup: $(STAMP)  ## Install everything into .venv (the other targets do this on their own)
+
+# torch goes first and alone: otherwise another package's looser bound chooses its version.
+$(STAMP): pyproject.toml
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -e ".[$(EXTRAS)]"
+	@touch $@
+
+engine: $(STAMP)  ## Export and build MODEL into the bundle OUT, and check it against PyTorch
+	$(BIN)/mapengine build "$(MODEL)" "$(OUT)" --precision "$(PRECISION)" --backend "$(BACKEND)" --views "$(VIEWS)" \
+		--resolution "$(RESOLUTION)" --attention "$(ATTENTION)" $(if $(REVISION),--revision "$(REVISION)")
+	$(BIN)/mapengine verify "$(OUT)"
+
+verify: $(STAMP)  ## Check the bundle OUT on this machine
+	$(BIN)/mapengine verify "$(OUT)"
+
+test: $(STAMP)  ## Run the tests (PYTEST="-k name" passes options on, WORKERS=n runs n at a time)
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)
+
+lint: $(STAMP) typecheck  ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The folders are packages of the namespace `mapengine` only once installed, so mypy gets a tree of links to them.
+typecheck: $(STAMP)
+	@rm -rf build/typecheck && mkdir -p build/typecheck/mapengine
+	@for package in $(PACKAGES); do ln -s "../../../$$package" "build/typecheck/mapengine/$$package"; done
+	MYPYPATH=build/typecheck $(BIN)/mypy -p mapengine
+
+clean:  ## Remove build outputs and caches (.venv stays)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(PACKAGES) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

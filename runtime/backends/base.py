@@ -1,0 +1,69 @@
+"""What a backend is to the rest of the runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class StageRunner(Protocol):
+    """One loaded graph. ``run`` may be called from several threads at once."""
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
+        """Run the graph on named inputs and return its named outputs.
+
+        Raises:
+            BackendError: the backend failed, with its own words and the stage's name.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """An inference library on one device."""
+
+    name: str
+    version: str
+    device: str
+    """Name of the device, as shown to people and recorded by the golden check."""
+    compute_capability: str | None
+
+    def load_stage(self, name: str, path: Path) -> StageRunner:
+        """Load a checked stage file.
+
+        Raises:
+            BackendError: the library refuses the file.
+        """
+        ...
+
+
+def default_threads() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """Model name of the processor, as far as the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    import platform
+
+    return platform.processor() or platform.machine() or "CPU"
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of a library's message, for a one-sentence error."""
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

@@ -1,0 +1,64 @@
+"""ONNX Runtime on the CPU: the small default backend.
+
+Options were chosen by measurement (``docs/performance.md``): one intra-op thread per processor, sequential execution,
+no memory arena (it keeps the peak of the largest call for the life of the session and buys no time at these sizes).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BackendError, BackendUnavailableError
+from .base import Arrays, StageRunner, cpu_name, default_threads, one_line
+
+
+class OnnxRuntimeBackend:
+    """Runs ``.onnx`` stages in float32 on the CPU."""
+
+    name = "onnxruntime"
+    compute_capability = None
+
+    def __init__(self, threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise BackendUnavailableError(
+                "the backend onnxruntime is not installed; run: pip install 'mapengine[cpu]'"
+            ) from error
+        self._library: Any = onnxruntime
+        self.version: str = onnxruntime.__version__
+        self.device = f"CPU: {cpu_name()}"
+        self.threads = threads or default_threads()
+
+    def load_stage(self, name: str, path: Path) -> StageRunner:
+        """See :class:`.base.Backend`."""
+        options = self._library.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = False
+        options.log_severity_level = 3  # errors only: the warnings speak of the graph's internals
+        try:
+            session = self._library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library raises a dozen private types
+            raise BackendError(
+                f"onnxruntime {self.version} cannot load the stage {name}: {one_line(error)}; build the bundle again"
+            ) from error
+        return _Stage(name, session)
+
+
+class _Stage:
+    def __init__(self, name: str, session: Any) -> None:
+        self._name = name
+        self._session = session
+        self._outputs = [output.name for output in session.get_outputs()]
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
+        try:
+            values = self._session.run(self._outputs, dict(inputs))
+        except Exception as error:
+            raise BackendError(f"onnxruntime failed in the stage {self._name}: {one_line(error)}") from error
+        return dict(zip(self._outputs, values, strict=True))

@@ -1,0 +1,341 @@
+"""``manifest.json``: what an engine bundle holds, as typed values.
+
+``Manifest.from_json`` accepts exactly what ``docs/bundle.md`` describes and nothing else; every deviation is a
+``ManifestError`` that names the JSON path. The file names, sizes and hashes are checked against the folder in
+``bundle.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .backend_info import BackendInfo
+from .errors import VersionError
+from .json_reader import Reader, encode_free, shorten
+from .parity_record import GeometryParity, OutputParity, Parity, Tolerance
+from .profile import PATCH_SIZE, AnySize, Profile, Range
+
+__all__ = [
+    "ATTENTIONS", "BACKENDS_BY_FORMAT", "DTYPES", "PATCH_SIZE", "PRECISIONS", "SCHEMA_VERSION", "STAGES",
+    "AnySize", "BackendInfo", "FileRecord", "GeometryParity", "Golden", "Manifest", "ModelInfo", "OutputParity",
+    "Parity", "Profile", "Quantization", "Range", "StageSpec", "TensorSpec", "Tolerance",
+]  # fmt: skip
+
+SCHEMA_VERSION = 1
+STAGES = ("image_encoder", "geometry_encoder", "aggregator", "dense_head")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+ATTENTIONS = ("mha", "attention", "matmul")
+"""Contrib MultiHeadAttention, the standard ONNX Attention, and MatMul-Softmax-MatMul."""
+BACKENDS_BY_FORMAT = {"onnx": ("onnxruntime", "openvino"), "plan": ("tensorrt", "tensorrt-rtx")}
+_TOP = (
+    "schema_version", "created_by", "tools", "model", "precision", "quantization", "attention", "format", "backends",
+    "profile", "stages", "golden", "parity",
+)  # fmt: skip
+DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int8", "uint8", "bool", "float8_e4m3fn")
+MAX_AXIS = 2**40
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of the bundle: plain name, SHA-256 in lowercase hexadecimal, and size in bytes."""
+
+    file: str
+    sha256: str
+    bytes: int
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Reader]) -> FileRecord:
+        """Read the members ``file``, ``sha256`` and ``bytes``."""
+        if fields["file"].file_name().lower() == "manifest.json":
+            fields["file"].fail("must not be the manifest itself")
+        return cls(fields["file"].file_name(), fields["sha256"].sha256(), fields["bytes"].integer())
+
+    def to_json(self) -> dict[str, Any]:
+        """Inverse of ``read``."""
+        return {"file": self.file, "sha256": self.sha256, "bytes": self.bytes}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of an input or output; a string in the shape names a dynamic axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    @classmethod
+    def read(cls, reader: Reader) -> TensorSpec:
+        """Read ``{"name", "dtype", "shape"}``."""
+        fields = reader.fields("name", "dtype", "shape")
+        axes: list[int | str] = []
+        for axis in fields["shape"].items():
+            axes.append(axis.text() if type(axis.value) is str else axis.integer(1, MAX_AXIS))
+        return cls(fields["name"].text(), fields["dtype"].choice(DTYPES), tuple(axes))
+
+    def to_json(self) -> dict[str, Any]:
+        """Inverse of ``read``."""
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One graph: its file, external data, tensors, ONNX opset (None for a plan) and the ranges of its dynamic axes."""
+
+    file: FileRecord
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    data: tuple[FileRecord, ...] = ()
+    opset: int | None = None
+    profile: Mapping[str, Range] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, reader: Reader) -> StageSpec:
+        """Read one member of ``stages``."""
+        fields = reader.fields("file", "sha256", "bytes", "data", "inputs", "outputs", "opset", "profile")
+        tensors: dict[str, tuple[TensorSpec, ...]] = {}
+        names: set[str] = set()
+        for side in ("inputs", "outputs"):
+            specs = []
+            for item in fields[side].items():
+                spec = TensorSpec.read(item)
+                if spec.name in names:
+                    item.fail(f"repeats the tensor name {shorten(spec.name)}")
+                names.add(spec.name)
+                specs.append(spec)
+            if not specs:
+                fields[side].fail("must name at least one tensor")
+            tensors[side] = tuple(specs)
+        axes = {axis for specs in tensors.values() for spec in specs for axis in spec.shape if isinstance(axis, str)}
+        profile = {name: Range.read(member, MAX_AXIS) for name, member in fields["profile"].members().items()}
+        for name in profile:
+            if name not in axes:
+                fields["profile"].fail(f"names the axis {shorten(name)}, which no tensor of the stage has")
+        data = tuple(FileRecord.read(item.fields("file", "sha256", "bytes")) for item in fields["data"].items())
+        opset = None if fields["opset"].is_null() else fields["opset"].integer(1, 1000)
+        return cls(FileRecord.read(fields), tensors["inputs"], tensors["outputs"], data, opset, profile)
+
+    def to_json(self) -> dict[str, Any]:
+        """Inverse of ``read``."""
+        return {
+            **self.file.to_json(),
+            "data": [record.to_json() for record in self.data],
+            "inputs": [spec.to_json() for spec in self.inputs],
+            "outputs": [spec.to_json() for spec in self.outputs],
+            "opset": self.opset,
+            "profile": {axis: limits.to_json() for axis, limits in self.profile.items()},
+        }
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The checkpoint that the bundle was made from, and what the runtime needs to know of its architecture.
+
+    Attributes:
+        id: Hub id, preset or folder name. revision: Hub revision, or None.
+        config: upstream's ``config.json`` (with float infinities).
+        weights_sha256: hash of the weights. parameters: how many there are.
+        data_norm_type: image normalisation, for example ``dinov2``.
+        embed_dim: channels of the image encoder. dim: channels of the aggregator.
+        extra_tokens: class tokens per view that join the aggregator (1 in v1.1, 0 in v1).
+    """
+
+    id: str
+    revision: str | None
+    config: Mapping[str, Any]
+    weights_sha256: str
+    parameters: int
+    data_norm_type: str
+    embed_dim: int
+    dim: int
+    extra_tokens: int
+    patch_size: int = PATCH_SIZE
+
+    @classmethod
+    def read(cls, reader: Reader) -> ModelInfo:
+        """Read the member ``model``."""
+        fields = reader.fields(*cls.__dataclass_fields__)
+        config = fields["config"].free()
+        if not isinstance(config, dict):
+            fields["config"].fail("must be an object")
+        return cls(
+            id=fields["id"].text(),
+            revision=None if fields["revision"].is_null() else fields["revision"].text(),
+            config=config,
+            weights_sha256=fields["weights_sha256"].sha256(),
+            parameters=fields["parameters"].integer(),
+            data_norm_type=fields["data_norm_type"].text(),
+            embed_dim=fields["embed_dim"].integer(1),
+            dim=fields["dim"].integer(1),
+            extra_tokens=fields["extra_tokens"].integer(0, 1),
+            patch_size=fields["patch_size"].integer(PATCH_SIZE, PATCH_SIZE),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Inverse of ``read``."""
+        return {name: encode_free(getattr(self, name)) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How INT8 or FP8 ranges were found; ``data_hash`` is None when no calibration data was used."""
+
+    method: str
+    data_hash: str | None
+    kept_layers: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, reader: Reader) -> Quantization:
+        """Read ``{"method", "data_hash", "kept_layers"}``."""
+        fields = reader.fields("method", "data_hash", "kept_layers")
+        data_hash = None if fields["data_hash"].is_null() else fields["data_hash"].sha256()
+        return cls(fields["method"].text(), data_hash, tuple(item.text() for item in fields["kept_layers"].items()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Inverse of ``read``."""
+        return {"method": self.method, "data_hash": self.data_hash, "kept_layers": list(self.kept_layers)}
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The small input with its reference outputs, and the tolerance that each output must keep."""
+
+    file: FileRecord
+    tolerance: Mapping[str, Tolerance]
+
+    @classmethod
+    def read(cls, reader: Reader) -> Golden:
+        """Read the member ``golden``."""
+        fields = reader.fields("file", "sha256", "bytes", "tolerance")
+        tolerance = {name: Tolerance.read(member) for name, member in fields["tolerance"].members().items()}
+        if not tolerance:
+            fields["tolerance"].fail("must name at least one output")
+        return cls(FileRecord.read(fields), tolerance)
+
+    def to_json(self) -> dict[str, Any]:
+        """Inverse of ``read``."""
+        return {**self.file.to_json(), "tolerance": {name: t.to_json() for name, t in self.tolerance.items()}}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything in ``manifest.json``.
+
+    Attributes:
+        created_by: version of mapengine. tools: versions of the other tools (torch, onnx, python, ...).
+        precision: one of ``PRECISIONS``; ``quantization`` is set exactly for int8 and fp8.
+        attention: one of ``ATTENTIONS``.
+        format: ``onnx`` (served by onnxruntime and openvino) or ``plan`` (served by one kind of TensorRT).
+        stages: the four stages of ``STAGES``, in that order.
+        parity: as measured against the PyTorch reference after the build, or None.
+    """
+
+    created_by: str
+    tools: Mapping[str, str]
+    model: ModelInfo
+    precision: str
+    quantization: Quantization | None
+    attention: str
+    format: str
+    backends: tuple[BackendInfo, ...]
+    profile: Profile
+    stages: Mapping[str, StageSpec]
+    golden: Golden
+    parity: Parity | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def from_json(cls, document: object) -> Manifest:
+        """Validate a parsed ``manifest.json``.
+
+        Raises:
+            VersionError: the schema is newer than this version of mapengine.
+            ManifestError: anything else that ``docs/bundle.md`` does not describe; the message names the JSON path.
+        """
+        top = Reader(document)
+        version = top.members().get("schema_version")
+        if version is not None and version.integer(1) > SCHEMA_VERSION:
+            raise VersionError(
+                f"manifest.json has schema version {version.integer()} and was made by a newer mapengine (this one "
+                f"reads {SCHEMA_VERSION}); upgrade mapengine or rebuild the bundle"
+            )
+        fields = top.fields(*_TOP)
+        form = fields["format"].choice(BACKENDS_BY_FORMAT)
+        manifest = cls(
+            created_by=fields["created_by"].fields("mapengine")["mapengine"].text(),
+            tools={name: member.text() for name, member in fields["tools"].members().items()},
+            model=ModelInfo.read(fields["model"]),
+            precision=fields["precision"].choice(PRECISIONS),
+            quantization=None if fields["quantization"].is_null() else Quantization.read(fields["quantization"]),
+            attention=fields["attention"].choice(ATTENTIONS),
+            format=form,
+            backends=_read_backends(fields["backends"], form),
+            profile=Profile.read(fields["profile"]),
+            stages=_read_stages(fields["stages"], form),
+            golden=Golden.read(fields["golden"]),
+            parity=None if fields["parity"].is_null() else Parity.read(fields["parity"]),
+        )
+        if (manifest.quantization is not None) != (manifest.precision in ("int8", "fp8")):
+            fields["quantization"].fail(
+                f"must be set for int8 and fp8, and null otherwise (it is {manifest.precision})"
+            )
+        seen: set[str] = set()
+        for record in manifest.files():
+            # Without regard to case, because so are the usual file systems of Windows and macOS.
+            if record.file.lower() in seen:
+                fields["stages"].fail(f"lists the file {record.file!r} twice")
+            seen.add(record.file.lower())
+        return manifest
+
+    def to_json(self) -> dict[str, Any]:
+        """The document, ready for ``json.dumps(..., allow_nan=False)``."""
+        return {
+            "schema_version": self.schema_version,
+            "created_by": {"mapengine": self.created_by},
+            "tools": dict(self.tools),
+            "model": self.model.to_json(),
+            "precision": self.precision,
+            "quantization": self.quantization.to_json() if self.quantization else None,
+            "attention": self.attention,
+            "format": self.format,
+            "backends": [backend.to_json() for backend in self.backends],
+            "profile": self.profile.to_json(),
+            "stages": {name: stage.to_json() for name, stage in self.stages.items()},
+            "golden": self.golden.to_json(),
+            "parity": self.parity.to_json() if self.parity else None,
+        }
+
+    def files(self) -> Iterator[FileRecord]:
+        """Every file of the bundle except the manifest."""
+        for stage in self.stages.values():
+            yield stage.file
+            yield from stage.data
+        yield self.golden.file
+
+    def backend(self, name: str) -> BackendInfo:
+        """The entry of the backend ``name``; ``VersionError`` if the bundle is not for it."""
+        for backend in self.backends:
+            if backend.name == name:
+                return backend
+        served = " and ".join(backend.name for backend in self.backends)
+        raise VersionError(f"this bundle is for {served}, not for {name}; build it again with --backend {name}")
+
+
+def _read_stages(reader: Reader, form: str) -> dict[str, StageSpec]:
+    members = reader.fields(*STAGES)
+    stages = {name: StageSpec.read(members[name]) for name in STAGES}
+    for name, stage in stages.items():
+        axes = {axis for spec in stage.inputs for axis in spec.shape if isinstance(axis, str)}
+        if form == "plan" and not axes <= set(stage.profile):
+            members[name].fail("must give a range in its profile for every dynamic axis of its inputs")
+    return stages
+
+
+def _read_backends(reader: Reader, form: str) -> tuple[BackendInfo, ...]:
+    backends = tuple(BackendInfo.read(item, BACKENDS_BY_FORMAT[form]) for item in reader.items())
+    if not backends or len({backend.name for backend in backends}) != len(backends):
+        reader.fail("must name at least one backend, and none twice")
+    if form == "plan" and len(backends) != 1:
+        reader.fail("must name exactly one backend, because a plan is for one kind of TensorRT")
+    return backends

@@ -1,0 +1,104 @@
+"""Fixtures that several packages' tests use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mapengine.runtime.bundle import BundleWriter, write_bundle
+from mapengine.runtime.manifest import (
+    STAGES,
+    AnySize,
+    BackendInfo,
+    FileRecord,
+    GeometryParity,
+    Golden,
+    Manifest,
+    ModelInfo,
+    OutputParity,
+    Parity,
+    Profile,
+    Range,
+    StageSpec,
+    TensorSpec,
+    Tolerance,
+)
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's own cache."""
+    monkeypatch.setenv("MAPENGINE_CACHE", str(tmp_path_factory.getbasetemp() / "mapengine-cache"))
+
+
+def _make_manifest(record: Callable[[str], FileRecord]) -> Manifest:
+    """A valid manifest whose file records come from ``record(name)``."""
+    stages = {
+        name: StageSpec(
+            file=record(f"{name}.onnx"),
+            data=(record(f"{name}.onnx.data"),) if name == "aggregator" else (),
+            inputs=(
+                TensorSpec("x", "float32", ("views", 3, "height", "width")),
+                TensorSpec("flags", "bool", ("views",)),
+            ),
+            outputs=(TensorSpec("y", "float32", ("views", "patches", 48)), TensorSpec("scale", "float32", ())),
+            opset=20,
+            profile={"views": Range(1, 4, 32)},
+        )
+        for name in STAGES
+    }
+    return Manifest(
+        created_by="0.1.0",
+        tools={"torch": "2.13.0", "onnx": "1.23.2"},
+        model=ModelInfo(
+            id="preset:tiny",
+            revision=None,
+            config={"adaptor": {"vmax": math.inf, "vmin": -math.inf, "indices": [7, 11]}, "name": "mapanything"},
+            weights_sha256="0" * 64,
+            parameters=123456,
+            data_norm_type="dinov2",
+            embed_dim=48,
+            dim=48,
+            extra_tokens=1,
+        ),
+        precision="fp32",
+        quantization=None,
+        attention="mha",
+        format="onnx",
+        backends=(BackendInfo("onnxruntime", "1.32.0", "1.22"), BackendInfo("openvino", "2026.4.1", "2026.0")),
+        profile=Profile(Range(1, 4, 32), AnySize(14, 518), {"image_encoder": 4}),
+        stages=stages,
+        golden=Golden(record("golden.npz"), {"depth_z": Tolerance(1e-4, 1e-3)}),
+        parity=Parity(("image_2v",), {"depth_z": OutputParity(1e-6, 2e-6)}, GeometryParity(1e-6, 0.0, 1e-4, 1e-6, 0.0)),
+    )
+
+
+def _fill_bundle(writer: BundleWriter) -> Manifest:
+    for name in STAGES:
+        (writer.folder / f"{name}.onnx").write_bytes(name.encode() * 10)
+    (writer.folder / "aggregator.onnx.data").write_bytes(b"weights" * 1000)
+    writer.golden({"in": np.arange(6, dtype=np.float32), "out": np.ones((2, 3), bool)})
+    return writer.write_manifest(_make_manifest(writer.record))
+
+
+@pytest.fixture(scope="session")
+def manifest() -> Manifest:
+    """A valid manifest; the files that it names do not exist."""
+    return _make_manifest(lambda name: FileRecord(name, "a" * 64, 10))
+
+
+@pytest.fixture(scope="session")
+def fill_bundle() -> Callable[[BundleWriter], Manifest]:
+    """Writes stand-in stage files (not real graphs), golden arrays and the manifest through a ``BundleWriter``."""
+    return _fill_bundle
+
+
+@pytest.fixture
+def bundle_folder(tmp_path: Path) -> Path:
+    """A valid bundle with stand-in stage files, in a folder of its own."""
+    with write_bundle(tmp_path / "bundle") as writer:
+        _fill_bundle(writer)
+    return tmp_path / "bundle"
