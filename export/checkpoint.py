@@ -13,14 +13,16 @@ import os
 import pickle
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from mapengine.runtime.errors import CheckpointError, ModelNotFoundError
 from safetensors import SafetensorError, safe_open
+
+from mapengine.runtime.errors import CheckpointError, ModelNotFoundError
 
 from .config import PATCH_SIZE, BlockConfig, ModelConfig
 
@@ -300,7 +302,9 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
     try:
-        data = _torch_load(path)
+        with warnings.catch_warnings():  # about unusual pickle protocols, before the same file is refused or read
+            warnings.simplefilter("ignore")
+            data = _torch_load(path)
     except pickle.UnpicklingError as error:
         if re.search(r"Unsupported (global|class)|Trying to|Can only", str(error)):  # torch names a call it withholds
             raise CheckpointError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
 from mapengine.runtime.errors import InputError, ModelNotFoundError
 
 from .checkpoint import PICKLE_SUFFIXES, read_checkpoint

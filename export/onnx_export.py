@@ -14,9 +14,10 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 import torch
-from mapengine.runtime.errors import ExportError
 from torch import nn
 from torch.export import Dim
+
+from mapengine.runtime.errors import ExportError
 
 from .config import PATCH_SIZE
 from .network import MapAnythingNetwork

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from mapengine.runtime.errors import ModelNotFoundError, OutputError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+
+from mapengine.runtime.errors import ModelNotFoundError, OutputError
 
 from .checkpoint import expected_tensors
 from .config import ModelConfig

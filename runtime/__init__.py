@@ -1,1 +1,41 @@
+"""Run engine bundles with NumPy and one inference backend; PyTorch is never imported.
 
+from mapengine.runtime import Engine
+
+engine = Engine.load("build/engine")
+scene = engine.reconstruct(["a.jpg", "b.jpg"])
+scene.save("scene.glb")
+"""
+
+from .engine import Engine
+from .errors import (
+    BackendError,
+    BackendUnavailableError,
+    BundleError,
+    ImageReadError,
+    InputError,
+    MapEngineError,
+    OutputError,
+    ParityError,
+    ProfileError,
+)
+from .manifest import Manifest
+from .preprocess import load_images, preprocess_inputs
+from .scene import Scene
+
+__all__ = [
+    "BackendError",
+    "BackendUnavailableError",
+    "BundleError",
+    "Engine",
+    "ImageReadError",
+    "InputError",
+    "Manifest",
+    "MapEngineError",
+    "OutputError",
+    "ParityError",
+    "ProfileError",
+    "Scene",
+    "load_images",
+    "preprocess_inputs",
+]

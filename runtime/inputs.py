@@ -113,8 +113,8 @@ def raw_views(
     """
     sources = _sources(images)
     count = len(sources)
-    cameras = _per_view(intrinsics, count, "intrinsics", shared_shapes=((3, 3), (4,)))
-    pose_list = _per_view(poses, count, "poses", shared_shapes=((4, 4),) if count == 1 else ())
+    cameras = _per_view(intrinsics, count, "intrinsics", shared_shapes=((3, 3), (4,)), shared_path=True)
+    pose_list = _per_view(poses, count, "poses", shared_shapes=((4, 4),) if count == 1 else (), shared_path=count == 1)
     depth_list = _per_view(depths, count, "depths", shared_ndim=2 if count == 1 else None, shared_path=count == 1)
     metric_list = _flags(metric, count)
     scales = _per_view(depth_scale, count, "depth_scale", shared_shapes=((),))
@@ -250,15 +250,15 @@ def _per_view(
     name: str,
     shared_shapes: tuple[tuple[int, ...], ...] = (),
     shared_ndim: int | None = None,
-    shared_path: bool = True,
+    shared_path: bool = False,
 ) -> list[Any]:
     """One entry per view; a single value of a shared shape (or one file) stands for all views."""
     if values is None:
         return [None] * count
     if isinstance(values, str | os.PathLike):
-        if shared_path and name in ("intrinsics", "depths"):
+        if shared_path:
             return [values] * count
-        raise InputError(f"{name} is one file; give a list with one entry (or None) per view")
+        raise InputError(f"{name} is a {type(values).__name__}; give a list with one entry (or None) per view")
     shape = _shape(values)
     if shape is not None and (shape in shared_shapes or len(shape) == shared_ndim):
         return [values] * count

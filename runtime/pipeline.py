@@ -6,7 +6,7 @@ The numbers do not depend on the chunk sizes beyond float32 rounding. Arrays are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import StageRunner
+from .inference import Progress
 from .postprocess import forward_outputs
 from .views import PreparedViews, ViewGeometry
 
 Array = NDArray[np.float32]
-Progress = Callable[[str, int, int], None]
-"""Called with the stage, the views that it has finished and how many there are."""
 
 _MODALITIES = 5
 
@@ -48,7 +47,7 @@ class Pipeline:
         Args:
             prepared: V views of B samples.
             chunks: overrides the sizes that the pipeline was made with.
-            progress: see :data:`Progress`.
+            progress: see :data:`.inference.Progress`.
 
         Returns:
             V dictionaries; keys and shapes as in :func:`.postprocess.forward_outputs`.
@@ -87,7 +86,7 @@ class Pipeline:
         batch = prepared.batch
         for start, stop in _ranges(len(given), chunk):
             part = given[start:stop]
-            inputs = _geometry_inputs([g for _, g in part], batch, prepared.height, prepared.width)
+            inputs = geometry_inputs([g for _, g in part], batch, prepared.height, prepared.width)
             added = self._stages["geometry_encoder"].run(inputs)["geometry_features"]
             for position, (view, _) in enumerate(part):
                 features[view * batch : (view + 1) * batch] += added[position * batch : (position + 1) * batch]
@@ -116,8 +115,13 @@ class Pipeline:
             report("dense_head", stop, views)
 
 
-def _geometry_inputs(views: list[ViewGeometry], batch: int, height: int, width: int) -> dict[str, NDArray[Any]]:
-    """Stack the geometry of a chunk of views; what a view lacks is zero and switched off by its flag."""
+def geometry_inputs(
+    views: Sequence[ViewGeometry], batch: int, height: int, width: int, dtype: str = "float32"
+) -> dict[str, NDArray[Any]]:
+    """Inputs of the geometry encoder for a chunk of views, view-major.
+
+    What a view lacks is zero and switched off by its flag.
+    """
     shapes: dict[str, tuple[int, ...]] = {
         "ray_directions": (height, width, 3),
         "depth": (height, width, 1),
@@ -128,13 +132,13 @@ def _geometry_inputs(views: list[ViewGeometry], batch: int, height: int, width: 
     }
     inputs: dict[str, NDArray[Any]] = {}
     for name, shape in shapes.items():
-        stacked = np.zeros((len(views), batch, *shape), np.float32)
+        stacked = np.zeros((len(views), batch, *shape), dtype)
         for i, view in enumerate(views):
             value = getattr(view, name)
             if value is not None:
                 stacked[i] = value
         inputs[name] = stacked.reshape(-1, *shape)
-    flags = np.stack([view.flags for view in views]).astype(np.float32)
+    flags = np.stack([view.flags for view in views]).astype(dtype)
     inputs["modality_flags"] = flags.reshape(-1, _MODALITIES)
     return inputs
 

@@ -135,7 +135,9 @@ def draw_preview(scene: SceneArrays, max_width: int = 1600) -> Image.Image:
             _colorize(scene.confidence[view], np.isfinite(scene.confidence[view]), confidence_range, _CONFIDENCE_STOPS),
         )
         for column, tile in enumerate(tiles):
-            resized = Image.fromarray(np.ascontiguousarray(tile)).resize(layout.tile, Image.Resampling.LANCZOS)
+            # Box for the colour maps: smoother filters would invent values next to edges and invalid pixels.
+            method = Image.Resampling.LANCZOS if column == 0 else Image.Resampling.BOX
+            resized = Image.fromarray(np.ascontiguousarray(tile)).resize(layout.tile, method)
             canvas.paste(resized, (left + column * (layout.tile[0] + layout.gap), top))
         name = _fit(draw, scene.names[view], font, layout.tile[0])
         draw.text((left, top + layout.tile[1] + layout.font // 5), name, fill=_FAINT, font=font)

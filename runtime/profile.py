@@ -102,6 +102,15 @@ class Profile:
             if side <= 0 or side % PATCH_SIZE:
                 fix = "resize the images, for example with preprocess_inputs"
                 raise ImageSizeError(f"image {name} {side} is not a positive multiple of {PATCH_SIZE}; {fix}")
+        self.check_views(views)
+        if not self._covers(height, width):
+            raise ProfileError(
+                f"images of {width}x{height} (width x height) are outside the sizes of this bundle ({self._built()}); "
+                f"build it with --resolution {width}x{height}, or resize the images"
+            )
+
+    def check_views(self, views: int) -> None:
+        """The part of :meth:`check` that needs no image: the number of views."""
         built = self.views
         if views < 1:
             raise ProfileError("a call needs at least 1 view; pass one or more views")
@@ -111,11 +120,12 @@ class Profile:
                 f"{_count(views)} in one call, but this bundle was built for {built.min} to {built.max}; "
                 f"build it with --views {low}:{built.opt}:{high}, or pass a number of views in that range"
             )
-        if not self._covers(height, width):
-            raise ProfileError(
-                f"images of {width}x{height} (width x height) are outside the sizes of this bundle ({self._built()}); "
-                f"build it with --resolution {width}x{height}, or resize the images"
-            )
+
+    def nearest_size(self, aspect_ratio: float) -> tuple[int, int] | None:
+        """The built (width, height) whose width / height is nearest, or None where MapAnything's own table applies."""
+        if isinstance(self.sizes, AnySize):
+            return None
+        return min(self.sizes, key=lambda size: (abs(size[0] / size[1] - aspect_ratio), size))
 
     def _covers(self, height: int, width: int) -> bool:
         if isinstance(self.sizes, AnySize):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -223,6 +223,7 @@ _BOXES: list[tuple[tuple[float, float, float], tuple[float, float, float], Textu
     ((0.242, -1.4, 2.192), (0.258, -1.0, 2.208), _plain(50, 50, 54)),
 ]
 _ROOM_SURFACE = len(_SPHERES) + len(_BOXES)
+_LAMP_PARTS = frozenset({_LAMP_SURFACE, _ROOM_SURFACE - 1})  # the lamp and its rod do not shade the room
 
 
 def _sphere_distance(origin: Array, direction: Array, centre: Array, radius: float) -> Array:
@@ -257,10 +258,15 @@ def _column(values: tuple[float, float, float]) -> Array:
     return np.array(values, dtype=np.float32)[:, None]
 
 
-def _objects(origin: Array, direction: Array) -> list[Array]:
+def _objects(origin: Array, direction: Array, skip: frozenset[int] = frozenset()) -> Iterator[tuple[int, Array]]:
+    """Number of every object that is not skipped, and its distance (N,) along each ray; inf where it is missed."""
     inverse = _inverse(direction)
-    distances = [_sphere_distance(origin, direction, _column(c), r) for c, r, _ in _SPHERES]
-    return distances + [_box_distance(origin, inverse, _column(lo), _column(hi)) for lo, hi, _ in _BOXES]
+    for number, (centre, radius, _) in enumerate(_SPHERES):
+        if number not in skip:
+            yield number, _sphere_distance(origin, direction, _column(centre), radius)
+    for number, (low, high, _) in enumerate(_BOXES, len(_SPHERES)):
+        if number not in skip:
+            yield number, _box_distance(origin, inverse, _column(low), _column(high))
 
 
 def cast(origin: Array, direction: Array) -> Hit:
@@ -272,7 +278,7 @@ def cast(origin: Array, direction: Array) -> Hit:
     normal = np.zeros_like(direction)
     normal[axis, columns] = -np.sign(direction[axis, columns])
     surface = np.full(distance.shape, _ROOM_SURFACE, dtype=np.intp)
-    for number, found in enumerate(_objects(origin, direction)):
+    for number, found in _objects(origin, direction):
         index = np.flatnonzero(found < distance)
         if not index.size:
             continue
@@ -291,16 +297,15 @@ def cast(origin: Array, direction: Array) -> Hit:
 
 
 def _lamp_visible(points: Array) -> Array:
-    """Share of the lamp seen from each point: soft shadows from four points on it."""
+    """Share of the lamp seen from each point: soft shadows from three points on it."""
     seen = np.zeros(points.shape[1], dtype=np.float32)
-    for x, z in ((0.1, 0.04), (-0.04, 0.1), (-0.1, -0.04), (0.04, -0.1)):
+    for x, z in ((0.11, 0.0), (-0.055, 0.095), (-0.055, -0.095)):
         to_lamp = LAMP + _column((x, 0.0, z)) - points
         blocked = np.zeros(points.shape[1], dtype=bool)
-        for number, distance in enumerate(_objects(points, to_lamp)):
-            if number != _LAMP_SURFACE:
-                blocked |= distance < 1.0
+        for _, distance in _objects(points, to_lamp, _LAMP_PARTS):
+            blocked |= distance < 1.0
         seen += ~blocked
-    return np.asarray(seen / 4, dtype=np.float32)
+    return np.asarray(seen / 3, dtype=np.float32)
 
 
 def shade(origin: Array, direction: Array, hit: Hit) -> Array:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mapengine.runtime.bundle import BundleWriter, write_bundle
 from mapengine.runtime.manifest import (
     STAGES,

@@ -1,7 +1,7 @@
 """OpenVINO on the CPU (x86 and Arm): the fastest CPU backend that was measured.
 
-Its default precision is bfloat16 wherever the processor has it. This backend asks for float32, because a bundle promises
-parity with the reference; reduced precision is a property of the bundle, never of the machine.
+Its default precision is bfloat16 wherever the processor has it. This backend asks for float32, because a bundle
+promises parity with the reference; reduced precision is a property of the bundle, never of the machine.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pickle
@@ -11,6 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
 from mapengine.export.checkpoint import (
     canonical_name,
     check_tensors,
@@ -22,7 +25,6 @@ from mapengine.export.checkpoint import (
 from mapengine.export.config import ModelConfig
 from mapengine.export.config_json import read_config
 from mapengine.runtime.errors import CheckpointError, ModelNotFoundError
-from safetensors.torch import load_file, save_file
 
 DATA = Path(__file__).parents[1] / "data"
 V11, V1 = DATA / "v11_tiny", DATA / "v1_tiny"
@@ -41,6 +43,16 @@ def tensors() -> Tensors:
 
 def aliases() -> dict[str, str]:
     return json.loads((V11 / "weights_manifest.json").read_text())["aliases"]
+
+
+def synth_weights(manifest: dict[str, Any]) -> dict[str, Any]:
+    path = Path(__file__).parents[1] / "synth_weights.py"
+    spec = importlib.util.spec_from_file_location("synth_weights", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.synth_weights(manifest)
 
 
 def with_aliases(tensors: Tensors) -> Tensors:
@@ -79,6 +91,15 @@ def test_reads_a_folder_as_float32(folder: Path) -> None:
     assert list(read) == list(expected_tensors(config))
     assert all(tensor.dtype == torch.float32 for tensor in read.values())
     assert all(torch.equal(read[name], stored[name].float()) for name in stored)
+
+
+@pytest.mark.parametrize("folder", [V11, V1])
+def test_generator_of_the_full_size_oracle_reproduces_the_stored_weights(folder: Path) -> None:
+    """The tiny oracles were rounded to float16; the full-size ones come from the same rules without a file."""
+    made = synth_weights(json.loads((folder / "weights_manifest.json").read_text()))
+    stored = load_file(folder / "model.safetensors")
+    assert set(made) == set(stored)
+    assert all(torch.equal(torch.from_numpy(made[name]).half(), stored[name]) for name in stored)
 
 
 @pytest.mark.parametrize("wrapped", [True, False])

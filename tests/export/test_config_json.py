@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mapengine.export.config import BlockConfig, ModelConfig
 from mapengine.export.config_json import parse_config, read_config, swiglu_hidden
 from mapengine.runtime.errors import ConfigError, ModelNotFoundError

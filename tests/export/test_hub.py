@@ -9,13 +9,14 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants, errors
+from safetensors.torch import load_file
+
 from mapengine.export import hub
 from mapengine.export.checkpoint import weights_sha256
 from mapengine.export.config_json import read_config
 from mapengine.export.hub import resolve_model
 from mapengine.export.presets import load_preset
 from mapengine.runtime.errors import CheckpointError, ConfigError, InputError, ModelNotFoundError
-from safetensors.torch import load_file
 
 V11 = Path(__file__).parents[1] / "data" / "v11_tiny"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

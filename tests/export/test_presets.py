@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from mapengine.export import presets
 from mapengine.export.checkpoint import expected_tensors, parameter_count, read_checkpoint, weights_sha256
 from mapengine.export.config import ModelConfig

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mapengine.runtime import edges, geometry
 
 quick = settings(max_examples=25, deadline=None)
@@ -72,6 +73,17 @@ def test_pixels_outside_the_mask_take_no_part() -> None:
     assert not found.any()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_outside_the_mask_do_not_matter(value: float) -> None:
+    rng = np.random.default_rng(5)
+    points, depth_z = scene(2 + (rng.random((40, 50)) > 0.95))
+    mask = rng.random((40, 50)) > 0.1
+    expected = edges.edge_mask(points, depth_z, mask)
+    assert expected.any()
+    points[~mask], depth_z[~mask] = value, value
+    np.testing.assert_array_equal(edges.edge_mask(points, depth_z, mask), expected)
+
+
 def test_nothing_inside_the_mask_gives_nothing() -> None:
     points, depth_z = scene(np.full((20, 20), 2.0))
     assert not edges.edge_mask(points, depth_z, np.zeros((20, 20), bool)).any()
@@ -84,8 +96,8 @@ def test_zero_and_negative_depth_give_no_warning() -> None:
     assert edges.edge_mask(points, depth_z, everywhere(depth)).shape == (30, 30)
 
 
-@pytest.mark.parametrize("rows", [1, 5, 16, 1000])
-def test_the_band_size_does_not_matter(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("rows", "pixels"), [(1, 500), (5, 10_000), (16, 1), (31, 2000), (1000, 50_000)])
+def test_the_size_of_bands_and_pieces_does_not_matter(rows: int, pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(3)
     depth = 2 + (rng.random((75, 66)) > 0.97) + 0.01 * rng.random((75, 66))
     points, depth_z = scene(depth)
@@ -93,7 +105,8 @@ def test_the_band_size_does_not_matter(rows: int, monkeypatch: pytest.MonkeyPatc
     expected = edges.edge_mask(points, depth_z, mask)
     whole = edges.normal_edges(points, mask, 5.0) & edges.depth_edges(depth_z, mask, 0.03) & mask
     np.testing.assert_array_equal(expected, whole)
-    monkeypatch.setattr(edges, "BAND_ROWS", rows)
+    monkeypatch.setattr(edges, "BAND_ROWS", (rows, rows))
+    monkeypatch.setattr(edges, "PIECE_PIXELS", pixels)
     np.testing.assert_array_equal(edges.edge_mask(points, depth_z, mask), expected)
     assert 0 < expected.mean() < 0.9
 

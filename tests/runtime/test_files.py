@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from mapengine.runtime.errors import ImageReadError, OutputError
 from mapengine.runtime.files import atomic_folder, atomic_write
 

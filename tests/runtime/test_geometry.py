@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mapengine.runtime import geometry
 
 GOLDEN = np.load(Path(__file__).parents[1] / "data" / "geometry.npz")
@@ -65,13 +67,15 @@ def test_rays_and_noisy_fit_match_the_reference() -> None:
 
 
 def test_rays_without_a_focal_length_give_finite_intrinsics() -> None:
-    forward = np.broadcast_to(np.float32([0, 0, 1]), (1, 14, 14, 3))
-    sideways = np.broadcast_to(np.float32([1, 0, 0]), (1, 14, 14, 3))
+    forward = np.broadcast_to(np.array([0, 0, 1], np.float32), (1, 14, 14, 3))
+    sideways = np.broadcast_to(np.array([1, 0, 0], np.float32), (1, 14, 14, 3))
     for rays in (forward, sideways):
         recovered = geometry.intrinsics_from_rays(rays)
         assert np.isfinite(recovered).all()
         assert recovered[0, 0, 0] == 0
-    assert np.isfinite(geometry.intrinsics_from_rays(np.broadcast_to(np.float32([1, 0, 0]), (1, 1002, 1002, 3)))).all()
+    assert np.isfinite(
+        geometry.intrinsics_from_rays(np.broadcast_to(np.array([1, 0, 0], np.float32), (1, 1002, 1002, 3)))
+    ).all()
 
 
 @quick
@@ -156,7 +160,7 @@ def test_depth_along_ray_returns_the_point_at_that_depth(seed: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_every_function_keeps_the_dtype(dtype: type) -> None:
+def test_every_function_keeps_the_dtype(dtype: Any) -> None:
     q = np.array([[0.1, 0.2, 0.3, 0.9]], dtype)
     t = np.array([[1, 2, 3]], dtype)
     k = np.array([[[20, 0, 7], [0, 20, 7], [0, 0, 1]]], dtype)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
+
 from mapengine.runtime.errors import ImageReadError, InputError
 from mapengine.runtime.images import IMAGE_EXTENSIONS, image_size, read_depth, read_image, to_rgb
-from PIL import Image
 
 RAMP = np.arange(6 * 40, dtype=np.uint8).reshape(6, 40)
 COLOUR = np.stack([RAMP, RAMP[::-1], 255 - RAMP], -1)

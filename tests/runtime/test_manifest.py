@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from mapengine.runtime.backend_info import parse_version
 from mapengine.runtime.errors import BundleError, DeviceError, ImageSizeError, ManifestError, ProfileError, VersionError
 from mapengine.runtime.json_reader import parse_json

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mapengine.runtime import geometry
 from mapengine.runtime.multiview import frustum_overlap, multiview_confidence
 
@@ -108,7 +109,7 @@ def test_frusta_overlap_by_containment_and_by_crossing() -> None:
 @given(st.integers(0, 2**32 - 1))
 def test_the_order_of_the_views_and_the_world_frame_do_not_matter(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    poses = [camera(*rng.uniform(-1, 1, 3), turn=rng.uniform(-40, 40)) for _ in range(4)]
+    poses = [camera(x, y, z, 40 * turn) for x, y, z, turn in rng.uniform(-1, 1, (4, 4))]
     corners = np.stack([frustum(pose.astype(float), 1, 5) for pose in poses])
     overlap = frustum_overlap(corners)
     np.testing.assert_array_equal(overlap, overlap.T)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mapengine.runtime import geometry, postprocess
 from mapengine.runtime.errors import DataNormTypeError, InputError
 from mapengine.runtime.postprocess import finish_predictions, finish_view, forward_outputs
@@ -135,6 +136,35 @@ def test_nothing_that_was_given_is_changed() -> None:
         assert given_.keys() == copy_.keys()
         for key, value in given_.items():
             np.testing.assert_array_equal(value, copy_[key])
+
+
+def test_no_infinity_or_nan_survives_outside_the_mask() -> None:
+    heads = make_heads()
+    heads["depth_along_ray"][0, 3, 4], heads["depth_along_ray"][0, 5, 6] = np.inf, np.nan
+    heads["mask_logits"][0, 3, 4] = heads["mask_logits"][0, 5, 6] = -1
+    with np.errstate(invalid="ignore"):
+        prediction = forward_outputs(**heads)
+    result = finish_view(prediction, np.zeros((1, 3, 28, 42), np.float32))
+    assert all(np.isfinite(value).all() for value in result.values())
+
+
+def test_overwriting_gives_the_same_in_the_given_arrays() -> None:
+    prediction, image = make_prediction(batch=2)
+    expected = finish_view(prediction, image)
+    own = copy.deepcopy(prediction)
+    result = finish_view(own, image, overwrite=True)
+    assert result.keys() == expected.keys()
+    for key, value in result.items():
+        np.testing.assert_array_equal(value, expected[key])
+    assert all(result[key] is own[key] for key in ("pts3d", "pts3d_cam", "depth_along_ray"))
+
+
+@pytest.mark.parametrize(("height", "width"), [(14, 14), (14, 1400), (1022, 1022)])
+def test_every_size_gives_finite_results(height: int, width: int) -> None:
+    prediction = forward_outputs(**make_heads(height=height, width=width))
+    result = finish_view(prediction, np.zeros((1, 3, height, width), np.float32), apply_confidence_mask=True)
+    assert all(np.isfinite(value).all() for value in result.values())
+    np.testing.assert_allclose(result["intrinsics"][0, 0, 0], width, rtol=1e-3)
 
 
 def test_samples_of_a_batch_do_not_influence_each_other() -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from mapengine.runtime.errors import ImageReadError, InputError
 from mapengine.runtime.preprocess import load_images, normalize_image, preprocess_inputs
-from PIL import Image
 
 DATA = Path(__file__).parent.parent / "data" / "preprocess"
 IMAGES = DATA / "images"

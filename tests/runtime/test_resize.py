@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+
 from mapengine.runtime import resize
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.resize import normalize_image, resize_and_crop
-from PIL import Image
 
 DATA = Path(__file__).parent.parent / "data" / "preprocess"
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)

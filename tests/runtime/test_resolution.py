@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.resolution import RESOLUTION_TABLES, target_size
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from mapengine.runtime.errors import InputError, OutputError
 from mapengine.runtime.inputs import load_view_list, view_list_inputs
 from mapengine.runtime.samples import SampleView, sample_views, write_samples
-from PIL import Image
 
 
 def reproject(source: SampleView, target: SampleView) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ import pytest
 import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mapengine.runtime import point_cloud
 from mapengine.runtime.errors import BackendUnavailableError, InputError, OutputError
 from mapengine.runtime.scene import Scene
@@ -96,7 +97,7 @@ def test_refuses_nothing_different_sizes_and_wrong_names(predictions: Prediction
 def test_refuses_arrays_that_do_not_fit(scene: Scene) -> None:
     values = {name: getattr(scene, name) for name in FIELDS}
     for name in FIELDS:
-        with pytest.raises(InputError, match="scene: .* has shape"):
+        with pytest.raises(InputError, match=r"scene: .* has shape"):
             Scene(**{**values, name: values[name][:1]})
     with pytest.raises(InputError, match="no view or no pixel"):
         Scene(**{name: value[:0] for name, value in values.items()})
@@ -273,7 +274,7 @@ def test_glb_points_and_cameras_in_gltf_axes(scene: Scene, tmp_path: Path) -> No
     points, colors = scene.point_cloud()
     np.testing.assert_allclose(loaded.geometry["points"].vertices, points * [1, -1, -1], atol=1e-6)
     np.testing.assert_array_equal(np.asarray(loaded.geometry["points"].colors)[:, :3], colors)
-    size = 0.12 * np.median(scene.depth[scene.mask])
+    size = 0.12 * float(np.median(scene.depth[scene.mask]))
     for view in range(2):
         vertices = np.asarray(loaded.geometry[f"camera_{view}"].vertices) * [1, -1, -1]
         local = (vertices - scene.poses[view, :3, 3]) @ scene.poses[view, :3, :3]

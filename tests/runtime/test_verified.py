@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from mapengine.runtime import verified
 from mapengine.runtime.verified import cache_folder, is_verified, remember_verified
 

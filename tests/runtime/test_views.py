@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mapengine.runtime import geometry
 from mapengine.runtime.errors import DataNormTypeError, ImageSizeError, InputError, ViewMismatchError
 from mapengine.runtime.views import PreparedViews, prepare_views
@@ -266,11 +267,13 @@ def test_a_view_without_a_pose_does_not_count_in_the_mean_distance() -> None:
 
 
 def test_views_that_are_no_list_of_dictionaries() -> None:
-    for views in ({}, make_view(), "abc", None, 3, np.zeros(3)):
+    unusable: list[Any] = [{}, make_view(), "abc", None, 3, np.zeros(3)]
+    for views in unusable:
         with pytest.raises(InputError, match="list of dictionaries"):
-            prepare_views(views)  # type: ignore[arg-type]
+            prepare_views(views)
+    mixed: list[Any] = [make_view(), "x"]
     with pytest.raises(InputError, match="view 1: is a str"):
-        prepare_views([make_view(), "x"])  # type: ignore[list-item]
+        prepare_views(mixed)
     with pytest.raises(InputError, match="empty"):
         prepare_views([])
 
@@ -278,7 +281,7 @@ def test_views_that_are_no_list_of_dictionaries() -> None:
 def test_unknown_and_missing_keys() -> None:
     refused(InputError, "view 1: unknown key 'depth'.*'depth_z'", make_view(), make_view(depth=1))
     refused(InputError, "unknown key 'camera_pose'.*'camera_poses'", make_view(camera_pose=1))
-    refused(InputError, "view 0: unknown key 3", {**make_view(), 3: 1})  # type: ignore[dict-item]
+    refused(InputError, "view 0: unknown key '3'", {**make_view(), "3": 1})
     refused(InputError, "view 0: img is missing", {"data_norm_type": ["dinov2"]})
     refused(InputError, "data_norm_type is missing", {"img": make_view()["img"]})
 

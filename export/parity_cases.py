@@ -1,0 +1,57 @@
+"""Small inputs that exercise every modality, for the golden file and the measured parity of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from mapengine.runtime import preprocess_inputs
+from mapengine.runtime.samples import sample_views
+
+Views = list[dict[str, Any]]
+
+GOLDEN_SIZE = (84, 56)
+PARITY_SIZE = (140, 112)
+"""(width, height) in pixels: patch grids with an even and an odd side, and none that is square."""
+
+
+def _views(size: tuple[int, int], given: Iterable[str], data_norm_type: str, metric: bool = True) -> Views:
+    """Views of the sample room; ``given`` says per view what is known: letters of k (camera), d (depth), p (pose)."""
+    width, height = size
+    known = list(given)
+    raw = []
+    for sample, letters in zip(sample_views(len(known), width=width, height=height), known, strict=True):
+        view: dict[str, Any] = {"img": sample.image}
+        if "k" in letters:
+            view["intrinsics"] = sample.intrinsics.astype(np.float32)
+        if "d" in letters:
+            view["depth_z"] = sample.depth_z
+        if "p" in letters:
+            view["camera_poses"] = sample.pose.astype(np.float32)
+        if letters and not metric:
+            view["is_metric_scale"] = np.array([False])
+        raw.append(view)
+    return preprocess_inputs(raw, resize_mode="fixed_size", size=size, norm_type=data_norm_type)
+
+
+def golden_views(data_norm_type: str) -> Views:
+    """Three views that together use every modality; the last one has its image only."""
+    return _views(GOLDEN_SIZE, ("kp", "kdp", ""), data_norm_type)
+
+
+def parity_cases(data_norm_type: str) -> dict[str, Views]:
+    """Named cases: every modality alone, all together, a mix, not metric, and a single view."""
+    cases = {
+        "image, 1 view": ("",),
+        "images, 3 views": ("", "", ""),
+        "calibrated": ("k", "k"),
+        "posed": ("p", "p", "p"),
+        "depth": ("kd", "kd"),
+        "all inputs": ("kdp", "kdp", "kdp"),
+        "mixed": ("p", "kd", "", "kp"),
+    }
+    named = {name: _views(PARITY_SIZE, given, data_norm_type) for name, given in cases.items()}
+    named["not metric"] = _views(PARITY_SIZE, ("kdp", "kdp"), data_norm_type, metric=False)
+    return named

@@ -1,0 +1,172 @@
+"""An engine bundle, loaded and ready to reconstruct."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from .backends import Backend, make_backend
+from .bundle import Bundle
+from .errors import InputError
+from .geometry import Array
+from .golden import check_golden
+from .inference import MultiViewInference, Progress, RunOptions
+from .inputs import raw_views
+from .manifest import Manifest
+from .parity import measure_parity
+from .parity_record import Parity
+from .pipeline import ChunkSizes, Pipeline
+from .preprocess import preprocess_inputs
+from .scene import Scene
+from .verified import is_verified, remember_verified
+from .views import PreparedViews
+
+
+class Engine(MultiViewInference):
+    """MapAnything without PyTorch. Threads may share one engine; it keeps nothing of a call."""
+
+    def __init__(self, bundle: Bundle, backend: Backend, pipeline: Pipeline) -> None:
+        """Use :meth:`load`."""
+        self._bundle = bundle
+        self._backend = backend
+        self._pipeline = pipeline
+        self.data_norm_type = bundle.manifest.model.data_norm_type
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        backend: str = "auto",
+        *,
+        threads: int | None = None,
+        verify: bool = True,
+    ) -> Engine:
+        """Load an engine bundle.
+
+        Schema, files, hashes and backend version are checked before a stage is handed to a backend. At the first load
+        on a device the bundle's golden input is run and compared with the reference.
+
+        Args:
+            path: folder of the bundle.
+            backend: ``"auto"`` (the fastest that is installed), ``"onnxruntime"`` or ``"openvino"``.
+            threads: processor threads, by default all that this process may use.
+            verify: ``False`` skips hashing the files and the golden check, for a bundle that nobody else can write.
+
+        Raises:
+            BundleError: the folder is no intact bundle for this backend and device; the subclass says which.
+            BackendUnavailableError: the backend is not installed.
+            ParityError: the golden check failed.
+        """
+        bundle = Bundle.open(path, verify=verify)
+        manifest = bundle.manifest
+        library = make_backend(backend, [info.name for info in manifest.backends], threads)
+        info = manifest.backend(library.name)
+        info.check_version(library.version)
+        info.check_device(library.compute_capability)
+        stages = {name: library.load_stage(name, bundle.stage_path(name)) for name in manifest.stages}
+        pipeline = Pipeline(stages, ChunkSizes(**manifest.profile.chunks))
+        identity = (bundle.digest, library.name, library.version, library.device)
+        if verify and not is_verified(*identity):
+            check_golden(bundle, pipeline, f"{library.name} {library.version} on {library.device}")
+            remember_verified(*identity)
+        return cls(bundle, library, pipeline)
+
+    def verify(self) -> Parity:
+        """Run the golden check now and return the measured differences from the reference.
+
+        Raises:
+            ParityError: an output is outside its tolerance.
+        """
+        where = f"{self._backend.name} {self._backend.version} on {self._backend.device}"
+        found, expected = check_golden(self._bundle, self._pipeline, where)
+        return measure_parity({"golden": found}, {"golden": expected})
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself."""
+        return self._bundle.manifest
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend in use."""
+        return self._backend.name
+
+    @property
+    def device(self) -> str:
+        """Device in use."""
+        return self._backend.device
+
+    def __repr__(self) -> str:
+        return f"Engine({self.manifest.model.id!r}, {self.manifest.precision}, {self.backend} on {self.device})"
+
+    def _predict(self, prepared: PreparedViews, options: RunOptions) -> list[dict[str, Array]]:
+        self.manifest.profile.check(len(prepared.images), prepared.height, prepared.width)
+        default = self._pipeline.chunks
+        chunks = ChunkSizes(default.image_encoder, default.geometry_encoder, options.head_chunk or default.dense_head)
+        return self._pipeline.forward(prepared, chunks, options.progress)
+
+    def reconstruct(
+        self,
+        images: Any,
+        intrinsics: Any = None,
+        poses: Any = None,
+        depths: Any = None,
+        *,
+        metric: bool | Sequence[bool | None] | None = None,
+        depth_scale: float | Sequence[float | None] | None = None,
+        size: tuple[int, int] | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Scene:
+        """From images (and what is known about them) to a scene.
+
+        Args:
+            images: a folder, or a list of paths, Pillow images or arrays (H, W, 3); sizes may differ.
+            intrinsics: one camera for all images, or one per image (``None`` where unknown): (3, 3) in pixels of that
+                image, ``[fx, fy, cx, cy]`` or a text file.
+            poses: one (4, 4) camera-to-world matrix or text file per image, ``None`` where unknown.
+            depths: one depth map per image, (H, W) metres or a file; ``None`` where unknown. Needs intrinsics.
+            metric: whether depths and poses are in metres (default: yes).
+            depth_scale: metres per unit of the depth files.
+            size: (width, height) that the images are brought to; by default the nearest size of MapAnything's table
+                that the bundle serves.
+            progress: called with stage, views done and views in all.
+            **options: further options of :meth:`infer`.
+
+        Returns:
+            The scene, in the frame of the first image.
+
+        Raises:
+            InputError: as in :meth:`infer`, and for files that cannot be read.
+        """
+        raw, names = raw_views(images, intrinsics, poses, depths, metric, depth_scale)
+        return self.reconstruct_views(raw, names, size=size, progress=progress, **options)
+
+    def reconstruct_views(
+        self,
+        raw: Sequence[dict[str, Any]],
+        names: Sequence[str] | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Scene:
+        """Like :meth:`reconstruct`, from views in the form that ``preprocess_inputs`` takes."""
+        if not raw:
+            raise InputError("there are no images; give at least one")
+        # Refused before the images are resized: that takes longer than the refusal.
+        self.manifest.profile.check_views(len(raw))
+        ratios = [_aspect(view["img"]) for view in raw]
+        target = size or self.manifest.profile.nearest_size(sum(ratios) / len(ratios))
+        if target is None:
+            views = preprocess_inputs(raw, norm_type=self.data_norm_type)
+        else:
+            views = preprocess_inputs(raw, resize_mode="fixed_size", size=target, norm_type=self.data_norm_type)
+        return Scene.from_predictions(self.infer(views, progress=progress, **options), names)
+
+
+def _aspect(image: Any) -> float:
+    """Width over height of a Pillow image or an (H, W, 3) array."""
+    width, height = image.size if hasattr(image, "getdata") else (image.shape[1], image.shape[0])
+    return float(width / height)
