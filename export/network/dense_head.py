@@ -158,7 +158,7 @@ class DenseHead(nn.Sequential):
     def __init__(self, in_channels: Sequence[int], config: HeadConfig) -> None:
         super().__init__(DptFeature(in_channels, config), Regressor(config))
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Four maps (N, C_i, h, w) -> (N, 6, H, W) raw channels."""
         h, w = maps[0].shape[2:]
         feature, regressor = self[0], self[1]

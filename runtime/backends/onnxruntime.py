@@ -20,7 +20,7 @@ class OnnxRuntimeBackend:
     """Runs ``.onnx`` stages in float32 on the CPU."""
 
     name = "onnxruntime"
-    compute_capability = None
+    compute_capability: str | None = None
 
     def __init__(self, threads: int | None = None) -> None:
         try:

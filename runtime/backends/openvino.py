@@ -21,7 +21,7 @@ class OpenVinoBackend:
     """Runs ``.onnx`` stages in float32 on the CPU."""
 
     name = "openvino"
-    compute_capability = None
+    compute_capability: str | None = None
 
     def __init__(self, threads: int | None = None) -> None:
         try:

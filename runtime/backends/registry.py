@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from ..errors import BackendUnavailableError, InputError
 from .base import Backend
 from .onnxruntime import OnnxRuntimeBackend
 from .openvino import OpenVinoBackend
 
-_BACKENDS: dict[str, type[OnnxRuntimeBackend] | type[OpenVinoBackend]] = {
+_BACKENDS: dict[str, Callable[[int | None], Backend]] = {
     "openvino": OpenVinoBackend,
     "onnxruntime": OnnxRuntimeBackend,
 }
