@@ -13,6 +13,7 @@ RESOLUTION ?= all
 ATTENTION  ?= auto
 REVISION   ?=
 OUT        ?= build/engine
+SAMPLES    ?= build/samples
 
 WORKERS    ?= 2
 PYTEST     ?=
@@ -39,10 +40,13 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[$(EXTRAS)]"
 	@touch $@
 
-engine: $(STAMP)  ## Export and build MODEL into the bundle OUT, and check it against PyTorch
+engine: $(STAMP)  ## Export and build MODEL into the bundle OUT, check it, and write sample images to try it on
 	$(BIN)/mapengine build "$(MODEL)" "$(OUT)" --precision "$(PRECISION)" --backend "$(BACKEND)" --views "$(VIEWS)" \
 		--resolution "$(RESOLUTION)" --attention "$(ATTENTION)" $(if $(REVISION),--revision "$(REVISION)")
 	$(BIN)/mapengine verify "$(OUT)"
+	$(BIN)/mapengine samples "$(SAMPLES)"
+	@echo
+	@echo 'Try it: $(BIN)/mapengine run $(OUT) $(SAMPLES) --out scene.glb --preview scene.png'
 
 verify: $(STAMP)  ## Check the bundle OUT on this machine
 	$(BIN)/mapengine verify "$(OUT)"

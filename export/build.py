@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from mapengine.runtime.resolution import RESOLUTION_TABLES
 from .checkpoint import parameter_count
 from .config import PATCH_SIZE
 from .onnx_export import AttentionExport, ExportedStage, export_stages
-from .parity_cases import golden_views, parity_cases
+from .parity_cases import PARITY_SIZE, golden_views, parity_cases
 from .reference import MapAnything
 
 Progress = Callable[[str], None]
@@ -119,12 +120,16 @@ def build_engine(
 
 
 def measure(engine: Engine, model: MapAnything) -> Parity:
-    """Measure how far an engine is from the PyTorch reference, over :func:`.parity_cases.parity_cases`."""
+    """Measure how far an engine is from the PyTorch reference, over :func:`.parity_cases.parity_cases`.
+
+    The cases have a small size, or the smallest one that the bundle was built for, and view counts that it serves.
+    """
     found: dict[str, list[dict[str, NDArray[Any]]]] = {}
     reference: dict[str, list[dict[str, NDArray[Any]]]] = {}
-    for name, views in parity_cases(model.data_norm_type).items():
-        profile = engine.manifest.profile
-        if not profile.views.min <= len(views) <= profile.views.max:
+    profile = engine.manifest.profile
+    size = PARITY_SIZE if isinstance(profile.sizes, AnySize) else min(profile.sizes, key=math.prod)
+    for name, views in parity_cases(model.data_norm_type, size, profile.views.min).items():
+        if len(views) > profile.views.max:
             continue
         found[name] = engine.predict(views)
         reference[name] = model.predict(views, use_amp=False)
@@ -137,14 +142,20 @@ def make_profile(views: tuple[int, int, int], resolutions: str | Sequence[tuple[
     Raises:
         InputError: counts that are not 1 <= min <= opt <= max, or a size that is not a multiple of 14.
     """
-    low, opt, high = views
+    counts = tuple(views)
+    if len(counts) != 3 or not all(isinstance(count, int) for count in counts):
+        raise InputError(f"views is {views!r}; give the fewest, usual and most views of a call, as in (1, 4, 32)")
+    low, opt, high = counts
     if not 1 <= low <= opt <= high:
         raise InputError(f"views {low}:{opt}:{high} is not min:opt:max with 1 <= min <= opt <= max")
     if isinstance(resolutions, str):
         if resolutions != "all":
             raise InputError(f"resolutions is {resolutions!r}; give 'all' or (width, height) pairs")
         return Profile(Range(low, opt, high), AnySize(PATCH_SIZE, _LARGEST_SIDE), _CHUNKS)
-    sizes = tuple(dict.fromkeys((int(width), int(height)) for width, height in resolutions))
+    try:
+        sizes = tuple(dict.fromkeys((int(width), int(height)) for width, height in resolutions))
+    except (TypeError, ValueError):
+        raise InputError(f"resolutions is {resolutions!r}; give 'all' or (width, height) pairs") from None
     for width, height in sizes:
         if width < 1 or height < 1 or width % PATCH_SIZE or height % PATCH_SIZE:
             near = ", ".join(f"{w}x{h}" for w, h in RESOLUTION_TABLES[518].values())

@@ -150,13 +150,20 @@ def _name_nodes(model: ir.Model, stage: Stage) -> None:
     tracer folds the transposition of a linear layer into its weight and forgets the name: it gets it back here.
     """
     used: dict[str, int] = {}
+    modules: dict[ir.Node | None, str] = {}
     for node in model.graph:
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
-        module = scopes[-2].removeprefix("network.") if len(scopes) > 1 and scopes[-2] else stage.name
+        if len(scopes) > 1 and scopes[-2].startswith("network."):
+            module = scopes[-2].removeprefix("network.")
+        elif not scopes and node.inputs and node.inputs[0] is not None:
+            # Made by the optimizer, which forgets where: it belongs to what it reads, as a split of query, key, value.
+            module = modules.get(node.inputs[0].producer(), stage.name)
+        else:
+            module = stage.name
+        modules[node] = module
         name = f"{module}/{node.op_type}"
         used[name] = used.get(name, 0) + 1
         node.name = name if used[name] == 1 else f"{name}_{used[name]}"
-        node.metadata_props.clear()
         for value in node.inputs:
             if value is None or value.name is None or not value.is_initializer():
                 continue
@@ -164,6 +171,18 @@ def _name_nodes(model: ir.Model, stage: Stage) -> None:
                 value.name = value.name.removeprefix("network.")
             elif node.op_type == "MatMul" and f"{module}.weight" not in model.graph.initializers:
                 value.name = f"{module}.weight"
+            elif (weight := _folded_weight(value)) is not None and weight not in model.graph.initializers:
+                value.name = weight
+    for node in model.graph:
+        for item in (node, *node.outputs, *(value for value in node.inputs if value is not None)):
+            item.metadata_props.clear()
+
+
+def _folded_weight(value: ir.Value) -> str | None:
+    """Name of the only weight that a folded constant was computed from."""
+    sources = ast.literal_eval(value.metadata_props.get("pkg.onnxscript.optimizer.folded_from", "[]"))
+    weights = [name.removeprefix("network.") for name in sources if name.startswith("network.")]
+    return weights[0] if len(weights) == 1 else None
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -41,8 +42,11 @@ def golden_views(data_norm_type: str) -> Views:
     return _views(GOLDEN_SIZE, ("kp", "kdp", ""), data_norm_type)
 
 
-def parity_cases(data_norm_type: str) -> dict[str, Views]:
-    """Named cases: every modality alone, all together, a mix, not metric, and a single view."""
+def parity_cases(data_norm_type: str, size: tuple[int, int] = PARITY_SIZE, min_views: int = 1) -> dict[str, Views]:
+    """Named cases: every modality alone, all together, a mix, not metric, and a single view.
+
+    ``size`` is (width, height) in pixels. Cases with fewer than ``min_views`` views are repeated up to that number.
+    """
     cases = {
         "image, 1 view": ("",),
         "images, 3 views": ("", "", ""),
@@ -51,7 +55,12 @@ def parity_cases(data_norm_type: str) -> dict[str, Views]:
         "depth": ("kd", "kd"),
         "all inputs": ("kdp", "kdp", "kdp"),
         "mixed": ("p", "kd", "", "kp"),
+        "not metric": ("kdp", "kdp"),
     }
-    named = {name: _views(PARITY_SIZE, given, data_norm_type) for name, given in cases.items()}
-    named["not metric"] = _views(PARITY_SIZE, ("kdp", "kdp"), data_norm_type, metric=False)
+    named = {}
+    for name, given in cases.items():
+        count = max(len(given), min_views)
+        title = name if count == len(given) else f"{name}, repeated to {count} views"
+        repeated = itertools.islice(itertools.cycle(given), count)
+        named[title] = _views(size, repeated, data_norm_type, metric=name != "not metric")
     return named

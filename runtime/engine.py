@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from .backends import Backend, make_backend
 from .bundle import Bundle
-from .errors import InputError
+from .errors import ImageSizeError, InputError
 from .geometry import Array
 from .golden import check_golden
 from .inference import MultiViewInference, Progress, RunOptions
@@ -18,6 +22,7 @@ from .parity import measure_parity
 from .parity_record import Parity
 from .pipeline import ChunkSizes, Pipeline
 from .preprocess import preprocess_inputs
+from .profile import PATCH_SIZE, Profile
 from .scene import Scene
 from .verified import is_verified, remember_verified
 from .views import PreparedViews
@@ -54,10 +59,13 @@ class Engine(MultiViewInference):
             verify: ``False`` skips hashing the files and the golden check, for a bundle that nobody else can write.
 
         Raises:
+            InputError: an unknown backend or number of threads.
             BundleError: the folder is no intact bundle for this backend and device; the subclass says which.
             BackendUnavailableError: the backend is not installed.
             ParityError: the golden check failed.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise InputError(f"the bundle is a {type(path).__name__}; give the path of its folder")
         bundle = Bundle.open(path, verify=verify)
         manifest = bundle.manifest
         library = make_backend(backend, [info.name for info in manifest.backends], threads)
@@ -138,8 +146,9 @@ class Engine(MultiViewInference):
             The scene, in the frame of the first image.
 
         Raises:
-            InputError: as in :meth:`infer`, and for files that cannot be read.
+            InputError: as in :meth:`infer`, for files that cannot be read, and for an unknown option.
         """
+        _check_options(options)  # before files are read
         raw, names = raw_views(images, intrinsics, poses, depths, metric, depth_scale)
         return self.reconstruct_views(raw, names, size=size, progress=progress, **options)
 
@@ -153,20 +162,57 @@ class Engine(MultiViewInference):
         **options: Any,
     ) -> Scene:
         """Like :meth:`reconstruct`, from views in the form that ``preprocess_inputs`` takes."""
-        if not raw:
-            raise InputError("there are no images; give at least one")
+        if isinstance(raw, Mapping | str) or not isinstance(raw, Sequence) or not raw:
+            raise InputError("there are no views; give a list with a dictionary for each")
         # Refused before the images are resized: that takes longer than the refusal.
+        _check_options(options)
+        if isinstance(names, str) or (names is not None and len(names) != len(raw)):
+            raise InputError(f"names is {names!r} for {len(raw)} views; give a list with one name per view")
         self.manifest.profile.check_views(len(raw))
-        ratios = [_aspect(view["img"]) for view in raw]
-        target = size or self.manifest.profile.nearest_size(sum(ratios) / len(ratios))
+        target = self._target_size(raw) if size is None else _checked_size(size, self.manifest.profile)
         if target is None:
             views = preprocess_inputs(raw, norm_type=self.data_norm_type)
         else:
             views = preprocess_inputs(raw, resize_mode="fixed_size", size=target, norm_type=self.data_norm_type)
         return Scene.from_predictions(self.infer(views, progress=progress, **options), names)
 
+    def _target_size(self, raw: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
+        """(width, height) among the sizes that were built, or None where MapAnything's own table applies."""
+        ratios = [ratio for view in raw if (ratio := _aspect(view)) is not None]
+        return self.manifest.profile.nearest_size(sum(ratios) / len(ratios)) if ratios else None
 
-def _aspect(image: Any) -> float:
-    """Width over height of a Pillow image or an (H, W, 3) array."""
-    width, height = image.size if hasattr(image, "getdata") else (image.shape[1], image.shape[0])
-    return float(width / height)
+
+def _aspect(view: Any) -> float | None:
+    """Width over height of a view's Pillow image or (H, W, 3) array; None where preprocess_inputs will complain."""
+    image: Any = view.get("img") if isinstance(view, Mapping) else None
+    try:
+        shape = np.shape(image)
+    except ValueError:  # a ragged list
+        return None
+    if hasattr(image, "getdata"):
+        width, height = image.size
+    else:
+        height, width = shape[:2] if len(shape) == 3 else (0, 0)
+    return float(width / height) if width and height else None
+
+
+def _checked_size(size: Any, profile: Profile) -> tuple[int, int]:
+    """(width, height) as plain integers that the bundle serves."""
+    sides = list(size) if isinstance(size, tuple | list) else []
+    if len(sides) != 2 or any(not isinstance(s, int | np.integer) or isinstance(s, bool) or s < 1 for s in sides):
+        raise InputError(f"size is {size!r}; give (width, height) in pixels")
+    width, height = int(sides[0]), int(sides[1])
+    if width % PATCH_SIZE or height % PATCH_SIZE:
+        near = tuple(max(1, round(side / PATCH_SIZE)) * PATCH_SIZE for side in (width, height))
+        raise ImageSizeError(f"size {width}x{height} is not a multiple of {PATCH_SIZE}; the nearest is {near}")
+    profile.check(profile.views.min, height, width)
+    return width, height
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what ``infer`` does not know, before any work is done."""
+    known = list(inspect.signature(MultiViewInference.infer).parameters)[2:]
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
+            raise InputError(f"there is no option {option!r}; the nearest is {near[0]!r}")

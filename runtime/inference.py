@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .errors import InputError
 from .geometry import Array
 from .postprocess import check_options, finish_predictions
@@ -119,9 +121,22 @@ class MultiViewInference(ABC):
             "multiview_conf_depth_abs_thresh": multiview_conf_depth_abs_thresh,
             "multiview_conf_depth_rel_thresh": multiview_conf_depth_rel_thresh,
         }
-        check_options(**post)  # before the network runs, not after
-        if minibatch_size is not None and (not isinstance(minibatch_size, int) or minibatch_size < 1):
+        # Before the network runs, not after. A flag must be a bool: the word "no" would count as True.
+        check_options(
+            **post,
+            memory_efficient_inference=memory_efficient_inference,
+            use_amp=use_amp,
+            ignore_calibration_inputs=ignore_calibration_inputs,
+            ignore_depth_inputs=ignore_depth_inputs,
+            ignore_pose_inputs=ignore_pose_inputs,
+            ignore_depth_scale_inputs=ignore_depth_scale_inputs,
+            ignore_pose_scale_inputs=ignore_pose_scale_inputs,
+        )
+        is_count = isinstance(minibatch_size, int | np.integer) and not isinstance(minibatch_size, bool)
+        if minibatch_size is not None and (not is_count or minibatch_size < 1):
             raise InputError(f"minibatch_size is {minibatch_size!r}; give a positive integer or None")
+        if progress is not None and not callable(progress):
+            raise InputError(f"progress is a {type(progress).__name__}; give a function of stage, done and total")
         if amp_dtype not in _AMP_DTYPES:
             raise InputError(f"amp_dtype is {amp_dtype!r}; use one of {', '.join(_AMP_DTYPES)}")
         prepared = prepare_views(

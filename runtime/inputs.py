@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class ViewFiles:
         intrinsics: (3, 3) float32 pixels of the upright image, pixel centres at integers, or None.
         depth: path of the depth map, or None.
         depth_scale: metres per stored unit of the depth map; None: millimetres for integers, metres for floats.
-        pose: (4, 4) float32 camera-to-world in OpenCV axes, or None.
+        pose: (4, 4) float64 camera-to-world in OpenCV axes, or None.
         metric: whether depth and pose are in metres; None: yes.
     """
 
@@ -105,7 +105,7 @@ def raw_views(
 
     Returns:
         Per view a dict with ``img`` (Pillow RGB or uint8 array) and where given ``intrinsics`` (3, 3) float32,
-        ``depth_z`` (H, W) float32, ``camera_poses`` (4, 4) float32, ``is_metric_scale`` (1,) bool; and the names.
+        ``depth_z`` (H, W) float32, ``camera_poses`` (4, 4) float64, ``is_metric_scale`` (1,) bool; and the names.
 
     Raises:
         InputError: numbers of entries that differ, a wrong shape, values that cannot be right; names view and key.
@@ -134,7 +134,7 @@ def raw_views(
                 depth_list[index], scales[index], size, stored_sideways, f"{where}: depth"
             )
         if pose_list[index] is not None:
-            view["camera_poses"] = number_matrix(pose_list[index], (4, 4), f"{where}: pose")
+            view["camera_poses"] = number_matrix(pose_list[index], (4, 4), f"{where}: pose", dtype=np.float64)
         flag = metric_list[index]
         if flag is not None:
             view["is_metric_scale"] = np.array([flag], dtype=bool)
@@ -201,7 +201,7 @@ def _view_files(entry: Any, path: Path, index: int) -> ViewFiles:
         intrinsics = camera_matrix(source, f"{where}: intrinsics")
     if "pose" in given:
         source = file("pose", InputError) if isinstance(given["pose"], str) else given["pose"]
-        pose = number_matrix(source, (4, 4), f"{where}: pose")
+        pose = number_matrix(source, (4, 4), f"{where}: pose", dtype=np.float64)
     scale = given.get("depth_scale")
     if scale is not None and "depth" not in given:
         raise InputError(f"{where}: has a depth_scale but no depth; give the depth file too")
@@ -236,7 +236,10 @@ def _sources(images: Any) -> list[Any]:
         return list(files)
     if isinstance(images, Image.Image) or getattr(images, "ndim", None) == 3:
         return [images]
-    if isinstance(images, Mapping) or not isinstance(images, Iterable):
+    if getattr(images, "ndim", 4) != 4:
+        raise InputError(f"images has shape {tuple(images.shape)}; give (H, W, 3), (V, H, W, 3) or a list of images")
+    # A set has no first image, and the first is the reference view.
+    if isinstance(images, Mapping | bytes | Set) or not isinstance(images, Iterable):
         raise InputError(f"images is a {type(images).__name__}; give paths, Pillow images, arrays or a folder")
     sources = list(images)
     if not sources:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from .errors import InputError, ParityError
 from .geometry import quaternion_to_matrix
 from .parity_record import GeometryParity, OutputParity, Parity
 
@@ -28,15 +28,21 @@ def measure_parity(found: Mapping[str, Predictions], reference: Mapping[str, Pre
 
     Raises:
         InputError: there is nothing to compare.
+        ParityError: a prediction is not finite.
     """
     outputs: dict[str, OutputParity] = {}
     geometry: list[GeometryParity] = []
     for case, views in reference.items():
         pairs = list(zip(found[case], views, strict=True))
-        for got, want in pairs:
+        for view, (got, want) in enumerate(pairs):
             for key, value in want.items():
                 if value.dtype.kind != "f":
                     continue
+                if not np.isfinite(got[key]).all():  # a maximum would hide NaN
+                    raise ParityError(
+                        f"{key} of view {view} in the case {case!r} is not finite; build the bundle again, or choose "
+                        f"another backend"
+                    )
                 difference = float(np.abs(got[key].astype(np.float64) - value).max(initial=0.0))
                 relative = difference / max(float(np.abs(value).max(initial=0.0)), 1e-12)
                 old = outputs.get(key, OutputParity(0.0, 0.0))

@@ -22,7 +22,7 @@ from .geometry import intrinsics_from_rays
 from .images import IMAGE_EXTENSIONS, PathLike, image_size, read_image, to_rgb
 from .resize import norm_constants, normalize_image, resize_and_crop
 from .resolution import Size, positive_int, target_size
-from .views import as_array
+from .views import MAX_FOCAL, as_array
 
 Array = npt.NDArray[Any]
 Views = list[dict[str, Any]]
@@ -322,6 +322,8 @@ def _intrinsics(value: Any, where: str) -> Array:
         raise InputError(
             f"{where} has the focal length {min(matrix[0, 0], matrix[1, 1]):g}; fx and fy must be positive, in pixels"
         )
+    if np.abs(matrix[:2]).max() > MAX_FOCAL:
+        raise InputError(f"{where} has values up to {np.abs(matrix[:2]).max():g}, which no camera has; give pixels")
     if np.abs(matrix[2] - (0, 0, 1)).max() > 1e-5:
         raise InputError(f"{where} is not of the form [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]; is it transposed?")
     return matrix

@@ -54,7 +54,9 @@ def sample_views(count: int = 3, width: int = 518, height: int = 392) -> list[Sa
 
 
 def write_samples(folder: str | os.PathLike[str], count: int = 3, width: int = 518, height: int = 392) -> list[Path]:
-    """Write ``sample_0.png``, ``sample_0_depth.png`` (16 bit, millimetres), ... and ``views.json`` into ``folder``.
+    """Write ``sample_0.png``, ``depth/sample_0.png`` (16 bit, millimetres), ... and ``views.json`` into ``folder``.
+
+    The depth maps have a folder of their own, so that ``folder`` itself is a folder of photographs.
 
     Returns:
         The paths of the images. ``views.json`` names image, intrinsics, depth and pose of each view in the form that
@@ -66,16 +68,17 @@ def write_samples(folder: str | os.PathLike[str], count: int = 3, width: int = 5
     """
     entries = []
     with atomic_folder(folder) as temporary:
+        (temporary / "depth").mkdir()
         for index, view in enumerate(sample_views(count, width, height)):
             name = f"sample_{index}"
             Image.fromarray(view.image).save(temporary / f"{name}.png")
             millimetres = np.rint(view.depth_z * 1000.0).astype(np.uint16)
-            Image.fromarray(millimetres).save(temporary / f"{name}_depth.png")
+            Image.fromarray(millimetres).save(temporary / "depth" / f"{name}.png")
             entries.append(
                 {
                     "image": f"{name}.png",
                     "intrinsics": [[round(float(x), 6) for x in row] for row in view.intrinsics],
-                    "depth": f"{name}_depth.png",
+                    "depth": f"depth/{name}.png",
                     "pose": [[round(float(x), 8) for x in row] for row in view.pose],
                 }
             )

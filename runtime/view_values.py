@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from PIL import ExifTags, Image, ImageOps
 
 from .errors import ImageReadError, InputError, MapEngineError
 from .images import read_depth, read_image, to_rgb
-from .views import as_array
+from .views import MIN_FOCAL, as_array
 
 Array = NDArray[Any]
 
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_MIN_RELATIVE_FOCAL = 0.01  # of the image's longer side, which is a field of view of 179 degrees
+_UNIT_OVERSHOOT = 1.5
 _LARGEST_TEXT = 65536  # bytes; a matrix of 16 numbers needs far less
 
 
@@ -37,6 +40,8 @@ def read_view_image(source: Any, where: str) -> tuple[Image.Image | Array, tuple
         except Exception as error:  # an opened file is decoded only here, and decoders raise many types
             raise ImageReadError(f"{where}: cannot be read: {error}") from error
         return image, (image.height, image.width), sideways
+    if source is None or isinstance(source, bytes | Mapping):
+        raise InputError(f"{where} is a {type(source).__name__}; give a path, a Pillow image or an array (H, W, 3)")
     pixels = as_array(source, where)
     if pixels.ndim != 3 or pixels.shape[-1] != 3 or 0 in pixels.shape:
         raise InputError(f"{where} has shape {pixels.shape}; give colour arrays (H, W, 3)")
@@ -56,7 +61,8 @@ def _to_uint8(pixels: Array, where: str) -> NDArray[np.uint8]:
         raise InputError(
             f"{where} has values from {low:.4g} to {high:.4g}; give 0..1 or 0..255, before any mean or scale is applied"
         )
-    return np.asarray(pixels * 255 if high <= 1 else pixels).astype(np.uint8)
+    # A resized picture overshoots 1 a little; a picture in 0..255 that stays below 1.5 would be black.
+    return np.asarray(np.minimum(pixels, 1) * 255 if high <= _UNIT_OVERSHOOT else pixels).astype(np.uint8)
 
 
 def _stored_sideways(path: str | os.PathLike[str]) -> bool:
@@ -80,8 +86,10 @@ def camera_matrix(value: Any, where: str) -> Array:
     return matrix
 
 
-def number_matrix(value: Any, shape: tuple[int, int], where: str, alternative: str = "") -> Array:
-    """A finite float32 matrix of ``shape`` from an array, nested lists or a text file of numbers."""
+def number_matrix(
+    value: Any, shape: tuple[int, int], where: str, alternative: str = "", dtype: Any = np.float32
+) -> Array:
+    """A finite matrix of ``shape`` and ``dtype`` from an array, nested lists or a text file of numbers."""
     needed = f"{shape[0]}x{shape[1]} numbers"
     if isinstance(value, str | os.PathLike):
         where = f"{where}: {os.fspath(value)}"
@@ -100,7 +108,7 @@ def number_matrix(value: Any, shape: tuple[int, int], where: str, alternative: s
     if matrix.shape != shape:
         raise InputError(f"{where} has shape {matrix.shape}; give {needed}{alternative}")
     with np.errstate(over="ignore"):
-        matrix = matrix.astype(np.float32)
+        matrix = matrix.astype(dtype)
     if not np.isfinite(matrix).all():
         raise InputError(f"{where} holds NaN or infinite values; correct its source")
     return matrix
@@ -113,6 +121,12 @@ def check_camera(matrix: Array, size: tuple[int, int], stored_sideways: bool, wh
     def off_centre(w: int, h: int) -> float:
         return float(np.hypot((cx - (w - 1) / 2) / w, (cy - (h - 1) / 2) / h))
 
+    smallest = max(MIN_FOCAL, _MIN_RELATIVE_FOCAL * max(size))
+    if min(matrix[0, 0], matrix[1, 1]) < smallest:
+        raise InputError(
+            f"{where} have the focal length {min(matrix[0, 0], matrix[1, 1]):g} for an image of {width}x{height}, "
+            "which no camera has; give pixels, not a fraction of the image size"
+        )
     if stored_sideways and off_centre(height, width) < off_centre(width, height):
         raise InputError(
             f"{where} fit the image as it is stored ({height}x{width}), but its EXIF orientation turns it upright "

@@ -37,8 +37,10 @@ NORMALIZED_LIMIT = 16.0
 """Normalised images stay within 3 of zero; anything beyond this bound was not normalised (0..255, say)."""
 
 MIN_FOCAL = 1.0  # pixels; less means a fraction of the image size
+MAX_FOCAL = 1e9  # pixels; beyond it all rays of an image are one in float32
 MAX_TANGENT = 1e4  # of the angle between the optical axis and the image's corner, where float32 rays lose their meaning
 MAX_DEPTH = 1e9  # metres; more is a marker for missing depth
+MAX_POSITION = 1e12  # metres; more is a marker, and float64 has no millimetres left
 
 TOLERANCE = 1e-2
 """How far a rotation or the last row of a matrix may be off: files that print three digits still pass."""
@@ -142,18 +144,28 @@ def prepare_views(
 def as_array(value: Any, where: str) -> Array:
     """A NumPy array of an array, a nested list or a torch tensor (of any device), without importing torch."""
     if hasattr(value, "detach"):
+        return _tensor_as_array(value, where)
+    if isinstance(value, np.ma.MaskedArray):
+        # np.asarray would drop the mask and let the masked values pass for measured ones.
+        raise InputError(f"{where} is a masked array; fill it first, as with filled(0) where depth is missing")
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{where} is not a rectangular array of numbers; give a NumPy array") from error
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{where} holds {array.dtype} values; give an array of numbers")
+    return array
+
+
+def _tensor_as_array(value: Any, where: str) -> Array:
+    try:
         value = value.detach().cpu()
         try:
             return np.asarray(value.numpy())
         except TypeError:  # bfloat16 has no NumPy type
             return np.asarray(value.float().numpy())
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{where} is not a rectangular array of numbers ({error}); give a NumPy array") from error
-    if array.dtype.kind not in "fiub":
-        raise InputError(f"{where} holds {array.dtype} values; give an array of numbers")
-    return array
+    except (TypeError, RuntimeError) as error:  # sparse, quantised or without data
+        raise InputError(f"{where} is a tensor that has no NumPy form; give a dense tensor with data") from error
 
 
 def _check_keys(views: Sequence[Mapping[str, Any]]) -> None:
@@ -224,7 +236,7 @@ def _image(value: Any, index: int, dtype: np.dtype[Any]) -> Array:
 
 def _check_norm_type(value: Any, expected: str, index: int) -> None:
     names = [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
-    if not names or any(name != expected for name in names):
+    if not names or any(not isinstance(name, str) or name != expected for name in names):
         raise DataNormTypeError(
             f"view {index}: data_norm_type is {value!r} but the image encoder expects [{expected!r}]; "
             f"load the images with norm_type={expected!r}"
@@ -255,6 +267,8 @@ def _rays(view: Mapping[str, Any], image: Array, index: int, dtype: np.dtype[Any
         focal, centre = matrix[:, (0, 1), (0, 1)], matrix[:, :2, 2]
         if (focal <= 0).any():
             raise InputError(f"{where} has the focal length {focal.min():g}; fx and fy must be positive, in pixels")
+        if focal.max() > MAX_FOCAL:
+            raise InputError(f"{where} has the focal length {focal.max():g}, which no camera has; give it in pixels")
         if (focal < MIN_FOCAL).any() or (np.abs(centre) > MAX_TANGENT * focal).any():
             raise InputError(
                 f"{where} has the focal length {focal.min():g} and the principal point {centre.ravel()[:2].tolist()}, "
@@ -310,7 +324,13 @@ def _pose(value: Any, batch: int, index: int) -> tuple[Array, Array]:
                     f"{where} has a quaternion of length {length.min():g} to {length.max():g}; "
                     "give unit quaternions in xyzw order"
                 )
+            _check_position(translation, where)
             return quaternion, translation
+        if quaternion.shape != translation.shape:  # two equal ones may be the matrices of two samples
+            raise InputError(
+                f"{where} has shapes {quaternion.shape} and {translation.shape}; give camera-to-world "
+                f"quaternions {(batch, 4)} in xyzw order and translations {(batch, 3)}"
+            )
     matrix = as_array(value, where)
     if matrix.shape != (batch, 4, 4):
         raise InputError(
@@ -333,7 +353,14 @@ def _pose(value: Any, batch: int, index: int) -> tuple[Array, Array]:
             f"{where} has a rotation that mirrors (determinant -1); convert it to right-handed OpenCV axes: "
             "x right, y down, z forward"
         )
+    _check_position(matrix[:, :3, 3], where)
     return geometry.split_pose_matrix(matrix)
+
+
+def _check_position(translation: Array, where: str) -> None:
+    largest = np.abs(translation).max()
+    if largest > MAX_POSITION:
+        raise InputError(f"{where} is {largest:g} from the origin, which is no position; give metres")
 
 
 def _finite(

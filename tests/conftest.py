@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,3 +105,33 @@ def bundle_folder(tmp_path: Path) -> Path:
     with write_bundle(tmp_path / "bundle") as writer:
         _fill_bundle(writer)
     return tmp_path / "bundle"
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real bundle of ``preset:tiny``, built once and shared by all worker processes. Copy it before changing it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    bundle, failure = shared / "tiny-bundle", shared / "tiny-bundle.failure"
+    try:
+        (shared / "tiny-bundle.lock").mkdir()
+    except FileExistsError:
+        # Another worker builds it, or did. The bundle appears complete, in one step.
+        deadline = time.monotonic() + 600
+        while not bundle.is_dir():
+            if failure.exists():
+                raise RuntimeError(f"another worker could not build the bundle: {failure.read_text()}") from None
+            if time.monotonic() > deadline:
+                raise TimeoutError("another worker did not build the bundle in ten minutes") from None
+            time.sleep(0.2)
+        return bundle
+    try:
+        # Here, because most tests need no PyTorch.
+        from mapengine.export import build_engine, load_model
+
+        build_engine(load_model("preset:tiny"), bundle)
+    except BaseException as error:
+        failure.write_text(repr(error))
+        raise
+    return bundle

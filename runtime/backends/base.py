@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import BackendUnavailableError
+
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -61,6 +63,17 @@ def cpu_name() -> str:
     import platform
 
     return platform.processor() or platform.machine() or "CPU"
+
+
+def cannot_import(package: str, extra: str, error: ImportError) -> BackendUnavailableError:
+    """The error for a backend whose package is missing, or there but broken: the remedies differ."""
+    command = f"pip install 'mapengine[{extra}]'"
+    if isinstance(error, ModuleNotFoundError) and error.name == package:
+        return BackendUnavailableError(f"the backend {package} is not installed; run: {command}")
+    return BackendUnavailableError(
+        f"the backend {package} is installed but cannot be imported ({one_line(error)}); "
+        f"reinstall it: {command} --force-reinstall"
+    )
 
 
 def one_line(error: BaseException) -> str:

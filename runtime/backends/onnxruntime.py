@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError, BackendUnavailableError
-from .base import Arrays, StageRunner, cpu_name, default_threads, one_line
+from ..errors import BackendError
+from .base import Arrays, StageRunner, cannot_import, cpu_name, default_threads, one_line
 
 
 class OnnxRuntimeBackend:
@@ -26,9 +26,7 @@ class OnnxRuntimeBackend:
         try:
             import onnxruntime
         except ImportError as error:
-            raise BackendUnavailableError(
-                "the backend onnxruntime is not installed; run: pip install 'mapengine[cpu]'"
-            ) from error
+            raise cannot_import("onnxruntime", "cpu", error) from error
         self._library: Any = onnxruntime
         self.version: str = onnxruntime.__version__
         self.device = f"CPU: {cpu_name()}"

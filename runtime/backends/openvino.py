@@ -7,14 +7,15 @@ promises parity with the reference; reduced precision is a property of the bundl
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError, BackendUnavailableError
-from .base import Arrays, StageRunner, cpu_name, default_threads, one_line
+from ..errors import BackendError
+from .base import Arrays, StageRunner, cannot_import, cpu_name, default_threads, one_line
 
 
 class OpenVinoBackend:
@@ -27,9 +28,7 @@ class OpenVinoBackend:
         try:
             import openvino
         except ImportError as error:
-            raise BackendUnavailableError(
-                "the backend openvino is not installed; run: pip install 'mapengine[openvino]'"
-            ) from error
+            raise cannot_import("openvino", "openvino", error) from error
         self._library: Any = openvino
         self._core: Any = openvino.Core()
         self.version: str = openvino.__version__
@@ -57,11 +56,18 @@ class _Stage:
     def __init__(self, name: str, compiled: Any) -> None:
         self._name = name
         self._compiled = compiled
-        self._outputs = [output.get_any_name() for output in compiled.outputs]
+        self._inputs = {port.get_any_name(): np.dtype(port.get_element_type().to_dtype()) for port in compiled.inputs}
+        self._outputs = [port.get_any_name() for port in compiled.outputs]
         self._idle: list[Any] = []
         self._lock = threading.Lock()
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
+        # OpenVINO itself runs with whatever lies in an input that is not given, and converts types silently.
+        given = {name: value.dtype for name, value in inputs.items()}
+        if given != self._inputs:
+            raise BackendError(
+                f"openvino failed in the stage {self._name}: it takes {_listed(self._inputs)}, got {_listed(given)}"
+            )
         # A request belongs to one call at a time; a second thread gets a second request.
         with self._lock:
             request = self._idle.pop() if self._idle else None
@@ -77,3 +83,7 @@ class _Stage:
         with self._lock:
             self._idle.append(request)
         return outputs
+
+
+def _listed(inputs: Mapping[str, np.dtype[Any]]) -> str:
+    return ", ".join(f"{name} ({dtype})" for name, dtype in inputs.items()) or "nothing"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Collection
+from numbers import Integral
 
 from ..errors import BackendUnavailableError, InputError
 from .base import Backend
@@ -15,6 +16,9 @@ _BACKENDS: dict[str, Callable[[int | None], Backend]] = {
     "onnxruntime": OnnxRuntimeBackend,
 }
 """Fastest first: ``auto`` takes the first that is installed and that the bundle is for."""
+
+_MOST_THREADS = 1024
+"""More than any processor has; the libraries fail to allocate, or worse, for a number far beyond it."""
 
 
 def available_backends() -> list[str]:
@@ -31,7 +35,7 @@ def make_backend(name: str, supported: Collection[str], threads: int | None = No
         threads: processor threads, by default all that this process may use.
 
     Raises:
-        InputError: the name is unknown.
+        InputError: the name is unknown, or ``threads`` is no number of threads.
         BackendUnavailableError: its package is not installed.
     """
     if name == "auto":
@@ -42,8 +46,11 @@ def make_backend(name: str, supported: Collection[str], threads: int | None = No
                 f"run: pip install 'mapengine[cpu]'"
             )
         name = usable[0]
-    if name not in _BACKENDS:
+    if not isinstance(name, str) or name not in _BACKENDS:
         raise InputError(f"unknown backend {name!r}; use auto, {' or '.join(_BACKENDS)}")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}; give a positive number or leave it out")
+    if threads is not None:
+        is_count = isinstance(threads, Integral) and not isinstance(threads, bool)
+        if not is_count or not 1 <= threads <= _MOST_THREADS:
+            raise InputError(f"threads is {threads!r}; give a whole number from 1 to {_MOST_THREADS} or leave it out")
+        threads = int(threads)
     return _BACKENDS[name](threads)

@@ -1,13 +1,17 @@
-"""Predictions of a perfect network for the sample room."""
+"""Predictions of a perfect network for the sample room, and engines of a small random one."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mapengine.runtime import Engine
 from mapengine.runtime.samples import sample_views
 
 
@@ -47,3 +51,31 @@ def room_predictions() -> Callable[..., list[dict[str, Any]]]:
 def predictions() -> list[dict[str, Any]]:
     """Two small views, new for each test."""
     return _room_predictions()
+
+
+@pytest.fixture(scope="session", params=["onnxruntime", "openvino"])
+def engine(request: pytest.FixtureRequest, tiny_bundle: Path) -> Engine:
+    """An engine of the tiny network, on each backend in turn."""
+    return Engine.load(tiny_bundle, request.param, threads=1, verify=False)
+
+
+@pytest.fixture(scope="session")
+def small(tiny_bundle: Path) -> Engine:
+    """An engine of the tiny network on ONNX Runtime."""
+    return Engine.load(tiny_bundle, "onnxruntime", threads=1, verify=False)
+
+
+@pytest.fixture
+def rewritten(tiny_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Makes a copy of the bundle whose manifest a function has changed."""
+
+    def make(change: Callable[[dict[str, Any]], None] | None = None) -> Path:
+        folder = tmp_path / "copy"
+        shutil.copytree(tiny_bundle, folder)
+        if change is not None:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            change(manifest)
+            (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        return folder
+
+    return make

@@ -1,0 +1,5 @@
+"""``python -m mapengine.cli``."""
+
+from .app import main
+
+main()

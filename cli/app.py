@@ -1,0 +1,110 @@
+"""The program: global options, the commands, and how each ends (exit code and one line on stderr)."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Annotated, NoReturn
+
+import typer
+
+from .build_command import build
+from .console import one_line, problem
+from .export_command import export
+from .info_command import info, version
+from .run_command import run
+from .samples_command import samples
+from .verify_command import verify
+
+_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
+
+
+def _start(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """From a MapAnything checkpoint to an engine, and from images to a point cloud.
+
+    \b
+    Example:
+      mapengine build preset:tiny build/engine
+      mapengine run build/engine a.jpg b.jpg --out scene.glb --preview scene.png
+    """
+    if show_version:
+        print(f"mapengine {version()}")
+        raise typer.Exit
+
+
+def _make_app() -> typer.Typer:
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    # Plain help text: it reads the same on a terminal, in a pipe and in a log.
+    app = typer.Typer(name="mapengine", add_completion=False, rich_markup_mode=None, context_settings=settings)
+    app.callback(invoke_without_command=True)(_start)
+    for command in (export, build, verify, run, info):
+        app.command(context_settings=settings)(command)
+    app.command(context_settings=settings, hidden=True)(samples)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 on success, 2 on a usage error, 130 when interrupted, 1 otherwise."""
+    sys.exit(_main(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A file name that the terminal's encoding lacks is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"] if debug else arguments
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: problem("Warning", str(message))
+            _invoke(list(arguments) or ["--help"])
+            sys.stdout.flush()
+        return 0
+    except typer.Exit as leave:
+        return leave.exit_code if arguments else _USAGE
+    except KeyboardInterrupt:
+        problem("Interrupted", "nothing half-written is left")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader of the output left. Python would complain once more when it flushes at the end.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _report(error)
+
+
+def _invoke(arguments: list[str]) -> None:
+    command = typer.main.get_command(_make_app())
+    # Not command.main(): it prints errors its own way, and turns an interrupt into an exit.
+    with command.make_context("mapengine", arguments) as context:
+        command.invoke(context)
+
+
+def _report(error: Exception) -> int:
+    from mapengine.runtime.errors import MapEngineError
+
+    if isinstance(error, MapEngineError):
+        problem("Error", str(error))
+    elif hasattr(error, "format_message"):  # every usage error of Typer, in all its versions
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "mapengine"
+        problem("Error", f"{error.format_message().rstrip('.')}; see {path} --help")
+        return _USAGE
+    elif isinstance(error, MemoryError):
+        problem("Error", "out of memory; use fewer or smaller views, for example --size 252x252 or --minibatch-size 1")
+    elif isinstance(error, OSError) and error.strerror:
+        problem("Error", f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+    else:
+        problem("Error", f"unexpected {type(error).__name__}: {one_line(str(error))}; run it again with --debug")
+    return _FAILED

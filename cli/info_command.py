@@ -1,0 +1,138 @@
+"""``mapengine info``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .console import megabytes, one_line, show_facts
+from .tables import manifest_rows, show_parity, show_stages
+
+if TYPE_CHECKING:
+    from mapengine.runtime.manifest import Manifest
+
+
+def info(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(metavar="BUNDLE", help="Folder that `mapengine build` wrote.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; of a bundle, its manifest.")] = False,
+) -> None:
+    """Show what BUNDLE serves, or what is installed here.
+
+    The hashes of a bundle's files are not compared here; `mapengine verify` does that.
+
+    \b
+    Example:
+      mapengine info
+      mapengine info build/engine --json
+    """
+    if bundle is None:
+        facts = _environment()
+        if as_json:
+            print(json.dumps(facts, indent=2))
+        else:
+            show_facts([(name, _text(value)) for name, value in facts.items()])
+        return
+    from mapengine.runtime.bundle import Bundle
+
+    manifest = Bundle.open(bundle, verify=False).manifest
+    if as_json:
+        print(json.dumps(manifest.to_json(), indent=2))
+        return
+    show_facts(_bundle_facts(bundle, manifest))
+    show_stages(manifest_rows(manifest))
+    if manifest.parity is None:
+        print("Parity with PyTorch was not measured.")
+    else:
+        print("Parity with PyTorch, measured at the build:\n")
+        show_parity(manifest.parity)
+
+
+def version() -> str:
+    """The installed version of mapengine."""
+    return importlib.metadata.version("mapengine")
+
+
+def _environment() -> dict[str, Any]:
+    from mapengine.runtime.backends import available_backends
+    from mapengine.runtime.backends.base import cpu_name, default_threads
+
+    def versions(packages: tuple[str, ...]) -> dict[str, str | None]:
+        found: dict[str, str | None] = dict.fromkeys(packages)
+        for name in packages:
+            try:
+                found[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return found
+
+    return {
+        "mapengine": version(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": f"CPU: {cpu_name()}",
+        "threads": default_threads(),
+        "backends": {name: _backend_version(name) for name in available_backends()},
+        "export": versions(("torch", "onnx", "onnxscript")),
+        "glb files": versions(("trimesh",)),
+    }
+
+
+def _backend_version(name: str) -> str:
+    try:
+        return str(importlib.import_module(name).__version__)
+    except Exception as error:  # whatever a broken installation raises is what people need to see here
+        return f"cannot be imported ({one_line(str(error))})"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {text or '(not installed)'}" for name, text in value.items()) or "none installed"
+    return str(value)
+
+
+def _bundle_facts(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
+    from mapengine.runtime.backends import available_backends
+    from mapengine.runtime.profile import AnySize
+
+    model, profile = manifest.model, manifest.profile
+    installed = available_backends()
+    if isinstance(profile.sizes, AnySize):
+        known = profile.sizes
+        sizes = f"any, sides {known.min} to {known.max} in steps of {known.multiple}"
+    else:
+        sizes = ", ".join(f"{width}x{height}" for width, height in profile.sizes)
+    backends = [
+        f"{entry.name}, {entry.minimum_version} or newer"
+        + (f", up to {entry.maximum_version}" if entry.maximum_version else "")
+        + (f" (here: {_backend_version(entry.name)})" if entry.name in installed else " (not installed here)")
+        for entry in manifest.backends
+    ]
+    facts = [
+        ("bundle", str(folder)),
+        ("model", model.id + (f" at {model.revision}" if model.revision else "")),
+        ("parameters", f"{model.parameters:,}"),
+        ("weights", f"SHA-256 {model.weights_sha256}"),
+        ("precision", manifest.precision),
+        ("attention", manifest.attention),
+        ("backends", "\n".join(backends)),
+        ("views", f"{profile.views.min} to {profile.views.max} in one call, usually {profile.views.opt}"),
+        ("sizes", sizes),
+        ("chunks", ", ".join(f"{stage} {views}" for stage, views in profile.chunks.items()) or "none"),
+        ("files", megabytes(sum(record.bytes for record in manifest.files()))),
+        (
+            "built with",
+            ", ".join([f"mapengine {manifest.created_by}", *(f"{k} {v}" for k, v in manifest.tools.items())]),
+        ),
+    ]
+    if manifest.quantization is not None:
+        facts.insert(5, ("calibration", manifest.quantization.method))
+    return facts

@@ -1,0 +1,137 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated
+
+import typer
+
+PATCH_SIZE = 14
+
+_EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "huggingface_hub")
+
+
+class BackendName(str, Enum):
+    """The backends that this version builds for and runs."""
+
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+
+
+class RunBackend(str, Enum):
+    """The backends of ``run``."""
+
+    auto = "auto"
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+
+
+class VerifyBackend(str, Enum):
+    """The backends of ``verify``."""
+
+    all = "all"
+    auto = "auto"
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+
+
+class Precision(str, Enum):
+    """The precisions that this version builds."""
+
+    fp32 = "fp32"
+
+
+class Attention(str, Enum):
+    """How attention is written in the ONNX files."""
+
+    auto = "auto"
+    mha = "mha"
+    attention = "attention"
+    matmul = "matmul"
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A Hugging Face Hub id (facebook/map-anything-apache), a folder in upstream's format, a weight file with "
+        "config.json beside it, or a preset with random weights (preset:tiny, preset:giant).",
+    ),
+]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `mapengine build` wrote.")]
+AttentionOption = Annotated[
+    Attention,
+    typer.Option(
+        help="How attention is written: mha (ONNX Runtime, OpenVINO, TensorRT-RTX), attention (TensorRT 10.14 and "
+        "later), matmul (older parsers, such as JetPack's TensorRT 10.3); auto is mha."
+    ),
+]
+Revision = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a Hub id.", show_default=False)
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Processor threads; all that there are if not given.", show_default=False),
+]
+
+
+def parse_size(text: str, option: str) -> tuple[int, int]:
+    """``518x392`` as (width, height).
+
+    Raises:
+        typer.BadParameter: not of that form, or not multiples of the patch size.
+    """
+    match = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text.strip())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not WIDTHxHEIGHT in pixels, such as 518x392", param_hint=option)
+    width, height = int(match[1]), int(match[2])
+    if min(width, height) < 1 or width % PATCH_SIZE or height % PATCH_SIZE:
+        near = "x".join(str(max(1, round(side / PATCH_SIZE)) * PATCH_SIZE) for side in (width, height))
+        raise typer.BadParameter(
+            f"{text} is not a multiple of {PATCH_SIZE} pixels on both sides; the nearest is {near}", param_hint=option
+        )
+    return width, height
+
+
+def parse_sizes(text: str, option: str) -> str | list[tuple[int, int]]:
+    """``all``, or ``518x392,518x518`` as (width, height) pairs; errors as :func:`parse_size`."""
+    return "all" if text.strip() == "all" else [parse_size(part, option) for part in text.split(",")]
+
+
+def parse_views(text: str, option: str) -> tuple[int, int, int]:
+    """``1:4:32`` as (fewest, usual, most).
+
+    Raises:
+        typer.BadParameter: not of that form, or not in that order.
+    """
+    match = re.fullmatch(r"(\d{1,6}):(\d{1,6}):(\d{1,6})", text.strip())
+    low, usual, high = (int(part) for part in match.groups()) if match else (0, 0, 0)
+    if not 1 <= low <= usual <= high:
+        raise typer.BadParameter(
+            f"{text!r} is not FEWEST:USUAL:MOST with 1 <= FEWEST <= USUAL <= MOST, such as 1:4:32", param_hint=option
+        )
+    return low, usual, high
+
+
+def import_export() -> ModuleType:
+    """The package ``mapengine.export``.
+
+    Raises:
+        BackendUnavailableError: a package that it needs is not installed.
+    """
+    try:
+        import mapengine.export as package
+    except ImportError as error:
+        from mapengine.runtime.errors import BackendUnavailableError
+
+        name = (error.name or "").partition(".")[0]
+        if name not in _EXPORT_PACKAGES:
+            raise
+        raise BackendUnavailableError(
+            f"this command needs {name}, which is not installed; run: pip install 'mapengine[export]'"
+        ) from error
+    return package

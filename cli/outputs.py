@@ -1,0 +1,124 @@
+"""Checking where results go before the network runs, and writing them."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import typer
+
+
+class Format(str, Enum):
+    """The formats of a scene."""
+
+    glb = "glb"
+    ply = "ply"
+    npz = "npz"
+    colmap = "colmap"
+
+
+@dataclass(frozen=True)
+class Output:
+    """One result: where, and as what (a format, or ``preview``)."""
+
+    path: Path
+    kind: str
+
+
+def plan_outputs(
+    out: Sequence[Path], formats: Sequence[Format], preview: Path | None, keep: Sequence[Path]
+) -> list[Output]:
+    """What is to be written, checked as far as that is possible without writing.
+
+    Args:
+        out: paths of the scene files.
+        formats: none (suffixes decide), one for all of ``out``, or one for each.
+        preview: path of the picture.
+        keep: files and folders that must not be written over.
+
+    Raises:
+        typer.BadParameter: an unknown suffix, or formats that do not match the paths.
+        OutputError: a path that cannot be written to.
+        BackendUnavailableError: ``.glb`` without trimesh.
+    """
+    if formats and len(formats) not in (1, len(out)):
+        raise typer.BadParameter(
+            f"there are {len(formats)} for {len(out)} --out; give one for all, or one each", param_hint="--format"
+        )
+    chosen: list[Format | None] = list(formats) if len(formats) == len(out) else [*formats, None][:1] * len(out)
+    outputs = [
+        Output(path, _kind(path) if form is None else form.value) for path, form in zip(out, chosen, strict=True)
+    ]
+    if preview is not None:
+        if preview.suffix.lower() != ".png":
+            raise typer.BadParameter(f"{preview} is no .png file, and the preview is one", param_hint="--preview")
+        outputs.append(Output(preview, "preview"))
+    kept = {os.path.realpath(path) for path in keep}
+    for output in outputs:
+        real = os.path.realpath(output.path)
+        hint = "--preview" if output.kind == "preview" else "--out"
+        if real in kept:
+            raise typer.BadParameter(f"{output.path} is one of the inputs; choose another name", param_hint=hint)
+        if sum(os.path.realpath(other.path) == real for other in outputs) > 1:
+            raise typer.BadParameter(f"{output.path} is named twice", param_hint=hint)
+        _check_target(output)
+    if any(output.kind == "glb" for output in outputs) and importlib.util.find_spec("trimesh") is None:
+        from mapengine.runtime.errors import BackendUnavailableError
+
+        raise BackendUnavailableError(
+            "writing .glb needs the package trimesh; install it with: pip install 'mapengine[viz]', or save as .ply"
+        )
+    return outputs
+
+
+def _kind(path: Path) -> str:
+    kind = path.suffix.lower().removeprefix(".")
+    if kind in ("glb", "ply", "npz"):
+        return kind
+    if kind == "" or path.is_dir():
+        return "colmap"
+    raise typer.BadParameter(
+        f"{path} has an unknown suffix; use .glb, .ply, .npz, or none for a COLMAP folder", param_hint="--out"
+    )
+
+
+def _check_target(output: Output) -> None:
+    """Refuse what writing would refuse, in the same words.
+
+    Raises:
+        OutputError: there is something in the way, or no permission.
+    """
+    from mapengine.runtime.files import output_error
+
+    path = Path(os.path.realpath(output.path))
+    try:
+        mode = _mode(path)
+        if output.kind == "colmap":
+            if mode is not None and not stat.S_ISDIR(mode):
+                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        elif mode is not None and stat.S_ISDIR(mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if mode is not None and not os.access(path, os.W_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        folder = path if mode is not None and stat.S_ISDIR(mode) else path.parent
+        while (mode := _mode(folder)) is None:
+            folder = folder.parent
+        if not stat.S_ISDIR(mode):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise output_error(output.path, error) from error
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None

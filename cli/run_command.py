@@ -1,0 +1,209 @@
+"""``mapengine run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .console import Steps, megabytes, say, show_facts, stage_progress
+from .options import BundleArgument, RunBackend, Threads, parse_size
+from .outputs import Format, Output, plan_outputs
+
+if TYPE_CHECKING:
+    from mapengine.runtime import Engine, Scene
+
+_RANDOM = ("preset:tiny", "preset:giant")
+
+
+def run(
+    bundle: BundleArgument,
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="INPUTS",
+            help="Image files, one folder of images, or one views.json: a list of views, each with image and, if "
+            "known, intrinsics, depth and pose.",
+        ),
+    ],
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PATH",
+            help="Where to save the scene: .glb, .ply, .npz, or a folder for COLMAP. May be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PNG", help="Where to save a picture of images, depth and confidence.", show_default=False
+        ),
+    ] = None,
+    backend: Annotated[
+        RunBackend, typer.Option(help="What runs the network; auto is the fastest that is installed.")
+    ] = RunBackend.auto,
+    threads: Threads = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH",
+            help="Size that the images are brought to; the nearest of MapAnything's table if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    intrinsics: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Text file with the 3x3 camera matrix of all images, in pixels of the image files.",
+            show_default=False,
+        ),
+    ] = None,
+    max_points: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Save at most so many points (.glb, .ply: all; COLMAP: 100000 if not given).",
+            show_default=False,
+        ),
+    ] = None,
+    confidence_percentile: Annotated[
+        float,
+        typer.Option(
+            min=0, max=100, metavar="P", help="Leave out the least confident P percent of the pixels of each image."
+        ),
+    ] = 0,
+    minibatch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Views that the dense head decodes at once; fewer take less memory.",
+            show_default=False,
+        ),
+    ] = None,
+    mask_edges: Annotated[
+        bool, typer.Option("--mask-edges/--no-mask-edges", help="Leave out pixels at depth edges.")
+    ] = True,
+    formats: Annotated[
+        list[Format] | None,
+        typer.Option(
+            "--format",
+            metavar="glb|ply|npz|colmap",
+            help="Format of --out where its suffix does not say it; once for all of them, or once for each.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Reconstruct a scene from INPUTS with BUNDLE.
+
+    \b
+    Example:
+      mapengine run build/engine a.jpg b.jpg --out scene.glb --preview scene.png
+      mapengine run build/engine photos/ --intrinsics K.txt --out colmap/
+      mapengine run build/engine views.json --out scene.ply --max-points 200000
+    """
+    from mapengine.runtime import Engine
+    from mapengine.runtime.bundle import Bundle
+
+    _check_inputs(inputs, intrinsics)
+    target = None if size is None else parse_size(size, "--size")
+    outputs = plan_outputs(out or [], formats or [], preview, [bundle, *inputs])
+    # Cheap, and says what is wrong with the bundle before images are read.
+    profile = Bundle.open(bundle, verify=False).manifest.profile
+    with Steps() as step:
+        step("reading the images")
+        views, names = _read(inputs, intrinsics)
+        if target is None:
+            profile.check_views(len(views))
+        else:
+            profile.check(len(views), height=target[1], width=target[0])
+        step("loading the engine")
+        engine = Engine.load(bundle, backend.value, threads=threads)
+    with Steps() as reconstruction:
+        # Without a line of its own: the bars of the stages show it.
+        reconstruction.start_silently("reconstructing")
+        with_geometry = sum(len(view.keys() - {"img"}) > 0 for view in views)
+        with stage_progress(len(views), with_geometry) as progress:
+            scene = engine.reconstruct_views(
+                views,
+                names,
+                size=target,
+                progress=progress,
+                minibatch_size=minibatch_size,
+                mask_edges=mask_edges,
+                apply_confidence_mask=confidence_percentile > 0,
+                confidence_percentile=confidence_percentile,
+            )
+    with Steps() as saving:
+        for output in outputs:
+            saving(f"saving {output.path}")
+            if output.kind == "preview":
+                scene.preview(output.path)
+            else:
+                scene.save(output.path, format=output.kind, max_points=max_points)
+    seconds = {**step.seconds, **reconstruction.seconds}
+    if outputs:
+        seconds["saving"] = sum(saving.seconds.values())
+    _summary(engine, scene, outputs, seconds)
+
+
+def _check_inputs(inputs: list[Path], intrinsics: Path | None) -> None:
+    special = [path for path in inputs if path.is_dir() or path.suffix.lower() == ".json"]
+    if special and len(inputs) > 1:
+        raise typer.BadParameter(
+            f"{special[0]} stands beside other inputs; give image files, or one folder, or one view list",
+            param_hint="INPUTS",
+        )
+    if intrinsics is not None and special and not special[0].is_dir():
+        raise typer.BadParameter(
+            f"write the intrinsics of each view into {special[0]} instead", param_hint="--intrinsics"
+        )
+
+
+def _read(inputs: list[Path], intrinsics: Path | None) -> tuple[list[dict[str, Any]], list[str]]:
+    from mapengine.runtime.inputs import load_view_list, raw_views, view_list_inputs
+
+    if len(inputs) == 1 and inputs[0].is_dir():
+        return raw_views(inputs[0], intrinsics)
+    if len(inputs) == 1 and inputs[0].suffix.lower() == ".json":
+        return view_list_inputs(load_view_list(inputs[0]))
+    return raw_views(inputs, intrinsics)
+
+
+def _summary(engine: Engine, scene: Scene, outputs: list[Output], seconds: dict[str, float]) -> None:
+    import numpy as np
+
+    count, height, width = scene.mask.shape
+    points = int(scene.mask.sum())
+    depths = scene.depth[scene.mask]
+    names = ", ".join(scene.names[:6]) + (", ..." if count > 6 else "")
+    manifest = engine.manifest
+    print()
+    show_facts(
+        [
+            ("engine", f"{manifest.model.id}, {manifest.precision}, {engine.backend} on {engine.device}"),
+            ("views", f"{count} ({names})"),
+            ("size", f"{width}x{height}"),
+            ("points", f"{points:,} of {scene.mask.size:,} pixels ({points / scene.mask.size:.0%})"),
+            ("metric scale", f"{scene.metric_scale:.4g}"),
+            ("median depth", f"{float(np.median(depths)):.3f} m" if depths.size else "no valid depth"),
+            ("seconds", ", ".join(f"{name} {time:.2f}" for name, time in seconds.items())),
+            ("saved", "\n".join(_written(output) for output in outputs) or "nothing"),
+        ]
+    )
+    if not outputs:
+        say("To save the scene: --out scene.glb (or .ply, .npz, a folder for COLMAP); a picture: --preview scene.png")
+    if manifest.model.id in _RANDOM:
+        say(f"Note: {manifest.model.id} has random weights: this shows that the chain works, not what the images show.")
+
+
+def _written(output: Output) -> str:
+    if output.kind == "colmap":
+        return f"{output.path} (COLMAP)"
+    return f"{output.path} ({megabytes(output.path.stat().st_size)})"

@@ -1,0 +1,243 @@
+"""``mapengine export``, ``build``, ``verify`` and ``info``."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mapengine.cli import options
+from mapengine.runtime.backends import available_backends
+from mapengine.runtime.backends.registry import _BACKENDS
+from mapengine.runtime.bundle import Bundle
+from mapengine.runtime.manifest import ATTENTIONS, STAGES, Manifest
+from mapengine.runtime.parity_record import OutputParity
+
+PROGRAM = Path(sys.executable).parent / "mapengine"
+DATA = Path(__file__).resolve().parents[1] / "data"
+
+
+def mapengine(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PROGRAM, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def test_the_options_name_what_there_is() -> None:
+    assert {entry.value for entry in options.BackendName} == set(_BACKENDS)
+    assert {entry.value for entry in options.RunBackend} == {"auto", *_BACKENDS}
+    assert {entry.value for entry in options.VerifyBackend} == {"all", "auto", *_BACKENDS}
+    assert {entry.value for entry in options.Attention} == {"auto", *ATTENTIONS}
+
+
+@pytest.mark.slow
+def test_build_prints_the_parity(tmp_path: Path) -> None:
+    out = tmp_path / "engine"
+    result = mapengine("build", "preset:tiny", out, "--views", "1:2:9", "--resolution", "112x84,84x112")
+    assert result.returncode == 0, result.stderr
+    manifest = Bundle.open(out).manifest
+    assert (manifest.profile.views.min, manifest.profile.views.opt, manifest.profile.views.max) == (1, 2, 9)
+    assert manifest.profile.sizes == ((112, 84), (84, 112))
+    assert manifest.parity is not None
+    for word in (*manifest.parity.outputs, *manifest.parity.cases, "depth AbsRel", "rotation, degrees", str(out)):
+        assert word in result.stdout
+    for step in (*(f"exporting {stage}" for stage in STAGES), "measuring parity with PyTorch"):
+        assert step in result.stderr.splitlines()
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.slow
+def test_export_writes_the_stages(tmp_path: Path) -> None:
+    out = tmp_path / "onnx"
+    result = mapengine("export", "preset:tiny", out, "--attention", "matmul")
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in out.iterdir()) == sorted(f"{stage}.onnx" for stage in STAGES)
+    for word in (*STAGES, "opset", "18", "14*patch_rows", "view_features_3", str(out)):
+        assert word in result.stdout
+
+
+@pytest.mark.slow
+def test_verify_against_pytorch(tiny_bundle: Path) -> None:
+    result = mapengine("verify", tiny_bundle, "--model", "preset:tiny", "--backend", "onnxruntime", "--threads", "1")
+    assert result.returncode == 0, result.stderr
+    assert "Against PyTorch, onnxruntime" in result.stdout
+    assert "not metric" in result.stdout
+
+
+def test_verify_checks_every_installed_backend(tiny_bundle: Path) -> None:
+    result = mapengine("verify", tiny_bundle)
+    assert result.returncode == 0, result.stderr
+    for name in available_backends():
+        assert f"Golden check, {name}" in result.stdout
+    assert result.stdout.count("metric_scaling_factor") == len(available_backends())
+
+
+def tighten(bundle: Path, out: Path) -> Path:
+    """A copy of a bundle whose tolerance nothing keeps."""
+    shutil.copytree(bundle, out)
+    document = json.loads((out / "manifest.json").read_text())
+    for tolerance in document["golden"]["tolerance"].values():
+        tolerance.update(atol=1e-30, rtol=1e-30)
+    (out / "manifest.json").write_text(json.dumps(document))
+    return out
+
+
+def test_verify_fails_outside_the_tolerance(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    result = cli("verify", tighten(tiny_bundle, tmp_path / "tight"))
+    assert result.code == 1
+    assert "Verified" not in result.out
+    assert len(result.problems) == len(available_backends())
+    for name, line in zip(available_backends(), result.problems, strict=True):
+        assert line.startswith(f"Error: {name}")
+        assert "times its tolerance" in line
+
+
+def test_verify_one_backend(cli: Any, tiny_bundle: Path) -> None:
+    result = cli("verify", tiny_bundle, "--backend", "onnxruntime", "--threads", 1)
+    assert result.code == 0
+    assert "openvino" not in result.out + result.err
+    assert cli("verify", tiny_bundle, "--backend", "auto").out.count("Golden check") == 1
+
+
+def test_verify_where_no_backend_is_installed(cli: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mapengine.runtime.backends.registry.importlib.util.find_spec", lambda name: None)
+    result = cli("verify", tiny_bundle)
+    assert result.code == 1
+    assert "pip install 'mapengine[cpu]'" in result.problems[0]
+
+
+def test_verify_refuses_another_model(cli: Any, tiny_bundle: Path) -> None:
+    result = cli("verify", tiny_bundle, "--model", DATA / "v11_tiny")
+    assert result.code == 1
+    assert len(result.problems) == 1
+    assert "is not the model of this bundle" in result.problems[0]
+    assert "preset:tiny" in result.problems[0]
+
+
+def test_verify_fails_far_from_pytorch(cli: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = Bundle.open(tiny_bundle).manifest.parity
+    assert recorded is not None
+    parity = replace(recorded, outputs={**recorded.outputs, "pts3d": OutputParity(1.0, 0.01)})
+    monkeypatch.setattr("mapengine.export.build.measure", lambda engine, model: parity)
+    result = cli("verify", tiny_bundle, "--model", "preset:tiny", "--backend", "onnxruntime")
+    assert result.code == 1
+    assert "differs from PyTorch: pts3d by 1.0e-02" in result.problems[0]
+    monkeypatch.setattr("mapengine.export.build.measure", lambda engine, model: recorded)
+    assert cli("verify", tiny_bundle, "--model", "preset:tiny", "--backend", "onnxruntime").code == 0
+
+
+def test_info_of_this_machine(cli: Any) -> None:
+    result = cli("info")
+    assert result.code == 0
+    facts = json.loads(cli("info", "--json").out)
+    assert list(facts["backends"]) == available_backends()
+    for name, version in facts["backends"].items():
+        assert f"{name} {version}" in result.out
+    assert facts["device"] in result.out
+
+
+def test_info_of_a_bundle(cli: Any, tiny_bundle: Path) -> None:
+    manifest = Bundle.open(tiny_bundle).manifest
+    result = cli("info", tiny_bundle)
+    assert result.code == 0
+    for word in ("preset:tiny", "fp32", "mha", "1 to 32", "14 to 518", manifest.model.weights_sha256, "modality_flags"):
+        assert word in result.out
+    assert re.search(r"depth_along_ray +\d\.\de-\d\d", result.out)
+    document = json.loads(cli("info", tiny_bundle, "--json").out)
+    assert Manifest.from_json(document) == manifest
+
+
+def test_info_without_parity_and_of_no_bundle(cli: Any, bundle_folder: Path, tmp_path: Path) -> None:
+    document = json.loads((bundle_folder / "manifest.json").read_text())
+    document["parity"] = None
+    document["profile"]["sizes"] = [[518, 392]]
+    (bundle_folder / "manifest.json").write_text(json.dumps(document))
+    result = cli("info", bundle_folder)
+    assert result.code == 0
+    assert "not measured" in result.out
+    assert "518x392" in result.out
+    (bundle_folder / "manifest.json").write_text("{")
+    assert (cli("info", bundle_folder).code, cli("info", tmp_path / "none").code) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "out", "words"),
+    [
+        ("preset:nano-that-is-not", "new", "preset:tiny, preset:giant"),
+        ("no/such/folder", "new", "no/such/folder"),
+        ("preset:tiny", "file/x", "a part of the path is a file"),
+        ("preset:tiny", "file", "it is a file, not a folder"),
+    ],
+)
+@pytest.mark.parametrize("command", ["build", "export"])
+def test_build_and_export_refuse(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, model: str, out: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    result = cli(command, model, out)
+    assert result.code == 1
+    assert len(result.problems) == 1
+    assert words in result.problems[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert Path("file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["build", "export"])
+def test_a_folder_with_other_things_is_left_alone(cli: Any, tmp_path: Path, command: str) -> None:
+    (tmp_path / "letters.txt").write_text("mine")
+    result = cli(command, "preset:tiny", tmp_path)
+    assert result.code == 1
+    assert len(result.problems) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
+
+
+@pytest.mark.parametrize("command", ["build", "export"])
+def test_a_full_disk_leaves_nothing(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    def full(network: object, folder: Path, **_: object) -> None:
+        (folder / "image_encoder.onnx").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mapengine.export.export_stages", full)
+    monkeypatch.setattr("mapengine.export.build.export_stages", full)
+    result = cli(command, "preset:tiny", tmp_path / "new" / "out")
+    assert result.code == 1
+    assert "the disk is full" in result.problems[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_during_a_build(tmp_path: Path) -> None:
+    # A shell that starts the tests in the background lets its children ignore SIGINT; not this one.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = [sys.executable, "-c", f"{listen}; from mapengine.cli import main; main()"]
+    command = [*program, "build", "preset:tiny", str(tmp_path / "new" / "engine")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("exporting"):
+            break
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert [line for line in errors.splitlines() if not line.startswith("exporting")] == [
+        "Interrupted: nothing half-written is left"
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_samples(cli: Any, tmp_path: Path) -> None:
+    result = cli("samples", tmp_path / "s", "--views", 2)
+    assert result.code == 0
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == [
+        "depth", "sample_0.png", "sample_1.png", "views.json",
+    ]  # fmt: skip

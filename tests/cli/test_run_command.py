@@ -1,0 +1,258 @@
+"""``mapengine run``: every kind of input and output, and what cannot be used."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mapengine.runtime import Engine, Scene
+
+PROGRAM = Path(sys.executable).parent / "mapengine"
+
+
+def test_photos_to_every_format(tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]) -> None:
+    names = ["scene.glb", "scene.ply", "scene.npz", "colmap"]
+    outputs = [word for name in names for word in ("--out", str(tmp_path / "made" / name))]
+    command = [PROGRAM, "run", tiny_bundle, samples / "sample_0.png", samples / "sample_1.png", *outputs]
+    command += ["--preview", tmp_path / "preview.png", "--threads", "1", *quick]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "2 (sample_0.png, sample_1.png)" in result.stdout
+    for word in ("112x84", "metric scale", "median depth", "seconds", "random weights", *names, "preview.png"):
+        assert word in result.stdout
+    assert "image encoder: 2 of 2 views" in result.stderr
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == sorted(names)
+    scene = Scene.load(tmp_path / "made" / "scene.npz")
+    assert scene.points.shape == (2, 84, 112, 3)
+    assert f"{int(scene.mask.sum()):,} of {2 * 84 * 112:,} pixels" in result.stdout
+    assert (tmp_path / "made" / "colmap" / "sparse" / "0" / "cameras.txt").is_file()
+    with Image.open(tmp_path / "preview.png") as picture:
+        assert picture.width > 300
+
+
+def test_a_folder_is_its_images(cli: Any, tiny_bundle: Path, samples: Path, quick: tuple[str, ...]) -> None:
+    result = cli("run", tiny_bundle, samples, *quick)
+    assert result.code == 0
+    assert "2 (sample_0.png, sample_1.png)" in result.out
+    assert "nothing" in result.out
+    assert "--out scene.glb" in result.out
+    assert "geometry" not in result.err
+
+
+def test_a_view_list_brings_cameras_depth_and_poses(
+    cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]
+) -> None:
+    result = cli("run", tiny_bundle, samples / "views.json", "--out", tmp_path / "s.npz", *quick)
+    assert result.code == 0
+    assert "geometry encoder: 2 of 2 views" in result.err
+    with_geometry = Scene.load(tmp_path / "s.npz")
+    assert cli("run", tiny_bundle, samples, "--out", tmp_path / "i.npz", *quick).code == 0
+    assert not np.allclose(with_geometry.points, Scene.load(tmp_path / "i.npz").points)
+
+
+def test_intrinsics_for_all(cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]) -> None:
+    entry = json.loads((samples / "views.json").read_text())["views"][0]
+    np.savetxt(tmp_path / "K.txt", np.array(entry["intrinsics"]))
+    result = cli("run", tiny_bundle, samples, "--intrinsics", tmp_path / "K.txt", *quick)
+    assert result.code == 0
+    assert "geometry encoder: 2 of 2 views" in result.err
+    result = cli("run", tiny_bundle, samples, "--intrinsics", tmp_path / "none.txt", *quick)
+    assert result.code == 1
+    assert "none.txt" in result.problems[0]
+
+
+def test_options_that_choose_points(
+    cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]
+) -> None:
+    def points(*options: object) -> tuple[int, Scene]:
+        out = ("--out", tmp_path / "s.ply", "--out", tmp_path / "s.npz")
+        assert cli("run", tiny_bundle, samples, *quick, *out, *options).code == 0
+        header = (tmp_path / "s.ply").read_bytes()[:300].split(b"element vertex ")[1]
+        return int(header.split()[0]), Scene.load(tmp_path / "s.npz")
+
+    count, scene = points()
+    assert count == scene.mask.sum()
+    assert points("--max-points", 50)[0] == 50
+    assert points("--no-mask-edges")[1].mask.sum() > scene.mask.sum()
+    confident = points("--confidence-percentile", 60)[1].mask
+    assert 0 < confident.sum() < scene.mask.sum()
+    assert confident.mean(axis=(1, 2)).max() <= 0.41
+    chunked = points("--minibatch-size", 2)[1]
+    np.testing.assert_allclose(chunked.depth[chunked.mask & scene.mask], scene.depth[chunked.mask & scene.mask], 1e-3)
+
+
+def test_formats_by_option(cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]) -> None:
+    out = ("--out", tmp_path / "a.bin", "--out", tmp_path / "b.bin")
+    result = cli("run", tiny_bundle, samples, *quick, *out, "--format", "ply", "--format", "npz")
+    assert result.code == 0
+    assert (tmp_path / "a.bin").read_bytes().startswith(b"ply")
+    assert Scene.load(tmp_path / "b.bin").points.shape[0] == 2
+    assert cli("run", tiny_bundle, samples, *quick, *out, "--format", "ply").code == 0
+    assert (tmp_path / "b.bin").read_bytes().startswith(b"ply")
+
+
+def _broken_images(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    (folder / "note.jpg").write_text("no picture")
+    Image.effect_noise((200, 100), 40).convert("RGB").save(folder / "ok.jpg")
+    data = (folder / "ok.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(data[: len(data) // 2])
+    (folder / "odd.json").write_text('[{"image": "ok.jpg", "intrinsic": 1}]')
+    (folder / "nan.json").write_text('[{"image": "ok.jpg", "intrinsics": [NaN, 100, 50, 50]}]')
+    (folder / "depth.json").write_text('[{"image": "ok.jpg", "depth": "ok.jpg"}]')
+    pose = [[-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    (folder / "mirror.json").write_text(json.dumps([{"image": "ok.jpg", "pose": pose}]))
+    pose[0][0] = 1
+    (folder / "late.json").write_text(json.dumps([{"image": "ok.jpg"}, {"image": "ok.jpg", "pose": pose}]))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["missing.jpg"], "no such file"),
+        (["empty"], "holds no images"),
+        (["note.jpg"], "not an image"),
+        (["ok.jpg", "cut.jpg"], "view 1: image: "),
+        (["missing.json"], "no such view list"),
+        (["odd.json"], 'did you mean "intrinsics"'),
+        (["nan.json"], "view 0: intrinsics"),
+        (["depth.json"], "no intrinsics"),
+        (["mirror.json"], "view 0"),
+        (["late.json"], "view 0"),
+        (["ok.jpg"] * 33, "--views 1:4:33"),
+        (["ok.jpg", "--size", "1036x518"], "--resolution 1036x518"),
+        (["ok.jpg", "--out", "ok.jpg/a/scene.ply"], "a part of the path is a file"),
+        (["ok.jpg", "--out", "ok.jpg/colmap"], "a part of the path is a file"),
+        (["ok.jpg", "--out", "note.jpg", "--format", "colmap"], "a part of the path is a file"),
+        (["ok.jpg", "--out", "empty", "--format", "ply"], "it is a folder"),
+        (["ok.jpg", "--preview", "ok.jpg/preview.png"], "a part of the path is a file"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    cli: Any, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _broken_images(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    result = cli("run", tiny_bundle, *given, *([] if "--out" in given else ["--out", "scene.ply"]))
+    assert result.code == 1
+    assert result.out == ""
+    assert len(result.problems) == 1
+    assert result.err.splitlines()[-1] == result.problems[0]
+    assert words in result.problems[0]
+    assert "Traceback" not in result.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_images_of_any_kind_and_size_together(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1)).save(tmp_path / "a.png")
+    Image.new("L", (300, 100)).save(tmp_path / "b.png")
+    Image.new("RGBA", (100, 300)).save(tmp_path / "c.png")
+    Image.fromarray(np.full((60, 80), 40000, np.uint16)).save(tmp_path / "d.png")
+    result = cli("run", tiny_bundle, tmp_path, "--size", "56x56", "--out", tmp_path / "s.npz")
+    assert result.code == 0
+    assert Scene.load(tmp_path / "s.npz").points.shape == (4, 56, 56, 3)
+
+
+@pytest.mark.parametrize("command", ["run", "verify"])
+def test_bundles_that_are_none(
+    cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [samples, "--out", tmp_path / "scene.ply"] if command == "run" else []
+    altered, cut = tmp_path / "altered", tmp_path / "cut"
+    for folder in (altered, cut):
+        shutil.copytree(tiny_bundle, folder)
+    data = bytearray((altered / "aggregator.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (altered / "aggregator.onnx").write_bytes(data)
+    (cut / "dense_head.onnx").write_bytes((cut / "dense_head.onnx").read_bytes()[:-1])
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("a stage was handed to a backend")
+
+    monkeypatch.setattr("mapengine.runtime.backends.onnxruntime.OnnxRuntimeBackend.load_stage", forbidden)
+    monkeypatch.setattr("mapengine.runtime.backends.openvino.OpenVinoBackend.load_stage", forbidden)
+    for folder, words in (
+        (samples, "no engine bundle"),
+        (tmp_path / "none", "does not exist"),
+        (samples / "views.json", "is a file"),
+        (altered, "aggregator.onnx differs from the hash"),
+        (cut, "dense_head.onnx has"),
+    ):
+        result = cli(command, folder, *arguments)
+        assert result.code == 1
+        assert len(result.problems) == 1
+        assert words in result.problems[0]
+    assert not (tmp_path / "scene.ply").exists()
+
+
+@pytest.mark.parametrize("name", ["scene.glb", "scene.ply", "scene.npz", "colmap", "preview.png"])
+@pytest.mark.parametrize("problem", ["full", "interrupt"])
+def test_nothing_half_written_remains(
+    cli: Any,
+    tiny_bundle: Path,
+    samples: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    quick: tuple[str, ...],
+    name: str,
+    problem: str,
+) -> None:
+    # The first run leaves the record of the golden check, which is written like a result.
+    assert cli("run", tiny_bundle, samples, *quick).code == 0
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt if problem == "interrupt" else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mapengine.runtime.files.os.fsync", fail)
+    option = "--preview" if name.endswith(".png") else "--out"
+    result = cli("run", tiny_bundle, samples, *quick, option, tmp_path / "new" / name)
+    assert result.code == (130 if problem == "interrupt" else 1)
+    assert len(result.problems) == 1
+    assert ("Interrupted" if problem == "interrupt" else "the disk is full") in result.problems[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_while_the_network_runs(
+    cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "infer", interrupt)
+    result = cli("run", tiny_bundle, samples, "--out", tmp_path / "scene.ply")
+    assert result.code == 130
+    assert result.err.splitlines()[-1:] == result.problems == ["Interrupted: nothing half-written is left"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_permission_is_asked_before_the_network_runs(
+    cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not by removing the permission: root, who often runs tests, may write anywhere.
+    access = os.access
+    monkeypatch.setattr("mapengine.cli.outputs.os.access", lambda path, mode: path != tmp_path and access(path, mode))
+    for out in ("scene.ply", "deep/er/colmap"):
+        result = cli("run", tiny_bundle, samples, "--out", tmp_path / out)
+        assert result.code == 1
+        assert len(result.err.splitlines()) == 1
+        assert "no permission to write there" in result.err
+
+
+def test_glb_without_trimesh_is_refused_at_once(
+    cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mapengine.cli.outputs.importlib.util.find_spec", lambda name: None)
+    result = cli("run", tiny_bundle, samples, "--out", tmp_path / "scene.glb")
+    assert (result.code, len(result.err.splitlines())) == (1, 1)
+    assert "pip install 'mapengine[viz]'" in result.err

@@ -1,0 +1,81 @@
+"""Reference networks and their exported stages, each made once per test run."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock  # comes with torch
+from safetensors.torch import load_file, save_file
+
+from mapengine.export import load_model
+from mapengine.export.onnx_export import AttentionExport, export_stages
+from mapengine.export.reference import MapAnything
+
+from ..goldens import DATA
+
+METADATA = {"mapengine.version": "0.0.test", "mapengine.model": "a model", "mapengine.weights_sha256": "ab" * 32}
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of a test run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def model_folder(shared_folder: Path) -> Callable[[str, str], Path]:
+    """Folder of a golden network, in upstream's format, from a folder of ``tests/data`` and a configuration file."""
+
+    def make(name: str, config: str = "config.json") -> Path:
+        if config == "config.json":
+            return DATA / name
+        folder = shared_folder / f"{name}-{Path(config).stem}"
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                folder.mkdir()
+                tensors = load_file(DATA / name / "model.safetensors")
+                del tensors["info_sharing.view_pos_table"]
+                save_file(tensors, folder / "model.safetensors")
+                shutil.copy(DATA / name / config, folder / "config.json")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def reference(model_folder: Callable[[str, str], Path]) -> Callable[..., MapAnything]:
+    """Loads ``preset:tiny`` or a golden network (folder of ``tests/data``, configuration file)."""
+
+    @functools.cache
+    def load(name: str, config: str = "config.json") -> MapAnything:
+        return load_model(name if name.startswith("preset:") else model_folder(name, config))
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def exported(
+    shared_folder: Path, reference: Callable[..., MapAnything], request: pytest.FixtureRequest
+) -> Callable[..., Path]:
+    """Folder with the ONNX stages of a network; each (network, attention form) is traced once per test run."""
+
+    @functools.cache
+    def export(attention: AttentionExport, name: str = "preset:tiny", config: str = "config.json") -> Path:
+        if (attention, name) == ("mha", "preset:tiny"):
+            return request.getfixturevalue("tiny_bundle")
+        folder = shared_folder / f"stages-{attention}-{name.replace(':', '-')}-{Path(config).stem}"
+        with FileLock(f"{folder}.lock"):
+            done = folder / "done"
+            if not done.exists():
+                folder.mkdir(exist_ok=True)
+                export_stages(reference(name, config), folder, attention=attention, metadata=METADATA)
+                done.touch()
+        return folder
+
+    return export

@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import shutil
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mapengine.export import build, build_engine
+from mapengine.export.onnx_export import ExportedStage
+from mapengine.export.parity_cases import parity_cases
+from mapengine.export.presets import preset_config
+from mapengine.export.reference import MapAnything
+from mapengine.export.stages import make_stages
+from mapengine.runtime import Engine
+from mapengine.runtime.bundle import Bundle, BundleWriter
+from mapengine.runtime.errors import InputError, MapEngineError, OutputError, ParityError, ProfileError
+from mapengine.runtime.profile import AnySize, Range
+
+from ..random_views import assert_close, mixed_views, random_views
+
+Reference = Callable[..., MapAnything]
+
+
+@pytest.fixture(scope="module")
+def tiny(reference: Reference) -> MapAnything:
+    return reference("preset:tiny")
+
+
+@pytest.fixture
+def traced(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Copies the shared bundle's stages where the build would trace them; returns what the build asked for."""
+    calls: list[dict[str, Any]] = []
+
+    def copy(network: MapAnything, folder: Path, **options: Any) -> list[ExportedStage]:
+        calls.append(options)
+        stages = []
+        for stage in make_stages(network).values():
+            options["progress"](stage.name)
+            path = Path(shutil.copy(tiny_bundle / f"{stage.name}.onnx", folder))
+            stages.append(ExportedStage(stage.name, path, None, 20, stage.inputs, stage.outputs))
+        return stages
+
+    monkeypatch.setattr(build, "export_stages", copy)
+    return calls
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# A whole build, from tracing on
+
+
+def test_manifest_describes_model_and_build(tiny_bundle: Path, tiny: MapAnything) -> None:
+    manifest = Bundle.open(tiny_bundle).manifest  # checks the schema and every hash
+    model = manifest.model
+    assert (model.id, model.revision, model.data_norm_type) == ("preset:tiny", None, "dinov2")
+    assert model.config == preset_config("tiny")
+    assert model.weights_sha256 == tiny.weights_hash()
+    assert model.parameters == sum(p.numel() for p in tiny.parameters())
+    assert (model.embed_dim, model.dim, model.extra_tokens) == (
+        tiny.config.image_encoder.block.dim,
+        tiny.config.aggregator.block.dim,
+        1,
+    )
+    assert (manifest.precision, manifest.attention, manifest.format) == ("fp32", "mha", "onnx")
+    assert manifest.quantization is None
+    assert manifest.created_by == metadata.version("mapengine")
+    assert manifest.profile.views == Range(1, 4, 32)
+    assert manifest.profile.sizes == AnySize(14, 518)
+    assert {backend.name for backend in manifest.backends} == {"onnxruntime", "openvino"}
+    for tool in ("torch", "onnx", "onnxscript", "numpy"):
+        assert manifest.tools[tool] == metadata.version(tool)
+
+
+def test_bundle_holds_what_its_manifest_names_and_nothing_else(tiny_bundle: Path) -> None:
+    manifest = Bundle.open(tiny_bundle).manifest
+    assert list(manifest.stages) == ["image_encoder", "geometry_encoder", "aggregator", "dense_head"]
+    records = {record.file: record for record in manifest.files()}
+    assert set(contents(tiny_bundle)) == {*records, "manifest.json"}
+    for name, raw in contents(tiny_bundle).items():
+        if name in records:
+            assert (records[name].bytes, records[name].sha256) == (len(raw), hashlib.sha256(raw).hexdigest())
+
+
+def test_measured_parity_is_rounding(tiny_bundle: Path, tiny: MapAnything) -> None:
+    parity = Bundle.open(tiny_bundle).manifest.parity
+    assert parity is not None
+    assert parity.cases == tuple(parity_cases("dinov2"))
+    floating = {key for key, value in tiny.predict(random_views(1))[0].items() if value.dtype.kind == "f"}
+    assert set(parity.outputs) == floating
+    for key, output in parity.outputs.items():
+        assert 0 <= output.max_rel < 2e-5, key
+    assert any(output.max_abs > 0 for output in parity.outputs.values())
+    geometry = parity.geometry
+    assert geometry.depth_abs_rel < 1e-5
+    assert geometry.ray_degrees < 1e-3
+    assert geometry.rotation_degrees < 1e-3
+    assert geometry.translation < 1e-4
+    assert geometry.metric_scale < 1e-5
+
+
+def test_golden_file_is_the_references_word(tiny_bundle: Path, tiny: MapAnything) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    tolerance = bundle.manifest.golden.tolerance
+    floating = {key for key, value in tiny.predict(random_views(1))[0].items() if value.dtype.kind == "f"}
+    assert set(tolerance) == floating
+    golden = bundle.golden()
+    for key, limit in tolerance.items():
+        largest = max(float(np.abs(golden[f"out.{view}.{key}"]).max()) for view in range(3))
+        assert limit.rtol == 1e-4
+        assert limit.atol == pytest.approx(1e-4 * largest)
+
+
+def test_engine_of_the_bundle_equals_the_reference(tiny_bundle: Path, tiny: MapAnything) -> None:
+    engine = Engine.load(tiny_bundle)
+    assert_close(engine.predict(mixed_views(6)), tiny.predict(mixed_views(6)))
+
+
+# Options
+
+
+def test_steps_are_reported_and_passed_on(traced: list[dict[str, Any]], tiny: MapAnything, tmp_path: Path) -> None:
+    lines: list[str] = []
+    manifest = build_engine(tiny, tmp_path / "engine", attention="matmul", progress=lines.append)
+    assert manifest.attention == traced[0]["attention"] == "matmul"
+    assert traced[0]["metadata"]["mapengine.weights_sha256"] == tiny.weights_hash()
+    assert lines == [
+        *(f"exporting {name}" for name in ("image_encoder", "geometry_encoder", "aggregator", "dense_head")),
+        "computing reference outputs",
+        "checking the engine with onnxruntime",
+        "measuring parity with PyTorch",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
+    assert Bundle.open(tmp_path / "engine").manifest == manifest
+
+
+@pytest.mark.usefixtures("traced")
+def test_profile_of_sizes_and_counts(tiny: MapAnything, tmp_path: Path) -> None:
+    manifest = build_engine(tiny, tmp_path / "e", views=(2, 2, 3), resolutions=[(70, 42), (42, 42), (70, 42)])
+    assert manifest.profile.views == Range(2, 2, 3)
+    assert manifest.profile.sizes == ((70, 42), (42, 42))
+    assert manifest.parity is not None
+    assert "image, 1 view, repeated to 2 views" in manifest.parity.cases
+    assert "mixed" not in manifest.parity.cases  # four views
+    engine = Engine.load(tmp_path / "e")
+    assert_close(
+        engine.predict(random_views(3, width=70, height=42)), tiny.predict(random_views(3, width=70, height=42))
+    )
+    with pytest.raises(ProfileError, match="1 view in one call"):
+        engine.predict(random_views(1, width=70, height=42))
+    with pytest.raises(ProfileError, match="42x28"):
+        engine.predict(random_views(2, width=42, height=28))
+
+
+@pytest.mark.usefixtures("traced")
+def test_profile_of_many_views_is_measured_too(tiny: MapAnything, tmp_path: Path) -> None:
+    manifest = build_engine(tiny, tmp_path / "engine", views=(5, 6, 8))
+    assert manifest.parity is not None
+    assert len(manifest.parity.cases) == 8
+
+
+@pytest.mark.usefixtures("traced")
+def test_openvino_checks_the_same_files(tiny: MapAnything, tmp_path: Path) -> None:
+    manifest = build_engine(tiny, tmp_path / "engine", backend="openvino", views=(1, 2, 2))
+    assert manifest.parity is not None
+    assert max(output.max_rel for output in manifest.parity.outputs.values()) < 1e-4
+    assert Engine.load(tmp_path / "engine", "onnxruntime").backend == "onnxruntime"
+
+
+WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"precision": "fp64"}, "precision 'fp64' is not built by this version; use fp32"),
+    ({"precision": "int8"}, "precision 'int8'.*use fp32"),
+    ({"backend": "tensorrt"}, "backend 'tensorrt'.*use onnxruntime or openvino"),
+    ({"attention": "flash"}, "attention 'flash'.*use auto, mha, attention or matmul"),
+    ({"calibration": "photos"}, "calibration is for int8 and fp8"),
+    ({"views": (0, 1, 2)}, "views 0:1:2 is not min:opt:max"),
+    ({"views": (4, 2, 8)}, "views 4:2:8"),
+    ({"views": (1, 9, 8)}, "views 1:9:8"),
+    ({"views": (1, 4)}, r"views is \(1, 4\); give"),
+    ({"views": (1, 2.5, 4)}, "give the fewest, usual and most"),
+    ({"resolutions": "518"}, "give 'all' or"),
+    ({"resolutions": []}, "resolutions is empty"),
+    ({"resolutions": [(100, 98)]}, "resolution 100x98 is not a multiple of 14 pixels; sizes of the table are 252x518"),
+    ({"resolutions": [(-14, 14)]}, "resolution -14x14"),
+    ({"resolutions": [518]}, "give 'all' or"),
+    ({"resolutions": [("a", "b")]}, "give 'all' or"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG_OPTIONS, ids=lambda value: str(value)[:40])
+def test_wrong_options_are_refused_before_any_work(
+    options: dict[str, Any], message: str, tiny: MapAnything, tmp_path: Path, traced: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(InputError, match=message):
+        build_engine(tiny, tmp_path / "engine", **options)
+    assert traced == []
+    assert list(tmp_path.iterdir()) == []
+
+
+# Failures on the way
+
+
+def disk_full(*args: Any, **kwargs: Any) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def interrupt(*args: Any, **kwargs: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def wrong_reference(views: Any, predictions: Any) -> dict[str, Any]:
+    """A golden file with outputs that are not those of the engine."""
+    return golden_pack(views, [{**entry, "cam_trans": entry["cam_trans"] + 1} for entry in predictions])
+
+
+golden_pack = build.pack
+
+FAILURES: dict[str, tuple[Any, str, Any, type[BaseException]]] = {
+    "disk full while tracing": (build, "export_stages", disk_full, OutputError),
+    "disk full at the golden file": (BundleWriter, "golden", disk_full, OutputError),
+    "disk full at the manifest": (BundleWriter, "write_manifest", disk_full, OutputError),
+    "interrupted while measuring": (build, "measure", interrupt, KeyboardInterrupt),
+    "interrupted while tracing": (build, "export_stages", interrupt, KeyboardInterrupt),
+    "wrong results": (build, "pack", wrong_reference, ParityError),
+}
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("before", ["nothing", "older bundle"])
+@pytest.mark.parametrize("failure", FAILURES)
+def test_failed_build_leaves_what_was_there(
+    failure: str,
+    before: str,
+    tiny: MapAnything,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "engine"
+    if before == "older bundle":
+        shutil.copytree(tiny_bundle, out)
+        (out / "scene.glb").write_bytes(b"saved by the user")
+    old = contents(tmp_path)
+    owner, name, replacement, error = FAILURES[failure]
+    monkeypatch.setattr(owner, name, replacement)
+    with pytest.raises(error) as caught:
+        build_engine(tiny, out)
+    assert contents(tmp_path) == old
+    assert out.exists() == (before == "older bundle")
+    assert len(list(tmp_path.iterdir())) == (1 if before == "older bundle" else 0)
+    if issubclass(error, MapEngineError):
+        assert "\n" not in str(caught.value)
+    if error is OutputError:
+        assert "the disk is full" in str(caught.value)
+    if error is ParityError:
+        assert "cam_trans of view 0 differs from the reference" in str(caught.value)
+
+
+@pytest.mark.usefixtures("traced")
+def test_older_bundle_is_replaced(tiny: MapAnything, tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "engine"
+    shutil.copytree(tiny_bundle, out)
+    (out / "scene.glb").write_bytes(b"saved by the user")
+    build_engine(tiny, out, views=(1, 2, 3))
+    assert Bundle.open(out).manifest.profile.views == Range(1, 2, 3)
+    assert (out / "scene.glb").read_bytes() == b"saved by the user"
+
+
+def test_folder_that_is_no_bundle_is_not_touched(
+    tiny: MapAnything, tmp_path: Path, traced: list[dict[str, Any]]
+) -> None:
+    (tmp_path / "thesis.tex").write_text("three years of work")
+    with pytest.raises(OutputError, match="is not empty and holds no engine bundle"):
+        build_engine(tiny, tmp_path)
+    assert traced == []
+    assert contents(tmp_path) == {"thesis.tex": b"three years of work"}

@@ -1,0 +1,178 @@
+"""What loading checks, when, and what it refuses."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mapengine.runtime import BackendUnavailableError, Engine, InputError
+from mapengine.runtime import engine as engine_module
+from mapengine.runtime.backends import available_backends
+from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from mapengine.runtime.errors import (
+    BundleNotFoundError,
+    IntegrityError,
+    ParityError,
+    VersionError,
+)
+from mapengine.runtime.samples import sample_views
+
+from ..engine_views import close, views_of
+
+
+def test_the_golden_check_runs_once_per_backend(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAPENGINE_CACHE", str(tmp_path / "cache"))
+    checked: list[str] = []
+    original = engine_module.check_golden
+
+    def count(bundle: Any, pipeline: Any, where: str) -> Any:
+        checked.append(where.partition(" ")[0])
+        return original(bundle, pipeline, where)
+
+    monkeypatch.setattr(engine_module, "check_golden", count)
+    Engine.load(tiny_bundle, "onnxruntime", threads=1)
+    Engine.load(tiny_bundle, "onnxruntime", threads=1)
+    assert checked == ["onnxruntime"]
+    Engine.load(tiny_bundle, "openvino", threads=1)
+    Engine.load(tiny_bundle, "openvino", threads=1)
+    Engine.load(tiny_bundle, "onnxruntime", threads=1)
+    assert checked == ["onnxruntime", "openvino"]
+    shutil.rmtree(tmp_path / "cache")
+    Engine.load(tiny_bundle, "onnxruntime", threads=1)
+    assert checked == ["onnxruntime", "openvino", "onnxruntime"]
+
+
+def test_a_failed_golden_check_refuses_and_is_not_remembered(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAPENGINE_CACHE", str(tmp_path / "cache"))
+    run = engine_module.Pipeline.forward
+
+    def slightly_wrong(*args: Any, **kwargs: Any) -> Any:
+        predictions = run(*args, **kwargs)
+        predictions[1]["conf"] = predictions[1]["conf"] * np.float32(1.001)
+        return predictions
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_module.Pipeline, "forward", slightly_wrong)
+        for _ in range(2):
+            with pytest.raises(ParityError, match=r"onnxruntime .* wrong results .* conf of view 1"):
+                Engine.load(tiny_bundle, "onnxruntime", threads=1)
+    Engine.load(tiny_bundle, "onnxruntime", threads=1)
+
+
+@pytest.mark.parametrize("name", ["aggregator.onnx", "golden.npz"])
+def test_an_altered_file_never_reaches_a_backend(
+    rewritten: Callable[..., Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: Any) -> None:
+        raise AssertionError("a backend saw the bundle")
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "load_stage", never)
+    folder = rewritten()
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(IntegrityError, match=f"{name} differs from the hash"):
+        Engine.load(folder, "onnxruntime")
+    (folder / name).write_bytes(data[:-1])
+    with pytest.raises(IntegrityError, match=f"{name} has {len(data) - 1} bytes"):
+        Engine.load(folder, "onnxruntime")
+    (folder / name).unlink()
+    with pytest.raises(BundleNotFoundError, match=f"lacks the file {name}"):
+        Engine.load(folder, "onnxruntime")
+
+
+def test_a_newer_backend_than_installed_is_refused(rewritten: Callable[..., Path]) -> None:
+    def newer(manifest: dict[str, Any]) -> None:
+        for entry in manifest["backends"]:
+            entry["minimum_version"] = "9999.1"
+
+    with pytest.raises(VersionError, match=r"needs onnxruntime 9999\.1 or newer"):
+        Engine.load(rewritten(newer), "onnxruntime")
+
+
+def test_auto_takes_the_fastest_that_is_installed(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, rewritten: Callable[..., Path]
+) -> None:
+    assert available_backends() == ["openvino", "onnxruntime"]
+    assert Engine.load(tiny_bundle, threads=1, verify=False).backend == "openvino"
+
+    def only(manifest: dict[str, Any]) -> None:
+        manifest["backends"] = [b for b in manifest["backends"] if b["name"] == "onnxruntime"]
+
+    limited = rewritten(only)
+    assert Engine.load(limited, threads=1, verify=False).backend == "onnxruntime"
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert Engine.load(tiny_bundle, threads=1, verify=False).backend == "onnxruntime"
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BackendUnavailableError, match=r"none of the backends .* pip install 'mapengine\[cpu\]'"):
+        Engine.load(tiny_bundle)
+
+
+@pytest.mark.parametrize(("name", "extra"), [("onnxruntime", "cpu"), ("openvino", "openvino")])
+def test_a_backend_that_is_not_installed(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, name: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(BackendUnavailableError, match=rf"{name} is not installed; run: pip install .*\[{extra}\]"):
+        Engine.load(tiny_bundle, name)
+
+
+@pytest.mark.parametrize("name", ["cuda", "OpenVINO", "", None, 3, ["onnxruntime"]])
+def test_an_unknown_backend(tiny_bundle: Path, name: Any) -> None:
+    with pytest.raises(InputError, match=r"unknown backend .*; use auto, openvino or onnxruntime"):
+        Engine.load(tiny_bundle, name)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True, 10**9])
+def test_threads_that_are_no_number_of_threads(tiny_bundle: Path, threads: Any) -> None:
+    with pytest.raises(InputError, match=r"threads is .*; give a whole number from 1 to"):
+        Engine.load(tiny_bundle, "onnxruntime", threads=threads)
+
+
+@pytest.mark.parametrize("threads", [None, 2, np.int64(1)])
+def test_any_number_of_threads_gives_the_same_result(tiny_bundle: Path, small: Engine, threads: Any) -> None:
+    views = views_of(("kdp", ""))
+    found = Engine.load(tiny_bundle, "onnxruntime", threads=threads, verify=False).infer(views, apply_mask=False)
+    close(found, small.infer(views, apply_mask=False))
+
+
+def test_verify_measures_parity(engine: Engine) -> None:
+    parity = engine.verify()
+    assert parity.outputs["pts3d"].max_rel < 1e-4
+    assert repr(engine) == f"Engine('preset:tiny', fp32, {engine.backend} on {engine.device})"
+
+
+def test_a_whole_run_without_torch_and_onnx(tiny_bundle: Path, tmp_path: Path) -> None:
+    """As on a machine that has the runtime and one backend only."""
+    Image.fromarray(sample_views(1, width=80, height=60)[0].image).save(tmp_path / "a.png")
+    script = f"""
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "onnx", "transformers", "onnxscript", "safetensors", "huggingface_hub"):
+            raise ImportError(name + " is blocked")
+sys.meta_path.insert(0, Blocker())
+from mapengine.runtime import Engine, load_images
+for backend in ("onnxruntime", "openvino"):
+    engine = Engine.load({str(tiny_bundle)!r}, backend, threads=1)
+    views = load_images([{str(tmp_path / "a.png")!r}] * 2, resize_mode="fixed_size", size=(56, 42))
+    print(backend, engine.infer(views)[1]["pts3d"].shape)
+    engine.reconstruct({str(tmp_path)!r}, size=(56, 42)).save({str(tmp_path / "scene.ply")!r})
+assert not {{"torch", "onnx", "transformers"}} & set(sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ["onnxruntime (1, 42, 56, 3)", "openvino (1, 42, 56, 3)"]
+    assert (tmp_path / "scene.ply").stat().st_size > 1000
