@@ -3,9 +3,9 @@
     python benchmarks/cpu_options.py --bundle build/giant --json benchmarks/results/cpu_options.json
 
 One stage of a bundle is loaded once per variant, all variants in one process, and called in turn; the figures are
-medians, and the ratio is variant / chosen setting per round (below 1: the variant is faster). Memory is what the process
-holds privately more after the variant's first call than before it was loaded. For the precision hints the error against
-float32 is shown, because a faster wrong setting is no choice.
+medians, and the ratio is variant / chosen setting per round (below 1: the variant is faster). Memory is what the
+process holds privately more after the variant's first call than before it was loaded. For the precision hints the error
+against float32 is shown, because a faster wrong setting is no choice.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -60,6 +61,8 @@ def _main(arguments: Sequence[str]) -> int:
         if hasattr(stream, "reconfigure"):
             # A file name that the terminal's encoding lacks is no reason to fail.
             stream.reconfigure(errors="backslashreplace")
+    with suppress(ValueError):  # possible in the main thread only
+        signal.signal(signal.SIGTERM, _interrupt)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"] if debug else arguments
     try:
@@ -82,6 +85,11 @@ def _main(arguments: Sequence[str]) -> int:
         if debug:
             traceback.print_exc()
         return _report(error)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """A request to end is handled like the interrupt key, so that temporary files go."""
+    raise KeyboardInterrupt
 
 
 def _invoke(arguments: list[str]) -> None:

@@ -41,6 +41,17 @@ def output_error(path: Path, error: OSError) -> OutputError:
     return result
 
 
+def output_path(path: str | os.PathLike[str]) -> Path:
+    """``path`` as a :class:`~pathlib.Path`, or :class:`OutputError` for what cannot name a file."""
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        raise OutputError(f"{path!r} is no path to write to; give a file name") from None
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
+        raise OutputError(f"{text!r} cannot be the name of a file; give another one")
+    return Path(text)
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` with the same suffix; move it onto ``path`` if the block succeeds.
@@ -52,7 +63,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         OutputError: no permission, full disk, a folder or a device in the way, or any other failure to write.
             Errors of the block that are not about writing pass through. In both cases nothing half-written remains.
     """
-    target = Path(path)
+    target = output_path(path)
     made: list[Path] = []
     temporary: Path | None = None
     try:
@@ -86,7 +97,7 @@ def atomic_folder(path: str | os.PathLike[str], stale: Iterable[str] = ()) -> It
     Raises:
         OutputError: as :func:`atomic_write`; also where ``path`` or a folder of the result is an existing file.
     """
-    target = Path(path)
+    target = output_path(path)
     made: list[Path] = []
     temporary: Path | None = None
     try:

@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 
 from . import edges, geometry, multiview
-from .errors import DataNormTypeError, InputError
+from .errors import InputError
 from .geometry import Array
-
-IMAGE_NORMALIZATION = {"dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
-"""Mean and standard deviation per channel that each image encoder expects."""
+from .normalization import norm_constants
 
 
 def forward_outputs(
@@ -52,7 +50,7 @@ def forward_outputs(
         "depth_along_ray": depth,
         "cam_trans": translation,
         "cam_quats": cam_quats,
-        "metric_scaling_factor": scale,
+        "metric_scaling_factor": scale.copy(),  # the views of a call share it, their dictionaries do not
         "conf": confidence,
         "non_ambiguous_mask": mask_logits > 0,  # the same as sigmoid(logit) > 0.5
         "non_ambiguous_mask_logits": mask_logits,
@@ -176,7 +174,7 @@ def confidence_mask(confidence: Array, percentile: float) -> Array:
 
 def denormalize_image(image: Array, data_norm_type: str = "dinov2") -> Array:
     """Image (B, H, W, 3) in 0..1 of a normalised one (B, 3, H, W)."""
-    mean, deviation = _normalization(data_norm_type)
+    mean, deviation = norm_constants(data_norm_type)
     result = np.empty((image.shape[0], *image.shape[2:], 3), image.dtype)
     for channel in range(3):
         plane = image[:, channel] * image.dtype.type(deviation[channel])
@@ -196,7 +194,7 @@ def check_options(
     **flags: bool,
 ) -> None:
     """Refuse post-processing options out of range (``InputError``); call it before the network runs."""
-    _normalization(data_norm_type)
+    norm_constants(data_norm_type)
     _check_range("confidence_percentile", confidence_percentile, 0, 100)
     _check_range("edge_normal_threshold (degrees)", edge_normal_threshold, 0, 180)
     _check_range("edge_depth_threshold", edge_depth_threshold, 0, math.inf)
@@ -205,13 +203,6 @@ def check_options(
     for name, value in flags.items():
         if not isinstance(value, bool | np.bool_):
             raise InputError(f"{name} is {value!r}; it must be True or False")
-
-
-def _normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if name not in IMAGE_NORMALIZATION:
-        known = ", ".join(IMAGE_NORMALIZATION)
-        raise DataNormTypeError(f"data_norm_type is {name!r}, which is not known; use one of: {known}")
-    return IMAGE_NORMALIZATION[name]
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

@@ -20,7 +20,8 @@ from PIL import Image
 from .errors import ImageReadError, InputError
 from .geometry import intrinsics_from_rays
 from .images import IMAGE_EXTENSIONS, PathLike, image_size, read_image, to_rgb
-from .resize import norm_constants, normalize_image, resize_and_crop
+from .normalization import norm_constants
+from .resize import normalize_image, resize_and_crop
 from .resolution import Size, positive_int, target_size
 from .views import MAX_FOCAL, as_array
 

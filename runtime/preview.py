@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 import os
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from .errors import InputError
-from .files import atomic_write
+from .files import atomic_write, output_path
 
 MAX_VIEWS = 12
 """The preview shows the first so many views."""
@@ -87,7 +89,7 @@ class _Layout(NamedTuple):
         return self.bars_top + self.font * 3 + self.margin
 
 
-def write_preview(path: str | os.PathLike[str], scene: SceneArrays, max_width: int = 1600) -> None:
+def write_preview(path: str | os.PathLike[str], scene: SceneArrays, max_width: int = 1600) -> Path:
     """Write a PNG with one row per view: image | depth | confidence.
 
     Depth and confidence have one scale for all views, drawn below with its numbers (depth in metres, from the 1st to
@@ -98,14 +100,18 @@ def write_preview(path: str | os.PathLike[str], scene: SceneArrays, max_width: i
         max_width: the picture is at most so many pixels wide (320..8192).
 
     Raises:
-        InputError: ``max_width`` outside its range.
+        InputError: ``max_width`` outside its range, or a file name that is not ``.png``.
         OutputError: the file could not be written.
     """
-    if not _MIN_WIDTH <= max_width <= _MAX_WIDTH:
-        raise InputError(f"max_width is {max_width}; choose {_MIN_WIDTH} to {_MAX_WIDTH} pixels")
+    target = output_path(path)
+    if target.suffix.lower() != ".png":
+        raise InputError(f"{target}: a preview is a PNG; give a name that ends in .png")
+    if not isinstance(max_width, numbers.Integral) or not _MIN_WIDTH <= max_width <= _MAX_WIDTH:
+        raise InputError(f"max_width is {max_width!r}; choose {_MIN_WIDTH} to {_MAX_WIDTH} pixels")
     picture = draw_preview(scene, max_width)
-    with atomic_write(path) as temporary:
+    with atomic_write(target) as temporary:
         picture.save(temporary, format="PNG")
+    return target
 
 
 def draw_preview(scene: SceneArrays, max_width: int = 1600) -> Image.Image:

@@ -13,15 +13,10 @@ from PIL import Image
 
 from .errors import InputError
 from .images import to_rgb
+from .normalization import norm_constants
 from .resolution import Size
 
 Array = npt.NDArray[Any]
-
-# Mean and standard deviation of RGB in 0..1 that an image encoder was trained with.
-NORM_TYPES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
-    "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "identity": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-}
 
 _MOST_PIXELS = 500_000_000  # of an image before it is cropped, 2 GB in Pillow
 
@@ -103,13 +98,6 @@ def _rgb8(image: Array) -> npt.NDArray[np.uint8]:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(f"the image is {image.dtype} of shape {image.shape}; needed is uint8 (H, W, 3)")
     return image
-
-
-def norm_constants(norm_type: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of a norm type; InputError if it is unknown."""
-    if norm_type not in NORM_TYPES:
-        raise InputError(f"unknown norm_type {norm_type!r}; choose one of {', '.join(NORM_TYPES)}")
-    return NORM_TYPES[norm_type]
 
 
 def _scale_intrinsics(intrinsics: Array, scale: np.float64, margins: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from .colmap import write_colmap
 from .errors import InputError
-from .files import atomic_write
+from .files import atomic_write, output_path
 from .point_cloud import write_glb, write_ply
 from .preview import write_preview
 
@@ -156,10 +157,10 @@ class Scene:
 
     def selection(self, max_points: int | None = None, confidence_percentile: float = 0.0) -> NDArray[np.bool_]:
         """The pixels (V, H, W) bool behind :meth:`point_cloud`, same arguments."""
-        if not 0 <= confidence_percentile <= 100:
-            raise InputError(f"confidence_percentile is {confidence_percentile}; choose a number from 0 to 100")
-        if max_points is not None and max_points < 0:
-            raise InputError(f"max_points is {max_points}; choose 0 or more, or None for all")
+        if not isinstance(confidence_percentile, numbers.Real) or not 0 <= confidence_percentile <= 100:
+            raise InputError(f"confidence_percentile is {confidence_percentile!r}; choose a number from 0 to 100")
+        if max_points is not None and (not isinstance(max_points, numbers.Integral) or max_points < 0):
+            raise InputError(f"max_points is {max_points!r}; choose an integer from 0 up, or None for all")
         keep = self.mask.copy()
         if confidence_percentile > 0:
             for view_mask, confidence in zip(keep, self.confidence, strict=True):
@@ -200,7 +201,7 @@ class Scene:
             OutputError: it could not be written; nothing half-written is left.
             BackendUnavailableError: ``.glb`` without trimesh.
         """
-        path = Path(path)
+        path = output_path(path)
         kind = _format_of(path, format)
         if kind == "npz":
             self._save_npz(path)
@@ -220,8 +221,7 @@ class Scene:
 
     def preview(self, path: str | os.PathLike[str], max_width: int = 1600) -> Path:
         """Write a PNG with image, depth and confidence of each view; see :func:`~.preview.write_preview`."""
-        write_preview(path, self, max_width)
-        return Path(path)
+        return write_preview(path, self, max_width)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scene:
@@ -275,11 +275,11 @@ def _format_of(path: Path, format: str | None) -> str:
 
 def _sample(prediction: Mapping[str, Any], view: int, key: str, ndim: int, batch_index: int) -> Array:
     """Sample ``batch_index`` of one prediction, with checks that name the view and key."""
-    if prediction.get(key) is None:
+    if not isinstance(prediction, Mapping) or prediction.get(key) is None:
         raise InputError(f"view {view}: the prediction lacks {key}; pass what infer returned")
     array = np.asarray(prediction[key])
     if array.ndim != ndim:
         raise InputError(f"view {view}: {key} has shape {array.shape}; expected {ndim} axes, the batch first")
-    if not 0 <= batch_index < array.shape[0]:
-        raise InputError(f"view {view}: batch_index {batch_index} is outside the batch of {array.shape[0]}")
+    if not isinstance(batch_index, numbers.Integral) or not 0 <= batch_index < array.shape[0]:
+        raise InputError(f"view {view}: batch_index {batch_index!r} is outside the batch of {array.shape[0]}")
     return np.asarray(array[batch_index])

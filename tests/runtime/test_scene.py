@@ -352,3 +352,40 @@ def test_full_disk_leaves_the_old_result(
     with pytest.raises(OutputError, match="disk is full"):
         write()
     assert content() == before
+
+
+@pytest.mark.parametrize("path", [None, 3, "", "  ", "a\0.ply", b"a.ply"])
+def test_save_refuses_what_cannot_name_a_file(room_predictions: Callable[..., Any], path: Any) -> None:
+    scene = Scene.from_predictions(room_predictions(1, 28, 28))
+    for write in (scene.save, scene.preview):
+        with pytest.raises(OutputError, match="give"):
+            write(path)
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_points": "3"}, {"max_points": 1.5}, {"max_points": -1}, {"confidence_percentile": "3"}]
+)
+def test_save_refuses_options_of_a_wrong_type(
+    room_predictions: Callable[..., Any], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    scene = Scene.from_predictions(room_predictions(1, 28, 28))
+    with pytest.raises(InputError, match=next(iter(options))):
+        scene.save(tmp_path / "scene.ply", **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x"])
+def test_preview_is_a_png(room_predictions: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    scene = Scene.from_predictions(room_predictions(1, 28, 28))
+    with pytest.raises(InputError, match=r"\.png"):
+        scene.preview(tmp_path / name)
+    with pytest.raises(InputError, match="max_width"):
+        scene.preview(tmp_path / "x.png", max_width="wide")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_from_predictions_refuses_what_infer_never_returns(room_predictions: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match="what infer returned"):
+        Scene.from_predictions([None])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="batch_index"):
+        Scene.from_predictions(room_predictions(1, 28, 28), batch_index="a")  # type: ignore[arg-type]
