@@ -174,8 +174,10 @@ def _name_nodes(model: ir.Model, stage: Stage) -> None:
             elif (weight := _folded_weight(value)) is not None and weight not in model.graph.initializers:
                 value.name = weight
     for node in model.graph:
-        for item in (node, *node.outputs, *(value for value in node.inputs if value is not None)):
-            item.metadata_props.clear()
+        node.metadata_props.clear()
+        for value in (*node.inputs, *node.outputs):
+            if value is not None:
+                value.metadata_props.clear()
 
 
 def _folded_weight(value: ir.Value) -> str | None:
