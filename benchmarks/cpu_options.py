@@ -2,94 +2,100 @@
 
     python benchmarks/cpu_options.py --bundle build/giant --json benchmarks/results/cpu_options.json
 
-One stage of a bundle is loaded once per variant, all variants in one process, and called in turn; the figures are
-medians, and the ratio is variant / chosen setting per round (below 1: the variant is faster). Memory is what the
-process holds privately more after the variant's first call than before it was loaded. For the precision hints the error
-against float32 is shown, because a faster wrong setting is no choice.
+One stage of a bundle is loaded once per variant, each variant in a process of its own, and called in turn; the figures
+are medians, and the ratio is variant / chosen setting per round (below 1: the variant is faster). For the precision
+hints the error against float32 is shown, because a faster wrong setting is no choice.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
-import time
+import functools
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from contest import take_turns
+from record import origin, write_record
 
-from mapengine.runtime.backends.base import cpu_name, default_threads
+from mapengine.runtime.backends.base import default_threads
 from mapengine.runtime.bundle import Bundle
 
 Arrays = dict[str, np.ndarray]
-Variant = tuple[str, Callable[[Path], Callable[[Arrays], list[np.ndarray]]], int]
-"""Name, loader, and views per call."""
+Run = Callable[[Arrays], np.ndarray]
+"""Runs a chunk and returns one output, late in the graph."""
+Variant = tuple[Callable[..., Run], int, dict[str, Any]]
+"""Loader, views per call, options."""
+OUTPUT = 3
+"""Aggregator: the last map; dense head: mask logits."""
 
 
-def _onnxruntime(threads: int, arena: bool = False, spinning: bool = True) -> Callable[[Path], Any]:
-    def load(path: Path) -> Callable[[Arrays], list[np.ndarray]]:
-        import onnxruntime
+def load_onnxruntime(path: Path, threads: int, arena: bool = False, spinning: bool = True) -> Run:
+    """A stage in ONNX Runtime; the defaults are what the runtime chose."""
+    import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.enable_cpu_mem_arena = arena
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return lambda inputs: list(session.run(None, inputs))
-
-    return load
-
-
-def _openvino(threads: int, precision: str = "f32", hint: str = "LATENCY") -> Callable[[Path], Any]:
-    def load(path: Path) -> Callable[[Arrays], list[np.ndarray]]:
-        import openvino
-
-        core = openvino.Core()
-        options = {
-            "INFERENCE_PRECISION_HINT": precision,
-            "PERFORMANCE_HINT": hint,
-            "INFERENCE_NUM_THREADS": str(threads),
-        }
-        compiled = core.compile_model(core.read_model(str(path)), "CPU", options)
-        request = compiled.create_infer_request()
-
-        def run(inputs: Arrays) -> list[np.ndarray]:
-            results = request.infer(inputs, share_inputs=True)
-            return [np.array(results[output]) for output in compiled.outputs]
-
-        return run
-
-    return load
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_cpu_mem_arena = arena
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    output = session.get_outputs()[OUTPUT].name
+    return lambda inputs: session.run([output], inputs)[0]
 
 
-def variants(stage: str, views: int, threads: int) -> tuple[list[Variant], list[Variant]]:
-    """Variants of each backend for one stage; the first of each list is what the runtime chose."""
+def load_openvino(path: Path, threads: int, precision: str = "f32", hint: str = "LATENCY") -> Run:
+    """A stage in OpenVINO; the defaults are what the runtime chose."""
+    import openvino
+
+    core = openvino.Core()
+    options = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": hint,
+        "INFERENCE_NUM_THREADS": str(threads),
+    }
+    compiled = core.compile_model(core.read_model(str(path)), "CPU", options)
+    request = compiled.create_infer_request()
+    return lambda inputs: np.array(request.infer(inputs, share_inputs=True)[OUTPUT])
+
+
+def load_variant(load: Callable[..., Run], path: Path, chunk: int, inputs: Arrays, **options: Any) -> Callable[[], Any]:
+    """One variant as what is timed: all views, in chunks."""
+    run = load(path, **options)
+    views = len(next(iter(inputs.values())))
+
+    def call() -> np.ndarray:
+        starts = range(0, views, chunk)
+        return np.concatenate([run({k: v[i : i + chunk] for k, v in inputs.items()}) for i in starts])
+
+    return call
+
+
+def variants(
+    stage: str, views: int, threads: int
+) -> dict[str, dict[str, tuple[Callable[..., Run], int, dict[str, Any]]]]:
+    """Per backend: variant name to loader, views per call and options. The first is what the runtime chose."""
     chunk = views if stage == "aggregator" else 1
-    onnx: list[Variant] = [
-        ("onnxruntime (chosen)", _onnxruntime(threads), chunk),
-        ("onnxruntime, memory arena", _onnxruntime(threads, arena=True), chunk),
-        ("onnxruntime, no spinning", _onnxruntime(threads, spinning=False), chunk),
-    ]
-    vino: list[Variant] = [
-        ("openvino (chosen)", _openvino(threads), chunk),
-        ("openvino, throughput hint", _openvino(threads, hint="THROUGHPUT"), chunk),
-        ("openvino, bf16", _openvino(threads, precision="bf16"), chunk),
-    ]
-    if threads > 1:
-        onnx.append(("onnxruntime, 1 thread", _onnxruntime(1), chunk))
-        vino.append(("openvino, 1 thread", _openvino(1), chunk))
-    if stage != "aggregator":
-        onnx.append((f"onnxruntime, {views} views at once", _onnxruntime(threads), views))
-        vino.append((f"openvino, {views} views at once", _openvino(threads), views))
-    return onnx, vino
+    several: dict[str, dict[str, Any]] = {
+        "onnxruntime": {"memory arena": {"arena": True}, "no spinning": {"spinning": False}},
+        "openvino": {"throughput hint": {"hint": "THROUGHPUT"}, "bf16": {"precision": "bf16"}},
+    }
+    groups: dict[str, dict[str, Variant]] = {}
+    for backend, load in (("onnxruntime", load_onnxruntime), ("openvino", load_openvino)):
+        group: dict[str, Variant] = {f"{backend} (chosen)": (load, chunk, {"threads": threads})}
+        for name, options in several[backend].items():
+            group[f"{backend}, {name}"] = (load, chunk, {"threads": threads, **options})
+        if threads > 1:
+            group[f"{backend}, 1 thread"] = (load, chunk, {"threads": 1})
+        if stage != "aggregator":
+            group[f"{backend}, {views} views at once"] = (load, views, {"threads": threads})
+        groups[backend] = group
+    return groups
 
 
-def _inputs(bundle: Bundle, stage: str, views: int, width: int, height: int) -> Arrays:
+def make_inputs(bundle: Bundle, stage: str, views: int, width: int, height: int) -> Arrays:
+    """Random inputs of a stage."""
     rng = np.random.default_rng(0)
     sizes = {
         "views": views,
@@ -104,46 +110,27 @@ def _inputs(bundle: Bundle, stage: str, views: int, width: int, height: int) -> 
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def _private_bytes() -> int:
-    text = Path("/proc/self/smaps_rollup").read_text(encoding="ascii")
-    return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Anonymous:"))
-
-
-def _call(run: Callable[[Arrays], list[np.ndarray]], inputs: Arrays, views: int, chunk: int) -> np.ndarray:
-    parts = [run({k: v[i : i + chunk] for k, v in inputs.items()})[0] for i in range(0, views, chunk)]
-    return np.concatenate(parts)
-
-
-def measure(bundle: Bundle, stage: str, group: list[Variant], args: argparse.Namespace) -> dict[str, Any]:
-    """Time one backend's variants of one stage in turn."""
-    inputs = _inputs(bundle, stage, args.views, *args.size)
-    runs: dict[str, tuple[Callable[[Arrays], list[np.ndarray]], int]] = {}
-    figures: dict[str, dict[str, Any]] = {}
-    reference: np.ndarray | None = None
-    for name, load, chunk in group:
-        before = _private_bytes()
-        runs[name] = load(bundle.stage_path(stage)), chunk
-        output = _call(runs[name][0], inputs, args.views, chunk)
-        reference = output if reference is None else reference
-        error = float(np.abs(output - reference).max() / np.abs(reference).max())
-        figures[name] = {"private_memory_gb": (_private_bytes() - before) / 1e9, "max_rel_error": error}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(args.rounds):
-        for name, (run, chunk) in runs.items():
-            start = time.perf_counter()
-            _call(run, inputs, args.views, chunk)
-            times[name].append(time.perf_counter() - start)
-    chosen = times[group[0][0]]
-    for name, seconds in times.items():
-        ratio = statistics.median(a / b for a, b in zip(seconds, chosen, strict=True))
-        figures[name] = {
-            "median_s": round(statistics.median(seconds), 4),
-            "times_chosen": round(ratio, 3),
-            "private_memory_gb": round(figures[name]["private_memory_gb"], 2),
-            "max_rel_error": float(f"{figures[name]['max_rel_error']:.1e}"),
+def measure(bundle: Bundle, stage: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Time the variants of one stage, one backend after the other."""
+    inputs = make_inputs(bundle, stage, args.views, *args.size)
+    path = bundle.stage_path(stage)
+    results: dict[str, Any] = {}
+    for group in variants(stage, args.views, args.threads).values():
+        contenders = {
+            name: functools.partial(load_variant, load, path, chunk, inputs, **options)
+            for name, (load, chunk, options) in group.items()
         }
-        print(f"{stage:14} {name:36} {figures[name]}", flush=True)
-    return figures
+        figures = take_turns(contenders, args.rounds)
+        chosen = figures[next(iter(group))]
+        for name, figure in figures.items():
+            error = np.abs(figure.first_output - chosen.first_output).max() / np.abs(chosen.first_output).max()
+            results[name] = {
+                "median_s": round(figure.median_s, 4),
+                "times_chosen": round(figure.ratio(chosen), 3),
+                "private_memory_gb": round(figure.private_bytes / 1e9, 2),
+                "max_rel_error": float(f"{error:.1e}"),
+            }
+    return results
 
 
 def main() -> None:
@@ -157,14 +144,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
     bundle = Bundle.open(args.bundle)
-    results = {
-        stage: {
-            name: figures
-            for group in variants(stage, args.views, args.threads)
-            for name, figures in measure(bundle, stage, group, args).items()
-        }
-        for stage in args.stages
-    }
     record = {
         "benchmark": "cpu_options",
         "model": bundle.manifest.model.id,
@@ -172,13 +151,10 @@ def main() -> None:
         "size": "{}x{}".format(*args.size),
         "threads": args.threads,
         "rounds": args.rounds,
-        "machine": {"cpu": cpu_name(), "system": platform.system()},
-        "versions": {name: metadata.version(name) for name in ("mapengine", "onnxruntime", "openvino", "numpy")},
-        "results": results,
+        **origin("mapengine", "onnxruntime", "openvino", "numpy"),
+        "results": {stage: measure(bundle, stage, args) for stage in args.stages},
     }
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_record(record, args.json)
 
 
 if __name__ == "__main__":

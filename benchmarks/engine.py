@@ -2,38 +2,38 @@
 
     python benchmarks/engine.py --model preset:giant --size 518x392 --views 2 --json benchmarks/results/engine.json
 
-Every contender lives in a process of its own, loaded once and then called in turn, so that a machine whose speed drifts
-is slow for all of them alike. One call is ``predict``: from prepared views to metric predictions, without reading files
-and without masks. The baseline is this project's PyTorch reference in eager mode with scaled-dot-product attention, on
-the same number of threads. Reported: median seconds per call, the median over rounds of baseline / contender, and the
-memory that the process holds privately.
+Every contender lives in a process of its own, loaded once and then called in turn. One call is ``predict``: from
+prepared views to metric predictions, without reading files and without masks. The baseline is this project's PyTorch
+reference in eager mode with scaled-dot-product attention, on the same number of threads.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-import multiprocessing
 import os
-import platform
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
-from importlib import metadata
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from contest import Loader, take_turns
+from record import origin, write_record
+
+from mapengine.runtime.backends.base import default_threads
+
 BASELINE = "pytorch-eager"
 CONTENDERS = ("onnxruntime", "openvino")
+Views = list[dict[str, Any]]
 
 
-def _views(count: int, width: int, height: int, geometry: bool) -> list[dict[str, Any]]:
+def make_views(count: int, width: int, height: int, geometry: bool) -> Views:
+    """Prepared views of the sample room; with ``geometry`` every one has camera, depth and pose."""
     from mapengine.runtime import preprocess_inputs
     from mapengine.runtime.samples import sample_views
 
-    raw: list[dict[str, Any]] = []
+    raw: Views = []
     for sample in sample_views(count, width=width, height=height):
         view: dict[str, Any] = {"img": sample.image}
         if geometry:
@@ -43,99 +43,46 @@ def _views(count: int, width: int, height: int, geometry: bool) -> list[dict[str
     return preprocess_inputs(raw, resize_mode="fixed_size", size=(width, height))
 
 
-def _load(name: str, model: str, bundle: str, threads: int) -> Callable[[list[dict[str, Any]]], Any]:
-    if name == BASELINE:
-        import torch
+def load_pytorch(model: str, threads: int, views: Views) -> Callable[[], None]:
+    """The baseline."""
+    import torch
 
-        torch.set_num_threads(threads)
-        from mapengine.export import load_model
+    from mapengine.export import load_model
 
-        network = load_model(model)
-        return lambda views: network.predict(views, use_amp=False)
+    torch.set_num_threads(threads)
+    network = load_model(model)
+    return lambda: network.predict(views, use_amp=False) and None
+
+
+def load_engine(bundle: str, backend: str, threads: int, views: Views) -> Callable[[], None]:
+    """An engine of the bundle."""
     from mapengine.runtime import Engine
 
-    engine = Engine.load(bundle, name, threads=threads, verify=False)
-    return engine.predict
-
-
-def _private_bytes() -> int:
-    """Anonymous memory of this process: weights that are mapped from a file are shared and can be dropped."""
-    for line in Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines():
-        if line.startswith("Anonymous:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def _worker(connection: Connection, name: str, args: argparse.Namespace, bundle: str) -> None:
-    width, height = args.size
-    views = _views(args.views, width, height, args.geometry)
-    start = time.perf_counter()
-    run = _load(name, args.model, bundle, args.threads)
-    connection.send({"load_s": time.perf_counter() - start})
-    while connection.recv():
-        start = time.perf_counter()
-        run(views)
-        connection.send({"seconds": time.perf_counter() - start, "private_bytes": _private_bytes()})
+    engine = Engine.load(bundle, backend, threads=threads, verify=False)
+    return lambda: engine.predict(views) and None
 
 
 def measure(args: argparse.Namespace, bundle: str) -> dict[str, Any]:
-    """Load every contender, call them in turn, and return the figures."""
-    names = (BASELINE, *args.backends)
-    context = multiprocessing.get_context("spawn")
-    pipes: dict[str, Connection] = {}
-    loads: dict[str, float] = {}
-    processes = []
-    for name in names:
-        here, there = context.Pipe()
-        process = context.Process(target=_worker, args=(there, name, args, bundle), daemon=True)
-        process.start()
-        processes.append(process)
-        loads[name] = here.recv()["load_s"]  # one after the other: loading is heavy
-        pipes[name] = here
-        print(f"{name}: loaded in {loads[name]:.1f} s", flush=True)
-    rounds: list[dict[str, float]] = []
-    memory: dict[str, int] = {}
-    for index in range(args.rounds + 1):
-        figures = {}
-        for name in names:
-            pipes[name].send(True)
-            answer = pipes[name].recv()
-            figures[name], memory[name] = answer["seconds"], answer["private_bytes"]
-        if index:  # the first round warms up
-            rounds.append(figures)
-            print("  ".join(f"{name} {seconds:.2f} s" for name, seconds in figures.items()), flush=True)
-    for name in names:
-        pipes[name].send(False)
-    for process in processes:
-        process.join()
-    results = {}
-    for name in names:
-        seconds = [figures[name] for figures in rounds]
-        ratios = [figures[BASELINE] / figures[name] for figures in rounds]
-        results[name] = {
-            "median_s": round(statistics.median(seconds), 3),
-            "min_s": round(min(seconds), 3),
-            "max_s": round(max(seconds), 3),
-            "times_baseline_speed": round(statistics.median(ratios), 2),
-            "load_s": round(loads[name], 1),
-            "private_memory_gb": round(memory[name] / 1e9, 2),
+    """Call the contenders in turn and return the figures by name."""
+    views = make_views(args.views, *args.size, args.geometry)
+    contenders: dict[str, Loader] = {BASELINE: functools.partial(load_pytorch, args.model, args.threads, views)}
+    for backend in args.backends:
+        contenders[backend] = functools.partial(load_engine, bundle, backend, args.threads, views)
+    figures = take_turns(contenders, args.rounds)
+    return {
+        name: {
+            "median_s": round(figure.median_s, 3),
+            "min_s": round(min(figure.seconds), 3),
+            "max_s": round(max(figure.seconds), 3),
+            "times_baseline_speed": round(1 / figure.ratio(figures[BASELINE]), 2),
+            "load_s": round(figure.load_s, 1),
+            "private_memory_gb": round(figure.private_bytes / 1e9, 2),
         }
-    return results
-
-
-def _packages() -> dict[str, str]:
-    versions = {}
-    for name in ("mapengine", "torch", "onnxruntime", "openvino", "numpy"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+        for name, figure in figures.items()
+    }
 
 
 def main() -> None:
-    from mapengine.runtime.backends.base import cpu_name, default_threads
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="preset:giant")
     parser.add_argument("--bundle", help="an existing bundle of the model; built into a temporary folder without it")
@@ -165,14 +112,11 @@ def main() -> None:
         "geometry": args.geometry,
         "threads": args.threads,
         "rounds": args.rounds,
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.system()},
-        "versions": {"python": platform.python_version(), **_packages()},
+        **origin("mapengine", "torch", "onnxruntime", "openvino", "numpy"),
         "results": results,
     }
     print(json.dumps(record, indent=2))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_record(record, args.json)
 
 
 if __name__ == "__main__":

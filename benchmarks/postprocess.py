@@ -15,9 +15,7 @@ processor time stands beside it in the record, because other work on the machine
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -28,6 +26,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")  # before NumPy is imported
 
 import numpy as np  # noqa: E402
+from record import origin, write_record  # noqa: E402
 
 from mapengine.runtime.geometry import rays_from_intrinsics  # noqa: E402
 from mapengine.runtime.postprocess import finish_predictions, forward_outputs  # noqa: E402
@@ -184,16 +183,11 @@ def measure(height: int, width: int, scene: str, runs: int) -> dict[str, Any]:
     medians = {name: statistics.median(values) for name, values in wall.items()}
     cpu_medians = {name: statistics.median(values) for name, values in cpu.items()}
     return {
-        "scene": scene,
-        "height": height,
-        "width": width,
-        "runs": runs,
         "ours_ms": round(medians["ours"], 2),
-        "baseline": "plain",
-        "baseline_ms": round(medians["plain"], 2),
+        "plain_ms": round(medians["plain"], 2),
         "ratio": round(medians["plain"] / medians["ours"], 2),
         "ours_cpu_ms": round(cpu_medians["ours"], 2),
-        "baseline_cpu_ms": round(cpu_medians["plain"], 2),
+        "plain_cpu_ms": round(cpu_medians["plain"], 2),
         "mask_pixels_that_differ": flips,
         "mask_fraction": float(result["mask"].mean()),
     }
@@ -208,24 +202,23 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.runs < 1 or min(options.height, options.width) < 14:
         parser.error("--runs must be at least 1, --height and --width at least 14")
-    record: dict[str, Any] = {
-        "benchmark": "postprocess",
-        "threads": 1,
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "cases": [measure(options.height, options.width, scene, options.runs) for scene in ("room", "noise")],
-    }
-    for case in record["cases"]:
+    results = {name: measure(options.height, options.width, name, options.runs) for name in ("room", "noise")}
+    for name, figures in results.items():
         print(
-            f"{case['scene']:6s} {case['width']}x{case['height']}  ours {case['ours_ms']:7.2f} ms   "
-            f"plain {case['baseline_ms']:7.2f} ms   {case['ratio']:5.1f} times faster   "
-            f"masks differ in {case['mask_pixels_that_differ']:.3%}   kept {case['mask_fraction']:.1%}"
+            f"{name:6s} {options.width}x{options.height}  ours {figures['ours_ms']:7.2f} ms   "
+            f"plain {figures['plain_ms']:7.2f} ms   {figures['ratio']:5.1f} times faster   "
+            f"masks differ in {figures['mask_pixels_that_differ']:.3%}   kept {figures['mask_fraction']:.1%}"
         )
-    if options.json:
-        partial = options.json.with_name(options.json.name + ".part")
-        partial.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(partial, options.json)
+    record = {
+        "benchmark": "postprocess",
+        "baseline": "plain",
+        "size": f"{options.width}x{options.height}",
+        "rounds": options.runs,
+        "threads": 1,
+        **origin("mapengine", "numpy"),
+        "results": results,
+    }
+    write_record(record, options.json)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,23 +43,31 @@ def golden_views(data_norm_type: str) -> Views:
     return _views(GOLDEN_SIZE, ("kp", "kdp", ""), data_norm_type)
 
 
+_LARGE_CASES = ("image, 1 view", "mixed")
+_CASES = {
+    "image, 1 view": ("",),
+    "images, 3 views": ("", "", ""),
+    "calibrated": ("k", "k"),
+    "posed": ("p", "p", "p"),
+    "depth": ("kd", "kd"),
+    "all inputs": ("kdp", "kdp", "kdp"),
+    "mixed": ("p", "kd", "", "kp"),
+    "not metric": ("kdp", "kdp"),
+}
+
+
 def parity_cases(data_norm_type: str, size: tuple[int, int] = PARITY_SIZE, min_views: int = 1) -> dict[str, Views]:
     """Named cases: every modality alone, all together, a mix, not metric, and a single view.
 
-    ``size`` is (width, height) in pixels. Cases with fewer than ``min_views`` views are repeated up to that number.
+    ``size`` is (width, height) in pixels. Cases with fewer than ``min_views`` views are repeated up to that number. At
+    a larger size than ``PARITY_SIZE`` there are two cases, the single view and the mix, which has every modality: PyTorch
+    takes a minute for a few full-size views on a CPU.
     """
-    cases = {
-        "image, 1 view": ("",),
-        "images, 3 views": ("", "", ""),
-        "calibrated": ("k", "k"),
-        "posed": ("p", "p", "p"),
-        "depth": ("kd", "kd"),
-        "all inputs": ("kdp", "kdp", "kdp"),
-        "mixed": ("p", "kd", "", "kp"),
-        "not metric": ("kdp", "kdp"),
-    }
+    large = math.prod(size) > math.prod(PARITY_SIZE)
     named = {}
-    for name, given in cases.items():
+    for name, given in _CASES.items():
+        if large and name not in _LARGE_CASES:
+            continue
         count = max(len(given), min_views)
         title = name if count == len(given) else f"{name}, repeated to {count} views"
         repeated = itertools.islice(itertools.cycle(given), count)

@@ -40,8 +40,9 @@ TENSORRT_10_3_OPERATORS = {
     *("ReduceMean", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Sub"),
     *("Transpose", "Unsqueeze", "Where"),
 }
-"""What the matmul form may use. Each is marked as supported in the operator table of the ONNX parser of TensorRT 10.3,
-which reads opsets up to 20; the restrictions that the table adds have tests of their own below."""
+"""What the matmul form may use. The operator tables of the ONNX parser for TensorRT 9.2 (opset 19) and 10.15 mark each
+as supported, so the parser of 10.3 between them reads it (Gelu, for one, is missing in the older table); the
+restrictions that the tables add have tests of their own below."""
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +214,20 @@ def test_matmul_form_keeps_to_the_operators_of_old_parsers(exported: Exported) -
             if node.op_type == "Resize":
                 assert attributes["mode"] == b"linear"
                 assert attributes["coordinate_transformation_mode"] == b"align_corners"
+
+
+def test_attention_form_keeps_to_what_tensorrt_takes(exported: Exported) -> None:
+    """TensorRT's parser reads Attention with four-dimensional inputs only: three-dimensional ones name their heads."""
+    layers = 0
+    for name in STAGE_NAMES:
+        for node in onnx.load(exported("attention") / f"{name}.onnx").graph.node:
+            if node.op_type == "Attention":
+                layers += 1
+                assert len(node.input) == 3
+                assert len(node.output) == 1
+                names = {entry.name for entry in node.attribute}
+                assert not names & {"q_num_heads", "kv_num_heads", "softcap", "qk_matmul_output_mode"}, names
+    assert layers
 
 
 def test_node_names_tell_the_layer(graphs: dict[str, onnx.ModelProto], tiny: MapAnything) -> None:

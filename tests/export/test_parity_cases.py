@@ -60,3 +60,11 @@ def test_cases_are_valid_and_the_same_every_time() -> None:
         for one, other in zip(views, second[name], strict=True):
             assert set(one) == set(other) <= set(VIEW_KEYS)
             assert all(np.array_equal(one[key], other[key]) for key in one)
+
+
+def test_a_large_size_has_few_cases_but_every_modality() -> None:
+    cases = parity_cases("dinov2", (168, 140))
+    assert set(cases) < set(parity_cases("dinov2"))
+    given = {key for views in cases.values() for view in views for key in view}
+    assert given >= {"img", "intrinsics", "depth_z", "camera_poses"}
+    assert any(len(views) == 1 for views in cases.values())

@@ -1,0 +1,43 @@
+"""What every benchmark record says about where it was measured, and how it is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mapengine.runtime.backends.base import cpu_name
+
+
+def origin(*packages: str) -> dict[str, Any]:
+    """Machine, versions of the named packages as far as they are installed, and the commit of the checkout."""
+    versions = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.system(), "gpu": None}
+    return {"machine": machine, "versions": versions, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_record(record: dict[str, Any], path: Path | None) -> None:
+    """Write the record as JSON, complete or not at all; nothing when there is no path."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)

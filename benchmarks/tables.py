@@ -1,0 +1,124 @@
+"""Turn committed results into the tables of the documentation.
+
+    python benchmarks/tables.py            # check: exit code 1 if a table is out of date
+    python benchmarks/tables.py --write    # rewrite the tables
+
+A table stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` in a Markdown file; NAME is a file of
+``benchmarks/results`` without its suffix. Figures reach the documentation by no other way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- end -->)", re.S)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _origin(record: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    machine = record["machine"]
+    threads = f", {record['threads']} threads" if "threads" in record else ""
+    return f"{machine['cpu']}{threads}; {versions}."
+
+
+def _engine(record: dict[str, Any]) -> str:
+    rows = [
+        [
+            f"`{name}`",
+            f"{figures['median_s']:.1f} s",
+            f"{figures['min_s']:.1f} to {figures['max_s']:.1f} s",
+            f"{figures['times_baseline_speed']:.2f}",
+            f"{figures['private_memory_gb']:.1f} GB",
+            f"{figures['load_s']:.0f} s",
+        ]
+        for name, figures in record["results"].items()
+    ]
+    head = ["engine", "median", "range", f"times the speed of {record['baseline']}", "memory", "load"]
+    what = f"`{record['model']}`, {record['views']} views of {record['size']}, FP32, {record['rounds']} rounds in turn"
+    return f"{_table(head, rows)}\n\n{what}. {_origin(record)}"
+
+
+def _cpu_options(record: dict[str, Any]) -> str:
+    rows = [
+        [
+            stage,
+            name,
+            f"{figures['median_s']:.2f} s",
+            f"{figures['times_chosen']:.2f}",
+            f"{figures['private_memory_gb']:.2f} GB",
+            f"{figures['max_rel_error']:.0e}" if figures["max_rel_error"] else "0",
+        ]
+        for stage, variants in record["results"].items()
+        for name, figures in variants.items()
+    ]
+    head = ["stage", "variant", "median", "time / chosen", "memory", "largest error"]
+    what = f"`{record['model']}`, {record['views']} views of {record['size']}, {record['rounds']} rounds in turn"
+    return f"{_table(head, rows)}\n\n{what}. {_origin(record)}"
+
+
+def _postprocess(record: dict[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            f"{figures['plain_ms']:.0f} ms",
+            f"{figures['ours_ms']:.1f} ms",
+            f"{figures['ratio']:.1f}",
+        ]
+        for name, figures in record["results"].items()
+    ]
+    head = ["scene", "plain NumPy transcription", "mapengine", "ratio"]
+    what = f"One view of {record['size']}, default options, {record['rounds']} runs in turn, one thread"
+    return f"{_table(head, rows)}\n\n{what}. {_origin(record)}"
+
+
+RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
+    "engine": _engine,
+    "cpu_options": _cpu_options,
+    "postprocess": _postprocess,
+}
+
+
+def rendered(text: str) -> str:
+    """``text`` with every marked table made anew from its results."""
+
+    def table(match: re.Match[str]) -> str:
+        path = ROOT / "benchmarks" / "results" / f"{match[2]}.json"
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return f"{match[1]}{RENDER[record['benchmark']](record)}\n{match[3]}"
+
+    return MARKED.sub(table, text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="rewrite the tables")
+    args = parser.parse_args()
+    stale = []
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        new = rendered(text)
+        if new != text:
+            stale.append(document.name)
+            if args.write:
+                document.write_text(new, encoding="utf-8")
+    if stale and not args.write:
+        print(f"out of date: {', '.join(stale)}; run benchmarks/tables.py --write", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

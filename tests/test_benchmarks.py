@@ -1,0 +1,79 @@
+"""The benchmarks run and write what the tables need; no test asserts a time."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(script: str, *arguments: str) -> dict[str, Any]:
+    record = Path(arguments[arguments.index("--json") + 1])
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads(record.read_text(encoding="utf-8"))
+
+
+def check(record: dict[str, Any], tables: ModuleType) -> None:
+    assert record["machine"]["cpu"]
+    assert {"python", "mapengine", "numpy"} <= set(record["versions"])
+    assert "commit" in record
+    table = tables.RENDER[record["benchmark"]](record)
+    assert table.count("\n|") >= 2
+
+
+def test_postprocess(tables: ModuleType, tmp_path: Path) -> None:
+    options = ("--height", "84", "--width", "112", "--runs", "1")
+    record = run("postprocess.py", *options, "--json", str(tmp_path / "a" / "record.json"))
+    check(record, tables)
+    assert record["size"] == "112x84"
+
+
+def test_engine(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ("--model", "preset:tiny", "--bundle", str(tiny_bundle), "--size", "84x56", "--rounds", "1", "--geometry")
+    record = run("engine.py", *options, "--json", str(tmp_path / "record.json"))
+    check(record, tables)
+    assert set(record["results"]) == {"pytorch-eager", "onnxruntime", "openvino"}
+    assert record["results"]["pytorch-eager"]["times_baseline_speed"] == 1
+
+
+def test_cpu_options(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ("--bundle", str(tiny_bundle), "--stages", "dense_head", "--size", "84x56", "--rounds", "1")
+    record = run("cpu_options.py", *options, "--json", str(tmp_path / "record.json"))
+    check(record, tables)
+    chosen = record["results"]["dense_head"]["onnxruntime (chosen)"]
+    assert chosen["times_chosen"] == 1
+    assert chosen["max_rel_error"] == 0
+
+
+def test_tables_in_the_documentation_are_up_to_date(tables: ModuleType) -> None:
+    for document in tables.DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        assert tables.rendered(text) == text, f"{document.name}: run benchmarks/tables.py --write"
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_every_result_is_shown_and_names_its_origin(path: Path, tables: ModuleType) -> None:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    check(record, tables)
+    assert any(f"<!-- results: {path.stem} -->" in d.read_text(encoding="utf-8") for d in tables.DOCUMENTS)
