@@ -47,6 +47,9 @@ def test_postprocess(tables: ModuleType, tmp_path: Path) -> None:
     record = run("postprocess.py", *options, "--json", str(tmp_path / "a" / "record.json"))
     check(record, tables)
     assert record["size"] == "112x84"
+    # The baseline is an independent transcription of the same formulas.
+    assert all(figures["mask_pixels_that_differ"] <= 0.005 for figures in record["results"].values())
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["record.json"]
 
 
 def test_engine(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:

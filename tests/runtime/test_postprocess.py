@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -264,16 +263,3 @@ def test_unknown_normalisation_and_wrong_count() -> None:
         finish_predictions([prediction], [image], data_norm_type="croco")
     with pytest.raises(InputError, match="1 predictions but 2 images"):
         finish_predictions([prediction], [image, image])
-
-
-def test_the_benchmark_runs_and_agrees_with_its_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.delitem(sys.modules, "postprocess", raising=False)
-    import postprocess as benchmark  # type: ignore[import-not-found]
-
-    target = tmp_path / "record.json"
-    assert benchmark.main(["--height", "126", "--width", "154", "--runs", "1", "--json", str(target)]) == 0
-    record = json.loads(target.read_text())
-    assert [case["scene"] for case in record["cases"]] == ["room", "noise"]
-    assert all(case["baseline"] == "plain" and case["mask_pixels_that_differ"] <= FLIPS for case in record["cases"])
-    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
