@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from .backends import Backend, make_backend
 from .bundle import Bundle
@@ -185,13 +186,13 @@ class Engine(MultiViewInference):
 def _aspect(view: Any) -> float | None:
     """Width over height of a view's Pillow image or (H, W, 3) array; None where preprocess_inputs will complain."""
     image: Any = view.get("img") if isinstance(view, Mapping) else None
-    try:
-        shape = np.shape(image)
-    except ValueError:  # a ragged list
-        return None
-    if hasattr(image, "getdata"):
+    if isinstance(image, Image.Image):
         width, height = image.size
     else:
+        try:
+            shape = np.shape(image)
+        except ValueError:  # a ragged list
+            return None
         height, width = shape[:2] if len(shape) == 3 else (0, 0)
     return float(width / height) if width and height else None
 
