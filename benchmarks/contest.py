@@ -5,6 +5,7 @@ A machine whose speed drifts is then slow for all of them alike, and the memory 
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import statistics
 import time
@@ -55,7 +56,7 @@ def _worker(connection: Connection, loader: Loader) -> None:
 
 
 def take_turns(
-    contenders: Mapping[str, Loader], rounds: int, show: Callable[[str], None] = print
+    contenders: Mapping[str, Loader], rounds: int, show: Callable[[str], None] = functools.partial(print, flush=True)
 ) -> dict[str, Figures]:
     """Load the contenders one after the other, then call them in turn.
 

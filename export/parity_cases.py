@@ -60,8 +60,8 @@ def parity_cases(data_norm_type: str, size: tuple[int, int] = PARITY_SIZE, min_v
     """Named cases: every modality alone, all together, a mix, not metric, and a single view.
 
     ``size`` is (width, height) in pixels. Cases with fewer than ``min_views`` views are repeated up to that number. At
-    a larger size than ``PARITY_SIZE`` there are two cases, the single view and the mix, which has every modality: PyTorch
-    takes a minute for a few full-size views on a CPU.
+    a larger size than ``PARITY_SIZE`` there are two cases, the single view and the mix, which has every modality:
+    PyTorch takes a minute for a few full-size views on a CPU.
     """
     large = math.prod(size) > math.prod(PARITY_SIZE)
     named = {}

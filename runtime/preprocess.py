@@ -23,7 +23,7 @@ from .images import IMAGE_EXTENSIONS, PathLike, image_size, read_image, to_rgb
 from .normalization import norm_constants
 from .resize import normalize_image, resize_and_crop
 from .resolution import Size, positive_int, target_size
-from .views import MAX_FOCAL, as_array
+from .view_checks import MAX_FOCAL, as_array
 
 Array = npt.NDArray[Any]
 Views = list[dict[str, Any]]

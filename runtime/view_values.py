@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from .errors import ImageReadError, InputError, MapEngineError
 from .images import read_depth, read_image, to_rgb
-from .views import MIN_FOCAL, as_array
+from .view_checks import MIN_FOCAL, as_array
 
 Array = NDArray[Any]
 

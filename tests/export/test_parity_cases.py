@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mapengine.export.parity_cases import GOLDEN_SIZE, PARITY_SIZE, Views, golden_views, parity_cases
-from mapengine.runtime.views import VIEW_KEYS, prepare_views
+from mapengine.runtime.view_checks import VIEW_KEYS
+from mapengine.runtime.views import prepare_views
 
 
 def flags(views: Views) -> list[tuple[bool, ...]]:
