@@ -5,7 +5,6 @@ A machine whose speed drifts is then slow for all of them alike, and the memory 
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import statistics
 import time
@@ -55,15 +54,12 @@ def _worker(connection: Connection, loader: Loader) -> None:
         connection.send((time.perf_counter() - start, private_bytes()))
 
 
-def take_turns(
-    contenders: Mapping[str, Loader], rounds: int, show: Callable[[str], None] = functools.partial(print, flush=True)
-) -> dict[str, Figures]:
+def take_turns(contenders: Mapping[str, Loader], rounds: int) -> dict[str, Figures]:
     """Load the contenders one after the other, then call them in turn.
 
     Args:
         contenders: name to loader.
         rounds: timed calls of each; one more before them warms up.
-        show: receives a line per event.
     """
     context = multiprocessing.get_context("spawn")
     figures: dict[str, Figures] = {}
@@ -78,13 +74,13 @@ def take_turns(
         pipes[name] = here
         figures[name] = Figures(load_s=here.recv())
         figures[name].first_output = here.recv()
-        show(f"{name}: loaded in {figures[name].load_s:.1f} s")
+        print(f"{name}: loaded in {figures[name].load_s:.1f} s", flush=True)
     for _ in range(rounds):
         for name, pipe in pipes.items():
             pipe.send(True)
             seconds, figures[name].private_bytes = pipe.recv()
             figures[name].seconds.append(seconds)
-        show("  ".join(f"{name} {figure.seconds[-1]:.2f} s" for name, figure in figures.items()))
+        print("  ".join(f"{name} {figure.seconds[-1]:.2f} s" for name, figure in figures.items()), flush=True)
     for pipe in pipes.values():
         pipe.send(False)
     for process in processes:
