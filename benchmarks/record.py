@@ -26,11 +26,15 @@ def origin(*packages: str) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    """The commit that was measured; ``-dirty`` when files other than results differ from it."""
+    git = ["git", "-C", str(Path(__file__).parents[1])]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = [*git, "status", "--porcelain", "--", ".", ":!benchmarks/results"]
+        dirty = subprocess.run(changed, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+    return commit.stdout.strip() + ("-dirty" if dirty else "")
 
 
 def write_record(record: dict[str, Any], path: Path | None) -> None:
