@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 import warnings
@@ -19,6 +18,7 @@ from .export_command import export
 from .info_command import info, version
 from .run_command import run
 from .samples_command import samples
+from .signals import interrupt_on_end
 from .verify_command import verify
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
@@ -61,8 +61,7 @@ def _main(arguments: Sequence[str]) -> int:
         if hasattr(stream, "reconfigure"):
             # A file name that the terminal's encoding lacks is no reason to fail.
             stream.reconfigure(errors="backslashreplace")
-    with suppress(ValueError):  # possible in the main thread only
-        signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_end()
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"] if debug else arguments
     try:
@@ -87,12 +86,10 @@ def _main(arguments: Sequence[str]) -> int:
         return _report(error)
 
 
-def _interrupt(*_: object) -> NoReturn:
-    """A request to end is handled like the interrupt key, so that temporary files go."""
-    raise KeyboardInterrupt
-
-
 def _invoke(arguments: list[str]) -> None:
+    if "" in arguments:
+        # As a path it would mean the current folder.
+        raise typer.BadParameter("an argument is empty; is a variable of the shell not set?")
     command = typer.main.get_command(_make_app())
     # Not command.main(): it prints errors its own way, and turns an interrupt into an exit.
     with command.make_context("mapengine", arguments) as context:

@@ -6,7 +6,7 @@ import errno
 import importlib.util
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -47,6 +47,8 @@ def plan_outputs(
         OutputError: a path that cannot be written to.
         BackendUnavailableError: ``.glb`` without trimesh.
     """
+    if formats and not out:
+        raise typer.BadParameter("it belongs to --out, which is not given", param_hint="--format")
     if formats and len(formats) not in (1, len(out)):
         raise typer.BadParameter(
             f"there are {len(formats)} for {len(out)} --out; give one for all, or one each", param_hint="--format"
@@ -77,6 +79,26 @@ def plan_outputs(
     return outputs
 
 
+def keep_inputs(outputs: Sequence[Output], files: Iterable[Path]) -> None:
+    """Refuse outputs that would write over one of ``files``, or put a COLMAP folder's images among them.
+
+    Raises:
+        typer.BadParameter: naming the option.
+    """
+    kept = {os.path.realpath(file): file for file in files}
+    folders = {os.path.dirname(real): file for real, file in kept.items()}
+    for output in outputs:
+        real, hint = os.path.realpath(output.path), "--preview" if output.kind == "preview" else "--out"
+        if real in kept:
+            raise typer.BadParameter(f"{output.path} is a file that is read; choose another name", param_hint=hint)
+        among = folders.get(os.path.realpath(output.path / "images")) if output.kind == "colmap" else None
+        if among is not None:
+            raise typer.BadParameter(
+                f"{output.path} would get its images beside {among}, which is read; choose another folder",
+                param_hint=hint,
+            )
+
+
 def _kind(path: Path) -> str:
     kind = path.suffix.lower().removeprefix(".")
     if kind in ("glb", "ply", "npz"):
@@ -94,6 +116,7 @@ def _check_target(output: Output) -> None:
     Raises:
         OutputError: there is something in the way, or no permission.
     """
+    from mapengine.runtime.errors import OutputError
     from mapengine.runtime.files import output_error
 
     path = Path(os.path.realpath(output.path))
@@ -104,6 +127,8 @@ def _check_target(output: Output) -> None:
                 raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         elif mode is not None and stat.S_ISDIR(mode):
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        elif mode is not None and not stat.S_ISREG(mode):
+            raise OutputError(f"{output.path}: could not be written: it is a device or a pipe; give the name of a file")
         if mode is not None and not os.access(path, os.W_OK):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         folder = path if mode is not None and stat.S_ISDIR(mode) else path.parent
@@ -113,6 +138,8 @@ def _check_target(output: Output) -> None:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    except OutputError:
+        raise
     except OSError as error:
         raise output_error(output.path, error) from error
 

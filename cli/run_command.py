@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +11,8 @@ import typer
 
 from .console import Steps, megabytes, say, show_facts, stage_progress
 from .options import BundleArgument, RunBackend, Threads, parse_size
-from .outputs import Format, Output, plan_outputs
+from .outputs import Format, Output, keep_inputs, plan_outputs
+from .signals import interrupts_later
 
 if TYPE_CHECKING:
     from mapengine.runtime import Engine, Scene
@@ -115,7 +118,10 @@ def run(
     target = None if size is None else parse_size(size, "--size")
     outputs = plan_outputs(out or [], formats or [], preview, [bundle, *inputs])
     # Cheap, and says what is wrong with the bundle before images are read.
-    profile = Bundle.open(bundle, verify=False).manifest.profile
+    opened = Bundle.open(bundle, verify=False)
+    profile = opened.manifest.profile
+    parts = [opened.folder / name for name in ("manifest.json", *(part.file for part in opened.manifest.files()))]
+    keep_inputs(outputs, [*parts, *_files(inputs, intrinsics)] if outputs else [])
     with Steps() as step:
         step("reading the images")
         views, names = _read(inputs, intrinsics)
@@ -140,6 +146,9 @@ def run(
                 apply_confidence_mask=confidence_percentile > 0,
                 confidence_percentile=confidence_percentile,
             )
+    if any(output.kind == "glb" for output in outputs):
+        with interrupts_later(), suppress(ImportError):  # saving says what is missing
+            importlib.import_module("trimesh")
     with Steps() as saving:
         for output in outputs:
             saving(f"saving {output.path}")
@@ -164,6 +173,21 @@ def _check_inputs(inputs: list[Path], intrinsics: Path | None) -> None:
         raise typer.BadParameter(
             f"write the intrinsics of each view into {special[0]} instead", param_hint="--intrinsics"
         )
+
+
+def _files(inputs: list[Path], intrinsics: Path | None) -> list[Path]:
+    """The files that are read, as far as they are there; text files of a view list are not among them."""
+    from mapengine.runtime.images import IMAGE_EXTENSIONS
+    from mapengine.runtime.inputs import load_view_list
+
+    files = list(inputs) if intrinsics is None else [*inputs, intrinsics]
+    if inputs[0].is_dir():
+        with suppress(OSError):  # reading the images says so
+            files += [file for file in inputs[0].iterdir() if file.suffix.lower() in IMAGE_EXTENSIONS]
+    elif inputs[0].suffix.lower() == ".json":
+        for view in load_view_list(inputs[0]):
+            files += [view.image] if view.depth is None else [view.image, view.depth]
+    return files
 
 
 def _read(inputs: list[Path], intrinsics: Path | None) -> tuple[list[dict[str, Any]], list[str]]:

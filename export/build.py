@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mapengine.runtime import Engine
@@ -23,7 +25,7 @@ from mapengine.runtime.golden import pack
 from mapengine.runtime.manifest import Golden, Manifest, ModelInfo, StageSpec, TensorSpec
 from mapengine.runtime.parity import measure_parity
 from mapengine.runtime.parity_record import Parity, Tolerance
-from mapengine.runtime.profile import AnySize, Profile, Range
+from mapengine.runtime.profile import MAX_SIDE, MAX_VIEWS, AnySize, Profile, Range
 from mapengine.runtime.resolution import RESOLUTION_TABLES
 
 from .checkpoint import parameter_count
@@ -44,8 +46,8 @@ _CHUNKS = {"image_encoder": 1, "geometry_encoder": 1, "dense_head": 1}
 """Views per call on a CPU: one view fills its caches, more only cost memory (``docs/performance.md``)."""
 
 _FP32_TOLERANCE = 1e-4
-"""Allowed difference of a float32 engine, relative to the largest value of an output. Rounding stays below a tenth of
-it; an engine that silently ran in half precision is a hundred times outside."""
+"""Allowed difference of a float32 engine, relative to the largest value of an output. Rounding of the golden views
+stays below a tenth of it; an engine that silently ran in half precision is a hundred times outside."""
 
 
 def build_engine(
@@ -79,11 +81,14 @@ def build_engine(
         The manifest, with the measured parity.
 
     Raises:
-        InputError: an option that this version does not build.
+        InputError: an option that this version does not build, or a model that is not float32 on the CPU.
         ExportError, OutputError, ParityError: the step that failed.
     """
     report = progress or (lambda line: None)
+    _check_model(model)
     _check_options(precision, backend, attention, calibration)
+    if not isinstance(out, str | os.PathLike):
+        raise InputError(f"out is a {type(out).__name__}; give the path of the bundle's folder")
     form: AttentionExport = "mha" if attention == "auto" else attention  # type: ignore[assignment]
     profile = make_profile(views, resolutions)
     with write_bundle(Path(out)) as writer:
@@ -140,23 +145,26 @@ def make_profile(views: tuple[int, int, int], resolutions: str | Sequence[tuple[
     """The profile of a bundle from build options.
 
     Raises:
-        InputError: counts that are not 1 <= min <= opt <= max, or a size that is not a multiple of 14.
+        InputError: counts that are not 1 <= min <= opt <= max, or a size that is not a multiple of 14; both must be
+            whole numbers that the manifest can hold.
     """
-    counts = tuple(views)
-    if len(counts) != 3 or not all(isinstance(count, int) for count in counts):
+    counts = _whole_numbers(views)
+    if counts is None or len(counts) != 3:
         raise InputError(f"views is {views!r}; give the fewest, usual and most views of a call, as in (1, 4, 32)")
     low, opt, high = counts
-    if not 1 <= low <= opt <= high:
-        raise InputError(f"views {low}:{opt}:{high} is not min:opt:max with 1 <= min <= opt <= max")
+    if not 1 <= low <= opt <= high <= MAX_VIEWS:
+        raise InputError(f"views {low}:{opt}:{high} is not min:opt:max with 1 <= min <= opt <= max <= {MAX_VIEWS}")
     if isinstance(resolutions, str):
         if resolutions != "all":
             raise InputError(f"resolutions is {resolutions!r}; give 'all' or (width, height) pairs")
         return Profile(Range(low, opt, high), AnySize(PATCH_SIZE, _LARGEST_SIDE), _CHUNKS)
-    try:
-        sizes = tuple(dict.fromkeys((int(width), int(height)) for width, height in resolutions))
-    except (TypeError, ValueError):
-        raise InputError(f"resolutions is {resolutions!r}; give 'all' or (width, height) pairs") from None
+    pairs = [_whole_numbers(pair) for pair in resolutions] if isinstance(resolutions, Iterable) else [None]
+    if any(pair is None or len(pair) != 2 for pair in pairs):
+        raise InputError(f"resolutions is {resolutions!r}; give 'all' or (width, height) pairs of whole numbers")
+    sizes = tuple(dict.fromkeys((pair[0], pair[1]) for pair in pairs if pair is not None))
     for width, height in sizes:
+        if max(width, height) > MAX_SIDE:
+            raise InputError(f"resolution {width}x{height} is larger than {MAX_SIDE} pixels; give a smaller one")
         if width < 1 or height < 1 or width % PATCH_SIZE or height % PATCH_SIZE:
             near = ", ".join(f"{w}x{h}" for w, h in RESOLUTION_TABLES[518].values())
             raise InputError(
@@ -167,6 +175,17 @@ def make_profile(views: tuple[int, int, int], resolutions: str | Sequence[tuple[
     return Profile(Range(low, opt, high), sizes, _CHUNKS)
 
 
+def _whole_numbers(values: Any) -> tuple[int, ...] | None:
+    """Values as plain integers (those of NumPy count), or None: 56.5 must not become 56."""
+    try:
+        numbers = tuple(values)
+        if any(isinstance(number, bool) for number in numbers):
+            return None
+        return tuple(operator.index(number) for number in numbers)
+    except TypeError:
+        return None
+
+
 def model_metadata(model: MapAnything, weights_sha256: str) -> dict[str, str]:
     """What every exported file says of its origin."""
     return {
@@ -175,6 +194,13 @@ def model_metadata(model: MapAnything, weights_sha256: str) -> dict[str, str]:
         "mapengine.revision": model.revision or "",
         "mapengine.weights_sha256": weights_sha256,
     }
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, MapAnything):
+        raise InputError(f"the model is a {type(model).__name__}; give what load_model returns")
+    if model.dtype != torch.float32 or model.device.type != "cpu":
+        raise InputError(f"the model is {model.dtype} on {model.device}; give it in float32 on the CPU")
 
 
 def _check_options(precision: str, backend: str, attention: str, calibration: object | None) -> None:

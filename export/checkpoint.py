@@ -6,6 +6,7 @@ that its ``model.safetensors`` keeps. All tensors are float32 once read.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
@@ -19,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -320,13 +322,22 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     return dict(data)
 
 
+_PLAIN_DATA = [argparse.Namespace, np.dtype, type(np.dtype("f8")), type(np.dtype("f4")), type(np.dtype("i8"))]
+"""What training scripts store beside the weights (their arguments, the best loss). Rebuilding one runs no code of the
+file: a namespace only holds values, and a NumPy scalar is a type and bytes."""
+
+
 def _torch_load(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise
-    return torch.load(path, map_location="cpu", weights_only=True)  # the pre-1.6 format cannot be mapped
+    # NumPy 2 moved the function that rebuilds a scalar; files name either place.
+    scalar = np.float64(0).__reduce__()[0]
+    names: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    with torch.serialization.safe_globals([*_PLAIN_DATA, *names]):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+        return torch.load(path, map_location="cpu", weights_only=True)  # the pre-1.6 format cannot be mapped
 
 
 # ---- checks ---------------------------------------------------------------------------------------------------------
@@ -357,8 +368,13 @@ def _some(names: list[str]) -> str:
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout:
+    if a.shape != b.shape or a.layout != b.layout:
         return False
+    if a.dtype != b.dtype:
+        # The same number in two precisions is the same value: float64 holds all the others exactly.
+        if a.dtype not in _FLOATS or b.dtype not in _FLOATS or a.layout != torch.strided:
+            return False
+        a, b = a.double(), b.double()
     plain = a.layout == torch.strided and a.device.type == "cpu"
     return not plain or (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()) or torch.equal(a, b)
 

@@ -109,6 +109,7 @@ def _export_stage(stage: Stage, folder: Path, opset: int, metadata: Mapping[str,
         raise ExportError(f"{stage.name}: asked for opset {opset}, but the exporter wrote {written_opset}.")
     _name_axes(model, stage)
     _name_nodes(model, stage)
+    _drop_default_attributes(model)
     model.graph.metadata_props.clear()
     model.metadata_props.clear()
     model.metadata_props.update(metadata)
@@ -178,6 +179,15 @@ def _name_nodes(model: ir.Model, stage: Stage) -> None:
         for value in (*node.inputs, *node.outputs):
             if value is not None:
                 value.metadata_props.clear()
+
+
+def _drop_default_attributes(model: ir.Model) -> None:
+    """Leave out of ``Attention`` what says nothing: TensorRT's parser does not know these attributes at all."""
+    for node in model.graph:
+        if node.op_type == "Attention":
+            for name in ("softcap", "qk_matmul_output_mode"):
+                if name in node.attributes and node.attributes[name].value == 0:
+                    del node.attributes[name]
 
 
 def _folded_weight(value: ir.Value) -> str | None:

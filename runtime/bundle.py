@@ -20,7 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from .errors import BundleError, BundleNotFoundError, IntegrityError, ManifestError, MapEngineError, OutputError
+from .errors import (
+    BundleError,
+    BundleNotFoundError,
+    IntegrityError,
+    ManifestError,
+    MapEngineError,
+    OutputError,
+    VersionError,
+)
 from .files import atomic_folder, output_error
 from .json_reader import parse_json
 from .manifest import FileRecord, Manifest
@@ -61,7 +69,11 @@ class Bundle:
         """
         folder = Path(path)
         raw = _read_manifest(folder)
-        bundle = cls(folder, Manifest.from_json(parse_json(raw)), hashlib.sha256(raw).hexdigest())
+        try:
+            manifest = Manifest.from_json(parse_json(raw))
+        except (ManifestError, VersionError) as error:
+            raise type(error)(f"{folder}: {error}") from error
+        bundle = cls(folder, manifest, hashlib.sha256(raw).hexdigest())
         records = list(bundle.manifest.files())
         for record in records:
             _check_size(folder, record)

@@ -27,6 +27,7 @@ _REASONS = {
     errno.EFBIG: "the file is too large for this file system; choose another place",
     errno.ENOTDIR: "a part of the path is a file, not a folder; choose another place",
     errno.EEXIST: "a part of the path is a file, not a folder; choose another place",
+    errno.ENOTEMPTY: "something else wrote to the same folder meanwhile; run it again or choose another place",
     errno.EISDIR: "it is a folder; give the name of a file",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     errno.ELOOP: "the path is a loop of symbolic links; choose another place",

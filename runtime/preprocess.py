@@ -289,8 +289,8 @@ def _to_levels(pixels: Array, is_tensor: bool, where: str) -> npt.NDArray[np.uin
         _warn(
             f"{where} is an integer tensor with no value above 1, taken as 0..1; pass a uint8 array if it is that dark"
         )
-    if pixels.dtype == np.bool_:
-        pixels = pixels.astype(np.uint8)
+    if pixels.dtype.kind in "bi":
+        pixels = pixels.astype(np.int64)  # int8 cannot hold 255
     levels = np.clip(pixels, 0, 1) * 255 if is_unit else np.clip(pixels, 0, 255)
     return levels.astype(np.uint8)
 
@@ -302,6 +302,8 @@ def _warn(message: str) -> None:
 
 def _depth(value: Any, shape: tuple[int, int], where: str) -> npt.NDArray[np.float32]:
     depth = as_array(value, where)
+    if depth.shape == (*shape, 1):  # the form that upstream documents
+        depth = depth[..., 0]
     if depth.shape != shape:
         raise InputError(f"{where} has shape {depth.shape}, the image {shape} (H, W); they must be equal")
     if depth.dtype.kind != "f":
@@ -339,12 +341,13 @@ def _fit_rays(value: Any, shape: tuple[int, int], where: str) -> Array:
 
 
 def _pose(value: Any, where: str) -> Any:
+    """The pose with a batch axis, in memory of its own."""
     if isinstance(value, (tuple, list)) and len(value) == 2:
         return (
-            _finite(value[0], (4,), f"{where} (quaternion)")[None],
-            _finite(value[1], (3,), f"{where} (translation)")[None],
+            _finite(value[0], (4,), f"{where} (quaternion)")[None].copy(),
+            _finite(value[1], (3,), f"{where} (translation)")[None].copy(),
         )
-    return _finite(value, (4, 4), where)[None]
+    return _finite(value, (4, 4), where)[None].copy()
 
 
 def _finite(value: Any, shape: tuple[int, ...], where: str) -> Array:

@@ -244,7 +244,11 @@ class Scene:
         except FileNotFoundError as error:
             raise InputError(f"{path}: there is no such file; check the path") from error
         except Exception as error:  # zipfile, zlib and NumPy raise many types on damaged files
-            raise InputError(f"{path}: is not a scene that Scene.save wrote, or is damaged ({error})") from error
+            # NumPy's advice for what is no archive is to unpickle it, which nobody should do.
+            reason = f" ({error})" if "pickle" not in str(error) else ""
+            raise InputError(
+                f"{path}: is not a scene that Scene.save wrote as .npz, or is damaged{reason}; save it again"
+            ) from error
         for name, dtype in [(n, _DTYPES.get(n, np.float32)) for n in _SHAPES] + [("metric_scale", np.float64)]:
             if values[name].dtype != dtype:
                 raise InputError(f"{path}: {name} is {values[name].dtype}, not {np.dtype(dtype)}; save the scene again")

@@ -80,5 +80,6 @@ class MapAnythingNetwork(GeometryEncoders):
 
     def decode(self, features: ViewFeatures) -> HeadOutputs:
         """Maps (N, h, w, C) of a chunk of views -> predictions of those views."""
+        # Permuted and not copied: the convolutions see channels-last memory and keep it, which is faster in eager mode.
         maps = [x.permute(0, 3, 1, 2) for x in features]
         return HeadOutputs(*dense_outputs(self.dense_head(maps)), *self.pose_head(maps[-1]))

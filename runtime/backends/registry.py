@@ -17,6 +17,8 @@ _BACKENDS: dict[str, Callable[[int | None], Backend]] = {
 }
 """Fastest first: ``auto`` takes the first that is installed and that the bundle is for."""
 
+_NOT_YET = ("tensorrt", "tensorrt-rtx")
+
 _MOST_THREADS = 1024
 """More than any processor has; the libraries fail to allocate, or worse, for a number far beyond it."""
 
@@ -46,6 +48,8 @@ def make_backend(name: str, supported: Collection[str], threads: int | None = No
                 f"run: pip install 'mapengine[cpu]'"
             )
         name = usable[0]
+    if name in _NOT_YET:
+        raise InputError(f"this version of mapengine does not run {name} yet; use auto, {' or '.join(_BACKENDS)}")
     if not isinstance(name, str) or name not in _BACKENDS:
         raise InputError(f"unknown backend {name!r}; use auto, {' or '.join(_BACKENDS)}")
     if threads is not None:

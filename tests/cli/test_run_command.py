@@ -154,6 +154,64 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("given", "out"),
+    [
+        ("photos", ["--preview", "photos/a.png"]),
+        ("link", ["--preview", "photos/a.png"]),
+        ("photos/views.json", ["--preview", "photos/a.png"]),
+        ("photos/views.json", ["--out", "photos/depth.npy", "--format", "npz"]),
+        ("photos/a.png", ["--intrinsics", "photos/K.txt", "--out", "photos/K.txt", "--format", "ply"]),
+        ("project/images", ["--out", "project"]),
+        ("photos", ["--out", "engine/golden.npz"]),
+        ("photos", ["--out", "engine/manifest.json", "--format", "ply"]),
+    ],
+)
+def test_what_is_read_is_not_written_over(
+    cli: Any, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, out: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_bundle, tmp_path / "engine")
+    for folder in (tmp_path / "photos", tmp_path / "project" / "images"):
+        folder.mkdir(parents=True)
+        Image.effect_noise((112, 84), 40).convert("RGB").save(folder / "a.png")
+    (tmp_path / "link").symlink_to("photos")
+    np.save(tmp_path / "photos" / "depth.npy", np.ones((84, 112), np.float32))
+    np.savetxt(tmp_path / "photos" / "K.txt", [[100, 0, 56], [0, 100, 42], [0, 0, 1]])
+    view = {"image": "a.png", "intrinsics": "K.txt", "depth": "depth.npy"}
+    (tmp_path / "photos" / "views.json").write_text(json.dumps([view]))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    result = cli("run", "engine", given, *out)
+    assert result.code == 2
+    assert "read; choose another" in result.problems[0]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_results_may_stand_beside_the_inputs(
+    cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]
+) -> None:
+    shutil.copytree(samples, tmp_path / "photos")
+    out = ["--out", tmp_path / "photos" / "scene.glb", "--out", tmp_path / "photos" / "colmap"]
+    for _ in range(2):
+        assert cli("run", tiny_bundle, tmp_path / "photos", *out, *quick).code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--format", "ply"], 2, "belongs to --out"),
+        (["--out", ""], 2, "an argument is empty"),
+        (["--out", "/dev/null", "--format", "ply"], 1, "a device or a pipe"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_at_once(
+    cli: Any, tiny_bundle: Path, samples: Path, options: list[str], code: int, words: str
+) -> None:
+    result = cli("run", tiny_bundle, samples, *options)
+    assert (result.code, len(result.err.splitlines())) == (code, 1)
+    assert words in result.err
+
+
 def test_images_of_any_kind_and_size_together(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     Image.new("RGB", (1, 1)).save(tmp_path / "a.png")
     Image.new("L", (300, 100)).save(tmp_path / "b.png")

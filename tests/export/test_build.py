@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
 import shutil
@@ -185,12 +186,18 @@ WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"views": (1, 9, 8)}, "views 1:9:8"),
     ({"views": (1, 4)}, r"views is \(1, 4\); give"),
     ({"views": (1, 2.5, 4)}, "give the fewest, usual and most"),
+    ({"views": (True, 2, 4)}, "give the fewest, usual and most"),
+    ({"views": None}, "views is None; give the fewest, usual and most"),
+    ({"views": (1, 2, 2**21)}, "views 1:2:2097152 is not min:opt:max"),
     ({"resolutions": "518"}, "give 'all' or"),
     ({"resolutions": []}, "resolutions is empty"),
     ({"resolutions": [(100, 98)]}, "resolution 100x98 is not a multiple of 14 pixels; sizes of the table are 252x518"),
     ({"resolutions": [(-14, 14)]}, "resolution -14x14"),
     ({"resolutions": [518]}, "give 'all' or"),
     ({"resolutions": [("a", "b")]}, "give 'all' or"),
+    ({"resolutions": [(56.5, 84)]}, "give 'all' or .* pairs of whole numbers"),
+    ({"resolutions": [(14 * 2**20, 14)]}, "resolution 14680064x14 is larger than"),
+    ({"resolutions": None}, "give 'all' or"),
 ]
 
 
@@ -200,6 +207,26 @@ def test_wrong_options_are_refused_before_any_work(
 ) -> None:
     with pytest.raises(InputError, match=message):
         build_engine(tiny, tmp_path / "engine", **options)
+    assert traced == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_counts_and_sizes_may_be_numpy_integers() -> None:
+    profile = build.make_profile(tuple(np.array([1, 2, 3])), np.array([[56, 84], [70, 70]]))  # type: ignore[arg-type]
+    assert profile.to_json()["views"] == {"min": 1, "opt": 2, "max": 3}
+    assert profile.sizes == ((56, 84), (70, 70))
+    assert type(profile.views.max) is int
+
+
+def test_wrong_models_and_folders_are_refused_before_any_work(
+    tiny: MapAnything, tmp_path: Path, traced: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(InputError, match="the model is a str; give what load_model returns"):
+        build_engine("preset:tiny", tmp_path / "engine")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"the model is torch.float64 on cpu; give it in float32"):
+        build_engine(copy.deepcopy(tiny).double(), tmp_path / "engine")
+    with pytest.raises(InputError, match="out is a NoneType; give the path"):
+        build_engine(tiny, None)  # type: ignore[arg-type]
     assert traced == []
     assert list(tmp_path.iterdir()) == []
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -175,6 +177,19 @@ def test_aliases_must_agree(config: ModelConfig, tensors: Tensors) -> None:
     assert "dense_head.0.input_process.1.1.weight" in str(caught.value)
 
 
+def test_aliases_of_two_precisions_are_compared_by_value(config: ModelConfig, tensors: Tensors) -> None:
+    state = with_aliases(tensors)
+    alias = "dpt_feature_head.scratch.layer2_rn.weight"
+    kept = check_tensors(state, config, "x")["dense_head.0.input_process.1.1.weight"]
+    state[alias] = state[alias].double()
+    read = check_tensors(state, config, "x")["dense_head.0.input_process.1.1.weight"]
+    assert read.dtype == torch.float32
+    assert torch.equal(read, kept)
+    state[alias] = state[alias] + 1e-9  # less than float32 resolves
+    with pytest.raises(CheckpointError, match="hold different values"):
+        check_tensors(state, config, "x")
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_float_types_are_converted(config: ModelConfig, tensors: Tensors, dtype: torch.dtype) -> None:
     name = "scale_token"
@@ -291,3 +306,12 @@ def test_hash_is_of_content_not_of_form(config: ModelConfig, tensors: Tensors) -
     assert weights_sha256({**tensors, "pose_head.more_mlps.0.weight": transposed_twice}) == reference
     reshaped = tensors["scale_token"].reshape(1, 48)
     assert weights_sha256({**tensors, "scale_token": reshaped}) != reference
+
+
+def test_what_training_scripts_store_beside_the_weights_is_no_obstacle(tmp_path: Path, config: ModelConfig) -> None:
+    tensors = read_checkpoint(V11, config)
+    extras = {"args": argparse.Namespace(lr=1e-4), "best": np.float64(0.25), "loss": np.float32(1), "epoch": 3}
+    torch.save({"model": tensors, **extras}, tmp_path / "last.pth")
+    found = read_checkpoint(tmp_path / "last.pth", config)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())

@@ -156,6 +156,17 @@ def test_inputs_are_not_modified() -> None:
     for key, value in view.items():
         np.testing.assert_array_equal(value, copies[key])
     assert (result["depth_z"] == 0).all()
+    for key in ("intrinsics", "depth_z", "camera_poses"):
+        assert not np.shares_memory(result[key], view[key])
+
+
+def test_poses_are_copied() -> None:
+    quaternion, translation = np.array([0, 0, 0, 1.0]), np.zeros(3)
+    (result,) = preprocess_inputs([{"img": noise(20, 30), "camera_poses": (quaternion, translation)}])
+    for part in result["camera_poses"]:
+        part += 1
+    assert quaternion.tolist() == [0, 0, 0, 1]
+    assert translation.tolist() == [0, 0, 0]
 
 
 def test_other_keys_are_copied_and_absent_ones_may_be_none() -> None:
@@ -202,6 +213,15 @@ def test_levels_of_arrays_and_tensors() -> None:
     np.testing.assert_array_equal(levels(FakeTensor(image + np.float32(0.7))), image)
     np.testing.assert_array_equal(levels(image > 127), np.where(image > 127, 255, 0))
     np.testing.assert_array_equal(levels(image[:, ::-1, ::-1]), image[:, ::-1, ::-1])
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int64, np.uint16])
+def test_levels_of_integers_do_not_overflow(dtype: type[np.generic]) -> None:
+    small = noise(20, 30) // 2
+    small[0, 0] = 127
+    np.testing.assert_array_equal(levels(FakeTensor(small.astype(dtype))), small)
+    black_and_white = small > 60
+    np.testing.assert_array_equal(levels(black_and_white.astype(dtype)), np.where(black_and_white, 255, 0))
 
 
 def test_levels_that_saturate_warn() -> None:
@@ -254,7 +274,7 @@ def changed(**entries: Any) -> list[dict[str, Any]]:
         (changed(img=np.full((20, 30, 3), None)), "view 1: img holds object"),
         (changed(img=Image.new("RGB", (0, 3))), "view 1: img"),
         (changed(depth_z=np.zeros((30, 20))), r"view 1: depth_z has shape \(30, 20\), the image \(20, 30\)"),
-        (changed(depth_z=np.zeros((20, 30, 1))), "view 1: depth_z has shape"),
+        (changed(depth_z=np.zeros((20, 30, 2))), "view 1: depth_z has shape"),
         (changed(depth_z=np.zeros((20, 30), np.uint16)), "view 1: depth_z holds uint16.*millimetres"),
         (changed(depth_z=np.full((20, 30), -1.0)), "view 1: depth_z is negative"),
         (changed(intrinsics=np.eye(4)), r"view 1: intrinsics has shape \(4, 4\)"),
@@ -384,3 +404,12 @@ def test_verbose_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "Preparing 1 views at 518x336 (width x height)\n"
     load_images([IMAGES / "f.png"])
     assert capsys.readouterr().out == ""
+
+
+def test_depth_may_have_a_channel_axis() -> None:
+    depth = np.arange(1, 1 + 30 * 40, dtype=np.float32).reshape(30, 40)
+    view = {"img": np.zeros((30, 40, 3), np.uint8), "intrinsics": np.diag([40.0, 40.0, 1.0]).astype(np.float32)}
+    view["intrinsics"][:2, 2] = 20, 15
+    options = {"resize_mode": "fixed_size", "size": (28, 28)}
+    plain, channel = (preprocess_inputs([{**view, "depth_z": d}], **options) for d in (depth, depth[..., None]))
+    np.testing.assert_array_equal(plain[0]["depth_z"], channel[0]["depth_z"])

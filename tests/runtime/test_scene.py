@@ -389,3 +389,10 @@ def test_from_predictions_refuses_what_infer_never_returns(room_predictions: Cal
         Scene.from_predictions([None])  # type: ignore[list-item]
     with pytest.raises(InputError, match="batch_index"):
         Scene.from_predictions(room_predictions(1, 28, 28), batch_index="a")  # type: ignore[arg-type]
+
+
+def test_loading_what_is_no_scene_does_not_advise_unpickling(tmp_path: Path) -> None:
+    (tmp_path / "scene.ply").write_bytes(b"ply\nformat binary_little_endian 1.0\n")
+    with pytest.raises(InputError, match="not a scene") as caught:
+        Scene.load(tmp_path / "scene.ply")
+    assert "pickle" not in str(caught.value)
