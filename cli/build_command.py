@@ -48,8 +48,11 @@ def build(
       mapengine build facebook/map-anything-apache build/engine --views 1:8:64
       mapengine build preset:tiny build/engine --resolution 518x392,392x518
     """
+    from mapengine.runtime.bundle import files_of_old_bundle
+
     counts, sizes = parse_views(views, "--views"), parse_sizes(resolution, "--resolution")
     package = import_export()
+    files_of_old_bundle(out)  # refused before a model is loaded
     with Steps() as step:
         step(f"loading {model}")
         network = package.load_model(model, revision)

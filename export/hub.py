@@ -57,7 +57,7 @@ def resolve_model(model: str | Path, revision: str | None = None) -> ResolvedMod
         _no_revision(name, revision)
         return _read_local(path)
     if isinstance(model, Path) or _looks_like_path(name):
-        raise ModelNotFoundError(f"{name}: no such file or folder")
+        raise ModelNotFoundError(f"{name}: no such file or folder; check the path, or name a Hub id or a preset")
     if not _HUB_ID.fullmatch(name) or "--" in name or ".." in name:
         raise ModelNotFoundError(
             f"{name!r} is neither a folder, a weight file, a Hub id (organisation/name) nor a preset "

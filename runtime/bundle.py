@@ -172,7 +172,7 @@ def write_bundle(path: str | os.PathLike[str]) -> Iterator[BundleWriter]:
     Raises:
         OutputError: ``path`` holds something else than a bundle, or could not be written (disk full, no permission).
     """
-    stale = _files_of_old_bundle(Path(path))
+    stale = files_of_old_bundle(Path(path))
     with atomic_folder(path, stale) as folder:
         writer = BundleWriter(folder)
         yield writer
@@ -180,8 +180,12 @@ def write_bundle(path: str | os.PathLike[str]) -> Iterator[BundleWriter]:
             raise OutputError(f"{path}: could not be written: the bundle has no manifest; call write_manifest first.")
 
 
-def _files_of_old_bundle(target: Path) -> list[str]:
-    """Names of the files of the bundle in ``target``, of any schema version; empty if there is nothing there."""
+def files_of_old_bundle(target: Path) -> list[str]:
+    """Names of the files of the bundle in ``target``, of any schema version; empty if there is nothing there.
+
+    Raises:
+        OutputError: there is something else than a bundle, which a new one must not replace.
+    """
     try:
         if not target.is_dir() or not any(target.iterdir()):
             return []

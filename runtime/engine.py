@@ -215,5 +215,6 @@ def _check_options(options: Mapping[str, Any]) -> None:
     known = list(inspect.signature(MultiViewInference.infer).parameters)[2:]
     for option in options:
         if option not in known:
-            near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
-            raise InputError(f"there is no option {option!r}; the nearest is {near[0]!r}")
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"the nearest is {near[0]!r}" if near else f"there are {', '.join(known)}"
+            raise InputError(f"there is no option {option!r}; {hint}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import warnings
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ IMAGE_EXTENSIONS: tuple[str, ...] = (".jpg", ".jpeg", ".png") + (
 
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _NO_RETURN_16_BIT = 65535  # what range cameras write, besides 0, where they measured nothing
+_LIKELY_MILLIMETRES = 200.0  # metres; half of a scene lies farther only when the unit is wrong
 _LARGEST_DEPTH_SCALE = 10.0
 
 
@@ -129,6 +131,14 @@ def read_depth(path: PathLike, depth_scale: float | None = None) -> npt.NDArray[
         # float64 for the product, so that 1234 mm is the float32 nearest to 1.234 m.
         depth: npt.NDArray[np.float32] = (stored * np.float64(depth_scale)).astype(np.float32)
     depth[missing | ~np.isfinite(depth)] = 0
+    known = depth[depth > 0]
+    if not known.size:
+        warnings.warn(f"{name}: holds no depth above 0, so the view counts as one without depth", stacklevel=2)
+    elif is_float and depth_scale == 1 and np.median(known) > _LIKELY_MILLIMETRES:
+        warnings.warn(
+            f"{name}: the median depth is {np.median(known):.0f} m; if these are millimetres, pass depth_scale=0.001",
+            stacklevel=2,
+        )
     return depth
 
 
@@ -205,4 +215,4 @@ def _read_error(name: str, error: Exception, kind: str) -> ImageReadError:
     if isinstance(error, Image.DecompressionBombError):
         return ImageReadError(f"{name}: has too many pixels to be decoded safely; shrink it ({error})")
     reason = str(error) or type(error).__name__
-    return ImageReadError(f"{name}: cannot be read as {kind}: {reason}")
+    return ImageReadError(f"{name}: cannot be read as {kind} ({reason}); replace the file or leave it out")

@@ -126,9 +126,9 @@ def preprocess_inputs(
       1.5 give a warning, because 0..255 floats come out white;
     * a torch tensor (H, W, 3) of any type, multiplied by 255 only if no value is above 1.
 
-    Depth that is NaN, infinite or negative becomes 0, no depth. Rays become the intrinsics that fit them best, so lens
-    distortion is lost. A view with intrinsics may be cropped one pixel off the same view without (upstream rounds
-    half margins differently).
+    Depth that is NaN or infinite becomes 0, no depth; negative depth is refused. Rays become the intrinsics that fit
+    them best, so lens distortion is lost. A view with intrinsics may be cropped one pixel off the same view without
+    (upstream rounds half margins differently).
 
     Returns:
         One dict per view: ``img`` (1, 3, H, W) float32 normalised, ``data_norm_type`` [norm_type], and where given

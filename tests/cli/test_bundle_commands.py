@@ -241,3 +241,12 @@ def test_samples(cli: Any, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == [
         "depth", "sample_0.png", "sample_1.png", "views.json",
     ]  # fmt: skip
+
+
+def test_build_refuses_the_folder_before_it_loads_the_model(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    done = cli("build", "preset:nope", tmp_path)
+    assert done.code == 1
+    assert len(done.problems) == 1
+    assert "holds no engine bundle" in done.problems[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

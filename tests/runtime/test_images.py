@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def test_truncated_files_are_refused(tmp_path: Path) -> None:
         path = save(tmp_path / f"a.{ending}", np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8))
         path.write_bytes(path.read_bytes()[:3000])
         assert image_size(path) == (90, 90)
-        with pytest.raises(ImageReadError, match=rf"a\.{ending}: cannot be read as an image: .*truncated"):
+        with pytest.raises(ImageReadError, match=rf"a\.{ending}: cannot be read as an image \(.*truncated.*replace"):
             read_image(path)
 
 
@@ -231,7 +232,7 @@ def test_what_is_no_depth_map(tmp_path: Path) -> None:
     }
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array)
-        with pytest.raises(ImageReadError, match=rf"{name}\.npy: cannot be read as a depth map: it holds .*\(H, W\)"):
+        with pytest.raises(ImageReadError, match=rf"{name}\.npy: cannot be read as a depth map \(it holds .*\(H, W\)"):
             read_depth(tmp_path / f"{name}.npy")
     np.save(tmp_path / "object.npy", np.array([[{}]]), allow_pickle=True)
     with pytest.raises(ImageReadError, match=r"object\.npy"):
@@ -248,3 +249,19 @@ def test_what_is_no_depth_map(tmp_path: Path) -> None:
 def test_bad_depth_scale(tmp_path: Path, scale: Any) -> None:
     with pytest.raises(InputError, match="depth_scale is metres per stored unit"):
         read_depth(save(tmp_path / "a.png", RAMP), scale)
+
+
+def test_float_depth_in_millimetres_gives_a_warning(tmp_path: Path) -> None:
+    np.save(tmp_path / "depth.npy", np.full((4, 5), 1500.0, np.float32))
+    with pytest.warns(UserWarning, match=r"median depth is 1500 m.*depth_scale=0\.001"):
+        assert (read_depth(tmp_path / "depth.npy") == 1500).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_depth(tmp_path / "depth.npy", depth_scale=0.001)[0, 0] == np.float32(1.5)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan])
+def test_a_file_without_depth_gives_a_warning(tmp_path: Path, value: float) -> None:
+    np.save(tmp_path / "depth.npy", np.full((4, 5), value, np.float32))
+    with pytest.warns(UserWarning, match="no depth above 0"):
+        assert not read_depth(tmp_path / "depth.npy").any()
