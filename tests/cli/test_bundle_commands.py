@@ -243,7 +243,7 @@ def test_samples(cli: Any, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_build_refuses_the_folder_before_it_loads_the_model(cli: Cli, tmp_path: Path) -> None:
+def test_build_refuses_the_folder_before_it_loads_the_model(cli: Any, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     done = cli("build", "preset:nope", tmp_path)
     assert done.code == 1
