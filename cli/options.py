@@ -10,8 +10,6 @@ from typing import Annotated
 
 import typer
 
-PATCH_SIZE = 14
-
 _EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "huggingface_hub")
 
 
@@ -85,14 +83,17 @@ def parse_size(text: str, option: str) -> tuple[int, int]:
     Raises:
         typer.BadParameter: not of that form, or not multiples of the patch size.
     """
+    from mapengine.runtime.profile import PATCH_SIZE, rounded_to_patches
+
     match = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text.strip())
     if match is None:
         raise typer.BadParameter(f"{text!r} is not WIDTHxHEIGHT in pixels, such as 518x392", param_hint=option)
     width, height = int(match[1]), int(match[2])
-    if min(width, height) < 1 or width % PATCH_SIZE or height % PATCH_SIZE:
-        near = "x".join(str(max(1, round(side / PATCH_SIZE)) * PATCH_SIZE) for side in (width, height))
+    near = rounded_to_patches(width, height)
+    if (width, height) != near:
         raise typer.BadParameter(
-            f"{text} is not a multiple of {PATCH_SIZE} pixels on both sides; the nearest is {near}", param_hint=option
+            f"{text} is not a multiple of {PATCH_SIZE} pixels on both sides; the nearest is {near[0]}x{near[1]}",
+            param_hint=option,
         )
     return width, height
 

@@ -16,6 +16,7 @@ from .signals import interrupts_later
 
 if TYPE_CHECKING:
     from mapengine.runtime import Engine, Scene
+    from mapengine.runtime.inputs import ViewFiles
 
 _RANDOM = ("preset:tiny", "preset:giant")
 
@@ -121,10 +122,11 @@ def run(
     opened = Bundle.open(bundle, verify=False)
     profile = opened.manifest.profile
     parts = [opened.folder / name for name in ("manifest.json", *(part.file for part in opened.manifest.files()))]
-    keep_inputs(outputs, [*parts, *_files(inputs, intrinsics)] if outputs else [])
+    listed = _view_list(inputs)
+    keep_inputs(outputs, [*parts, *_files(inputs, intrinsics, listed)] if outputs else [])
     with Steps() as step:
         step("reading the images")
-        views, names = _read(inputs, intrinsics)
+        views, names = _read(inputs, intrinsics, listed)
         if target is None:
             profile.check_views(len(views))
         else:
@@ -175,29 +177,35 @@ def _check_inputs(inputs: list[Path], intrinsics: Path | None) -> None:
         )
 
 
-def _files(inputs: list[Path], intrinsics: Path | None) -> list[Path]:
+def _view_list(inputs: list[Path]) -> list[ViewFiles] | None:
+    """The views that a JSON file lists, or None for images and folders."""
+    from mapengine.runtime.inputs import load_view_list
+
+    is_list = len(inputs) == 1 and inputs[0].suffix.lower() == ".json" and not inputs[0].is_dir()
+    return load_view_list(inputs[0]) if is_list else None
+
+
+def _files(inputs: list[Path], intrinsics: Path | None, listed: list[ViewFiles] | None) -> list[Path]:
     """The files that are read, as far as they are there; text files of a view list are not among them."""
     from mapengine.runtime.images import IMAGE_EXTENSIONS
-    from mapengine.runtime.inputs import load_view_list
 
     files = list(inputs) if intrinsics is None else [*inputs, intrinsics]
     if inputs[0].is_dir():
         with suppress(OSError):  # reading the images says so
             files += [file for file in inputs[0].iterdir() if file.suffix.lower() in IMAGE_EXTENSIONS]
-    elif inputs[0].suffix.lower() == ".json":
-        for view in load_view_list(inputs[0]):
-            files += [view.image] if view.depth is None else [view.image, view.depth]
+    for view in listed or []:
+        files += [view.image] if view.depth is None else [view.image, view.depth]
     return files
 
 
-def _read(inputs: list[Path], intrinsics: Path | None) -> tuple[list[dict[str, Any]], list[str]]:
-    from mapengine.runtime.inputs import load_view_list, raw_views, view_list_inputs
+def _read(
+    inputs: list[Path], intrinsics: Path | None, listed: list[ViewFiles] | None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    from mapengine.runtime.inputs import raw_views, view_list_inputs
 
-    if len(inputs) == 1 and inputs[0].is_dir():
-        return raw_views(inputs[0], intrinsics)
-    if len(inputs) == 1 and inputs[0].suffix.lower() == ".json":
-        return view_list_inputs(load_view_list(inputs[0]))
-    return raw_views(inputs, intrinsics)
+    if listed is not None:
+        return view_list_inputs(listed)
+    return raw_views(inputs[0] if inputs[0].is_dir() else inputs, intrinsics)
 
 
 def _summary(engine: Engine, scene: Scene, outputs: list[Output], seconds: dict[str, float]) -> None:

@@ -25,6 +25,7 @@ from mapengine.runtime.golden import pack
 from mapengine.runtime.manifest import Golden, Manifest, ModelInfo, StageSpec, TensorSpec
 from mapengine.runtime.parity import measure_parity
 from mapengine.runtime.parity_record import Parity, Tolerance
+from mapengine.runtime.pipeline import ChunkSizes
 from mapengine.runtime.profile import MAX_SIDE, MAX_VIEWS, AnySize, Profile, Range
 from mapengine.runtime.resolution import RESOLUTION_TABLES
 
@@ -42,8 +43,7 @@ _MINIMUM_VERSIONS = {"onnxruntime": "1.22", "openvino": "2026.0"}
 _LARGEST_SIDE = 518
 """Longest side of the sizes that MapAnything was trained at (set 518)."""
 
-_CHUNKS = {"image_encoder": 1, "geometry_encoder": 1, "dense_head": 1}
-"""Views per call on a CPU: one view fills its caches, more only cost memory (``docs/performance.md``)."""
+_CHUNKS = dataclasses.asdict(ChunkSizes())
 
 _FP32_TOLERANCE = 1e-4
 """Allowed difference of a float32 engine, relative to the largest value of an output. Rounding of the golden views

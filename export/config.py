@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-PATCH_SIZE = 14
-"""Pixels per patch side; the only patch size that MapAnything ships."""
+from mapengine.runtime.profile import PATCH_SIZE as PATCH_SIZE
 
 MlpKind = Literal["mlp", "swiglu"]
 

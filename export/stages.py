@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .config import PATCH_SIZE, ModelConfig
-from .network import MODALITIES, MapAnythingNetwork, ViewFeatures
+from mapengine.runtime.views import MODALITIES
 
-STAGE_NAMES = ("image_encoder", "geometry_encoder", "aggregator", "dense_head")
+from .config import PATCH_SIZE, ModelConfig
+from .network import MapAnythingNetwork, ViewFeatures
 
 HEIGHT, WIDTH = f"{PATCH_SIZE}*patch_rows", f"{PATCH_SIZE}*patch_columns"
 Axes = tuple[int | str, ...]

@@ -23,7 +23,7 @@ from .parity import measure_parity
 from .parity_record import Parity
 from .pipeline import ChunkSizes, Pipeline
 from .preprocess import preprocess_inputs
-from .profile import PATCH_SIZE, Profile
+from .profile import PATCH_SIZE, Profile, rounded_to_patches
 from .scene import Scene
 from .verified import is_verified, remember_verified
 from .views import PreparedViews
@@ -203,8 +203,8 @@ def _checked_size(size: Any, profile: Profile) -> tuple[int, int]:
     if len(sides) != 2 or any(not isinstance(s, int | np.integer) or isinstance(s, bool) or s < 1 for s in sides):
         raise InputError(f"size is {size!r}; give (width, height) in pixels")
     width, height = int(sides[0]), int(sides[1])
-    if width % PATCH_SIZE or height % PATCH_SIZE:
-        near = tuple(max(1, round(side / PATCH_SIZE)) * PATCH_SIZE for side in (width, height))
+    near = rounded_to_patches(width, height)
+    if (width, height) != near:
         raise ImageSizeError(f"size {width}x{height} is not a multiple of {PATCH_SIZE}; the nearest is {near}")
     profile.check(profile.views.min, height, width)
     return width, height

@@ -16,16 +16,17 @@ from numpy.typing import NDArray
 from .backends import StageRunner
 from .inference import Progress
 from .postprocess import forward_outputs
-from .views import PreparedViews, ViewGeometry
+from .views import MODALITIES, PreparedViews, ViewGeometry
 
 Array = NDArray[np.float32]
-
-_MODALITIES = 5
 
 
 @dataclass(frozen=True)
 class ChunkSizes:
-    """Views per call of each chunked stage."""
+    """Views per call of each chunked stage.
+
+    The defaults are for a CPU: one view fills its caches, more only cost memory (``docs/performance.md``).
+    """
 
     image_encoder: int = 1
     geometry_encoder: int = 1
@@ -139,7 +140,7 @@ def geometry_inputs(
                 stacked[i] = value
         inputs[name] = stacked.reshape(-1, *shape)
     flags = np.stack([view.flags for view in views]).astype(dtype)
-    inputs["modality_flags"] = flags.reshape(-1, _MODALITIES)
+    inputs["modality_flags"] = flags.reshape(-1, len(MODALITIES))
     return inputs
 
 

@@ -139,6 +139,11 @@ class Profile:
         return ", ".join(f"{width}x{height}" for width, height in self.sizes)
 
 
+def rounded_to_patches(width: int, height: int) -> tuple[int, int]:
+    """The nearest (width, height) whose sides are positive multiples of the patch size."""
+    return max(1, round(width / PATCH_SIZE)) * PATCH_SIZE, max(1, round(height / PATCH_SIZE)) * PATCH_SIZE
+
+
 def _count(views: int) -> str:
     return "1 view" if views == 1 else f"{views} views"
 

@@ -14,8 +14,7 @@ import numpy as np
 from . import geometry
 from .errors import DataNormTypeError, ImageSizeError, InputError
 from .geometry import Array
-
-PATCH_SIZE = 14
+from .profile import PATCH_SIZE
 
 VIEW_KEYS = (
     "img",

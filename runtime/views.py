@@ -26,12 +26,15 @@ from .view_checks import (
     read_rays,
 )
 
+MODALITIES = ("ray_directions", "depth", "depth_scale", "pose", "pose_scale")
+"""Columns of the flags that say what a view gives to the geometry encoder."""
+
 
 @dataclass(frozen=True)
 class ViewGeometry:
     """What one view gives to the geometry encoder; ``None`` where it gives nothing. B is the batch.
 
-    ``flags`` (B, 5) bool says per sample what is used: rays, depth, depth scale, pose, pose scale.
+    ``flags`` (B, 5) bool says per sample what is used, in the order of ``MODALITIES``.
     """
 
     flags: Array
@@ -154,7 +157,7 @@ def _view_geometry(
     rays, distance, metric = entry.get("ray_directions_cam"), entry.get("depth_along_ray"), entry["is_metric_scale"]
     if rays is None and distance is None and pose is None:
         return None
-    flags = np.zeros((len(metric), 5), bool)
+    flags = np.zeros((len(metric), len(MODALITIES)), bool)
     flags[:, 0] = rays is not None
     depth = depth_log_scale = rotation = translation = translation_log_scale = None
     if distance is not None:

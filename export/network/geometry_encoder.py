@@ -16,9 +16,6 @@ from torch import Tensor, nn
 from ..config import PATCH_SIZE, GeometryEncoderConfig
 from .transformer import layer_norm
 
-MODALITIES = ("ray_directions", "depth", "depth_scale", "pose", "pose_scale")
-"""Columns of the modality flags."""
-
 
 class ResidualConv(nn.Module):
     """Two 3 x 3 convolutions with GELU around a shortcut."""
@@ -105,8 +102,8 @@ class GeometryEncoders(nn.Module):
             rotation: (N, 4) quaternion xyzw relative to the reference view.
             translation: (N, 3) translation relative to the reference view, divided by its mean length over the views.
             translation_log_scale: (N, 1) natural log of that mean length, in metres.
-            modality_flags: (N, 5) 1 where the view has the modality, 0 where not; columns as in ``MODALITIES``.
-                Values of absent modalities are ignored; pass zeros.
+            modality_flags: (N, 5) 1 where the view has the modality, 0 where not; columns as in
+                ``runtime.views.MODALITIES``. Values of absent modalities are ignored; pass zeros.
 
         Returns:
             (N, h, w, E).

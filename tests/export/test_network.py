@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mapengine.export.network import MODALITIES
 from mapengine.export.network.dense_head import FusionBlock, dense_outputs
 from mapengine.export.network.geometry_encoder import DenseEncoder
 from mapengine.export.network.image_encoder import cubic_resize_matrix
 from mapengine.export.network.transformer import Attention
 from mapengine.export.reference import MapAnything
+from mapengine.runtime.views import MODALITIES
 
 from ..goldens import ATOL, DATA, read_views
 

@@ -15,9 +15,10 @@ from onnx import TensorProto, numpy_helper, shape_inference
 from mapengine.export.network.transformer import Attention
 from mapengine.export.onnx_export import export_stages
 from mapengine.export.reference import MapAnything
-from mapengine.export.stages import HEIGHT, STAGE_NAMES, WIDTH, make_stages
+from mapengine.export.stages import HEIGHT, WIDTH, make_stages
 from mapengine.runtime.backends import StageRunner, make_backend
 from mapengine.runtime.errors import ExportError
+from mapengine.runtime.manifest import STAGES
 from mapengine.runtime.pipeline import ChunkSizes, Pipeline
 from mapengine.runtime.resolution import RESOLUTION_TABLES
 from mapengine.runtime.views import prepare_views
@@ -57,7 +58,7 @@ def form(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def graphs(form: str, exported: Exported) -> dict[str, onnx.ModelProto]:
-    return {name: onnx.load(exported(form) / f"{name}.onnx") for name in STAGE_NAMES}
+    return {name: onnx.load(exported(form) / f"{name}.onnx") for name in STAGES}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def load() -> Callable[[Path], Pipeline]:
         if folder not in pipelines:
             backend = make_backend("onnxruntime", ["onnxruntime"], 1)
             stages: dict[str, StageRunner] = {
-                name: backend.load_stage(name, folder / f"{name}.onnx") for name in STAGE_NAMES
+                name: backend.load_stage(name, folder / f"{name}.onnx") for name in STAGES
             }
             pipelines[folder] = Pipeline(stages)
         return pipelines[folder]
@@ -111,7 +112,7 @@ def test_tensors_and_axes_are_those_of_the_contract(graphs: dict[str, onnx.Model
         ]
 
     stages = make_stages(tiny)
-    assert tuple(stages) == STAGE_NAMES
+    assert tuple(stages) == STAGES
     for name, stage in stages.items():
         graph = graphs[name].graph
         assert graph.name == name
@@ -151,7 +152,7 @@ def test_metadata_is_in_the_file(form: str, graphs: dict[str, onnx.ModelProto]) 
 def test_nothing_of_the_exporting_machine_is_in_the_file(form: str, exported: Exported) -> None:
     root = Path(__file__).parents[2]
     private = {str(root), str(Path.home()), torch.__path__[0], "site-packages", ".py", "pkg.torch", "fx_node", "File "}
-    for name in STAGE_NAMES:
+    for name in STAGES:
         contents = (exported(form) / f"{name}.onnx").read_bytes()
         assert [text for text in private if text.encode() in contents] == []
 
@@ -198,7 +199,7 @@ def test_integers_are_64_bit_and_everything_else_float32(graphs: dict[str, onnx.
 
 
 def test_matmul_form_keeps_to_the_operators_of_old_parsers(exported: Exported) -> None:
-    for name in STAGE_NAMES:
+    for name in STAGES:
         model = onnx.load(exported("matmul") / f"{name}.onnx")
         assert model.opset_import[0].version <= 20
         assert {node.op_type for node in model.graph.node} <= TENSORRT_10_3_OPERATORS
@@ -219,7 +220,7 @@ def test_matmul_form_keeps_to_the_operators_of_old_parsers(exported: Exported) -
 def test_attention_form_keeps_to_what_tensorrt_takes(exported: Exported) -> None:
     """TensorRT's parser reads Attention with four-dimensional inputs only: three-dimensional ones name their heads."""
     layers = 0
-    for name in STAGE_NAMES:
+    for name in STAGES:
         for node in onnx.load(exported("attention") / f"{name}.onnx").graph.node:
             if node.op_type == "Attention":
                 layers += 1
@@ -364,7 +365,7 @@ def test_v1_has_no_extra_tokens(exported: Exported) -> None:
     assert [value.name for value in aggregator.input] == ["features"]
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("count", "rows", "columns"), [(1, 1, 1), (1, 12, 37), (3, 5, 4)])
 def test_every_stage_alone_is_exact(
     stage: str, count: int, rows: int, columns: int, form: str, exported: Exported, tiny: MapAnything
