@@ -107,6 +107,7 @@ def build_engine(
             tools=_tool_versions(),
             model=_model_info(model, weights),
             precision=precision,
+            reduced_precision=None,
             quantization=None,
             attention=form,
             format="onnx",
@@ -138,7 +139,7 @@ def measure(engine: Engine, model: MapAnything) -> Parity:
             continue
         found[name] = engine.predict(views)
         reference[name] = model.predict(views, use_amp=False)
-    return measure_parity(found, reference)
+    return measure_parity(found, reference, engine.where)
 
 
 def make_profile(views: tuple[int, int, int], resolutions: str | Sequence[tuple[int, int]]) -> Profile:
@@ -250,7 +251,7 @@ def _stage_spec(stage: ExportedStage, writer: BundleWriter, profile: Profile) ->
         outputs=specs(stage.outputs),
         data=() if stage.data_path is None else (writer.record(stage.data_path.name),),
         opset=stage.opset,
-        profile={"views": profile.views} if stage.name == "aggregator" else {},
+        profiles=({"views": profile.views},) if stage.name == "aggregator" else (),
     )
 
 

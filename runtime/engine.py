@@ -87,9 +87,8 @@ class Engine(MultiViewInference):
         Raises:
             ParityError: an output is outside its tolerance.
         """
-        where = f"{self._backend.name} {self._backend.version} on {self._backend.device}"
-        found, expected = check_golden(self._bundle, self._pipeline, where)
-        return measure_parity({"golden": found}, {"golden": expected})
+        found, expected = check_golden(self._bundle, self._pipeline, self.where)
+        return measure_parity({"golden": found}, {"golden": expected}, self.where)
 
     @property
     def manifest(self) -> Manifest:
@@ -105,6 +104,11 @@ class Engine(MultiViewInference):
     def device(self) -> str:
         """Device in use."""
         return self._backend.device
+
+    @property
+    def where(self) -> str:
+        """Backend, its version and the device, for records and messages."""
+        return f"{self._backend.name} {self._backend.version} on {self._backend.device}"
 
     def __repr__(self) -> str:
         return f"Engine({self.manifest.model.id!r}, {self.manifest.precision}, {self.backend} on {self.device})"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .backend_info import BackendInfo
+from .build_record import Headroom, LayerRecord, ReducedPrecision
 from .errors import VersionError
 from .json_reader import Reader, encode_free, shorten
 from .parity_record import GeometryParity, OutputParity, Parity, Tolerance
@@ -19,19 +20,20 @@ from .profile import PATCH_SIZE, AnySize, Profile, Range
 
 __all__ = [
     "ATTENTIONS", "BACKENDS_BY_FORMAT", "DTYPES", "PATCH_SIZE", "PRECISIONS", "SCHEMA_VERSION", "STAGES",
-    "AnySize", "BackendInfo", "FileRecord", "GeometryParity", "Golden", "Manifest", "ModelInfo", "OutputParity",
-    "Parity", "Profile", "Quantization", "Range", "StageSpec", "TensorSpec", "Tolerance",
+    "AnySize", "BackendInfo", "FileRecord", "GeometryParity", "Golden", "Headroom", "LayerRecord", "Manifest",
+    "ModelInfo", "OutputParity", "Parity", "Profile", "Quantization", "Range", "ReducedPrecision", "StageSpec",
+    "TensorSpec", "Tolerance",
 ]  # fmt: skip
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STAGES = ("image_encoder", "geometry_encoder", "aggregator", "dense_head")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 ATTENTIONS = ("mha", "attention", "matmul")
 """Contrib MultiHeadAttention, the standard ONNX Attention, and MatMul-Softmax-MatMul."""
 BACKENDS_BY_FORMAT = {"onnx": ("onnxruntime", "openvino"), "plan": ("tensorrt", "tensorrt-rtx")}
 _TOP = (
-    "schema_version", "created_by", "tools", "model", "precision", "quantization", "attention", "format", "backends",
-    "profile", "stages", "golden", "parity",
+    "schema_version", "created_by", "tools", "model", "precision", "reduced_precision", "quantization", "attention", "format",
+    "backends", "profile", "stages", "golden", "parity",
 )  # fmt: skip
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int8", "uint8", "bool", "float8_e4m3fn")
 MAX_AXIS = 2**40
@@ -81,19 +83,27 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One graph: its file, external data, tensors, ONNX opset (None for a plan) and the ranges of its dynamic axes."""
+    """One graph: its file, external data, tensors and the ranges of its dynamic axes.
+
+    Attributes:
+        opset: of ONNX; None for a plan.
+        profiles: ranges per axis. A plan has one or more, each with every dynamic axis of its inputs; a request runs
+            in the first that covers it.
+        layers: what the plan's builder reported; None for ONNX.
+    """
 
     file: FileRecord
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     data: tuple[FileRecord, ...] = ()
     opset: int | None = None
-    profile: Mapping[str, Range] = field(default_factory=dict)
+    profiles: tuple[Mapping[str, Range], ...] = ()
+    layers: LayerRecord | None = None
 
     @classmethod
     def read(cls, reader: Reader) -> StageSpec:
         """Read one member of ``stages``."""
-        fields = reader.fields("file", "sha256", "bytes", "data", "inputs", "outputs", "opset", "profile")
+        fields = reader.fields("file", "sha256", "bytes", "data", "inputs", "outputs", "opset", "profiles", "layers")
         tensors: dict[str, tuple[TensorSpec, ...]] = {}
         names: set[str] = set()
         for side in ("inputs", "outputs"):
@@ -108,13 +118,16 @@ class StageSpec:
                 fields[side].fail("must name at least one tensor")
             tensors[side] = tuple(specs)
         axes = {axis for specs in tensors.values() for spec in specs for axis in spec.shape if isinstance(axis, str)}
-        profile = {name: Range.read(member, MAX_AXIS) for name, member in fields["profile"].members().items()}
-        for name in profile:
-            if name not in axes:
-                fields["profile"].fail(f"names the axis {shorten(name)}, which no tensor of the stage has")
+        profiles = []
+        for item in fields["profiles"].items():
+            profiles.append({name: Range.read(member, MAX_AXIS) for name, member in item.members().items()})
+            for name in profiles[-1]:
+                if name not in axes:
+                    item.fail(f"names the axis {shorten(name)}, which no tensor of the stage has")
+        layers = None if fields["layers"].is_null() else LayerRecord.read(fields["layers"])
         data = tuple(FileRecord.read(item.fields("file", "sha256", "bytes")) for item in fields["data"].items())
         opset = None if fields["opset"].is_null() else fields["opset"].integer(1, 1000)
-        return cls(FileRecord.read(fields), tensors["inputs"], tensors["outputs"], data, opset, profile)
+        return cls(FileRecord.read(fields), tensors["inputs"], tensors["outputs"], data, opset, tuple(profiles), layers)
 
     def to_json(self) -> dict[str, Any]:
         """Inverse of ``read``."""
@@ -124,7 +137,8 @@ class StageSpec:
             "inputs": [spec.to_json() for spec in self.inputs],
             "outputs": [spec.to_json() for spec in self.outputs],
             "opset": self.opset,
-            "profile": {axis: limits.to_json() for axis, limits in self.profile.items()},
+            "profiles": [{axis: limits.to_json() for axis, limits in profile.items()} for profile in self.profiles],
+            "layers": None if self.layers is None else self.layers.to_json(),
         }
 
 
@@ -225,6 +239,7 @@ class Manifest:
     Attributes:
         created_by: version of mapengine. tools: versions of the other tools (torch, onnx, python, ...).
         precision: one of ``PRECISIONS``; ``quantization`` is set exactly for int8 and fp8.
+        reduced_precision: what a build in less than float32 kept and found; None for fp32.
         attention: one of ``ATTENTIONS``.
         format: ``onnx`` (served by onnxruntime and openvino) or ``plan`` (served by one kind of TensorRT).
         stages: the four stages of ``STAGES``, in that order.
@@ -235,6 +250,7 @@ class Manifest:
     tools: Mapping[str, str]
     model: ModelInfo
     precision: str
+    reduced_precision: ReducedPrecision | None
     quantization: Quantization | None
     attention: str
     format: str
@@ -255,10 +271,12 @@ class Manifest:
         """
         top = Reader(document)
         version = top.members().get("schema_version")
-        if version is not None and version.integer(1) > SCHEMA_VERSION:
+        if version is not None and version.integer(1) != SCHEMA_VERSION:
+            newer = version.integer() > SCHEMA_VERSION
             raise VersionError(
-                f"manifest.json has schema version {version.integer()} and was made by a newer mapengine (this one "
-                f"reads {SCHEMA_VERSION}); upgrade mapengine or rebuild the bundle"
+                f"manifest.json has schema version {version.integer()} and was made by "
+                f"{'a newer' if newer else 'an older'} mapengine (this one reads {SCHEMA_VERSION}); "
+                f"{'upgrade mapengine or build' if newer else 'build'} the bundle again"
             )
         fields = top.fields(*_TOP)
         form = fields["format"].choice(BACKENDS_BY_FORMAT)
@@ -267,6 +285,9 @@ class Manifest:
             tools={name: member.text() for name, member in fields["tools"].members().items()},
             model=ModelInfo.read(fields["model"]),
             precision=fields["precision"].choice(PRECISIONS),
+            reduced_precision=(
+                None if fields["reduced_precision"].is_null() else ReducedPrecision.read(fields["reduced_precision"])
+            ),
             quantization=None if fields["quantization"].is_null() else Quantization.read(fields["quantization"]),
             attention=fields["attention"].choice(ATTENTIONS),
             format=form,
@@ -280,6 +301,8 @@ class Manifest:
             fields["quantization"].fail(
                 f"must be set for int8 and fp8, and null otherwise (it is {manifest.precision})"
             )
+        if (manifest.reduced_precision is None) != (manifest.precision == "fp32"):
+            fields["reduced_precision"].fail(f"must be null for fp32, and set otherwise (it is {manifest.precision})")
         seen: set[str] = set()
         for record in manifest.files():
             # Without regard to case, because so are the usual file systems of Windows and macOS.
@@ -296,6 +319,7 @@ class Manifest:
             "tools": dict(self.tools),
             "model": self.model.to_json(),
             "precision": self.precision,
+            "reduced_precision": self.reduced_precision.to_json() if self.reduced_precision else None,
             "quantization": self.quantization.to_json() if self.quantization else None,
             "attention": self.attention,
             "format": self.format,
@@ -327,8 +351,9 @@ def _read_stages(reader: Reader, form: str) -> dict[str, StageSpec]:
     stages = {name: StageSpec.read(members[name]) for name in STAGES}
     for name, stage in stages.items():
         axes = {axis for spec in stage.inputs for axis in spec.shape if isinstance(axis, str)}
-        if form == "plan" and not axes <= set(stage.profile):
-            members[name].fail("must give a range in its profile for every dynamic axis of its inputs")
+        free = {axis.rpartition("*")[2] for axis in axes}  # 14*patch_rows follows from the axis patch_rows
+        if form == "plan" and not (stage.profiles and all(free <= set(profile) for profile in stage.profiles)):
+            members[name].fail("must have profiles that give a range for every dynamic axis of its inputs")
     return stages
 
 

@@ -15,12 +15,15 @@ from .parity_record import GeometryParity, OutputParity, Parity
 Predictions = Sequence[Mapping[str, NDArray[Any]]]
 
 
-def measure_parity(found: Mapping[str, Predictions], reference: Mapping[str, Predictions]) -> Parity:
+def measure_parity(
+    found: Mapping[str, Predictions], reference: Mapping[str, Predictions], measured_with: str
+) -> Parity:
     """Compare predictions with a reference over several cases.
 
     Args:
         found: case name to predictions per view (:func:`.postprocess.forward_outputs`, unmasked).
         reference: the same cases, computed by the reference.
+        measured_with: what computed ``found``, for the record.
 
     Returns:
         For every floating output the largest absolute difference, and that difference over the largest magnitude of
@@ -51,7 +54,7 @@ def measure_parity(found: Mapping[str, Predictions], reference: Mapping[str, Pre
     if not geometry:
         raise InputError("there are no cases to compare")
     worst = {name: max(getattr(entry, name) for entry in geometry) for name in GeometryParity.__dataclass_fields__}
-    return Parity(tuple(reference), outputs, GeometryParity(**worst))
+    return Parity(tuple(reference), outputs, GeometryParity(**worst), measured_with)
 
 
 def _geometry(pairs: Sequence[tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]]) -> GeometryParity:

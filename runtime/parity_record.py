@@ -75,23 +75,29 @@ class GeometryParity:
 
 @dataclass(frozen=True)
 class Parity:
-    """Measured parity: over which cases, per output, and as geometry."""
+    """Measured parity: over which cases, per output, and as geometry.
+
+    ``measured_with`` says what computed the numbers, such as ``onnxruntime 1.32.0 on CPU: ...``. For a plan that was
+    built on a machine without its GPU that is the plan's graph in another backend.
+    """
 
     cases: tuple[str, ...]
     outputs: Mapping[str, OutputParity]
     geometry: GeometryParity
+    measured_with: str
 
     @classmethod
     def read(cls, reader: Reader) -> Parity:
-        """Read ``{"cases", "outputs", "geometry"}``."""
-        fields = reader.fields("cases", "outputs", "geometry")
+        """Read ``{"cases", "outputs", "geometry", "measured_with"}``."""
+        fields = reader.fields("cases", "outputs", "geometry", "measured_with")
         return cls(
             tuple(item.text() for item in fields["cases"].items()),
             {name: OutputParity.read(member) for name, member in fields["outputs"].members().items()},
             GeometryParity.read(fields["geometry"]),
+            fields["measured_with"].text(),
         )
 
     def to_json(self) -> dict[str, Any]:
         """Inverse of ``read``."""
         outputs = {name: parity.to_json() for name, parity in self.outputs.items()}
-        return {"cases": list(self.cases), "outputs": outputs, "geometry": self.geometry.to_json()}
+        return {"cases": list(self.cases), "outputs": outputs, "geometry": self.geometry.to_json(), "measured_with": self.measured_with}

@@ -49,7 +49,7 @@ def _make_manifest(record: Callable[[str], FileRecord]) -> Manifest:
             ),
             outputs=(TensorSpec("y", "float32", ("views", "patches", 48)), TensorSpec("scale", "float32", ())),
             opset=20,
-            profile={"views": Range(1, 4, 32)},
+            profiles=({"views": Range(1, 4, 32)},),
         )
         for name in STAGES
     }
@@ -68,6 +68,7 @@ def _make_manifest(record: Callable[[str], FileRecord]) -> Manifest:
             extra_tokens=1,
         ),
         precision="fp32",
+        reduced_precision=None,
         quantization=None,
         attention="mha",
         format="onnx",
@@ -75,7 +76,12 @@ def _make_manifest(record: Callable[[str], FileRecord]) -> Manifest:
         profile=Profile(Range(1, 4, 32), AnySize(14, 518), {"image_encoder": 4}),
         stages=stages,
         golden=Golden(record("golden.npz"), {"depth_z": Tolerance(1e-4, 1e-3)}),
-        parity=Parity(("image_2v",), {"depth_z": OutputParity(1e-6, 2e-6)}, GeometryParity(1e-6, 0.0, 1e-4, 1e-6, 0.0)),
+        parity=Parity(
+            ("image_2v",),
+            {"depth_z": OutputParity(1e-6, 2e-6)},
+            GeometryParity(1e-6, 0.0, 1e-4, 1e-6, 0.0),
+            "onnxruntime 1.32.0 on CPU",
+        ),
     )
 
 

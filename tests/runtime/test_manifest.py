@@ -18,7 +18,19 @@ from hypothesis import strategies as st
 from mapengine.runtime.backend_info import parse_version
 from mapengine.runtime.errors import BundleError, DeviceError, ImageSizeError, ManifestError, ProfileError, VersionError
 from mapengine.runtime.json_reader import parse_json
-from mapengine.runtime.manifest import AnySize, BackendInfo, Manifest, Profile, Quantization, Range, StageSpec
+from mapengine.runtime.manifest import (
+    SCHEMA_VERSION,
+    AnySize,
+    BackendInfo,
+    Headroom,
+    LayerRecord,
+    Manifest,
+    Profile,
+    Quantization,
+    Range,
+    ReducedPrecision,
+    StageSpec,
+)
 
 SHARED = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 DELETE = object()
@@ -46,12 +58,19 @@ def test_round_trip(manifest: Manifest) -> None:
 
 def test_round_trip_of_a_quantised_plan(manifest: Manifest) -> None:
     stages = {
-        name: replace(stage, opset=None, profile={a: Range(1, 4, 700) for a in ("views", "height", "width")}, data=())
+        name: replace(
+            stage,
+            opset=None,
+            profiles=tuple({a: Range(1, opt, 700) for a in ("views", "height", "width")} for opt in (4, 64)),
+            layers=LayerRecord(2, 1, ("blocks.1.attn",), {"Int8 x Int8 -> Half": 8}),
+            data=(),
+        )
         for name, stage in manifest.stages.items()
     }
     plan = replace(
         manifest,
         precision="int8",
+        reduced_precision=ReducedPrecision(("head: fc",), (Headroom("head", "fc/MatMul", 9000.0, 7.3),)),
         quantization=Quantization("entropy", "b" * 64, ("head.0", "head.1")),
         format="plan",
         attention="matmul",
@@ -131,7 +150,17 @@ def test_infinities_of_the_configuration_survive_strict_json(manifest: Manifest)
         ("stages.aggregator.inputs.1.name", "x", "stages.aggregator.inputs[1] repeats the tensor name 'x'"),
         ("stages.aggregator.outputs.0.name", "x", "stages.aggregator.outputs[0] repeats the tensor name 'x'"),
         ("stages.aggregator.outputs.0.dtype", "float", "stages.aggregator.outputs[0].dtype must be one of"),
-        ("stages.aggregator.profile.batch", {"min": 1, "opt": 1, "max": 1}, "stages.aggregator.profile names the axis"),
+        ("stages.aggregator.profiles.0.batch", {"min": 1, "opt": 1, "max": 1}, "aggregator.profiles[0] names the axis"),
+        ("stages.aggregator.profiles", {}, "stages.aggregator.profiles must be a list"),
+        ("stages.aggregator.layers", {}, "stages.aggregator.layers lacks the field"),
+        (
+            "stages.aggregator.layers",
+            {"attention": 2, "fused": 1, "unfused": [], "gemms": {}},
+            "stages.aggregator.layers.unfused must name the 1 attention blocks",
+        ),
+        ("reduced_precision", {"kept_layers": [], "headroom": []}, "reduced_precision must be null for fp32"),
+        ("precision", "fp16", "reduced_precision must be null for fp32, and set otherwise (it is fp16)"),
+        ("parity.measured_with", "", "parity.measured_with must be 1 to"),
         ("golden.tolerance", {}, "golden.tolerance must name at least one output"),
         ("golden.tolerance.depth_z.atol", -1e-3, "golden.tolerance.depth_z.atol must be a finite number"),
         ("golden.tolerance.depth_z.atol", math.inf, "golden.tolerance.depth_z.atol must be a finite number"),
@@ -147,16 +176,18 @@ def test_each_deviation_is_named(manifest: Manifest, path: str, value: object, w
     assert "\n" not in str(caught.value)
 
 
-def test_a_newer_schema_asks_for_an_upgrade_whatever_else_it_holds(manifest: Manifest) -> None:
-    with pytest.raises(VersionError, match=r"made by a newer mapengine.*upgrade mapengine or rebuild"):
-        Manifest.from_json({"schema_version": 2, "unheard_of": []})
+def test_another_schema_says_what_to_do_whatever_else_it_holds() -> None:
+    with pytest.raises(VersionError, match=r"made by a newer mapengine.*upgrade mapengine or build the bundle again"):
+        Manifest.from_json({"schema_version": SCHEMA_VERSION + 1, "unheard_of": []})
+    with pytest.raises(VersionError, match=r"made by an older mapengine.*; build the bundle again"):
+        Manifest.from_json({"schema_version": SCHEMA_VERSION - 1, "unheard_of": []})
 
 
 def test_a_plan_needs_a_range_for_every_dynamic_axis(manifest: Manifest) -> None:
     document = change(manifest.to_json(), "format", "plan")
     backend = BackendInfo("tensorrt", "10.3.0", "10.3", "10.3", ("8.7",))
     document["backends"] = [backend.to_json()]
-    with pytest.raises(ManifestError, match=r"stages.image_encoder must give a range in its profile"):
+    with pytest.raises(ManifestError, match=r"stages.image_encoder must have profiles that give a range"):
         Manifest.from_json(document)
 
 
