@@ -38,7 +38,7 @@ _FORMS: Mapping[str, tuple[AttentionForm, int]] = {
 
 _MAX_VIEWS = 65536
 _MAX_PATCHES = 4096
-_EMBED_LIMIT = 32 * 2**20  # weights below this stay inside the .onnx file
+EMBED_LIMIT = 32 * 2**20  # weights below this stay inside the .onnx file
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _export_stage(stage: Stage, folder: Path, opset: int, metadata: Mapping[str,
     model.graph.name = stage.name
     path = folder / f"{stage.name}.onnx"
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    data_path = path.with_suffix(".onnx.data") if weights > _EMBED_LIMIT else None
+    data_path = path.with_suffix(".onnx.data") if weights > EMBED_LIMIT else None
     ir.save(model, path, external_data=data_path.name if data_path else None)
     onnx.checker.check_model(str(path))
     return ExportedStage(stage.name, path, data_path, opset, stage.inputs, stage.outputs)

@@ -1,0 +1,129 @@
+"""Everything in which ``tensorrt`` 10.x, ``tensorrt`` 11.x and ``tensorrt_rtx`` differ, and what is missing to use them.
+
+Nothing here touches a TensorRT runtime before a driver with a GPU was found: without one TensorRT-RTX returns ``None``
+where an object is expected, and the lean runtime of TensorRT crashes the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import BackendUnavailableError, InputError
+from ..base import one_line
+
+_MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+_EXTRAS = {"tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}
+NAMES = tuple(_MODULES)
+"""Backend names, the one that is installed with one command first."""
+
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """An imported TensorRT library.
+
+    Attributes:
+        name: the backend's name. library: the Python module. version: of the library, such as ``10.13.3.9``.
+    """
+
+    name: str
+    library: Any
+    version: str
+
+    @property
+    def is_rtx(self) -> bool:
+        """TensorRT-RTX compiles ahead of time without a GPU, for a range of GPUs, and specialises kernels at run time.
+
+        TensorRT times kernels on the GPU that is there, and its plans are for that GPU.
+        """
+        return self.name == "tensorrt-rtx"
+
+    def create_network(self, builder: Any) -> Any:
+        """A network whose tensor types are those of the graph (the only kind that TensorRT 11 knows)."""
+        flag = getattr(self.library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        return builder.create_network(0 if flag is None else 1 << int(flag))
+
+    def create_context(self, engine: Any, runtime_cache: Any = None) -> Any:
+        """An execution context without memory of its own, or None where the library cannot make one.
+
+        The caller gives it memory with ``set_device_memory``, so that contexts that run one after the other share it.
+        """
+        strategy = self.library.ExecutionContextAllocationStrategy.USER_MANAGED
+        if runtime_cache is None:
+            return engine.create_execution_context(strategy)
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        config.set_runtime_cache(runtime_cache)
+        return engine.create_execution_context(config)
+
+    def create_runtime_cache(self, engine: Any) -> Any | None:
+        """The object that keeps kernels compiled at run time; None for TensorRT, which compiles at build time."""
+        return engine.create_runtime_config().create_runtime_cache() if self.is_rtx else None
+
+    def is_capturable(self, context: Any, stream: int) -> bool:
+        """Whether a launch of ``context`` may be captured into a CUDA graph now.
+
+        TensorRT-RTX compiles kernels lazily and says so; TensorRT can be captured after one plain launch.
+        """
+        return bool(context.is_stream_capturable(stream)) if hasattr(context, "is_stream_capturable") else True
+
+    def plan_problem(self, runtime: Any, plan: bytes) -> str | None:
+        """Why the library says that it cannot run a plan, from the plan's header; None where it does not say so."""
+        if not hasattr(runtime, "get_engine_validity"):
+            return None
+        validity, diagnostics = runtime.get_engine_validity(plan[: runtime.engine_header_size])
+        return f"diagnostics {diagnostics:#x}" if validity == self.library.EngineValidity.INVALID else None
+
+
+def is_installed(name: str) -> bool:
+    """Whether the Python package of a flavour is there; it is not imported."""
+    return importlib.util.find_spec(_MODULES[name]) is not None
+
+
+def load_flavour(name: str) -> Flavour:
+    """Import a TensorRT library.
+
+    Raises:
+        InputError: no such flavour.
+        BackendUnavailableError: the package is not installed, or is broken.
+    """
+    if name not in _MODULES:
+        raise InputError(f"unknown TensorRT flavour {name!r}; use {' or '.join(NAMES)}")
+    command = f"pip install 'mapengine[{_EXTRAS[name]}]'"
+    if not is_installed(name):
+        raise BackendUnavailableError(f"the backend {name} is not installed; run: {command}")
+    try:
+        library = importlib.import_module(_MODULES[name])
+    except Exception as error:  # a missing shared library raises OSError, RuntimeError or ImportError
+        raise BackendUnavailableError(
+            f"the backend {name} is installed but cannot be imported ({one_line(error)}); reinstall it: "
+            f"{command} --force-reinstall"
+        ) from error
+    return Flavour(name, library, str(library.__version__))
+
+
+@functools.cache
+def driver_problem() -> str | None:
+    """What is missing to use an NVIDIA GPU, as part of a sentence; None if there is one.
+
+    Asks the driver library alone (``cuInit``, ``cuDeviceGetCount``), so it is safe on any machine.
+    """
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return f"this machine has no NVIDIA driver ({name} is missing)"
+    status = driver.cuInit(0)
+    count = ctypes.c_int(0)
+    if status == 0:
+        status = driver.cuDeviceGetCount(ctypes.byref(count))
+    if status == _NO_DEVICE or (status == 0 and count.value == 0):
+        return "the NVIDIA driver finds no GPU"
+    return None if status == 0 else f"the NVIDIA driver cannot be used (CUDA error {status})"
