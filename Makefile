@@ -3,7 +3,7 @@
 PYTHON     ?= python3
 # Anything that pip accepts: another version, or a wheel of your platform (Jetson).
 TORCH      ?= torch==2.13.0
-EXTRAS     ?= cpu,openvino,export,viz,dev
+EXTRAS     ?= cpu,openvino,rtx,export,viz,dev
 
 MODEL      ?= preset:tiny
 PRECISION  ?= fp32
@@ -11,6 +11,7 @@ BACKEND    ?= onnxruntime
 VIEWS      ?= 1:4:32
 RESOLUTION ?= all
 ATTENTION  ?= auto
+TARGET     ?=
 REVISION   ?=
 OUT        ?= build/engine
 SAMPLES    ?= build/samples
@@ -42,8 +43,9 @@ $(STAMP): pyproject.toml
 
 engine: $(STAMP)  ## Export and build MODEL into the bundle OUT, check it, and write sample images to try it on
 	$(BIN)/mapengine build "$(MODEL)" "$(OUT)" --precision "$(PRECISION)" --backend "$(BACKEND)" --views "$(VIEWS)" \
-		--resolution "$(RESOLUTION)" --attention "$(ATTENTION)" $(if $(REVISION),--revision "$(REVISION)")
-	$(BIN)/mapengine verify "$(OUT)"
+		--resolution "$(RESOLUTION)" --attention "$(ATTENTION)" $(if $(REVISION),--revision "$(REVISION)") \
+		$(if $(TARGET),--target "$(TARGET)")
+	$(BIN)/mapengine verify "$(OUT)" $(if $(filter tensorrt%,$(BACKEND)),--device optional)
 	$(BIN)/mapengine samples "$(SAMPLES)"
 	@echo
 	@echo 'Try it: $(BIN)/mapengine run $(OUT) $(SAMPLES) --out scene.glb --preview scene.png'

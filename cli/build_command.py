@@ -3,41 +3,88 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import Steps
+from .console import Steps, say
 from .options import (
     Attention,
     AttentionOption,
     BackendName,
-    Model,
     Precision,
     Revision,
     import_export,
+    parse_bytes,
     parse_sizes,
     parse_views,
 )
-from .tables import show_parity
+from .tables import show_layers, show_parity, show_precision
+
+if TYPE_CHECKING:
+    from mapengine.runtime.manifest import Manifest
+
+_VIEWS, _RESOLUTION = "1:4:32", "all"
 
 
 def build(
-    model: Model,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A Hugging Face Hub id (facebook/map-anything-apache), a folder in upstream's format, a weight file "
+            "with config.json beside it, a preset with random weights (preset:tiny, preset:giant), or, for the "
+            "TensorRT backends, a bundle of ONNX stages that was built before.",
+        ),
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the bundle; an older bundle is replaced.")],
-    precision: Annotated[Precision, typer.Option(help="Number format of the engine.")] = Precision.fp32,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="Number format of the engine; fp32 if not given. bf16 is for TensorRT.", show_default=False),
+    ] = None,
     backend: Annotated[
-        BackendName, typer.Option(help="Backend that the build is checked with; the files serve both.")
+        BackendName,
+        typer.Option(
+            help="onnxruntime or openvino (the build is checked with it, the files serve both), tensorrt-rtx (plans "
+            "for RTX GPUs, compiled on any machine) or tensorrt (plans for the GPU of this machine)."
+        ),
     ] = BackendName.onnxruntime,
     views: Annotated[
-        str, typer.Option(metavar="FEWEST:USUAL:MOST", help="How many views one call may have.")
-    ] = "1:4:32",
+        str | None,
+        typer.Option(
+            metavar="FEWEST:USUAL:MOST",
+            help=f"How many views one call may have; {_VIEWS} if not given.",
+            show_default=False,
+        ),
+    ] = None,
     resolution: Annotated[
-        str,
-        typer.Option(metavar="all|WxH,...", help="Image sizes to serve: all (sides up to 518), or a list of sizes."),
-    ] = "all",
+        str | None,
+        typer.Option(
+            metavar="all|WxH,...",
+            help="Image sizes to serve: all (sides up to 518; the default), or a list of sizes.",
+            show_default=False,
+        ),
+    ] = None,
     attention: AttentionOption = Attention.auto,
     revision: Revision = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="sm_89,...",
+            help="GPUs to compile for, as compute capabilities (tensorrt-rtx only).",
+            show_default=False,
+        ),
+    ] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Most workspace of a TensorRT kernel, such as 4GiB.", show_default=False),
+    ] = None,
+    optimization_level: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=5, metavar="0..5", help="How long TensorRT searches for fast kernels.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Build an engine bundle from MODEL, and check it.
 
@@ -47,25 +94,58 @@ def build(
     Example:
       mapengine build facebook/map-anything-apache build/engine --views 1:8:64
       mapengine build preset:tiny build/engine --resolution 518x392,392x518
+      mapengine build preset:tiny build/engine --backend tensorrt-rtx --precision fp16
+      mapengine build build/onnx build/engine --backend tensorrt
     """
     from mapengine.runtime.bundle import files_of_old_bundle
 
-    counts, sizes = parse_views(views, "--views"), parse_sizes(resolution, "--resolution")
-    package = import_export()
+    counts = parse_views(_VIEWS if views is None else views, "--views")
+    sizes = parse_sizes(_RESOLUTION if resolution is None else resolution, "--resolution")
+    limit = None if memory_limit is None else parse_bytes(memory_limit, "--memory-limit")
+    options = import_export("build_options")
     files_of_old_bundle(out)  # refused before a model is loaded
+    settings = options.PlanSettings(
+        tuple(part.strip() for part in target.split(",")) if target else (), limit, optimization_level
+    )
     with Steps() as step:
-        step(f"loading {model}")
-        network = package.load_model(model, revision)
-        manifest = package.build_engine(
-            network,
-            out,
-            precision=precision.value,
-            backend=backend.value,
-            views=counts,
-            resolutions=sizes,
-            attention=attention.value,
-            progress=step,
-        )
-    print(f"\nParity of {backend.value} with PyTorch, float32:\n")
-    show_parity(manifest.parity)
+        if (Path(model) / "manifest.json").is_file():
+            fixed = {"--precision": precision, "--views": views, "--resolution": resolution, "--revision": revision}
+            _refuse({**fixed, "--attention": None if attention is Attention.auto else attention}, model)
+            manifest = import_export("plan_bundle").compile_engine(
+                model, out, backend=backend.value, settings=settings, progress=step, fraction=step.part
+            )
+        else:
+            builder = import_export("build")
+            step(f"loading {model}")
+            network = import_export("reference").load_model(model, revision)
+            manifest = builder.build_engine(
+                network,
+                out,
+                precision=(precision or Precision.fp32).value,
+                backend=backend.value,
+                views=counts,
+                resolutions=sizes,
+                attention=attention.value,
+                settings=settings,
+                progress=step,
+                fraction=step.part,
+            )
+    _show(manifest)
     print(f"Built {manifest.model.id} ({manifest.precision}) in {out}")
+
+
+def _refuse(options: dict[str, object], bundle: str) -> None:
+    """Options that the source bundle has decided already."""
+    for name, value in options.items():
+        if value is not None:
+            raise typer.BadParameter(f"{bundle} is a bundle, which has its own; leave it out", param_hint=name)
+
+
+def _show(manifest: Manifest) -> None:
+    print()
+    if manifest.format == "plan":
+        show_layers(manifest)
+    show_precision(manifest)
+    if manifest.parity is not None:
+        say(f"Parity with PyTorch in float32, of {manifest.parity.measured_with}:\n")
+        show_parity(manifest.parity)

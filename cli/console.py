@@ -88,11 +88,12 @@ class Steps:
         self._step = ""
         self._start = 0.0
         self._silent = False
+        self._quarter = 0
 
     def __call__(self, step: str) -> None:
         """End the step that runs and begin the next."""
         self._end()
-        self._step, self._start, self._silent = step, time.perf_counter(), False
+        self._step, self._start, self._silent, self._quarter = step, time.perf_counter(), False, 0
         if not self._console.is_terminal:
             self._console.print(step, soft_wrap=True)
             return
@@ -100,6 +101,16 @@ class Steps:
             self._status = self._console.status(step)
             self._status.start()
         self._status.update(step)
+
+    def part(self, fraction: float, phase: str) -> None:
+        """Show how much of the step that runs is done (0 to 1), and what it is doing; in a log at every quarter."""
+        if self._status is not None:
+            self._status.update(f"{self._step}: {fraction:.0%}  {phase}")
+            return
+        quarter = int(4 * fraction)
+        if quarter > self._quarter:
+            self._quarter = quarter
+            self._console.print(f"{self._step}: {fraction:.0%}", soft_wrap=True)
 
     def start_silently(self, step: str) -> None:
         """Measure a step that something else shows."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .console import Steps
-from .options import Attention, AttentionOption, Model, Revision, import_export
+from .options import Attention, AttentionOption, Model, Precision, Revision, import_export
 from .tables import StageRow, show_stages
 
 
@@ -18,6 +18,9 @@ def export(
         Path, typer.Argument(metavar="OUT", help="Folder for the ONNX files; new, empty or an older export.")
     ],
     attention: AttentionOption = Attention.auto,
+    precision: Annotated[
+        Precision, typer.Option(help="Number format that is written into the graphs.")
+    ] = Precision.fp32,
     revision: Revision = None,
 ) -> None:
     """Write MODEL as four ONNX files, one per stage.
@@ -27,36 +30,41 @@ def export(
 
     \b
     Example:
-      mapengine export preset:tiny build/onnx --attention matmul
+      mapengine export preset:tiny build/onnx --attention matmul --precision fp16
     """
     from mapengine.runtime.files import atomic_folder
     from mapengine.runtime.manifest import STAGES
 
     known = {f"{stage}.onnx{suffix}" for stage in STAGES for suffix in ("", ".data")}
     _check_folder(out, known)
-    package = import_export()
+    writer = import_export("onnx_bundle")
     with Steps() as step:
         step(f"loading {model}")
-        network = package.load_model(model, revision)
+        network = import_export("reference").load_model(model, revision)
         with atomic_folder(out, stale=known) as folder:
-            stages = package.export_stages(
+            stages = writer.write_graphs(
                 network,
                 folder,
+                precision=precision.value,
                 attention="mha" if attention is Attention.auto else attention.value,
-                metadata=package.build.model_metadata(network, network.weights_hash()),
-                progress=lambda name: step(f"exporting {name}"),
-            )
+                origin=writer.model_metadata(network, network.weights_hash()),
+                report=step,
+            ).stages
+
+    def axes(tensors: Any) -> tuple[tuple[str, tuple[int | str, ...]], ...]:
+        return tuple((tensor.name, getattr(tensor, "axes", None) or tensor.shape) for tensor in tensors)
+
     show_stages(
         StageRow(
             stage.name,
             tuple((path.name, (out / path.name).stat().st_size) for path in (stage.path, stage.data_path) if path),
             stage.opset,
-            tuple((tensor.name, tensor.axes) for tensor in stage.inputs),
-            tuple((tensor.name, tensor.axes) for tensor in stage.outputs),
+            axes(stage.inputs),
+            axes(stage.outputs),
         )
         for stage in stages
     )
-    print(f"Exported {network.model_id} to {out}")
+    print(f"Exported {network.model_id} ({precision.value}) to {out}")
 
 
 def _check_folder(out: Path, known: set[str]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import megabytes, one_line, show_facts
-from .tables import manifest_rows, show_parity, show_stages
+from .tables import manifest_rows, show_layers, show_parity, show_precision, show_stages
 
 if TYPE_CHECKING:
     from mapengine.runtime.manifest import Manifest
@@ -49,10 +49,12 @@ def info(
         return
     show_facts(_bundle_facts(bundle, manifest))
     show_stages(manifest_rows(manifest))
+    show_layers(manifest)
+    show_precision(manifest)
     if manifest.parity is None:
         print("Parity with PyTorch was not measured.")
     else:
-        print("Parity with PyTorch, measured at the build:\n")
+        print(f"Parity with PyTorch in float32, measured at the build with {manifest.parity.measured_with}:\n")
         show_parity(manifest.parity)
 
 

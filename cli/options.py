@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from enum import Enum
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-_EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "huggingface_hub")
+_WITHOUT_TORCH = ("build_options", "plan_bundle")
+_EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "huggingface_hub", "ml_dtypes")
 
 
 class BackendName(str, Enum):
@@ -18,6 +20,8 @@ class BackendName(str, Enum):
 
     onnxruntime = "onnxruntime"
     openvino = "openvino"
+    tensorrt_rtx = "tensorrt-rtx"
+    tensorrt = "tensorrt"
 
 
 class RunBackend(str, Enum):
@@ -26,6 +30,8 @@ class RunBackend(str, Enum):
     auto = "auto"
     onnxruntime = "onnxruntime"
     openvino = "openvino"
+    tensorrt_rtx = "tensorrt-rtx"
+    tensorrt = "tensorrt"
 
 
 class VerifyBackend(str, Enum):
@@ -35,12 +41,16 @@ class VerifyBackend(str, Enum):
     auto = "auto"
     onnxruntime = "onnxruntime"
     openvino = "openvino"
+    tensorrt_rtx = "tensorrt-rtx"
+    tensorrt = "tensorrt"
 
 
 class Precision(str, Enum):
     """The precisions that this version builds."""
 
     fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
 
 
 class Attention(str, Enum):
@@ -65,7 +75,8 @@ AttentionOption = Annotated[
     Attention,
     typer.Option(
         help="How attention is written: mha (ONNX Runtime, OpenVINO, TensorRT-RTX), attention (TensorRT 10.14 and "
-        "later), matmul (older parsers, such as JetPack's TensorRT 10.3); auto is mha."
+        "later), matmul (older parsers, such as JetPack's TensorRT 10.3); auto is what the backend fuses (mha for a "
+        "plain export)."
     ),
 ]
 Revision = Annotated[
@@ -118,21 +129,35 @@ def parse_views(text: str, option: str) -> tuple[int, int, int]:
     return low, usual, high
 
 
-def import_export() -> ModuleType:
-    """The package ``mapengine.export``.
+def parse_bytes(text: str, option: str) -> int:
+    """``4GiB``, ``512MiB`` or a plain number of bytes.
+
+    Raises:
+        typer.BadParameter: not of that form, or zero.
+    """
+    match = re.fullmatch(r"(\d{1,12})\s*(GiB|MiB|KiB|GB|MB|kB|B)?", text.strip())
+    units = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "GB": 10**9, "MB": 10**6, "kB": 10**3}
+    size = int(match[1]) * units.get(match[2] or "", 1) if match else 0
+    if not size:
+        raise typer.BadParameter(f"{text!r} is not a size in bytes, such as 4GiB or 512MiB", param_hint=option)
+    return size
+
+
+def import_export(module: str) -> ModuleType:
+    """A module of ``mapengine.export``.
 
     Raises:
         BackendUnavailableError: a package that it needs is not installed.
     """
     try:
-        import mapengine.export as package
+        return importlib.import_module(f"mapengine.export.{module}")
     except ImportError as error:
         from mapengine.runtime.errors import BackendUnavailableError
 
         name = (error.name or "").partition(".")[0]
         if name not in _EXPORT_PACKAGES:
             raise
+        extra = "compile" if module in _WITHOUT_TORCH else "export"
         raise BackendUnavailableError(
-            f"this command needs {name}, which is not installed; run: pip install 'mapengine[export]'"
+            f"this command needs {name}, which is not installed; run: pip install 'mapengine[{extra}]'"
         ) from error
-    return package

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from .console import megabytes, say, show_table
 
 if TYPE_CHECKING:
+    from mapengine.export.layer_comparison import LayerComparison
     from mapengine.runtime.manifest import Manifest
     from mapengine.runtime.parity_record import Parity
 
@@ -68,6 +69,37 @@ def show_stages(stages: Iterable[StageRow]) -> None:
     )
 
 
+def show_layers(manifest: Manifest) -> None:
+    """What the plans are made of: fused attention, and the precisions of matrix products and convolutions."""
+    rows = []
+    for name, stage in manifest.stages.items():
+        if stage.layers is None:
+            continue
+        fused = f"{stage.layers.fused} of {stage.layers.attention}" if stage.layers.attention else "-"
+        gemms = sorted(stage.layers.gemms.items(), key=lambda entry: -entry[1])
+        rows.append((name, fused, "\n".join(f"{count} x {types}" for types, count in gemms)))
+    if rows:
+        show_table(("stage", "attention fused", "matrix products and convolutions"), rows, right=("attention fused",))
+    for name, stage in manifest.stages.items():
+        if stage.layers is not None and stage.layers.unfused:
+            say(f"Not fused in {name}: {', '.join(stage.layers.unfused)}")
+
+
+def show_precision(manifest: Manifest) -> None:
+    """What the measured magnitudes kept in float32, and how near the rest comes to FP16's limit."""
+    reduced = manifest.reduced_precision
+    if reduced is None:
+        return
+    if reduced.kept_layers:
+        say(f"Kept in float32, because their values come near FP16's limit: {', '.join(reduced.kept_layers)}\n")
+    if reduced.headroom:
+        show_table(
+            ("stage", "least room in FP16", "largest value", "fits"),
+            [(h.stage, h.tensor, f"{h.largest:.4g}", f"{h.factor:.3g} times") for h in reduced.headroom],
+            right=("largest value", "fits"),
+        )
+
+
 def show_parity(parity: Parity) -> None:
     """Differences from the reference: per output, as geometry, and over which cases."""
     show_table(
@@ -85,3 +117,21 @@ def show_parity(parity: Parity) -> None:
     }
     show_table(list(columns), [[f"{value:.1e}" for value in columns.values()]], right=list(columns))
     say(f"cases: {'; '.join(parity.cases)}\n")
+
+
+def show_divergence(comparison: LayerComparison) -> None:
+    """The first layer that is outside the tolerance, and the layers that differ most."""
+    say(f"{len(comparison.layers)} layers of {comparison.compared} against float32, largest relative differences:\n")
+    show_table(
+        ("stage", "layer", "max abs", "max rel"),
+        [(d.stage, d.layer, f"{d.max_abs:.1e}", f"{d.max_rel:.1e}") for d in comparison.worst()],
+        right=("max abs", "max rel"),
+    )
+    first = comparison.first
+    if first is None:
+        say(f"No layer differs by more than {comparison.tolerance:.0e} of its largest value.\n")
+    else:
+        say(
+            f"First layer that differs by more than {comparison.tolerance:.0e} of its largest value: {first.layer} in "
+            f"{first.stage}, by {first.max_rel:.1e}.\n"
+        )

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .console import Steps, problem, say
 from .options import BundleArgument, Revision, Threads, VerifyBackend, import_export
-from .tables import show_parity
+from .tables import show_divergence, show_layers, show_parity, show_precision
 
 if TYPE_CHECKING:
     from mapengine.runtime.manifest import Manifest
     from mapengine.runtime.parity_record import Parity
 
 
+class Device(str, Enum):
+    """What to do where the device of a bundle is missing."""
+
+    required = "required"
+    optional = "optional"
+
+
 def verify(
     bundle: BundleArgument,
     backend: Annotated[
-        VerifyBackend, typer.Option(help="Backend to check: all that are installed, auto (the fastest), or one.")
+        VerifyBackend, typer.Option(help="Backend to check: all that are usable, auto (the fastest), or one.")
     ] = VerifyBackend.all,
     model: Annotated[
         str | None,
@@ -31,51 +39,92 @@ def verify(
     ] = None,
     revision: Revision = None,
     threads: Threads = None,
+    device: Annotated[
+        Device,
+        typer.Option(help="optional: where the GPU of a bundle is missing, check only what can be checked without it."),
+    ] = Device.required,
+    layers: Annotated[
+        bool,
+        typer.Option("--layers", help="With --model: find the first layer whose output differs from float32."),
+    ] = False,
 ) -> None:
     """Check that BUNDLE gives right results here.
 
-    Its files are compared with their hashes, and its results with the reference outputs inside it.
+    Its files are compared with their hashes, and its results with the reference outputs inside it. Of TensorRT plans it
+    shows which attention is fused and what precision every matrix product runs in.
 
     \b
     Example:
       mapengine verify build/engine
       mapengine verify build/engine --model preset:tiny --backend openvino
+      mapengine verify build/engine --model preset:tiny --layers
     """
     from mapengine.runtime.bundle import Bundle
-    from mapengine.runtime.errors import CheckpointError, ParityError
+    from mapengine.runtime.errors import BackendUnavailableError, ParityError
 
-    if revision is not None and model is None:
-        raise typer.BadParameter("it belongs to --model, which is not given", param_hint="--revision")
-    package = import_export() if model is not None else None
+    for option, given in (("--revision", revision is not None), ("--layers", layers)):
+        if given and model is None:
+            raise typer.BadParameter("it belongs to --model, which is not given", param_hint=option)
+    package = import_export("onnx_bundle") if model is not None else None
     failures: list[ParityError] = []
+    missing: BackendUnavailableError | None = None
+    measured = []
     with Steps() as step:
         step("checking the files")
-        manifest = Bundle.open(bundle).manifest
+        opened = Bundle.open(bundle)
+        manifest = opened.manifest
         names = _backends(backend, manifest)
         reference = None
         if package is not None:
             step(f"loading {model}")
-            reference = package.load_model(model, revision)
-            if reference.weights_hash() != manifest.model.weights_sha256:
-                raise CheckpointError(
-                    f"{model} is not the model of this bundle: its weights have another hash; give the one that the "
-                    f"bundle was built from ({manifest.model.id})"
-                )
-        measured = []
+            reference = _reference(model, revision, manifest)
         for name in names:
             try:
                 measured += _measure(bundle, name, threads, step, reference)
             except ParityError as error:
                 failures.append(error)
+            except BackendUnavailableError as error:
+                if device is Device.required:
+                    raise
+                missing = error
+        divergence = None
+        if layers:
+            step("comparing layer by layer")
+            divergence = import_export("layer_comparison").compare_layers(opened, reference, progress=step)
     print()
+    show_layers(manifest)
+    show_precision(manifest)
     for title, parity in measured:
         say(f"{title}:\n")
         show_parity(parity)
+    if divergence is not None:
+        show_divergence(divergence)
     for failure in failures[:-1]:
         problem("Error", str(failure))
     if failures:
         raise failures[-1]
+    if missing is not None:
+        say(f"Not run: {missing}")
+        print(f"Verified the files of {bundle}; its results were not checked on this machine")
+        return
     print(f"Verified {bundle}: inside its tolerances with {' and '.join(names)}")
+
+
+def _reference(model: str | None, revision: str | None, manifest: Manifest) -> Any:
+    """The PyTorch model of the bundle.
+
+    Raises:
+        CheckpointError: it is another model.
+    """
+    from mapengine.runtime.errors import CheckpointError
+
+    reference = import_export("reference").load_model(model, revision)
+    if reference.weights_hash() != manifest.model.weights_sha256:
+        raise CheckpointError(
+            f"{model} is not the model of this bundle: its weights have another hash; give the one that the "
+            f"bundle was built from ({manifest.model.id})"
+        )
+    return reference
 
 
 def _backends(choice: VerifyBackend, manifest: Manifest) -> list[str]:
@@ -87,9 +136,7 @@ def _backends(choice: VerifyBackend, manifest: Manifest) -> list[str]:
     return names if choice is VerifyBackend.all and names else ["auto" if not names else choice.value]
 
 
-def _measure(
-    bundle: Path, name: str, threads: int | None, step: Steps, reference: object | None
-) -> list[tuple[str, Parity]]:
+def _measure(bundle: Path, name: str, threads: int | None, step: Steps, reference: Any) -> list[tuple[str, Parity]]:
     """The golden check, and the comparison with PyTorch where there is a reference.
 
     Raises:
@@ -105,7 +152,7 @@ def _measure(
     results = [(f"Golden check, {where}", engine.verify())]
     if reference is not None:
         step(f"comparing {engine.backend} with PyTorch")
-        parity = import_export().build.measure(engine, reference)
+        parity = import_export("onnx_bundle").measure(engine, reference)
         for output, tolerance in engine.manifest.golden.tolerance.items():
             # The tolerance's relative part refers to the largest value of an output, as max_rel does.
             if not parity.outputs[output].max_rel <= tolerance.rtol:

@@ -4,10 +4,39 @@ from mapengine.export import load_model, build_engine
 
 model = load_model("preset:tiny")
 build_engine(model, "build/engine")
+
+The parts that compile a finished ONNX bundle into TensorRT plans (:mod:`.plan_bundle`) work without PyTorch, so nothing
+is imported before it is used.
 """
 
-from .build import build_engine
-from .onnx_export import export_stages
-from .reference import MapAnything, load_model
+from __future__ import annotations
 
-__all__ = ["MapAnything", "build_engine", "export_stages", "load_model"]
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .build import build_engine
+    from .onnx_export import export_stages
+    from .plan_bundle import compile_engine
+    from .reference import MapAnything, load_model
+
+__all__ = ["MapAnything", "build_engine", "compile_engine", "export_stages", "load_model"]
+
+_HOMES = {
+    "MapAnything": "reference",
+    "build_engine": "build",
+    "compile_engine": "plan_bundle",
+    "export_stages": "onnx_export",
+    "load_model": "reference",
+}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

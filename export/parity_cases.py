@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mapengine.runtime import preprocess_inputs
+from mapengine.runtime.profile import Range
 from mapengine.runtime.samples import sample_views
 
 Views = list[dict[str, Any]]
@@ -38,9 +39,14 @@ def _views(size: tuple[int, int], given: Iterable[str], data_norm_type: str, met
     return preprocess_inputs(raw, resize_mode="fixed_size", size=size, norm_type=data_norm_type)
 
 
-def golden_views(data_norm_type: str) -> Views:
-    """Three views that together use every modality; the last one has its image only."""
-    return _views(GOLDEN_SIZE, ("kp", "kdp", ""), data_norm_type)
+def golden_views(data_norm_type: str, size: tuple[int, int] = GOLDEN_SIZE, counts: Range | None = None) -> Views:
+    """Three views, or as near to three as ``counts`` allows, that together use every modality.
+
+    The last of three or more has its image only; ``size`` is (width, height) in pixels.
+    """
+    views = 3 if counts is None else min(max(3, counts.min), counts.max)
+    given = {1: ("kdp",), 2: ("kp", "kdp")}.get(views) or itertools.islice(itertools.cycle(("kp", "kdp", "")), views)
+    return _views(size, given, data_norm_type)
 
 
 _LARGE_CASES = ("image, 1 view", "mixed")

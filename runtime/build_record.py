@@ -1,4 +1,4 @@
-"""What a build found out about an engine: the layers that its plan is made of, and how close its numbers come to FP16."""
+"""What a build found out: the layers that a plan is made of, and how close its numbers come to FP16's limit."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from .inputs import raw_views
 from .manifest import Manifest
 from .parity import measure_parity
 from .parity_record import Parity
-from .pipeline import ChunkSizes, Pipeline
+from .pipeline import ChunkSizes, StagePipeline
 from .preprocess import preprocess_inputs
 from .profile import PATCH_SIZE, Profile, rounded_to_patches
 from .scene import Scene
@@ -32,7 +32,7 @@ from .views import PreparedViews
 class Engine(MultiViewInference):
     """MapAnything without PyTorch. Threads may share one engine; it keeps nothing of a call."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, pipeline: Pipeline) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, pipeline: StagePipeline) -> None:
         """Use :meth:`load`."""
         self._bundle = bundle
         self._backend = backend
@@ -55,14 +55,15 @@ class Engine(MultiViewInference):
 
         Args:
             path: folder of the bundle.
-            backend: ``"auto"`` (the fastest that is installed), ``"onnxruntime"`` or ``"openvino"``.
-            threads: processor threads, by default all that this process may use.
+            backend: ``"auto"`` (the fastest that is installed), ``"onnxruntime"``, ``"openvino"``, ``"tensorrt"`` or
+                ``"tensorrt-rtx"``; the bundle must be for it.
+            threads: processor threads of a CPU backend, by default all that this process may use.
             verify: ``False`` skips hashing the files and the golden check, for a bundle that nobody else can write.
 
         Raises:
             InputError: an unknown backend or number of threads.
             BundleError: the folder is no intact bundle for this backend and device; the subclass says which.
-            BackendUnavailableError: the backend is not installed.
+            BackendUnavailableError: the backend is not installed, or its GPU is not there.
             ParityError: the golden check failed.
         """
         if not isinstance(path, str | os.PathLike):
@@ -73,8 +74,7 @@ class Engine(MultiViewInference):
         info = manifest.backend(library.name)
         info.check_version(library.version)
         info.check_device(library.compute_capability)
-        stages = {name: library.load_stage(name, bundle.stage_path(name)) for name in manifest.stages}
-        pipeline = Pipeline(stages, ChunkSizes(**manifest.profile.chunks))
+        pipeline = library.open_pipeline(bundle, ChunkSizes(**manifest.profile.chunks))
         identity = (bundle.digest, library.name, library.version, library.device)
         if verify and not is_verified(*identity):
             check_golden(bundle, pipeline, f"{library.name} {library.version} on {library.device}")

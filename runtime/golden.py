@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .bundle import Bundle
 from .errors import IntegrityError, ParityError
 from .parity_record import Tolerance
-from .pipeline import Pipeline
+from .pipeline import StagePipeline
 from .views import prepare_views
 
 Arrays = dict[str, NDArray[Any]]
@@ -49,7 +49,7 @@ def unpack(arrays: Mapping[str, NDArray[Any]]) -> tuple[list[Arrays], list[Array
     return tuple([entries[i] for i in range(count)] for entries in sides.values())  # type: ignore[return-value]
 
 
-def run_golden(bundle: Bundle, pipeline: Pipeline) -> tuple[list[Arrays], list[Arrays]]:
+def run_golden(bundle: Bundle, pipeline: StagePipeline) -> tuple[list[Arrays], list[Arrays]]:
     """Run the golden input: predictions per view of the pipeline, and those of the reference.
 
     Raises:
@@ -66,7 +66,7 @@ def run_golden(bundle: Bundle, pipeline: Pipeline) -> tuple[list[Arrays], list[A
     return found, expected
 
 
-def check_golden(bundle: Bundle, pipeline: Pipeline, where: str) -> tuple[list[Arrays], list[Arrays]]:
+def check_golden(bundle: Bundle, pipeline: StagePipeline, where: str) -> tuple[list[Arrays], list[Arrays]]:
     """Run the golden input, compare every output with the reference, and return both.
 
     Args:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from .backend_info import BackendInfo
@@ -32,8 +32,8 @@ ATTENTIONS = ("mha", "attention", "matmul")
 """Contrib MultiHeadAttention, the standard ONNX Attention, and MatMul-Softmax-MatMul."""
 BACKENDS_BY_FORMAT = {"onnx": ("onnxruntime", "openvino"), "plan": ("tensorrt", "tensorrt-rtx")}
 _TOP = (
-    "schema_version", "created_by", "tools", "model", "precision", "reduced_precision", "quantization", "attention", "format",
-    "backends", "profile", "stages", "golden", "parity",
+    "schema_version", "created_by", "tools", "model", "precision", "reduced_precision", "quantization", "attention",
+    "format", "backends", "profile", "stages", "golden", "parity",
 )  # fmt: skip
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int8", "uint8", "bool", "float8_e4m3fn")
 MAX_AXIS = 2**40

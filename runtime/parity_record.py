@@ -100,4 +100,9 @@ class Parity:
     def to_json(self) -> dict[str, Any]:
         """Inverse of ``read``."""
         outputs = {name: parity.to_json() for name, parity in self.outputs.items()}
-        return {"cases": list(self.cases), "outputs": outputs, "geometry": self.geometry.to_json(), "measured_with": self.measured_with}
+        return {
+            "cases": list(self.cases),
+            "outputs": outputs,
+            "geometry": self.geometry.to_json(),
+            "measured_with": self.measured_with,
+        }

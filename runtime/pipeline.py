@@ -7,8 +7,8 @@ The numbers do not depend on the chunk sizes beyond float32 rounding. Arrays are
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,23 @@ class ChunkSizes:
     image_encoder: int = 1
     geometry_encoder: int = 1
     dense_head: int = 1
+
+    def to_json(self) -> dict[str, int]:
+        """Views per call, keyed by stage."""
+        return asdict(self)
+
+
+class StagePipeline(Protocol):
+    """The loaded stages of a bundle. Threads may share one."""
+
+    chunks: ChunkSizes
+    """Views per call of each stage, where a call does not say otherwise."""
+
+    def forward(
+        self, prepared: PreparedViews, chunks: ChunkSizes | None = None, progress: Progress | None = None
+    ) -> list[dict[str, Array]]:
+        """See :meth:`Pipeline.forward`."""
+        ...
 
 
 class Pipeline:
@@ -71,7 +88,7 @@ class Pipeline:
         views, batch = len(prepared.images), prepared.batch
         features: Array | None = None
         extra: Array | None = None
-        for start, stop in _ranges(views, chunk):
+        for start, stop in chunk_ranges(0, views, chunk):
             images = np.concatenate(prepared.images[start:stop]).astype(np.float32, copy=False)
             outputs = self._stages["image_encoder"].run({"images": images})
             features = _store(features, outputs["patch_features"], views * batch, start * batch)
@@ -85,7 +102,7 @@ class Pipeline:
         """Add geometry features in place; views without geometry cost nothing."""
         given = [(i, g) for i, g in enumerate(prepared.geometry) if g is not None and g.has_any]
         batch = prepared.batch
-        for start, stop in _ranges(len(given), chunk):
+        for start, stop in chunk_ranges(0, len(given), chunk):
             part = given[start:stop]
             inputs = geometry_inputs([g for _, g in part], batch, prepared.height, prepared.width)
             added = self._stages["geometry_encoder"].run(inputs)["geometry_features"]
@@ -104,7 +121,7 @@ class Pipeline:
     ) -> Iterator[dict[str, Array]]:
         """Raw head outputs of one view after the other, each with leading dimension B."""
         names = [f"view_features_{i}" for i in range(4)]
-        for start, stop in _ranges(views, chunk):
+        for start, stop in chunk_ranges(0, views, chunk):
             inputs = {}
             for name in names:
                 stacked = np.stack([outputs[name][start:stop] for outputs in per_sample], axis=1)  # (n, B, h, w, C)
@@ -144,9 +161,9 @@ def geometry_inputs(
     return inputs
 
 
-def _ranges(count: int, chunk: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, count, chunk):
-        yield start, min(start + chunk, count)
+def chunk_ranges(start: int, stop: int, chunk: int) -> list[tuple[int, int]]:
+    """Stretches of at most ``chunk`` from ``start`` to ``stop``, as (start, stop)."""
+    return [(first, min(first + chunk, stop)) for first in range(start, stop, chunk)]
 
 
 def _store(buffer: Array | None, part: Array, total: int, start: int) -> Array:

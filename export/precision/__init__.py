@@ -1,5 +1,8 @@
-"""Reduced precision: which parts run in 16 bit, and graphs that say so."""
+"""Float16 and bfloat16, written into the exported graphs."""
 
+from .emulate import runnable
+from .policy import POLICY, Rule
+from .ranges import measure_ranges
 from .rewrite import LoweredStage, lower_precision
 
-__all__ = ["LoweredStage", "lower_precision"]
+__all__ = ["POLICY", "LoweredStage", "Rule", "lower_precision", "measure_ranges", "runnable"]

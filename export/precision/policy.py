@@ -1,157 +1,251 @@
-"""Which parts of the network run in 16 bit, and which stay in float32: one table, chosen by measurement.
-
-``docs/precision.md`` shows the measurements. The trunk follows upstream's autocast: linear layers and attention in
-16 bit, the residual stream and normalisations in float32.
-"""
+"""Which part of the network computes in which type: one table, chosen by measurement (``docs/precision.md``)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
-import onnx_ir as ir
+from mapengine.runtime.errors import ExportError
 
-FLOAT32, FLOAT16, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
+Precision = Literal["fp16", "bf16"]
+Kind = Literal["float32", "float16", "bfloat16", "as input"]
+"""Type that a node computes in; ``as input`` leaves a node that only moves data in the type of its data."""
 
-PRECISIONS = ("fp16", "bf16")
+LAYOUT = frozenset(
+    ("Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+)
+"""Operators that move values and compute nothing."""
+
+INPUT, OUTPUT = "<input>", "<output>"
+"""Stand for a stage's input or output where a rule names an operator; the module is then the tensor's name."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What one part of a stage runs in.
+    """One row of the table; the first row that fits a node decides.
 
     Attributes:
-        stage: name of a stage.
-        modules: pattern of module names, where ``*`` matches anything.
-        fp16, bf16: floating type of the part's operators in an engine of that precision.
+        stages, modules: globs. A module is what stands before the slash in a node's name.
+        operators: operator types, or None for all.
+        fp16, bf16: what a 16-bit build computes the node in. A node that is float16 here still becomes float32 where
+            the magnitudes that were measured do not leave enough room (:mod:`.ranges`).
         reason: why, in one sentence.
     """
 
-    stage: str
+    stages: str
     modules: str
-    fp16: ir.DataType
-    bf16: ir.DataType
+    operators: frozenset[str] | None
+    fp16: Kind
+    bf16: Kind
     reason: str
 
+    def fits(self, stage: str, module: str, operator: str) -> bool:
+        """Whether the row is about such a node."""
+        return (
+            fnmatchcase(stage, self.stages)
+            and fnmatchcase(module, self.modules)
+            and (operator in self.operators if self.operators is not None else operator not in (INPUT, OUTPUT))
+        )
 
-POLICY = (
-    Rule(
-        "image_encoder",
-        "encoder.model.patch_embed*",
-        FLOAT16,
-        BFLOAT16,
-        "One product of normalised pixels with weights; its rounding is that of the first linear layer.",
-    ),
-    Rule(
-        "image_encoder",
-        "encoder.model.blocks.*.attn*",
-        FLOAT16,
-        BFLOAT16,
-        "Most of the time, and every product accumulates in float32.",
-    ),
-    Rule(
-        "image_encoder",
-        "encoder.model.blocks.*.mlp*",
-        FLOAT16,
-        BFLOAT16,
-        "Most of the time; a hidden layer that leaves FP16's range is found by measuring and stays in float32.",
-    ),
-    Rule(
-        "image_encoder",
+    def kind(self, precision: Precision) -> Kind:
+        """The column of ``precision``."""
+        return self.fp16 if precision == "fp16" else self.bf16
+
+
+def _rule(
+    stages: str, modules: str, operators: str | Iterable[str] | None, fp16: Kind, bf16: Kind, reason: str
+) -> Rule:
+    names = operators.split() if isinstance(operators, str) else operators
+    return Rule(stages, modules, None if names is None else frozenset(names), fp16, bf16, reason)
+
+
+POLICY: tuple[Rule, ...] = (
+    _rule(
         "*",
-        FLOAT32,
-        FLOAT32,
-        "The residual stream holds activations of thousands beside details of hundredths, and positions are indices.",
-    ),
-    Rule(
-        "geometry_encoder",
         "*",
-        FLOAT32,
-        FLOAT32,
-        "Upstream runs it without autocast and warns of NaN in low precision; it is a small part of the time.",
+        "Cast Range",
+        "float32",
+        "float32",
+        "What is made from counts and positions is exact in float32 only: token counts pass 65504.",
     ),
-    Rule(
-        "aggregator",
-        "info_sharing.proj_embed*",
-        FLOAT16,
-        BFLOAT16,
-        "A linear layer of normalised features.",
-    ),
-    Rule(
-        "aggregator",
-        "info_sharing.self_attention_blocks.*.attn*",
-        FLOAT16,
-        BFLOAT16,
-        "Most of the time with many views, and every product accumulates in float32.",
-    ),
-    Rule(
-        "aggregator",
-        "info_sharing.self_attention_blocks.*.mlp*",
-        FLOAT16,
-        BFLOAT16,
-        "As in the image encoder.",
-    ),
-    Rule(
-        "aggregator",
+    _rule(
         "*",
-        FLOAT32,
-        FLOAT32,
-        "The residual stream, the normalisations and the metric scale, which is an exponential of its layer's output.",
+        "*",
+        LAYOUT,
+        "as input",
+        "as input",
+        "Moving data needs no precision of its own.",
     ),
-    Rule(
+    # Image encoder and aggregator
+    _rule(
+        "image_encoder",
+        "encoder.model.patch_embed.proj",
+        "Conv",
+        "float16",
+        "float16",
+        "A product of normalised pixels and weights, which tensor cores sum in float32.",
+    ),
+    _rule(
+        "*",
+        "*blocks.*.norm[12]",
+        "LayerNormalization",
+        "float32",
+        "float32",
+        "Mean and variance of the residual stream need its full range and digits.",
+    ),
+    _rule(
+        "*",
+        "*blocks.*.attn*",
+        None,
+        "float16",
+        "bfloat16",
+        "Attention and its projections are most of the work, and fused attention exists in 16 bit only.",
+    ),
+    _rule(
+        "*",
+        "*blocks.*.mlp*",
+        None,
+        "float16",
+        "bfloat16",
+        "The two large products of a block and the activation between them are most of the rest of the work.",
+    ),
+    _rule(
+        "*",
+        "*blocks.*.ls[12]",
+        "Mul",
+        "float32",
+        "float32",
+        "Gains near 1e-5 are subnormal in float16, and the multiplication joins the residual sum anyway.",
+    ),
+    _rule(
+        "*",
+        "*blocks.*",
+        "Add",
+        "float32",
+        "float32",
+        "The residual stream sums dozens of branches: in 16 bit it loses the small ones and may overflow.",
+    ),
+    _rule(
+        "image_encoder",
+        "encoder.model*",
+        None,
+        "float32",
+        "float32",
+        "Resizing the positional grid computes positions, and its sum with the patches starts the residual stream.",
+    ),
+    _rule(
+        "aggregator",
+        "info_sharing.proj_embed",
+        "MatMul Add",
+        "float16",
+        "bfloat16",
+        "A linear layer like those of the blocks (v1 only).",
+    ),
+    _rule(
+        "aggregator",
+        "fusion_norm_layer",
+        None,
+        "float32",
+        "float32",
+        "Normalises the sum of image and geometry features, and starts the residual stream.",
+    ),
+    _rule(
+        "aggregator",
+        "info_sharing*",
+        None,
+        "float32",
+        "float32",
+        "The residual stream and its final norm.",
+    ),
+    _rule(
+        "aggregator",
+        "scale_head*",
+        None,
+        "float32",
+        "float32",
+        "Three thousandths of a second of work on one token, followed by an exponential.",
+    ),
+    _rule(
+        "aggregator",
+        "view_features_*",
+        OUTPUT,
+        "float16",
+        "float16",
+        "Normalised features that the dense head reads in float16: half the memory for all views at once.",
+    ),
+    _rule(
+        "dense_head",
+        "view_features_*",
+        INPUT,
+        "float16",
+        "float16",
+        "As the aggregator writes them.",
+    ),
+    # Dense head
+    _rule(
         "dense_head",
         "dense_head.1.conv2.2",
-        FLOAT32,
-        FLOAT32,
-        "Its output is log depth: FP16's steps would be seen as terraces in the depth and in the normals of the edge "
-        "mask.",
+        "Conv",
+        "float32",
+        "float32",
+        "Its outputs are the logarithm of depth and the directions of rays: rounding them rounds the prediction.",
     ),
-    Rule(
+    _rule(
         "dense_head",
-        "dense_head.?.*",
-        FLOAT16,
-        FLOAT16,
-        "Convolutions of bounded maps at full resolution; FP16 in a bf16 engine too, because bfloat16's steps are "
-        "eight times coarser, and TensorRT-RTX has no bfloat16 transposed convolution.",
+        "dense_head.[01]*",
+        None,
+        "float16",
+        "float16",
+        "Convolutions of well-scaled maps; TensorRT for RTX has no transposed convolution in bfloat16.",
     ),
-    Rule(
+    _rule(
         "dense_head",
-        "pose_head.proj",
-        FLOAT16,
-        FLOAT16,
-        "A linear layer per patch whose rounding errors the mean over all patches takes out.",
+        "dense_head",
+        None,
+        "float32",
+        "float32",
+        "Exponentials and norms of the output maps.",
     ),
-    Rule(
+    _rule(
         "dense_head",
-        "pose_head.res_conv.*",
-        FLOAT16,
-        FLOAT16,
-        "As the layer before.",
+        "pose_head*",
+        None,
+        "float32",
+        "float32",
+        "A pose is few numbers that every point of a view depends on, and its layers are little work.",
     ),
-    Rule(
-        "dense_head",
+    # Geometry encoder
+    _rule(
+        "geometry_encoder",
         "*",
-        FLOAT32,
-        FLOAT32,
-        "The mean over patches, the last layers of the pose, exponentials and norms: small, and errors go straight "
-        "into the result.",
+        None,
+        "float32",
+        "float32",
+        "Given depths and poses are measurements whose digits count.",
+    ),
+    _rule(
+        "*",
+        "*",
+        (INPUT, OUTPUT),
+        "float32",
+        "float32",
+        "What the caller exchanges with a stage has one type in every engine.",
     ),
 )
-
-HALF_BOUNDARY = ("view_features_",)
-"""Prefixes of the tensors between aggregator and dense head that are float16 at the stage boundary.
-
-The head reads them in FP16 anyway, they are normalised, and half the bytes is a gigabyte at a hundred views.
-"""
+"""The policy. Every floating node, input and output of every stage fits a row."""
 
 
-def rule_for(stage: str, module: str, rules: Iterable[Rule] = POLICY) -> Rule:
-    """The first rule of the table that matches; every module of every stage has one."""
-    return next(rule for rule in rules if rule.stage == stage and fnmatchcase(module, rule.modules))
+def match(policy: Sequence[Rule], stage: str, module: str, operator: str) -> Rule:
+    """The row that decides about a node.
 
-
-def node_type(stage: str, module: str, precision: str, rules: Iterable[Rule] = POLICY) -> ir.DataType:
-    """Floating type that an operator of ``module`` runs in."""
-    rule = rule_for(stage, module, rules)
-    return rule.fp16 if precision == "fp16" else rule.bf16
+    Raises:
+        ExportError: no row fits.
+    """
+    for rule in policy:
+        if rule.fits(stage, module, operator):
+            return rule
+    raise ExportError(
+        f"{stage}: no row of the precision policy fits {module}/{operator}; add one to export/precision/policy.py"
+    )

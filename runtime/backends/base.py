@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from ..bundle import Bundle
+    from ..pipeline import ChunkSizes, StagePipeline
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -36,13 +41,37 @@ class Backend(Protocol):
     """Name of the device, as shown to people and recorded by the golden check."""
     compute_capability: str | None
 
+    def open_pipeline(self, bundle: Bundle, chunks: ChunkSizes) -> StagePipeline:
+        """Load the stages of a checked bundle.
+
+        Raises:
+            BackendError: the library refuses a file.
+        """
+        ...
+
+
+class HostBackend(ABC):
+    """A backend whose stages take and give NumPy arrays."""
+
+    name: str
+    version: str
+    device: str
+    compute_capability: str | None = None
+
+    @abstractmethod
     def load_stage(self, name: str, path: Path) -> StageRunner:
         """Load a checked stage file.
 
         Raises:
             BackendError: the library refuses the file.
         """
-        ...
+
+    def open_pipeline(self, bundle: Bundle, chunks: ChunkSizes) -> StagePipeline:
+        """See :class:`Backend`."""
+        from ..pipeline import Pipeline  # which needs this module
+
+        stages = {name: self.load_stage(name, bundle.stage_path(name)) for name in bundle.manifest.stages}
+        return Pipeline(stages, chunks)
 
 
 def default_threads() -> int:

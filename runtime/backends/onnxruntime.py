@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError
-from .base import Arrays, StageRunner, cannot_import, cpu_name, default_threads, one_line
+from .base import Arrays, HostBackend, StageRunner, cannot_import, cpu_name, default_threads, one_line
 
 
-class OnnxRuntimeBackend:
-    """Runs ``.onnx`` stages in float32 on the CPU."""
+class OnnxRuntimeBackend(HostBackend):
+    """Runs ``.onnx`` stages on the CPU."""
 
     name = "onnxruntime"
-    compute_capability: str | None = None
 
     def __init__(self, threads: int | None = None) -> None:
         try:
@@ -33,7 +32,7 @@ class OnnxRuntimeBackend:
         self.threads = threads or default_threads()
 
     def load_stage(self, name: str, path: Path) -> StageRunner:
-        """See :class:`.base.Backend`."""
+        """See :class:`.base.HostBackend`."""
         options = self._library.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1

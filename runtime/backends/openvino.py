@@ -15,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError
-from .base import Arrays, StageRunner, cannot_import, cpu_name, default_threads, one_line
+from .base import Arrays, HostBackend, StageRunner, cannot_import, cpu_name, default_threads, one_line
 
 
-class OpenVinoBackend:
-    """Runs ``.onnx`` stages in float32 on the CPU."""
+class OpenVinoBackend(HostBackend):
+    """Runs ``.onnx`` stages on the CPU."""
 
     name = "openvino"
-    compute_capability: str | None = None
 
     def __init__(self, threads: int | None = None) -> None:
         try:
@@ -36,7 +35,7 @@ class OpenVinoBackend:
         self.threads = threads or default_threads()
 
     def load_stage(self, name: str, path: Path) -> StageRunner:
-        """See :class:`.base.Backend`."""
+        """See :class:`.base.HostBackend`."""
         options = {
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",

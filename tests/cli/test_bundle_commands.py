@@ -126,11 +126,11 @@ def test_verify_fails_far_from_pytorch(cli: Any, tiny_bundle: Path, monkeypatch:
     recorded = Bundle.open(tiny_bundle).manifest.parity
     assert recorded is not None
     parity = replace(recorded, outputs={**recorded.outputs, "pts3d": OutputParity(1.0, 0.01)})
-    monkeypatch.setattr("mapengine.export.build.measure", lambda engine, model: parity)
+    monkeypatch.setattr("mapengine.export.onnx_bundle.measure", lambda engine, model: parity)
     result = cli("verify", tiny_bundle, "--model", "preset:tiny", "--backend", "onnxruntime")
     assert result.code == 1
     assert "differs from PyTorch: pts3d by 1.0e-02" in result.problems[0]
-    monkeypatch.setattr("mapengine.export.build.measure", lambda engine, model: recorded)
+    monkeypatch.setattr("mapengine.export.onnx_bundle.measure", lambda engine, model: recorded)
     assert cli("verify", tiny_bundle, "--model", "preset:tiny", "--backend", "onnxruntime").code == 0
 
 
@@ -207,7 +207,7 @@ def test_a_full_disk_leaves_nothing(cli: Any, tmp_path: Path, monkeypatch: pytes
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("mapengine.export.export_stages", full)
-    monkeypatch.setattr("mapengine.export.build.export_stages", full)
+    monkeypatch.setattr("mapengine.export.onnx_bundle.export_stages", full)
     result = cli(command, "preset:tiny", tmp_path / "new" / "out")
     assert result.code == 1
     assert "the disk is full" in result.problems[0]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mapengine.export import build, build_engine
+from mapengine.export import build_engine, build_options, onnx_bundle
 from mapengine.export.onnx_export import ExportedStage
 from mapengine.export.parity_cases import parity_cases
 from mapengine.export.presets import preset_config
@@ -47,7 +47,7 @@ def traced(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str,
             stages.append(ExportedStage(stage.name, path, None, 20, stage.inputs, stage.outputs))
         return stages
 
-    monkeypatch.setattr(build, "export_stages", copy)
+    monkeypatch.setattr(onnx_bundle, "export_stages", copy)
     return calls
 
 
@@ -212,7 +212,7 @@ def test_wrong_options_are_refused_before_any_work(
 
 
 def test_counts_and_sizes_may_be_numpy_integers() -> None:
-    profile = build.make_profile(tuple(np.array([1, 2, 3])), np.array([[56, 84], [70, 70]]))  # type: ignore[arg-type]
+    profile = build_options.make_profile(tuple(np.array([1, 2, 3])), np.array([[56, 84], [70, 70]]), {})  # type: ignore[arg-type]
     assert profile.to_json()["views"] == {"min": 1, "opt": 2, "max": 3}
     assert profile.sizes == ((56, 84), (70, 70))
     assert type(profile.views.max) is int
@@ -247,15 +247,15 @@ def wrong_reference(views: Any, predictions: Any) -> dict[str, Any]:
     return golden_pack(views, [{**entry, "cam_trans": entry["cam_trans"] + 1} for entry in predictions])
 
 
-golden_pack = build.pack
+golden_pack = onnx_bundle.pack
 
 FAILURES: dict[str, tuple[Any, str, Any, type[BaseException]]] = {
-    "disk full while tracing": (build, "export_stages", disk_full, OutputError),
+    "disk full while tracing": (onnx_bundle, "export_stages", disk_full, OutputError),
     "disk full at the golden file": (BundleWriter, "golden", disk_full, OutputError),
     "disk full at the manifest": (BundleWriter, "write_manifest", disk_full, OutputError),
-    "interrupted while measuring": (build, "measure", interrupt, KeyboardInterrupt),
-    "interrupted while tracing": (build, "export_stages", interrupt, KeyboardInterrupt),
-    "wrong results": (build, "pack", wrong_reference, ParityError),
+    "interrupted while measuring": (onnx_bundle, "measure", interrupt, KeyboardInterrupt),
+    "interrupted while tracing": (onnx_bundle, "export_stages", interrupt, KeyboardInterrupt),
+    "wrong results": (onnx_bundle, "pack", wrong_reference, ParityError),
 }
 
 

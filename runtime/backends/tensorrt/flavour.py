@@ -1,4 +1,4 @@
-"""Everything in which ``tensorrt`` 10.x, ``tensorrt`` 11.x and ``tensorrt_rtx`` differ, and what is missing to use them.
+"""All that ``tensorrt`` 10.x, ``tensorrt`` 11.x and ``tensorrt_rtx`` differ in, and what is missing to use them.
 
 Nothing here touches a TensorRT runtime before a driver with a GPU was found: without one TensorRT-RTX returns ``None``
 where an object is expected, and the lean runtime of TensorRT crashes the process.
@@ -50,36 +50,46 @@ class Flavour:
         flag = getattr(self.library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         return builder.create_network(0 if flag is None else 1 << int(flag))
 
+    @property
+    def captures_graphs(self) -> bool:
+        """TensorRT-RTX makes CUDA graphs by itself; for TensorRT the caller captures what a context launches.
+
+        A graph that is captured around TensorRT-RTX would keep the kernels that it replaces by specialised ones later.
+        """
+        return self.is_rtx
+
     def create_context(self, engine: Any, runtime_cache: Any = None) -> Any:
         """An execution context without memory of its own, or None where the library cannot make one.
 
         The caller gives it memory with ``set_device_memory``, so that contexts that run one after the other share it.
         """
         strategy = self.library.ExecutionContextAllocationStrategy.USER_MANAGED
-        if runtime_cache is None:
+        if not self.is_rtx:
             return engine.create_execution_context(strategy)
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
-        config.set_runtime_cache(runtime_cache)
+        config.cuda_graph_strategy = self.library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if runtime_cache is not None:
+            config.set_runtime_cache(runtime_cache)
         return engine.create_execution_context(config)
 
     def create_runtime_cache(self, engine: Any) -> Any | None:
         """The object that keeps kernels compiled at run time; None for TensorRT, which compiles at build time."""
         return engine.create_runtime_config().create_runtime_cache() if self.is_rtx else None
 
-    def is_capturable(self, context: Any, stream: int) -> bool:
-        """Whether a launch of ``context`` may be captured into a CUDA graph now.
+    def plan_problem(self, runtime: Any, plan: Any) -> str | None:
+        """Why the library says that it cannot run a plan, from the plan's header; None where it does not say so.
 
-        TensorRT-RTX compiles kernels lazily and says so; TensorRT can be captured after one plain launch.
+        ``plan`` is a buffer that can be sliced. TensorRT has no such check.
         """
-        return bool(context.is_stream_capturable(stream)) if hasattr(context, "is_stream_capturable") else True
-
-    def plan_problem(self, runtime: Any, plan: bytes) -> str | None:
-        """Why the library says that it cannot run a plan, from the plan's header; None where it does not say so."""
         if not hasattr(runtime, "get_engine_validity"):
             return None
-        validity, diagnostics = runtime.get_engine_validity(plan[: runtime.engine_header_size])
-        return f"diagnostics {diagnostics:#x}" if validity == self.library.EngineValidity.INVALID else None
+        validity, bits = runtime.get_engine_validity(plan[: runtime.engine_header_size])
+        if validity != self.library.EngineValidity.INVALID:
+            return None
+        known = self.library.EngineInvalidityDiagnostics.__members__.items()
+        reasons = [name.lower().replace("_", " ") for name, member in known if int(bits) & int(member.value)]
+        return ", ".join(reasons) or f"diagnostics {int(bits):#x}"
 
 
 def is_installed(name: str) -> bool:

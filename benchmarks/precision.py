@@ -1,0 +1,245 @@
+"""How far 16-bit stages are from float32: the policy, and what changing one row of it costs or buys.
+
+    python benchmarks/precision.py --model preset:tiny --json benchmarks/results/precision-tiny.json
+
+The graphs that TensorRT gets run in ONNX Runtime, emulated (``mapengine.export.precision.runnable``): float32 arithmetic
+on values that are rounded wherever the 16-bit graph stores them. Per stage the inputs are those of the float32 engine,
+so that errors of one stage do not reach the next; end to end all stages are in 16 bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from record import origin, write_record
+
+from mapengine.export import export_stages, load_model
+from mapengine.export.parity_cases import parity_cases
+from mapengine.export.precision import POLICY, Rule, lower_precision, measure_ranges, runnable
+from mapengine.export.precision.policy import INPUT, OUTPUT
+from mapengine.runtime.backends import make_backend
+from mapengine.runtime.errors import ParityError
+from mapengine.runtime.manifest import STAGES
+from mapengine.runtime.parity import measure_parity
+from mapengine.runtime.pipeline import Pipeline
+from mapengine.runtime.views import prepare_views
+
+Arrays = dict[str, np.ndarray]
+Calls = dict[str, list[tuple[Arrays, Arrays]]]
+"""Stage to the inputs and float32 outputs of its calls."""
+Ranges = Mapping[str, Mapping[str, float]] | None
+HALF = {"fp16": "float16", "bf16": "bfloat16"}
+CHOSEN = "the policy"
+
+
+def row(stage: str, module: str, operators: str | None, kind: str) -> Rule:
+    """A row that goes before the policy's."""
+    names = None if operators is None else frozenset(operators.split())
+    return Rule(stage, module, names, kind, kind, "candidate")  # type: ignore[arg-type]
+
+
+def candidates(precision: str) -> dict[str, tuple[Rule, ...]]:
+    """Name to the rows that go before the policy's."""
+    half = HALF[precision]
+    upstream = [
+        row("image_encoder", "*.patch_embed.proj", "Conv", half),
+        row("aggregator", "view_features_*", OUTPUT, "float32"),
+        row("dense_head", "view_features_*", INPUT, "float32"),
+        row("dense_head", "dense_head*", None, "float32"),
+        row("geometry_encoder", "*_encoder.*", None, "float32"),
+    ]
+    named: dict[str, Sequence[Rule]] = {
+        CHOSEN: (),
+        "as upstream's autocast: heads and geometry encoders float32": upstream,
+        "residual stream in 16 bit": [
+            row("*", "*blocks.*", "Add Mul", half),
+            row("aggregator", "info_sharing", "Add", half),
+            row("image_encoder", "encoder.model", "Concat", half),
+        ],
+        "LayerScale in 16 bit": [row("*", "*.ls[12]", "Mul", half)],
+        "LayerNorm in 16 bit": [row("*", "*norm*", "LayerNormalization", half)],
+        "activation of the MLP in float32": [row("*", "*blocks.*.mlp", None, "float32")],
+        "patch embedding in float32": [row("image_encoder", "*.patch_embed.proj", "Conv", "float32")],
+        "view features float32 between the stages": [
+            row("aggregator", "view_features_*", OUTPUT, "float32"),
+            row("dense_head", "view_features_*", INPUT, "float32"),
+        ],
+        "dense head float32": [row("dense_head", "dense_head*", None, "float32")],
+        "last convolution of the dense head in 16 bit": [row("dense_head", "dense_head.1.conv2.2", None, "float16")],
+        "pose head in 16 bit": [row("dense_head", "pose_head*", "Conv Relu Add ReduceMean Gemm", half)],
+        "convolutions of the pose head in 16 bit": [row("dense_head", "pose_head.[pr]*", "Conv Relu Add", half)],
+        "scale head in 16 bit": [row("aggregator", "scale_head.*", None, half)],
+        "geometry encoders float32": [row("geometry_encoder", "*_encoder.*", None, "float32")],
+        "geometry encoders in 16 bit, norms too": [row("geometry_encoder", "*", "Conv Gemm Gelu LayerNormalization Add Where", half)],
+        "convolutions of the geometry encoders in 16 bit": [
+            row("geometry_encoder", "ray_dirs_encoder.[ce]*", None, half),
+            row("geometry_encoder", "depth_encoder.[ce]*", None, half),
+        ],
+    }
+    if precision == "bf16":
+        named["convolutions of the dense head in bfloat16"] = [
+            row("dense_head", "dense_head.1.conv2.2", None, "float32"),
+            row("dense_head", "dense_head.[01]*", None, "bfloat16"),
+        ]
+        named["convolutions of the geometry encoders in float16"] = [
+            row("geometry_encoder", "ray_dirs_encoder.[ce]*", None, "float16"),
+            row("geometry_encoder", "depth_encoder.[ce]*", None, "float16"),
+        ]
+    return {name: tuple(rules) for name, rules in named.items()}
+
+
+class Recording:
+    """A stage that is loaded for its first call after another stage's, and records its calls if asked to.
+
+    One stage at a time is in memory, so that the full-size network fits.
+    """
+
+    loaded: Recording | None = None
+
+    def __init__(self, name: str, path: Path, calls: Calls | None = None) -> None:
+        self.name, self.path, self.calls = name, path, calls
+        self.runner: Any = None
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        if self.runner is None:
+            if Recording.loaded is not None:
+                Recording.loaded.runner = None
+                gc.collect()
+            self.runner = make_backend("onnxruntime", ["onnxruntime"]).load_stage(self.name, self.path)
+            Recording.loaded = self
+        outputs = self.runner.run(inputs)
+        if self.calls is not None:
+            self.calls.setdefault(self.name, []).append((dict(inputs), dict(outputs)))
+        return outputs
+
+
+def predict(stages: Mapping[str, Path], cases: Mapping[str, Any], calls: Calls | None = None) -> dict[str, Any]:
+    """Predictions of all cases."""
+    pipeline = Pipeline({name: Recording(name, path, calls) for name, path in stages.items()})
+    return {name: pipeline.forward(prepare_views(views)) for name, views in cases.items()}
+
+
+def stage_error(name: str, path: Path, calls: Calls) -> float:
+    """Root mean square error of a stage's outputs over that of the outputs themselves; the worst output."""
+    squares: dict[str, list[float]] = {}
+    runner = Recording(name, path)
+    for inputs, expected in calls.get(name, []):
+        wanted = {key: value.astype(dtype_of(path, key)) for key, value in inputs.items()}
+        for key, value in runner.run(wanted).items():
+            want = expected[key].astype(np.float64)
+            sums = squares.setdefault(key, [0.0, 0.0])
+            sums[0] += float(np.square(value - want).sum())
+            sums[1] += float(np.square(want).sum())
+    return max((error / total) ** 0.5 for error, total in squares.values())
+
+
+def dtype_of(path: Path, name: str) -> Any:
+    """NumPy type of an input."""
+    import onnx
+
+    (found,) = (v for v in onnx.load(path, load_external_data=False).graph.input if v.name == name)
+    return onnx.helper.tensor_dtype_to_np_dtype(found.type.tensor_type.elem_type)
+
+
+def lowered(
+    exported: Path, folder: Path, precision: str, rules: Sequence[Rule], ranges: Ranges, stages: Sequence[str] = STAGES
+) -> dict[str, Path]:
+    """Files that run the stages in 16 bit on the CPU; the rows stand before all but the first two of the policy."""
+    policy = (*POLICY[:2], *rules, *POLICY[2:])
+    folder.mkdir()
+    paths = {}
+    for stage in stages:
+        target = folder / f"{stage}.onnx"
+        lower_precision(
+            exported / target.name,
+            target,
+            stage=stage,
+            precision=precision,  # type: ignore[arg-type]
+            ranges=None if ranges is None else ranges[stage],
+            policy=policy,
+        )
+        paths[stage] = runnable(target, folder)
+    return paths
+
+
+def geometry(found: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float] | None:
+    """Differences end to end, or None where a prediction is not finite."""
+    try:
+        parity = measure_parity(found, reference, "")
+    except ParityError:
+        return None
+    return {key: float(f"{value:.2e}") for key, value in parity.geometry.to_json().items()}
+
+
+def concerns(rules: Sequence[Rule], stage: str) -> bool:
+    """Whether rows are about a stage."""
+    return not rules or any(rule.stages in ("*", stage) for rule in rules)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="preset:tiny")
+    parser.add_argument("--size", default="140x112", type=lambda text: tuple(map(int, text.split("x"))))
+    parser.add_argument("--cases", nargs="+", help="names of parity cases; all by default")
+    parser.add_argument("--candidates", nargs="+", help="only candidates whose name contains one of these words")
+    parser.add_argument("--precisions", nargs="+", default=["fp16", "bf16"], choices=["fp16", "bf16"])
+    parser.add_argument("--exported", type=Path, help="folder with the float32 stages; exported anew without it")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.exported) as scratch:
+        folder = Path(scratch)
+        exported = args.exported
+        if exported is None:
+            exported = folder / "fp32"
+            exported.mkdir()
+            export_stages(load_model(args.model), exported)
+        cases = parity_cases("dinov2", args.size)
+        cases = {name: views for name, views in cases.items() if args.cases is None or name in args.cases}
+        results = measure(exported, folder, cases, args.precisions, args.candidates)
+    record = {
+        "benchmark": "precision",
+        "model": args.model,
+        "size": "{}x{}".format(*args.size),
+        "cases": list(cases),
+        **origin("mapengine", "onnx", "onnx-ir", "onnxruntime", "numpy"),
+        "results": results,
+    }
+    write_record(record, args.json)
+
+
+def measure(
+    exported: Path, folder: Path, cases: Mapping[str, Any], precisions: Sequence[str], words: Sequence[str] | None
+) -> dict[str, Any]:
+    """Errors by precision and candidate."""
+    stages = {name: exported / f"{name}.onnx" for name in STAGES}
+    ranges = measure_ranges(stages, cases)
+    calls: Calls = {}
+    reference = predict(stages, cases, calls)
+    results: dict[str, Any] = {}
+    for precision in precisions:
+        chosen: dict[str, Path] = {}
+        for number, (name, rules) in enumerate(candidates(precision).items()):
+            if number and words is not None and not any(word in name for word in words):
+                continue
+            touched = [stage for stage in STAGES if concerns(rules, stage)]
+            place = folder / f"{precision}-{number}"
+            paths = lowered(exported, place, precision, rules, ranges, touched)
+            chosen = chosen or paths
+            errors = {stage: float(f"{stage_error(stage, paths[stage], calls):.2e}") for stage in touched}
+            end_to_end = geometry(predict({**chosen, **paths}, cases), reference)
+            results.setdefault(precision, {})[name] = {"stages": errors, "end_to_end": end_to_end}
+            print(precision, name, errors, end_to_end, flush=True)
+            if number:
+                shutil.rmtree(place)
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""Write a bundle of ONNX stages in float32 or 16 bit: tracing, precision, golden file, and the parity that it shows.
+
+It is what the CPU backends run, and what TensorRT plans are compiled from (``plan_bundle.py``).
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mapengine.runtime import Engine
+from mapengine.runtime.backend_info import BackendInfo
+from mapengine.runtime.backends import available_backends
+from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from mapengine.runtime.bundle import Bundle, BundleWriter
+from mapengine.runtime.golden import pack
+from mapengine.runtime.manifest import Golden, Manifest, ModelInfo, ReducedPrecision, StageSpec, TensorSpec
+from mapengine.runtime.parity import measure_parity
+from mapengine.runtime.parity_record import Parity, Tolerance
+from mapengine.runtime.pipeline import Pipeline
+from mapengine.runtime.profile import AnySize, Profile
+
+from .checkpoint import parameter_count
+from .onnx_export import AttentionExport, ExportedStage, export_stages
+from .parity_cases import GOLDEN_SIZE, PARITY_SIZE, golden_views, parity_cases
+from .precision import LoweredStage, lower_precision, measure_ranges, runnable
+from .reference import MapAnything
+
+Progress = Callable[[str], None]
+
+MINIMUM_VERSIONS = {"onnxruntime": "1.22", "openvino": "2026.0"}
+"""Oldest versions that serve the exported operators (contrib MultiHeadAttention with float32 on the CPU)."""
+
+TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
+"""Allowed difference of an engine from the float32 reference, relative to the largest value of an output.
+
+For float32 rounding stays below a tenth of it, and an engine that silently ran in half precision is outside. For the
+16-bit formats it is twenty units of the last place (2**-11 and 2**-8): what the blocks' independent rounding adds up to
+stays well inside, a kernel that computes something else does not.
+"""
+
+_TIGHTEST = 8
+"""Tensors with the least room in FP16's range that the manifest lists."""
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The four stages as files, in running order, and what writing 16 bit into them found (None for float32)."""
+
+    stages: tuple[ExportedStage | LoweredStage, ...]
+    reduced: ReducedPrecision | None
+
+
+def write_graphs(
+    model: MapAnything,
+    folder: Path,
+    *,
+    precision: str,
+    attention: AttentionExport,
+    origin: Mapping[str, str],
+    report: Progress,
+) -> Graphs:
+    """Write ``<stage>.onnx`` in ``precision`` into ``folder``, with ``origin`` as metadata of each file.
+
+    For fp16 the network is run over the parity cases first, and what comes near the end of FP16's range stays in
+    float32.
+    """
+
+    def export(into: Path) -> tuple[ExportedStage, ...]:
+        return tuple(
+            export_stages(
+                model, into, attention=attention, metadata=origin, progress=lambda name: report(f"exporting {name}")
+            )
+        )
+
+    if precision == "fp32":
+        return Graphs(export(folder), None)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        full = export(Path(scratch))
+        ranges: Mapping[str, Mapping[str, float]] | None = None
+        if precision == "fp16":
+            report("measuring the magnitudes of all tensors")
+            ranges = measure_ranges(
+                {stage.name: stage.path for stage in full},
+                parity_cases(model.data_norm_type),
+                data_norm_type=model.data_norm_type,
+            )
+        lowered = []
+        for stage in full:
+            report(f"writing {stage.name} in {precision}")
+            lowered.append(
+                lower_precision(
+                    stage.path,
+                    folder / stage.path.name,
+                    stage=stage.name,
+                    precision=precision,  # type: ignore[arg-type]
+                    ranges=None if ranges is None else ranges[stage.name],
+                )
+            )
+    return Graphs(tuple(lowered), _reduced(lowered))
+
+
+def write_onnx_bundle(
+    model: MapAnything,
+    writer: BundleWriter,
+    *,
+    precision: str,
+    attention: AttentionExport,
+    profile: Profile,
+    backend: str | None,
+    report: Progress,
+) -> Manifest:
+    """Fill ``writer`` with the four stages, the golden file and the manifest, and check them with ``backend``.
+
+    Args:
+        model: float32 reference on the CPU.
+        writer: of :func:`mapengine.runtime.bundle.write_bundle`.
+        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
+        attention: see :data:`.onnx_export.AttentionExport`.
+        profile: goes into the manifest; the golden input has a size and a view count that it covers.
+        backend: ``"onnxruntime"`` or ``"openvino"``; None to run the graphs as they say in ONNX Runtime, see
+            :func:`open_graphs`.
+        report: called with a line per step.
+
+    Returns:
+        The manifest, with the measured parity.
+    """
+    weights = model.weights_hash()
+    origin = model_metadata(model, weights)
+    graphs = write_graphs(model, writer.folder, precision=precision, attention=attention, origin=origin, report=report)
+    report("computing reference outputs")
+    golden = _golden(model, writer, precision, profile)
+    manifest = Manifest(
+        created_by=metadata.version("mapengine"),
+        tools=_tool_versions(),
+        model=_model_info(model, weights),
+        precision=precision,
+        reduced_precision=graphs.reduced,
+        quantization=None,
+        attention=attention,
+        format="onnx",
+        backends=_backends(),
+        profile=profile,
+        stages={stage.name: _stage_spec(stage, writer, profile) for stage in graphs.stages},
+        golden=golden,
+    )
+    writer.write_manifest(manifest)
+    report(f"checking the {'engine' if backend else 'graphs'} with {backend or 'onnxruntime'}")
+    with tempfile.TemporaryDirectory(dir=writer.folder) as scratch:
+        if backend is None:
+            engine = open_graphs(Bundle.open(writer.folder, verify=False), Path(scratch))
+        else:
+            engine = Engine.load(writer.folder, backend, verify=False)
+        engine.verify()
+        report("measuring parity with PyTorch")
+        parity = measure(engine, model)
+    return writer.write_manifest(replace(manifest, parity=parity))
+
+
+def open_graphs(bundle: Bundle, scratch: Path) -> Engine:
+    """An engine on ONNX Runtime that computes what the graphs of a bundle say, in every precision.
+
+    On its own ONNX Runtime's CPU computes most of a 16-bit graph in float32; here it rounds where the graph does, see
+    :func:`.precision.runnable`.
+
+    Args:
+        bundle: ONNX stages.
+        scratch: folder on the same disk for the emulating graphs, needed until this function returns.
+    """
+    library = OnnxRuntimeBackend()
+    if bundle.manifest.precision != "fp32":
+        library.device += f", {bundle.manifest.precision} emulated"
+    stages = {
+        name: library.load_stage(name, runnable(bundle.stage_path(name), scratch)) for name in bundle.manifest.stages
+    }
+    return Engine(bundle, library, Pipeline(stages))
+
+
+def measure(engine: Engine, model: MapAnything) -> Parity:
+    """Measure how far an engine is from the PyTorch reference, over :func:`.parity_cases.parity_cases`.
+
+    The cases have a small size, or the smallest one that the bundle was built for, and view counts that it serves.
+    """
+    found: dict[str, list[dict[str, NDArray[Any]]]] = {}
+    reference: dict[str, list[dict[str, NDArray[Any]]]] = {}
+    profile = engine.manifest.profile
+    for name, views in parity_cases(model.data_norm_type, _small_size(profile, PARITY_SIZE), profile.views.min).items():
+        if len(views) > profile.views.max:
+            continue
+        found[name] = engine.predict(views)
+        reference[name] = model.predict(views, use_amp=False)
+    return measure_parity(found, reference, engine.where)
+
+
+def model_metadata(model: MapAnything, weights_sha256: str) -> dict[str, str]:
+    """What every exported file says of its origin."""
+    return {
+        "mapengine.version": metadata.version("mapengine"),
+        "mapengine.model": model.model_id,
+        "mapengine.revision": model.revision or "",
+        "mapengine.weights_sha256": weights_sha256,
+    }
+
+
+def _small_size(profile: Profile, size: tuple[int, int]) -> tuple[int, int]:
+    """``size`` as (width, height), or the smallest one that the profile serves."""
+    return size if isinstance(profile.sizes, AnySize) else min(profile.sizes, key=math.prod)
+
+
+def _reduced(lowered: Sequence[LoweredStage]) -> ReducedPrecision:
+    room = sorted((entry for stage in lowered for entry in stage.headroom), key=lambda entry: entry.factor)
+    kept = tuple(f"{stage.name}: {module}" for stage in lowered for module in stage.kept_layers)
+    return ReducedPrecision(kept, tuple(room[:_TIGHTEST]))
+
+
+def _golden(model: MapAnything, writer: BundleWriter, precision: str, profile: Profile) -> Golden:
+    views = golden_views(model.data_norm_type, _small_size(profile, GOLDEN_SIZE), profile.views)
+    predictions = model.predict(views, use_amp=False)
+    limit = TOLERANCE[precision]
+    tolerance = {}
+    for key, value in predictions[0].items():
+        if value.dtype.kind == "f":
+            largest = max(float(np.abs(prediction[key]).max()) for prediction in predictions)
+            tolerance[key] = Tolerance(atol=limit * largest, rtol=limit)
+    return Golden(writer.golden(pack(views, predictions)), tolerance)
+
+
+def _model_info(model: MapAnything, weights_sha256: str) -> ModelInfo:
+    config = model.config
+    return ModelInfo(
+        id=model.model_id,
+        revision=model.revision,
+        config=config.source,
+        weights_sha256=weights_sha256,
+        parameters=parameter_count(config),
+        data_norm_type=config.data_norm_type,
+        embed_dim=config.image_encoder.block.dim,
+        dim=config.aggregator.block.dim,
+        extra_tokens=int(config.use_class_token),
+    )
+
+
+def _stage_spec(stage: ExportedStage | LoweredStage, writer: BundleWriter, profile: Profile) -> StageSpec:
+    def specs(tensors: Sequence[Any]) -> tuple[TensorSpec, ...]:
+        return tuple(t if isinstance(t, TensorSpec) else TensorSpec(t.name, "float32", t.axes) for t in tensors)
+
+    return StageSpec(
+        file=writer.record(stage.path.name),
+        inputs=specs(stage.inputs),
+        outputs=specs(stage.outputs),
+        data=() if stage.data_path is None else (writer.record(stage.data_path.name),),
+        opset=stage.opset,
+        profiles=({"views": profile.views},) if stage.name == "aggregator" else (),
+    )
+
+
+def _backends() -> tuple[BackendInfo, ...]:
+    installed = available_backends()
+    return tuple(
+        BackendInfo(name, metadata.version(name) if name in installed else minimum, minimum)
+        for name, minimum in MINIMUM_VERSIONS.items()
+    )
+
+
+def _tool_versions() -> dict[str, str]:
+    versions = {name: metadata.version(name) for name in ("torch", "onnx", "onnxscript", "numpy")}
+    return {"python": platform.python_version(), **versions}

@@ -1,0 +1,223 @@
+"""Compile the ONNX stages of a bundle into TensorRT plans. Needs no PyTorch, so it runs on the device itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from mapengine.runtime import Engine
+from mapengine.runtime.backend_info import BackendInfo
+from mapengine.runtime.backends.tensorrt.cuda import open_device
+from mapengine.runtime.backends.tensorrt.flavour import NAMES, Flavour, driver_problem, load_flavour
+from mapengine.runtime.bundle import Bundle, BundleWriter, write_bundle
+from mapengine.runtime.errors import InputError
+from mapengine.runtime.manifest import Manifest, StageSpec, TensorSpec
+from mapengine.runtime.parity_record import Parity
+from mapengine.runtime.profile import Profile
+
+from .build_options import PRECISIONS, PlanSettings, check_plan_settings
+from .config import ModelConfig
+from .config_json import parse_config
+from .tensorrt import build_plan, check_limits, check_targets, gpu_chunks, stage_profiles
+
+Progress = Callable[[str], None]
+Fraction = Callable[[float, str], None]
+
+
+def compile_engine(
+    bundle: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    backend: str,
+    settings: PlanSettings | None = None,
+    progress: Progress | None = None,
+    fraction: Fraction | None = None,
+) -> Manifest:
+    """Compile a bundle of ONNX stages into one of TensorRT plans, with the same precision, views and sizes.
+
+    Args:
+        bundle: folder that ``build_engine`` wrote for ``onnxruntime`` or ``openvino``, perhaps on another machine.
+        out: folder of the new bundle. An older bundle there is replaced; anything else is not touched.
+        backend: ``"tensorrt"`` or ``"tensorrt-rtx"``.
+        settings: see :class:`.build_options.PlanSettings`.
+        progress: called with a line per step.
+        fraction: called with how much of a step is done (0 to 1) and what it does.
+
+    Returns:
+        The manifest. Its parity is that of the source, unless the plans could be run here.
+
+    Raises:
+        InputError: the bundle holds plans already, or an option is wrong.
+        BundleError: the bundle is damaged. BackendUnavailableError: the library or a GPU that it needs is missing.
+        ExportError, OutputError, ParityError: the step that failed.
+    """
+    settings = settings or PlanSettings()
+    if backend not in NAMES:
+        raise InputError(f"backend {backend!r} does not take plans; use {' or '.join(NAMES)}")
+    check_plan_settings(settings, backend)
+    for name, value in (("bundle", bundle), ("out", out)):
+        if not isinstance(value, str | os.PathLike):
+            raise InputError(f"{name} is a {type(value).__name__}; give the path of a folder")
+    if Path(out).resolve() == Path(bundle).resolve():
+        raise InputError(f"{out} is the bundle to compile; give another folder for the plans")
+    source = Bundle.open(bundle)
+    manifest = source.manifest
+    if manifest.format != "onnx":
+        raise InputError(f"{bundle} holds plans already; give a bundle that was built with --backend onnxruntime")
+    if manifest.precision not in PRECISIONS[backend]:
+        raise InputError(
+            f"{bundle} is {manifest.precision}, which is not built for {backend}; use "
+            f"{' or '.join(PRECISIONS[backend])}"
+        )
+    flavour = load_flavour(backend)
+    config = parse_config(manifest.model.config, str(bundle))
+    profile = plan_profile(manifest.profile)
+    check_plannable(flavour, manifest.precision, manifest.attention, profile, config, settings)
+    with write_bundle(Path(out)) as writer:
+        return write_plan_bundle(
+            source, writer, flavour, profile=profile, settings=settings, report=progress, fraction=fraction
+        )
+
+
+def write_plan_bundle(
+    source: Bundle,
+    writer: BundleWriter,
+    flavour: Flavour,
+    *,
+    profile: Profile,
+    settings: PlanSettings,
+    report: Progress | None = None,
+    fraction: Fraction | None = None,
+    measure: Callable[[Engine], Parity] | None = None,
+) -> Manifest:
+    """Fill ``writer`` with the plans of the stages of ``source``, and run them if their GPU is here.
+
+    Args:
+        source: ONNX stages, opened.
+        writer: of the new bundle.
+        flavour: library that compiles.
+        profile: of the new bundle, see :func:`plan_profile`.
+        settings: see :class:`.build_options.PlanSettings`.
+        report: called with a line per step. fraction: with the progress of a step.
+        measure: measures the parity of the running engine; by default its golden check does.
+    """
+    report = report or (lambda line: None)
+    stages: dict[str, StageSpec] = {}
+    targets: tuple[str, ...] | None = None
+    for name, spec in source.manifest.stages.items():
+        report(f"compiling {name}")
+        with tempfile.TemporaryDirectory(dir=writer.folder) as scratch:
+            graph = source.stage_path(name)
+            if name == "geometry_encoder":
+                graph, spec = add_patch_features(graph, Path(scratch), spec)
+            path = writer.folder / f"{name}.plan"
+            profiles = stage_profiles(profile, name, flavour.name)
+            plan = build_plan(
+                flavour,
+                graph,
+                path,
+                name=name,
+                inputs=spec.inputs,
+                outputs=spec.outputs,
+                profiles=profiles,
+                settings=settings,
+                progress=fraction,
+            )
+        for warning in plan.warnings:
+            warnings.warn(warning, stacklevel=2)
+        targets = plan.targets or targets
+        stages[name] = StageSpec(
+            writer.record(path.name), spec.inputs, spec.outputs, profiles=profiles, layers=plan.layers.record()
+        )
+    golden = source.manifest.golden
+    shutil.copyfile(source.folder / golden.file.file, writer.folder / golden.file.file)
+    manifest = replace(
+        source.manifest,
+        format="plan",
+        backends=(_backend_info(flavour, targets),),
+        profile=profile,
+        stages=stages,
+        tools={**source.manifest.tools, flavour.name: flavour.version},
+    )
+    writer.write_manifest(manifest)
+    if driver_problem() is not None:
+        return manifest
+    report(f"checking the engine with {flavour.name}")
+    engine = Engine.load(writer.folder, flavour.name, verify=False)
+    parity = engine.verify()
+    if measure is not None:
+        report("measuring parity with PyTorch")
+        parity = measure(engine)
+    return writer.write_manifest(replace(manifest, parity=parity))
+
+
+def plan_profile(profile: Profile) -> Profile:
+    """A bundle's profile with chunk sizes for a GPU."""
+    return replace(profile, chunks=gpu_chunks(profile.views))
+
+
+def check_plannable(
+    flavour: Flavour, precision: str, attention: str, profile: Profile, config: ModelConfig, settings: PlanSettings
+) -> None:
+    """Refuse what a library cannot compile, before anything is exported.
+
+    Raises:
+        InputError: the message names the option.
+        BackendUnavailableError: ``tensorrt`` compiles for the GPU that is there, and there is none.
+    """
+    check_targets(flavour, settings.targets)
+    heads = {
+        "image_encoder": config.image_encoder.block.num_heads,
+        "aggregator": config.aggregator.block.num_heads,
+    }
+    # What it warns of, the build of the stage warns of too.
+    check_limits(flavour, precision=precision, attention=attention, profile=profile, heads=heads)
+
+
+def add_patch_features(graph: Path, scratch: Path, spec: StageSpec) -> tuple[Path, StageSpec]:
+    """The geometry encoder with the sum inside: ``features = patch_features + geometry_features``.
+
+    On the host NumPy adds what the encoder returns; on a GPU that would take a kernel of our own, so the plan does it.
+
+    Args:
+        graph: the stage as exported, with its weights beside it.
+        scratch: folder for the changed graph.
+        spec: of the stage.
+
+    Returns:
+        The changed graph, and the stage's description with the input ``patch_features`` and the output ``features``.
+    """
+    model = ir.load(graph)
+    (old,) = model.graph.outputs
+    patches = ir.Input("patch_features", shape=old.shape, type=ir.TensorType(ir.DataType.FLOAT))
+    model.graph.inputs.append(patches)
+    node = ir.node("Add", [patches, old], name="geometry_encoder/Add:patch_features")
+    total = node.outputs[0]
+    total.name, total.shape, total.dtype = "features", old.shape, ir.DataType.FLOAT
+    model.graph.append(node)
+    model.graph.outputs[0] = total
+    target = scratch / graph.name
+    external = f"{graph.name}.data" if spec.data else None
+    ir.save(model, target, external_data=external)
+    shape = spec.outputs[0].shape
+    return target, replace(
+        spec,
+        inputs=(*spec.inputs, TensorSpec("patch_features", "float32", shape)),
+        outputs=(TensorSpec("features", "float32", shape),),
+    )
+
+
+def _backend_info(flavour: Flavour, targets: tuple[str, ...] | None) -> BackendInfo:
+    """A plan is for the version that made it. Without targets TensorRT-RTX makes one for a range of GPUs, and says
+    itself, before it loads it, whether this GPU is one of them."""
+    devices = targets
+    if not flavour.is_rtx:
+        devices = (open_device().compute_capability,)
+    return BackendInfo(flavour.name, flavour.version, flavour.version, flavour.version, devices)

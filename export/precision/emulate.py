@@ -1,0 +1,100 @@
+"""A 16-bit stage as a float32 graph that rounds where the 16-bit graph stores, for backends without 16-bit kernels.
+
+On x86 ONNX Runtime has no bfloat16 kernels, and hardly any for float16: it puts a float16 graph between casts to float32
+and then removes the casts that meet, so that most of the graph runs in float32 without a single rounding. Neither shows
+what a 16-bit engine computes. Here every operator that the graph runs in 16 bit takes float32 inputs that hold 16-bit
+numbers, computes in float32 as tensor cores accumulate, and rounds what it returns. ONNX Runtime keeps a cast that
+loses digits and was in the model from the start.
+
+Fused kernels round less often (a bias is added before the product is stored), so the error found here is an upper
+estimate of theirs, but for one thing: attention as one operator also rounds its probabilities inside.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from .graphs import FLOAT32, is_sixteen_bit, load_graph, save_variant
+from .policy import LAYOUT
+
+
+def runnable(path: Path, scratch: Path) -> Path:
+    """A file that ONNX Runtime runs on the CPU and that computes what the stage ``path`` says, rounding included.
+
+    Inputs and outputs keep their names and types.
+
+    Args:
+        path: a stage in any precision.
+        scratch: folder for the emulating graph, which is needed until it is loaded. In the folder of ``path`` it
+            shares the file of the weights, in another one it gets a copy.
+
+    Returns:
+        ``path`` itself if nothing in it is 16 bit, otherwise ``<scratch>/<stage>.emulated.onnx``.
+
+    Raises:
+        ExportError: the file is missing or is no ONNX file.
+    """
+    model = load_graph(path, path.stem)
+    values = [*model.graph.inputs, *model.graph.initializers.values(), *(v for n in model.graph for v in n.outputs)]
+    if not any(is_sixteen_bit(value) for value in values):
+        return path
+    _Emulation(model.graph).run()
+    return save_variant(model, path, scratch / f"{path.stem}.emulated.onnx")
+
+
+class _Emulation:
+    """Replaces every 16-bit value by a float32 one that holds the same numbers."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._wide: dict[ir.Value, ir.Value] = {}
+
+    def run(self) -> None:
+        """Change the graph in place."""
+        nodes, stored = list(self._graph), {value: value.dtype for value in self._graph.outputs}
+        for value in (*self._graph.inputs, *self._graph.initializers.values()):
+            if is_sixteen_bit(value):
+                self._wide[value] = self._cast(value, FLOAT32, "wide")
+                self._graph.insert_before(nodes[0], _producer(self._wide[value]))
+        for node in nodes:
+            for index, value in enumerate(node.inputs):
+                if value in self._wide:
+                    node.replace_input_with(index, self._wide[value])
+            for value in node.outputs:
+                if is_sixteen_bit(value):
+                    self._widen(node, value)
+        for index, value in enumerate(self._graph.outputs):
+            dtype = stored[value]
+            if dtype is not None and dtype != value.dtype:
+                name, value.name = value.name, f"{value.name}.wide"
+                self._graph.outputs[index] = self._cast(value, dtype, "stored")
+                self._graph.outputs[index].name = name
+                self._graph.append(_producer(self._graph.outputs[index]))
+
+    def _widen(self, node: ir.Node, value: ir.Value) -> None:
+        """Round what a node returns, unless it is a cast, which rounds by itself, or moves rounded numbers."""
+        dtype = value.dtype
+        assert dtype is not None
+        rounded = value
+        if node.op_type != "Cast":
+            value.dtype = FLOAT32
+            if node.op_type in LAYOUT:
+                self._wide[value] = value
+                return
+            rounded = self._cast(value, dtype, "rounded")
+            self._graph.insert_after(node, _producer(rounded))
+        self._wide[value] = self._cast(rounded, FLOAT32, "wide")
+        self._graph.insert_after(_producer(rounded), _producer(self._wide[value]))
+
+    def _cast(self, value: ir.Value, dtype: ir.DataType, suffix: str) -> ir.Value:
+        output = ir.Value(name=f"{value.name}.{suffix}", shape=value.shape, type=ir.TensorType(dtype))
+        ir.node("Cast", [value], {"to": int(dtype)}, outputs=[output])
+        return output
+
+
+def _producer(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    assert node is not None
+    return node

@@ -1,0 +1,169 @@
+"""Decide the type that every node of a stage computes in, from the policy and from measured magnitudes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from mapengine.runtime.build_record import Headroom
+from mapengine.runtime.errors import ExportError
+
+from .graphs import FLOAT32, is_floating, module_of
+from .policy import INPUT, OUTPUT, Precision, Rule, match
+from .weights import largest_weight
+
+FP16_MAX = 65504.0
+"""Largest finite float16."""
+
+MARGIN = 8.0
+"""A tensor is stored in float16 only if its measured magnitude fits this often into float16's range.
+
+The cases that are measured are few and small. Other images move the largest activation by a factor of two or so (it
+is set by a few channels and tokens that the weights single out, not by the scene), partial sums of a product exceed
+the sum, and rounding of earlier layers adds a little: three bits cover that, and cost nothing, since float16 has five
+bits of exponent below them."""
+
+SCORES = "scores"
+"""Key of the attention scores in a stage's ranges is ``<module>/scores``: no tensor of the graph holds them."""
+
+ATTENTION = ("MultiHeadAttention", "Attention")
+
+Ranges = Mapping[str, float]
+"""Largest magnitude by tensor name, of one stage; infinity where NaN or infinity was met."""
+
+FLOAT16 = ir.DataType.FLOAT16
+_TYPES = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+_SETTINGS = {"Resize": (1, 2)}
+"""Floating inputs that describe the operation and keep their type: region and scales."""
+
+
+@dataclass
+class Assignment:
+    """Types of the nodes and of the stage's inputs and outputs."""
+
+    nodes: dict[ir.Node, ir.DataType] = field(default_factory=dict)
+    """Every node that has floating data, in graph order."""
+    boundary: dict[ir.Value, ir.DataType] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+    """Modules, inputs and outputs that the policy would run in float16 and the ranges kept in float32."""
+    headroom: list[Headroom] = field(default_factory=list)
+
+
+def scores_of(node: ir.Node) -> str:
+    """Key of an attention node's scores in the ranges of its stage."""
+    return f"{module_of(node)}/{SCORES}"
+
+
+def floating_inputs(node: ir.Node) -> Iterator[tuple[int, ir.Value]]:
+    """Position and value of the data that a node computes with."""
+    if node.op_type in ("Shape", "Size"):
+        return  # reads no data
+    for index, value in enumerate(node.inputs):
+        if value is not None and is_floating(value) and index not in _SETTINGS.get(node.op_type, ()):
+            yield index, value
+
+
+def assign_types(
+    model: ir.Model, stage: str, precision: Precision, policy: Sequence[Rule], ranges: Ranges | None
+) -> Assignment:
+    """Type of every node, input and output of a float32 stage.
+
+    Raises:
+        ExportError: no row of the policy fits a node, or the ranges are of another graph.
+    """
+    result = Assignment()
+    limits = _Limits(stage, ranges)
+    types: dict[ir.Value, ir.DataType] = {}
+    for value in model.graph.inputs:
+        if is_floating(value):
+            rule = match(policy, stage, value.name or "", INPUT)
+            wanted = limits.checked(_TYPES[rule.kind(precision)], value.name or "", [value], result)
+            types[value] = result.boundary[value] = wanted
+    for node in model.graph:
+        data = [value for _, value in floating_inputs(node)]
+        produced = [value for value in node.outputs if is_floating(value)]
+        if not data and not produced:
+            continue
+        module = module_of(node)
+        kind = match(policy, stage, module, node.op_type).kind(precision)
+        if kind == "as input":
+            found = {types[value] for value in data if not value.is_initializer()}
+            chosen = found.pop() if len(found) == 1 else FLOAT32
+        else:
+            chosen = limits.checked(_TYPES[kind], module, [*data, *produced], result, node)
+        result.nodes[node] = chosen
+        types.update(dict.fromkeys(produced, chosen))
+    for value in model.graph.outputs:
+        if is_floating(value):
+            rule = match(policy, stage, value.name or "", OUTPUT)
+            result.boundary[value] = limits.checked(_TYPES[rule.kind(precision)], value.name or "", [value], result)
+    result.kept = list(dict.fromkeys(result.kept))
+    result.headroom.sort(key=lambda entry: (entry.factor, entry.tensor))
+    return result
+
+
+class _Limits:
+    """Compares measured magnitudes with float16's range."""
+
+    def __init__(self, stage: str, ranges: Ranges | None) -> None:
+        self._stage = stage
+        self._ranges = ranges
+        self._weights: dict[ir.Value, float] = {}
+        self._listed: set[str] = set()
+
+    def checked(
+        self,
+        wanted: ir.DataType,
+        module: str,
+        values: Sequence[ir.Value],
+        result: Assignment,
+        node: ir.Node | None = None,
+    ) -> ir.DataType:
+        """``wanted``, or float32 where float16 would not hold the values; keeps the books in ``result``."""
+        if wanted is not FLOAT16:
+            return wanted
+        weights = [value for value in values if value.is_initializer()]
+        if not all(self._weight(value) <= FP16_MAX for value in weights):
+            result.kept.append(module)
+            return FLOAT32
+        if self._ranges is None:
+            return wanted
+        found = {self._label(value): self._measured(value.name or "") for value in values if value not in weights}
+        if node is not None and node.op_type in ATTENTION:
+            found[scores_of(node)] = self._measured(scores_of(node))
+        if not all(largest * MARGIN <= FP16_MAX for largest in found.values()):
+            result.kept.append(module)
+            return FLOAT32
+        for label, largest in found.items():
+            if label not in self._listed:
+                self._listed.add(label)
+                factor = FP16_MAX / largest if largest > 0 else math.inf
+                result.headroom.append(Headroom(self._stage, label, largest, factor))
+        return wanted
+
+    def _label(self, value: ir.Value) -> str:
+        """What made a tensor, which says more than the tracer's name for it."""
+        producer = value.producer()
+        return (producer.name if producer is not None else value.name) or ""
+
+    def _measured(self, name: str) -> float:
+        assert self._ranges is not None
+        if name not in self._ranges:
+            raise ExportError(
+                f"{self._stage}: the magnitude of {name} was not measured; measure the ranges of this export again"
+            )
+        return self._ranges[name]
+
+    def _weight(self, value: ir.Value) -> float:
+        if value not in self._weights:
+            assert value.const_value is not None
+            self._weights[value] = largest_weight(value.const_value)
+        return self._weights[value]
+
+
+def dtype_name(dtype: ir.DataType) -> str:
+    """Name of a type in NumPy and in manifests."""
+    return next(name for name, known in _TYPES.items() if known == dtype)

@@ -1,0 +1,18 @@
+"""TensorRT plans: profiles, the build, and what a plan turned out to be."""
+
+from .builder import BuiltPlan, build_plan
+from .layers import LayerReport
+from .limits import check_limits
+from .profiles import gpu_chunks, stage_profiles
+from .targets import check_targets, parse_target
+
+__all__ = [
+    "BuiltPlan",
+    "LayerReport",
+    "build_plan",
+    "check_limits",
+    "check_targets",
+    "gpu_chunks",
+    "parse_target",
+    "stage_profiles",
+]

@@ -1,0 +1,167 @@
+"""TensorRT plans from ONNX stages, for ``tensorrt`` 10.3 and later and ``tensorrt_rtx``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mapengine.runtime.backends.tensorrt.flavour import Flavour
+from mapengine.runtime.errors import ExportError, InputError
+from mapengine.runtime.files import atomic_write
+from mapengine.runtime.manifest import TensorSpec
+from mapengine.runtime.profile import Range
+
+from ..build_options import PlanSettings
+from .compile import PlanRequest
+from .graph import StageGraph, read_graph
+from .layers import LayerReport, Port, parse_inspector, parse_listing, report_layers
+from .limits import check_gpu, check_graph
+from .process import compile_elsewhere
+from .profiles import shape_ends
+from .progress import Fraction
+from .targets import check_targets
+
+_DTYPES = {"Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Int32": "int32", "Int64": "int64"}
+_LEVELS = range(6)
+
+
+@dataclass(frozen=True)
+class BuiltPlan:
+    """A plan that was built, and what is known of it.
+
+    Attributes:
+        bytes: size of the file. seconds: how long the build took.
+        peak_memory: most bytes of host memory that the building process used; None where the system does not say.
+        activation_memory: bytes of device memory for intermediate tensors at the largest request; None if unknown.
+        targets: compute capabilities that it was compiled for; empty for the flavour's default.
+        layers: what it is made of.
+        warnings: one sentence each.
+    """
+
+    bytes: int
+    seconds: float
+    peak_memory: int | None
+    activation_memory: int | None
+    targets: tuple[str, ...]
+    layers: LayerReport
+    warnings: tuple[str, ...]
+
+
+def build_plan(
+    flavour: Flavour,
+    onnx_path: Path,
+    plan_path: Path,
+    *,
+    name: str,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    profiles: Sequence[Mapping[str, Range]],
+    settings: PlanSettings | None = None,
+    progress: Fraction | None = None,
+) -> BuiltPlan:
+    """Compile one stage. The plan appears complete, or not at all; an interrupt ends the build within a second.
+
+    Args:
+        flavour: from :func:`mapengine.runtime.backends.tensorrt.flavour.load_flavour`.
+        onnx_path: the graph, in the precision that it shall run in. plan_path: file to write.
+        name: of the stage, for messages.
+        inputs, outputs: tensors that the plan must have; their dynamic axes are those of the profiles.
+        profiles: from :func:`.profiles.stage_profiles`.
+        settings: targets, memory limit (bytes of workspace for the largest request: TensorRT chooses kernels that need
+            no more, TensorRT-RTX too, where it is all memory of the plan but the weights), optimisation level.
+        progress: called with the fraction of steps that is done and the phase.
+
+    Raises:
+        InputError: a setting that this flavour does not have.
+        BackendUnavailableError: ``tensorrt`` without a GPU.
+        ExportError: the graph cannot be built, with the library's first useful message and what to do.
+        OutputError: the plan could not be written.
+    """
+    settings = settings or PlanSettings()
+    targets = check_targets(flavour, settings.targets)
+    check_settings(settings)
+    check_gpu(flavour)
+    graph = read_graph(onnx_path)
+    warnings = check_graph(name, flavour, graph, profiles)
+    report = progress or (lambda fraction, phase: None)
+    start = time.perf_counter()
+    with atomic_write(plan_path) as temporary:
+        request = PlanRequest(
+            backend=flavour.name,
+            name=name,
+            onnx=str(onnx_path.absolute()),
+            plan=str(temporary.absolute()),
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
+            profiles=tuple(dict(profile) for profile in profiles),
+            targets=targets,
+            memory_limit=settings.memory_limit,
+            optimization_level=settings.optimization_level,
+        )
+        found = compile_elsewhere(request, report)
+        layers = _read_layers(name, request, found["listing"], found["inspection"], graph)
+    return BuiltPlan(
+        bytes=found["bytes"],
+        seconds=time.perf_counter() - start,
+        peak_memory=found["peak_memory"],
+        activation_memory=found["activation_memory"],
+        targets=targets,
+        layers=layers,
+        warnings=(*warnings, *_layer_warnings(name, layers)),
+    )
+
+
+def check_settings(settings: PlanSettings) -> None:
+    """Refuse values that no TensorRT takes.
+
+    Raises:
+        InputError: the message names the option.
+    """
+    if settings.memory_limit is not None and settings.memory_limit < 1:
+        raise InputError(f"memory_limit is {settings.memory_limit} bytes; give a positive number")
+    if settings.optimization_level is not None and settings.optimization_level not in _LEVELS:
+        raise InputError(f"optimization_level is {settings.optimization_level!r}; give 0 (fastest build) to 5")
+
+
+def _read_layers(
+    name: str, request: PlanRequest, listing: str | None, inspection: str | None, graph: StageGraph
+) -> LayerReport:
+    if inspection is not None:
+        return report_layers(parse_inspector(inspection), graph)
+    if listing is None:
+        raise ExportError(f"{name}: {request.backend} listed no layers, so the plan cannot be checked; build it again")
+    layers, ports = parse_listing(listing)
+    _check_ports(request, ports)
+    return report_layers(layers, graph)
+
+
+def _check_ports(request: PlanRequest, ports: Sequence[Port]) -> None:
+    """Compare the finished plan's tensors and profiles, as the builder lists them, with what was asked for."""
+    for is_input, specs in ((True, request.inputs), (False, request.outputs)):
+        found = {port.name: port for port in ports if port.is_input == is_input}
+        for spec in specs:
+            port = found.pop(spec.name, None)
+            wanted = tuple(shape_ends(spec, profile) for profile in request.profiles) if is_input else ()
+            if port is None or _DTYPES.get(port.dtype) != spec.dtype or port.profiles != wanted:
+                raise ExportError(
+                    f"{request.name}: the plan's tensor {spec.name} is {port or 'missing'}, not {spec.dtype} with the "
+                    "profiles that were asked for; build it again, or with another version of the library"
+                )
+        if found:
+            raise ExportError(f"{request.name}: the plan has tensors that nobody asked for ({', '.join(found)})")
+
+
+def _layer_warnings(name: str, layers: LayerReport) -> list[str]:
+    warnings = []
+    if layers.unfused:
+        total = len(layers.fused) + len(layers.unfused)
+        shown = ", ".join(layers.unfused[:3]) + (" ..." if len(layers.unfused) > 3 else "")
+        warnings.append(f"{name}: {len(layers.unfused)} of {total} attention blocks are not fused: {shown}")
+    if layers.allocating:
+        warnings.append(
+            f"{name}: the plan allocates memory while it runs ({layers.allocating} layers), which is "
+            "slow and rules out CUDA graphs; build for fewer views"
+        )
+    return warnings

@@ -1,0 +1,52 @@
+"""The backends ``tensorrt`` and ``tensorrt-rtx``: plans on an NVIDIA GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...bundle import Bundle
+from ...errors import BackendUnavailableError
+from ...pipeline import ChunkSizes
+from .cuda import open_device
+from .flavour import driver_problem, load_flavour
+from .pipeline import DevicePipeline
+from .plans import Plan, make_logger
+from .runtime_cache import RuntimeCaches
+
+
+class TensorRtBackend:
+    """Runs ``.plan`` stages on the first GPU that the process sees (``CUDA_VISIBLE_DEVICES`` chooses)."""
+
+    def __init__(self, name: str) -> None:
+        """Find the GPU and load the library.
+
+        Raises:
+            BackendUnavailableError: the package is not installed, or there is no GPU to run on.
+        """
+        problem = driver_problem()  # first: without a driver the library may crash the process
+        if problem is not None:
+            raise BackendUnavailableError(
+                f"the backend {name} needs an NVIDIA GPU, and {problem}; run it on a machine with one, or build the "
+                f"bundle with --backend onnxruntime or openvino to run it here"
+            )
+        self.name = name
+        self._flavour = load_flavour(name)
+        self.version = self._flavour.version
+        self._device = open_device()
+        self.compute_capability: str | None = self._device.compute_capability
+        self.device = (
+            f"{self._device.name} (compute capability {self._device.compute_capability}, CUDA driver "
+            f"{self._device.driver_version})"
+        )
+
+    def open_pipeline(self, bundle: Bundle, chunks: ChunkSizes) -> DevicePipeline:
+        """See :class:`..base.Backend`."""
+        self._device.activate()
+        logger = make_logger(self._flavour)
+        runtime: Any = self._flavour.library.Runtime(logger)
+        plans = {
+            name: Plan(self._flavour, runtime, logger, name, bundle.stage_path(name), spec)
+            for name, spec in bundle.manifest.stages.items()
+        }
+        caches = RuntimeCaches(plans, bundle.folder, bundle.digest, f"{self.device} {self.name} {self.version}")
+        return DevicePipeline(self._device, plans, chunks, caches)

@@ -1,0 +1,311 @@
+"""The part of the CUDA driver API that the runtime uses, as objects: memory, streams, events, graphs.
+
+Everything goes through the driver (``cuda.bindings.driver``), which is there wherever a GPU works; no CUDA toolkit and
+no second framework is needed. The primary context is used, so other CUDA code of the process shares it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import BackendError, BackendUnavailableError
+from ..base import cannot_import
+
+ALIGNMENT = 256
+"""Bytes that TensorRT wants addresses of tensors to be multiples of; CUDA's allocations are."""
+
+_STICKY = frozenset({
+    "CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_LAUNCH_FAILED", "CUDA_ERROR_LAUNCH_TIMEOUT", "CUDA_ERROR_ASSERT",
+    "CUDA_ERROR_ILLEGAL_INSTRUCTION", "CUDA_ERROR_MISALIGNED_ADDRESS", "CUDA_ERROR_INVALID_ADDRESS_SPACE",
+    "CUDA_ERROR_INVALID_PC", "CUDA_ERROR_HARDWARE_STACK_ERROR", "CUDA_ERROR_ECC_UNCORRECTABLE",
+    "CUDA_ERROR_CONTEXT_IS_DESTROYED", "CUDA_ERROR_NVLINK_UNCORRECTABLE", "CUDA_ERROR_EXTERNAL_DEVICE",
+    "CUDA_ERROR_DEVICE_UNAVAILABLE", "CUDA_ERROR_UNKNOWN",
+})  # fmt: skip
+"""Errors after which every later call in the process fails (CUDA driver API, "Data types used by CUDA driver")."""
+
+
+class OutOfMemory(BackendError):
+    """The GPU has no block of memory of this size; fewer views need less."""
+
+
+class Device:
+    """A GPU. May be used by several threads; each has to :meth:`activate` it first."""
+
+    def __init__(self, ordinal: int = 0) -> None:
+        """Open the GPU ``ordinal``.
+
+        Raises:
+            BackendUnavailableError: cuda-python is not installed, or cannot load the driver.
+            BackendError: the driver refuses.
+        """
+        try:
+            from cuda.bindings import driver
+        except ImportError as error:
+            raise cannot_import("cuda", "rtx", error) from error
+        self._driver: Any = driver
+        self._failure: str | None = None
+        try:
+            self.call("start CUDA", driver.cuInit, 0)
+        except (RuntimeError, OSError) as error:
+            if isinstance(error, BackendError):
+                raise
+            raise BackendUnavailableError(f"the NVIDIA driver cannot be loaded ({error}); install it") from error
+        self._handle = self.call("open the GPU", driver.cuDeviceGet, ordinal)
+        self._context = self.call("open the GPU", driver.cuDevicePrimaryCtxRetain, self._handle)
+        name: bytes = self.call("read the GPU's name", driver.cuDeviceGetName, 256, self._handle)
+        self.name = name.split(b"\0")[0].decode(errors="replace")
+        attribute = driver.CUdevice_attribute
+        major, minor = (
+            self.call("read the compute capability", driver.cuDeviceGetAttribute, kind, self._handle)
+            for kind in (
+                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            )
+        )
+        self.compute_capability = f"{major}.{minor}"
+        version = self.call("read the driver's version", driver.cuDriverGetVersion)
+        self.driver_version = f"{version // 1000}.{version % 1000 // 10}"
+        """Newest CUDA version that the driver serves, such as ``13.0``."""
+
+    def call(self, doing: str, function: Any, *arguments: Any) -> Any:
+        """Call a driver function and return its results.
+
+        Args:
+            doing: what it is for, for messages: "copy inputs".
+
+        Raises:
+            BackendError: it failed, or an earlier failure made the GPU unusable in this process.
+        """
+        if self._failure is not None:
+            raise BackendError(
+                f"the GPU cannot {doing}, because an earlier error ({self._failure}) made it unusable in this process; "
+                f"restart the process"
+            )
+        status, *results = function(*arguments)
+        if int(status) != 0:
+            raise self._error(doing, status)
+        return results[0] if len(results) == 1 else tuple(results) or None
+
+    def activate(self) -> None:
+        """Make the GPU current for the calling thread."""
+        self.call("use the GPU", self._driver.cuCtxSetCurrent, self._context)
+
+    def free_memory(self) -> tuple[int, int]:
+        """Free bytes and all bytes of the GPU's memory."""
+        free, total = self.call("read the free memory", self._driver.cuMemGetInfo)
+        return int(free), int(total)
+
+    def allocate(self, size: int) -> Buffer:
+        """Uninitialised memory on the GPU.
+
+        Raises:
+            OutOfMemory: there is not enough.
+        """
+        return Buffer(self, max(size, ALIGNMENT))
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> Pinned:
+        """Page-locked memory of the host, which the GPU copies from and to while the processor goes on."""
+        return Pinned(self, shape, np.dtype(dtype))
+
+    def stream(self) -> Stream:
+        """A queue of work."""
+        return Stream(self)
+
+    def event(self) -> Event:
+        """A mark in a stream."""
+        return Event(self)
+
+    def _error(self, doing: str, status: Any) -> BackendError:
+        name = self._error_name(status)
+        if name in _STICKY:
+            self._failure = name
+            return BackendError(
+                f"the GPU failed to {doing} ({name}), and nothing more can run on it in this process; restart the "
+                f"process, and report it if it happens again"
+            )
+        return BackendError(f"the GPU failed to {doing} ({name}); see the documentation of the CUDA driver API")
+
+    def _error_name(self, status: Any) -> str:
+        problem, name = self._driver.cuGetErrorName(status)
+        return name.decode() if int(problem) == 0 and name else f"CUDA error {int(status)}"
+
+
+class Buffer:
+    """A block of GPU memory. ``free`` gives it back; using it afterwards is an error of the caller."""
+
+    def __init__(self, device: Device, size: int) -> None:
+        self._device = device
+        self.size = size
+        driver = device._driver
+        if device._failure is None:
+            status, address = driver.cuMemAlloc(size)
+            if int(status) == int(driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY):
+                free, total = device.free_memory()
+                raise OutOfMemory(
+                    f"the GPU has no {_gib(size)} of memory left ({_gib(free)} of {_gib(total)} are free); use fewer "
+                    f"or smaller views in one call, or close other programs that use the GPU"
+                )
+            if int(status) != 0:
+                raise device._error("allocate memory", status)
+        else:
+            device.call("allocate memory", driver.cuMemAlloc, size)
+        self.address = int(address)
+
+    def free(self) -> None:
+        """Give the memory back; a second time does nothing."""
+        if self.address and self._device._failure is None:
+            self._device.call("free memory", self._device._driver.cuMemFree, self.address)
+        self.address = 0
+
+
+class Pinned:
+    """Page-locked host memory as a NumPy array (``array``), valid until ``free``."""
+
+    def __init__(self, device: Device, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._device = device
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        self.address = int(device.call("allocate page-locked memory", device._driver.cuMemHostAlloc, size, 0))
+        raw = memoryview((ctypes.c_byte * size).from_address(self.address)).cast("B")
+        self.array: NDArray[Any] = np.frombuffer(raw, np.uint8)[:size].view(dtype).reshape(shape)
+
+    def free(self) -> None:
+        """Give the memory back; a second time does nothing."""
+        if self.address and self._device._failure is None:
+            self.array = np.empty(0, self.array.dtype)
+            self._device.call("free page-locked memory", self._device._driver.cuMemFreeHost, self.address)
+        self.address = 0
+
+
+class Stream:
+    """A queue of copies and launches that run one after the other."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._driver = device._driver
+        flags = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+        self._stream = device.call("create a stream", self._driver.cuStreamCreate, int(flags))
+        self._open = True
+
+    @property
+    def handle(self) -> int:
+        """For TensorRT."""
+        return int(self._stream)
+
+    def upload(self, source: Pinned, target: int) -> None:
+        """Copy all of ``source`` to the GPU address ``target``."""
+        size = source.array.nbytes
+        self._device.call("copy inputs", self._driver.cuMemcpyHtoDAsync, target, source.address, size, self._stream)
+
+    def download(self, source: int, target: Pinned) -> None:
+        """Fill ``target`` from the GPU address ``source``."""
+        size = target.array.nbytes
+        self._device.call("copy outputs", self._driver.cuMemcpyDtoHAsync, target.address, source, size, self._stream)
+
+    def move(self, source: int, target: int, size: int) -> None:
+        """Copy between two places of the GPU's memory."""
+        self._device.call("copy features", self._driver.cuMemcpyDtoDAsync, target, source, size, self._stream)
+
+    def synchronize(self) -> None:
+        """Wait until everything in the queue is done."""
+        self._device.call("run the network", self._driver.cuStreamSynchronize, self._stream)
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[Graph]:
+        """Record what the block enqueues, instead of running it; the graph is ready after the block."""
+        # Thread-local: another thread may allocate memory meanwhile without spoiling the capture.
+        mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._device.call("record a graph", self._driver.cuStreamBeginCapture, self._stream, mode)
+        graph = Graph(self._device)
+        try:
+            yield graph
+        except BaseException:
+            # The capture has to end in any case, or the stream stays unusable.
+            _, unfinished = self._driver.cuStreamEndCapture(self._stream)
+            if unfinished is not None and int(unfinished):
+                self._driver.cuGraphDestroy(unfinished)
+            raise
+        graph.finish(self._device.call("record a graph", self._driver.cuStreamEndCapture, self._stream))
+
+    def launch(self, graph: Graph) -> None:
+        """Enqueue a recorded graph."""
+        self._device.call("run the network", self._driver.cuGraphLaunch, graph.executable, self._stream)
+
+    def free(self) -> None:
+        """Close the stream; a second time does nothing."""
+        if self._open and self._device._failure is None:
+            self._device.call("close a stream", self._driver.cuStreamDestroy, self._stream)
+        self._open = False
+
+
+class Graph:
+    """A recorded sequence of copies and launches on fixed addresses."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.executable: Any = None
+
+    def finish(self, graph: Any) -> None:
+        """Make the recorded graph runnable."""
+        driver = self._device._driver
+        try:
+            self.executable = self._device.call("prepare a graph", driver.cuGraphInstantiate, graph, 0)
+        finally:
+            driver.cuGraphDestroy(graph)
+
+    def free(self) -> None:
+        """Give the graph back; a second time does nothing."""
+        if self.executable is not None and self._device._failure is None:
+            self._device.call("free a graph", self._device._driver.cuGraphExecDestroy, self.executable)
+        self.executable = None
+
+
+class Event:
+    """A mark in a stream that the host can wait for, with the time at which it was reached."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._event = device.call("create an event", device._driver.cuEventCreate, 0)
+        self._open = True
+
+    def record(self, stream: Stream) -> None:
+        """Set the mark behind what is in the queue now."""
+        self._device.call("record an event", self._device._driver.cuEventRecord, self._event, stream._stream)
+
+    def wait(self) -> None:
+        """Wait until the mark is reached."""
+        self._device.call("run the network", self._device._driver.cuEventSynchronize, self._event)
+
+    def milliseconds_since(self, earlier: Event) -> float:
+        """GPU time between two marks that were reached."""
+        return float(
+            self._device.call("read a time", self._device._driver.cuEventElapsedTime, earlier._event, self._event)
+        )
+
+    def free(self) -> None:
+        """Give the event back; a second time does nothing."""
+        if self._open and self._device._failure is None:
+            self._device.call("free an event", self._device._driver.cuEventDestroy, self._event)
+        self._open = False
+
+
+_devices: dict[int, Device] = {}
+_devices_lock = threading.Lock()
+
+
+def open_device(ordinal: int = 0) -> Device:
+    """The GPU ``ordinal``: one object for the process, so that a fatal error of one engine is known to all."""
+    with _devices_lock:
+        if ordinal not in _devices:
+            _devices[ordinal] = Device(ordinal)
+        return _devices[ordinal]
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,169 @@
+"""A stage as a TensorRT plan: deserialised, checked against the manifest, with its optimisation profiles."""
+
+from __future__ import annotations
+
+import logging
+import math
+import mmap
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...errors import BackendError, ManifestError, ProfileError, VersionError
+from ...manifest import StageSpec, TensorSpec
+from .flavour import Flavour
+
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "bool": 1, "uint8": 1}
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64"}
+
+_log = logging.getLogger(__name__)
+
+
+def make_logger(flavour: Flavour) -> Any:
+    """A TensorRT logger that writes to :mod:`logging` and keeps the last errors of each thread (``last_error``)."""
+    levels = {
+        "INTERNAL_ERROR": logging.ERROR,
+        "ERROR": logging.ERROR,
+        "WARNING": logging.WARNING,
+        "INFO": logging.INFO,
+        "VERBOSE": logging.DEBUG,
+    }
+
+    class Logger(flavour.library.ILogger):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self._local = threading.local()
+
+        def log(self, severity: Any, message: str) -> None:
+            level = levels.get(severity.name, logging.INFO)
+            if level == logging.ERROR:
+                self._local.error = message
+            # Warnings speak of the graph's internals; people who want them ask for them.
+            _log.log(min(level, logging.INFO), "%s: %s", flavour.name, message)
+
+        def last_error(self) -> str:
+            """The newest error of this thread, in one line, and forget it."""
+            text = str(getattr(self._local, "error", "it gives no reason"))
+            self._local.error = "it gives no reason"
+            return text.strip().splitlines()[0].rstrip(".") if text.strip() else "it gives no reason"
+
+    return Logger()
+
+
+def tensor_shape(spec: TensorSpec, axes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a tensor for values of its axes; ``14*patch_rows`` is fourteen times the axis ``patch_rows``."""
+    shape = []
+    for axis in spec.shape:
+        if isinstance(axis, int):
+            shape.append(axis)
+        else:
+            factor, _, name = axis.rpartition("*")
+            shape.append(int(factor or 1) * axes[name])
+    return tuple(shape)
+
+
+def tensor_bytes(spec: TensorSpec, axes: Mapping[str, int]) -> int:
+    """Size of a tensor in bytes."""
+    return math.prod(tensor_shape(spec, axes)) * _BYTES[spec.dtype]
+
+
+class Plan:
+    """A loaded plan. Contexts are made from it; it holds nothing of a call."""
+
+    def __init__(self, flavour: Flavour, runtime: Any, logger: Any, name: str, path: Path, spec: StageSpec) -> None:
+        """Deserialise the plan ``path`` of the stage ``name``, whose hash was checked.
+
+        Raises:
+            VersionError: the library says that it cannot run this plan.
+            BackendError: it refuses the file.
+            ManifestError: the plan has other tensors than the manifest says.
+        """
+        self.name = name
+        self.spec = spec
+        self.inputs = {tensor.name: tensor for tensor in spec.inputs}
+        self.outputs = {tensor.name: tensor for tensor in spec.outputs}
+        self._flavour = flavour
+        self._logger = logger
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+            problem = flavour.plan_problem(runtime, plan)
+            if problem is not None:
+                raise VersionError(
+                    f"{flavour.name} {flavour.version} cannot run the plan of {name} on this GPU ({problem}); build "
+                    f"the bundle again for it"
+                )
+            view = memoryview(plan)
+            try:
+                self.engine = runtime.deserialize_cuda_engine(view)
+            finally:
+                view.release()
+        if self.engine is None:
+            raise BackendError(
+                f"{flavour.name} {flavour.version} cannot load the stage {name}: {logger.last_error()}; build the "
+                f"bundle again on this machine"
+            )
+        self._check_tensors()
+        self.runtime_cache: Any = flavour.create_runtime_cache(self.engine)
+
+    def profile_for(self, axes: Mapping[str, int]) -> int:
+        """Number of the first optimisation profile that covers the axes.
+
+        Raises:
+            ProfileError: none does; the message names the build options.
+        """
+        for index, profile in enumerate(self.spec.profiles):
+            if all(profile[axis].min <= value <= profile[axis].max for axis, value in axes.items() if axis in profile):
+                return index
+        asked = ", ".join(f"{axis} {value}" for axis, value in axes.items())
+        raise ProfileError(
+            f"the stage {self.name} was not built for {asked}; build the bundle with --views and --resolution that "
+            f"cover the request"
+        )
+
+    def context(self, stream: int, axes: Mapping[str, int]) -> tuple[Any, int]:
+        """An execution context for one shape, without memory, and the bytes of memory that it needs.
+
+        Args:
+            stream: CUDA stream for the choice of the profile.
+            axes: value of every dynamic axis.
+        """
+        context = self._flavour.create_context(self.engine, self.runtime_cache)
+        if context is None:
+            raise self.failed("no execution context can be made")
+        if not context.set_optimization_profile_async(self.profile_for(axes), stream):
+            raise self.failed("its profile cannot be chosen")
+        for name, tensor in self.inputs.items():
+            if not context.set_input_shape(name, tensor_shape(tensor, axes)):
+                raise self.failed(f"it refuses {name} of shape {tensor_shape(tensor, axes)}")
+        return context, int(context.update_device_memory_size_for_shapes())
+
+    def enqueue(self, context: Any, stream: int) -> None:
+        """Launch the stage; its tensors' addresses are set."""
+        if not context.execute_async_v3(stream):
+            raise self.failed("it cannot be launched")
+
+    @property
+    def captures_graphs(self) -> bool:
+        """Whether the library makes CUDA graphs of its own launches, so that nobody else may record them."""
+        return self._flavour.captures_graphs
+
+    def failed(self, what: str) -> BackendError:
+        """The error for a refusal of the library, with the library's own words."""
+        name = self._flavour.name
+        return BackendError(f"{name} failed in the stage {self.name}: {what} ({self._logger.last_error()})")
+
+    def _check_tensors(self) -> None:
+        engine = self.engine
+        found = {}
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            kind = engine.get_tensor_dtype(name).name
+            found[name] = (engine.get_tensor_mode(name).name, _DTYPES.get(kind, kind))
+        wanted = {name: ("INPUT", spec.dtype) for name, spec in self.inputs.items()}
+        wanted |= {name: ("OUTPUT", spec.dtype) for name, spec in self.outputs.items()}
+        if found != wanted:
+            different = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+            raise ManifestError(
+                f"the plan of {self.name} has other tensors than the manifest says ({', '.join(different)}); build the "
+                f"bundle again"
+            )

@@ -1,0 +1,77 @@
+"""Kernels that TensorRT-RTX compiled on this GPU, kept beside the bundle for the next process.
+
+A cache only saves time: one that is damaged, foreign, too large or not writable is ignored. TensorRT-RTX checks that a
+cache is of its own version and of this GPU before it uses it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...errors import MapEngineError
+from ...files import atomic_write
+from ...verified import cache_folder
+from .plans import Plan
+
+MAX_BYTES = 512 * 2**20
+
+
+class RuntimeCaches:
+    """One cache per plan; nothing where the library has none."""
+
+    def __init__(self, plans: Mapping[str, Plan], folder: Path, digest: str, device: str) -> None:
+        """Load what is there.
+
+        Args:
+            plans: keyed by stage.
+            folder: of the bundle; where it cannot be written, the caches go to the user's cache folder.
+            digest: hash of the bundle. device: name and version of GPU, driver and library.
+        """
+        self._plans = {name: plan for name, plan in plans.items() if plan.runtime_cache is not None}
+        key = hashlib.sha256(f"{digest} {device}".encode()).hexdigest()[:16]
+        home = cache_folder()
+        self._folders = [folder, *([home / "kernels"] if home else [])]
+        self._names = {name: f"{name}.{key}.cache" for name in self._plans}
+        self._saved: dict[str, str] = {}
+        self._lock = threading.Lock()
+        for name, plan in self._plans.items():
+            self._load(name, plan.runtime_cache)
+
+    def save(self) -> None:
+        """Write the caches that have grown. Never raises."""
+        with self._lock:
+            for name, plan in self._plans.items():
+                try:
+                    blob = bytes(plan.runtime_cache.serialize())
+                except (TypeError, RuntimeError):  # nothing to serialise
+                    continue
+                digest = hashlib.sha256(blob).hexdigest()
+                if blob and len(blob) <= MAX_BYTES and digest != self._saved.get(name):
+                    self._write(name, blob)
+                    self._saved[name] = digest
+
+    def _load(self, name: str, cache: Any) -> None:
+        for folder in self._folders:
+            path = folder / self._names[name]
+            try:
+                if not path.is_file() or path.stat().st_size > MAX_BYTES:
+                    continue
+                blob = path.read_bytes()
+            except OSError:
+                continue
+            if cache.deserialize(blob):
+                self._saved[name] = hashlib.sha256(blob).hexdigest()
+                return
+
+    def _write(self, name: str, blob: bytes) -> None:
+        for folder in self._folders:
+            try:
+                with atomic_write(folder / self._names[name]) as temporary:
+                    temporary.write_bytes(blob)
+                return
+            except (OSError, ValueError, MapEngineError):
+                continue

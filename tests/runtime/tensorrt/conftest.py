@@ -1,0 +1,125 @@
+"""A GPU that is not there: the stand-in driver, the stand-in libraries, and bundles of "plans" for them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mapengine.runtime import Engine
+from mapengine.runtime.backend_info import BackendInfo
+from mapengine.runtime.backends import registry
+from mapengine.runtime.backends.tensorrt import backend, cuda, flavour
+from mapengine.runtime.bundle import Bundle, write_bundle
+from mapengine.runtime.manifest import Profile, Range, StageSpec
+
+from . import driver_abi
+from .stand_in_driver import StandInDriver
+from .stand_in_tensorrt import StandInTensorRt, write_plan
+
+VERSIONS = {"tensorrt": "10.13.3.9", "tensorrt-rtx": "1.7.1.116"}
+CHUNKS = {"image_encoder": 3, "geometry_encoder": 2, "dense_head": 2}
+VIEWS = Range(1, 4, 8)
+
+
+@pytest.fixture(scope="session")
+def _installed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    driver_abi.install(tmp_path_factory.mktemp("shim"))
+
+
+@pytest.fixture
+def make_driver(_installed: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., StandInDriver]]:
+    """Puts a new stand-in driver in place; its mistakes fail the test at the end."""
+    made: list[StandInDriver] = []
+
+    def make(*arguments: Any, **options: Any) -> StandInDriver:
+        made.append(StandInDriver(*arguments, **options))
+        driver_abi.set_driver(made[-1])
+        monkeypatch.setattr(cuda, "_devices", {})
+        return made[-1]
+
+    yield make
+    driver_abi.set_driver(None)
+    assert [mistake for driver in made for mistake in driver.mistakes] == []
+
+
+@pytest.fixture
+def driver(make_driver: Callable[..., StandInDriver]) -> StandInDriver:
+    """A GPU that runs nothing before somebody waits for it."""
+    return make_driver()
+
+
+@pytest.fixture
+def make_library(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, StandInDriver], StandInTensorRt]:
+    """Puts a stand-in library on a stand-in GPU in place of the installed one of this name."""
+
+    def make(name: str, gpu: StandInDriver) -> StandInTensorRt:
+        library = StandInTensorRt(gpu, name == "tensorrt-rtx", VERSIONS[name])
+        monkeypatch.setattr(backend, "load_flavour", lambda name: flavour.Flavour(name, library, library.__version__))
+        for module in (backend, flavour, registry.flavour):
+            monkeypatch.setattr(module, "driver_problem", lambda: None)
+        monkeypatch.setattr(registry.flavour, "is_installed", lambda other: other == name)
+        return library
+
+    return make
+
+
+@pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
+def library(
+    request: pytest.FixtureRequest, driver: StandInDriver, make_library: Callable[[str, StandInDriver], StandInTensorRt]
+) -> StandInTensorRt:
+    """Each library in turn."""
+    return make_library(request.param, driver)
+
+
+@pytest.fixture(scope="session")
+def plan_bundles(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny network as a bundle of "plans", per library."""
+    graphs = tmp_path_factory.mktemp("graphs")
+    return {name: _write_plans(tiny_bundle, graphs, tmp_path_factory.mktemp("plans") / name, name) for name in VERSIONS}
+
+
+def _write_plans(source: Path, graphs: Path, folder: Path, name: str) -> Path:
+    from mapengine.export.plan_bundle import add_patch_features
+
+    onnx = Bundle.open(source, verify=False)
+    with write_bundle(folder) as writer:
+        stages: dict[str, StageSpec] = {}
+        for stage, spec in onnx.manifest.stages.items():
+            graph = onnx.stage_path(stage)
+            if stage == "geometry_encoder":
+                graph, spec = add_patch_features(graph, graphs, spec)
+            sides = {"patch_rows": Range(1, 2, 8), "patch_columns": Range(1, 3, 9)}
+            if stage == "aggregator":  # two profiles: the second for many views
+                profiles = tuple({"views": views, **sides} for views in (Range(1, 2, 4), VIEWS))
+            else:
+                profiles = ({"views_in_chunk": Range(1, CHUNKS[stage], CHUNKS[stage]), **sides},)
+            spec = replace(spec, profiles=profiles, opset=None, data=())
+            write_plan(writer.folder / f"{stage}.plan", graph, spec.to_json())
+            stages[stage] = replace(spec, file=writer.record(f"{stage}.plan"))
+        golden = writer.golden(onnx.golden())
+        version = VERSIONS[name]
+        info = BackendInfo(name, version, version, version, ("8.9",) if name == "tensorrt" else None)
+        writer.write_manifest(
+            replace(
+                onnx.manifest,
+                format="plan",
+                backends=(info,),
+                profile=Profile(VIEWS, onnx.manifest.profile.sizes, CHUNKS),
+                stages=stages,
+                golden=replace(onnx.manifest.golden, file=golden),
+            )
+        )
+    return folder
+
+
+@pytest.fixture
+def device_engine(library: StandInTensorRt, plan_bundles: dict[str, Path]) -> Engine:
+    """The tiny network on the stand-in GPU, with each library in turn."""
+    name = "tensorrt-rtx" if library.is_rtx else "tensorrt"
+    return Engine.load(plan_bundles[name], name, verify=False)
