@@ -23,7 +23,7 @@ BIN        := .venv/bin
 STAMP      := .venv/.installed
 PACKAGES   := calibration cli export kernels runtime
 
-.PHONY: help setup engine verify test lint typecheck clean
+.PHONY: help setup engine verify test gpu-test lint typecheck clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -52,6 +52,9 @@ engine: $(STAMP)  ## Export and build MODEL into the bundle OUT, check it, and w
 
 verify: $(STAMP)  ## Check the bundle OUT on this machine
 	$(BIN)/mapengine verify "$(OUT)"
+
+gpu-test: $(STAMP)  ## Compare every installed TensorRT with PyTorch on this machine's GPU, and write benchmarks/results/gpu_test.json
+	$(BIN)/python benchmarks/gpu_test.py --model "$(MODEL)" --json benchmarks/results/gpu_test.json
 
 test: $(STAMP)  ## Run the tests (PYTEST="-k name" passes options on, WORKERS=n runs n at a time)
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)

@@ -77,7 +77,9 @@ def candidates(precision: str) -> dict[str, tuple[Rule, ...]]:
         "convolutions of the pose head in 16 bit": [row("dense_head", "pose_head.[pr]*", "Conv Relu Add", half)],
         "scale head in 16 bit": [row("aggregator", "scale_head.*", None, half)],
         "geometry encoders float32": [row("geometry_encoder", "*_encoder.*", None, "float32")],
-        "geometry encoders in 16 bit, norms too": [row("geometry_encoder", "*", "Conv Gemm Gelu LayerNormalization Add Where", half)],
+        "geometry encoders in 16 bit, norms too": [
+            row("geometry_encoder", "*", "Conv Gemm Gelu LayerNormalization Add Where", half)
+        ],
         "convolutions of the geometry encoders in 16 bit": [
             row("geometry_encoder", "ray_dirs_encoder.[ce]*", None, half),
             row("geometry_encoder", "depth_encoder.[ce]*", None, half),

@@ -71,8 +71,8 @@ def write_graphs(
 ) -> Graphs:
     """Write ``<stage>.onnx`` in ``precision`` into ``folder``, with ``origin`` as metadata of each file.
 
-    For fp16 the network is run over the parity cases first, and what comes near the end of FP16's range stays in
-    float32.
+    For 16 bit the network is run over the parity cases first, and what comes near the end of FP16's range stays in
+    float32 (a bf16 engine has parts in FP16 too).
     """
 
     def export(into: Path) -> tuple[ExportedStage, ...]:
@@ -86,14 +86,12 @@ def write_graphs(
         return Graphs(export(folder), None)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         full = export(Path(scratch))
-        ranges: Mapping[str, Mapping[str, float]] | None = None
-        if precision == "fp16":
-            report("measuring the magnitudes of all tensors")
-            ranges = measure_ranges(
-                {stage.name: stage.path for stage in full},
-                parity_cases(model.data_norm_type),
-                data_norm_type=model.data_norm_type,
-            )
+        report("measuring the magnitudes of all tensors")
+        ranges = measure_ranges(
+            {stage.name: stage.path for stage in full},
+            parity_cases(model.data_norm_type),
+            data_norm_type=model.data_norm_type,
+        )
         lowered = []
         for stage in full:
             report(f"writing {stage.name} in {precision}")
@@ -103,7 +101,7 @@ def write_graphs(
                     folder / stage.path.name,
                     stage=stage.name,
                     precision=precision,  # type: ignore[arg-type]
-                    ranges=None if ranges is None else ranges[stage.name],
+                    ranges=ranges[stage.name],
                 )
             )
     return Graphs(tuple(lowered), _reduced(lowered))
@@ -154,34 +152,36 @@ def write_onnx_bundle(
         golden=golden,
     )
     writer.write_manifest(manifest)
-    report(f"checking the {'engine' if backend else 'graphs'} with {backend or 'onnxruntime'}")
-    with tempfile.TemporaryDirectory(dir=writer.folder) as scratch:
-        if backend is None:
-            engine = open_graphs(Bundle.open(writer.folder, verify=False), Path(scratch))
-        else:
-            engine = Engine.load(writer.folder, backend, verify=False)
-        engine.verify()
-        report("measuring parity with PyTorch")
-        parity = measure(engine, model)
+    if backend is None:
+        report("checking the graphs with onnxruntime")
+        engine = open_graphs(Bundle.open(writer.folder, verify=False))
+    else:
+        report(f"checking the engine with {backend}")
+        engine = Engine.load(writer.folder, backend, verify=False)
+    engine.verify()
+    report("measuring parity with PyTorch")
+    parity = measure(engine, model)
     return writer.write_manifest(replace(manifest, parity=parity))
 
 
-def open_graphs(bundle: Bundle, scratch: Path) -> Engine:
+def open_graphs(bundle: Bundle) -> Engine:
     """An engine on ONNX Runtime that computes what the graphs of a bundle say, in every precision.
 
     On its own ONNX Runtime's CPU computes most of a 16-bit graph in float32; here it rounds where the graph does, see
-    :func:`.precision.runnable`.
-
-    Args:
-        bundle: ONNX stages.
-        scratch: folder on the same disk for the emulating graphs, needed until this function returns.
+    :func:`.precision.runnable`. The folder of the bundle must be writable for a moment.
     """
     library = OnnxRuntimeBackend()
     if bundle.manifest.precision != "fp32":
         library.device += f", {bundle.manifest.precision} emulated"
-    stages = {
-        name: library.load_stage(name, runnable(bundle.stage_path(name), scratch)) for name in bundle.manifest.stages
-    }
+    stages = {}
+    for name in bundle.manifest.stages:
+        path = bundle.stage_path(name)
+        emulating = runnable(path, bundle.folder)
+        try:
+            stages[name] = library.load_stage(name, emulating)
+        finally:
+            if emulating != path:
+                emulating.unlink()
     return Engine(bundle, library, Pipeline(stages))
 
 

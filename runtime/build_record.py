@@ -76,7 +76,7 @@ class ReducedPrecision:
     Attributes:
         kept_layers: stage and module, such as ``"image_encoder: encoder.model.blocks.3.mlp.w3"``, kept in float32
             because of the magnitudes that were measured.
-        headroom: the tensors with the least room, smallest factor first. Empty for bf16, whose range is float32's.
+        headroom: the FP16 tensors with the least room, smallest factor first; a bf16 engine has some too.
     """
 
     kept_layers: tuple[str, ...] = ()

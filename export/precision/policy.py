@@ -27,7 +27,8 @@ class Rule:
     """One row of the table; the first row that fits a node decides.
 
     Attributes:
-        stages, modules: globs. A module is what stands before the slash in a node's name.
+        stages: glob.
+        modules: globs, separated by spaces. A module is what stands before the slash in a node's name.
         operators: operator types, or None for all.
         fp16, bf16: what a 16-bit build computes the node in. A node that is float16 here still becomes float32 where
             the magnitudes that were measured do not leave enough room (:mod:`.ranges`).
@@ -45,7 +46,7 @@ class Rule:
         """Whether the row is about such a node."""
         return (
             fnmatchcase(stage, self.stages)
-            and fnmatchcase(module, self.modules)
+            and any(fnmatchcase(module, modules) for modules in self.modules.split())
             and (operator in self.operators if self.operators is not None else operator not in (INPUT, OUTPUT))
         )
 
@@ -85,7 +86,7 @@ POLICY: tuple[Rule, ...] = (
         "Conv",
         "float16",
         "float16",
-        "A product of normalised pixels and weights, which tensor cores sum in float32.",
+        "A product of normalised pixels and weights; ONNX has no bfloat16 convolution before opset 22.",
     ),
     _rule(
         "*",
@@ -165,7 +166,7 @@ POLICY: tuple[Rule, ...] = (
         None,
         "float32",
         "float32",
-        "Three thousandths of a second of work on one token, followed by an exponential.",
+        "Little work on one token, and the exponential behind it multiplies every depth.",
     ),
     _rule(
         "aggregator",
@@ -219,11 +220,19 @@ POLICY: tuple[Rule, ...] = (
     # Geometry encoder
     _rule(
         "geometry_encoder",
+        "ray_dirs_encoder.conv_in ray_dirs_encoder.encoder.* depth_encoder.conv_in depth_encoder.encoder.*",
+        None,
+        "float16",
+        "float16",
+        "Convolutions over all patches, as much work as two blocks; bfloat16 would round rays by a tenth of a degree.",
+    ),
+    _rule(
+        "geometry_encoder",
         "*",
         None,
         "float32",
         "float32",
-        "Given depths and poses are measurements whose digits count.",
+        "Norms, which upstream saw become NaN in low precision, and a few numbers per view that every point depends on.",
     ),
     _rule(
         "*",

@@ -20,7 +20,7 @@ from mapengine.runtime.pipeline import Pipeline
 from mapengine.runtime.views import prepare_views
 
 from .graphs import add_node, constant, is_floating, load_float32_graph, save_variant
-from .types import ATTENTION, scores_of
+from .assign import ATTENTION, scores_of
 
 _PREFIX = "largest:"
 """Marks the outputs that were added to a graph."""

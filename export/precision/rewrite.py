@@ -1,7 +1,7 @@
 """Write a float32 stage again in float16 or bfloat16: casts, and weights of low precision.
 
 TensorRT builds strongly typed networks, so the types are in the graph. A node computes in the type that
-:mod:`.types` assigned; a value that is read in another type than it was made in passes one ``Cast``, which all its
+:mod:`.assign` assigned; a value that is read in another type than it was made in passes one ``Cast``, which all its
 readers of that type share.
 """
 
@@ -21,7 +21,7 @@ from mapengine.runtime.manifest import TensorSpec
 
 from .graphs import is_floating, load_float32_graph, module_of
 from .policy import POLICY, Precision, Rule
-from .types import Assignment, assign_types, dtype_name, floating_inputs
+from .assign import Assignment, assign_types, dtype_name, floating_inputs
 from .weights import converted, save_model
 
 

@@ -23,7 +23,7 @@ from mapengine.runtime.errors import ExportError, MapEngineError
 from .compile import PlanRequest
 from .progress import Fraction
 
-_WORKER = "mapengine.export.tensorrt.worker"
+_COMMAND = (sys.executable, "-m", "mapengine.export.tensorrt.worker")
 _POLL_SECONDS = 0.2
 """How long Ctrl-C may wait where a blocked read cannot be interrupted."""
 
@@ -42,7 +42,7 @@ def compile_elsewhere(request: PlanRequest, report: Fraction) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     with tempfile.TemporaryFile() as complaints:
         child = subprocess.Popen(
-            [sys.executable, "-m", _WORKER],
+            _COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,

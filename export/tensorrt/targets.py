@@ -49,9 +49,7 @@ def check_targets(flavour: Flavour, targets: Iterable[str]) -> tuple[str, ...]:
         if target not in known:
             kind = _ELSEWHERE.get(target)
             fix = (
-                f"build on a machine with that GPU ({kind}) with the backend tensorrt"
-                if kind
-                else "choose one of these"
+                f"build on a machine with that GPU ({kind}) with the backend tensorrt" if kind else "choose one of them"
             )
             raise InputError(
                 f"{flavour.name} {flavour.version} compiles for {', '.join(map(_sm, known))}, not for {_sm(target)}; "
@@ -61,14 +59,16 @@ def check_targets(flavour: Flavour, targets: Iterable[str]) -> tuple[str, ...]:
 
 
 def known_targets(flavour: Flavour) -> tuple[str, ...]:
-    """Every compute capability that a TensorRT-RTX can be told to compile for, ascending."""
+    """Every compute capability that the flavour can be told to compile for, ascending; TensorRT has none."""
+    if not flavour.is_rtx:
+        return ()
     names = [name for name in dir(flavour.library.ComputeCapability) if re.fullmatch(r"SM\d+", name)]
     return tuple(sorted((parse_target(name) for name in names), key=lambda text: tuple(map(int, text.split(".")))))
 
 
 def set_targets(flavour: Flavour, config: Any, targets: tuple[str, ...]) -> None:
     """Write checked targets into a builder's configuration."""
-    if not targets:
+    if not (flavour.is_rtx and targets):
         return
     config.num_compute_capabilities = len(targets)
     for index, target in enumerate(targets):

@@ -41,12 +41,12 @@ class TensorRtBackend:
 
     def open_pipeline(self, bundle: Bundle, chunks: ChunkSizes) -> DevicePipeline:
         """See :class:`..base.Backend`."""
-        self._device.activate()
-        logger = make_logger(self._flavour)
-        runtime: Any = self._flavour.library.Runtime(logger)
-        plans = {
-            name: Plan(self._flavour, runtime, logger, name, bundle.stage_path(name), spec)
-            for name, spec in bundle.manifest.stages.items()
-        }
-        caches = RuntimeCaches(plans, bundle.folder, bundle.digest, f"{self.device} {self.name} {self.version}")
+        with self._device.current():
+            logger = make_logger(self._flavour)
+            runtime: Any = self._flavour.library.Runtime(logger)
+            plans = {
+                name: Plan(self._flavour, runtime, logger, name, bundle.stage_path(name), spec)
+                for name, spec in bundle.manifest.stages.items()
+            }
+            caches = RuntimeCaches(plans, bundle.folder, bundle.digest, f"{self.device} {self.name} {self.version}")
         return DevicePipeline(self._device, plans, chunks, caches)

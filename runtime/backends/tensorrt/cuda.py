@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BackendError, BackendUnavailableError
-from ..base import cannot_import
+from ..base import one_line
 
 ALIGNMENT = 256
 """Bytes that TensorRT wants addresses of tensors to be multiples of; CUDA's allocations are."""
@@ -26,7 +26,7 @@ _STICKY = frozenset({
     "CUDA_ERROR_ILLEGAL_INSTRUCTION", "CUDA_ERROR_MISALIGNED_ADDRESS", "CUDA_ERROR_INVALID_ADDRESS_SPACE",
     "CUDA_ERROR_INVALID_PC", "CUDA_ERROR_HARDWARE_STACK_ERROR", "CUDA_ERROR_ECC_UNCORRECTABLE",
     "CUDA_ERROR_CONTEXT_IS_DESTROYED", "CUDA_ERROR_NVLINK_UNCORRECTABLE", "CUDA_ERROR_EXTERNAL_DEVICE",
-    "CUDA_ERROR_DEVICE_UNAVAILABLE", "CUDA_ERROR_UNKNOWN",
+    "CUDA_ERROR_CONTAINED", "CUDA_ERROR_TENSOR_MEMORY_LEAK", "CUDA_ERROR_MPS_CLIENT_TERMINATED", "CUDA_ERROR_UNKNOWN",
 })  # fmt: skip
 """Errors after which every later call in the process fails (CUDA driver API, "Data types used by CUDA driver")."""
 
@@ -36,7 +36,7 @@ class OutOfMemory(BackendError):
 
 
 class Device:
-    """A GPU. May be used by several threads; each has to :meth:`activate` it first."""
+    """A GPU. Several threads may use it, each within :meth:`current`."""
 
     def __init__(self, ordinal: int = 0) -> None:
         """Open the GPU ``ordinal``.
@@ -48,15 +48,13 @@ class Device:
         try:
             from cuda.bindings import driver
         except ImportError as error:
-            raise cannot_import("cuda", "rtx", error) from error
+            raise BackendUnavailableError(
+                f"the package cuda-bindings, which drives the GPU, cannot be imported ({one_line(error)}); run: "
+                f"pip install --upgrade cuda-bindings"
+            ) from error
         self._driver: Any = driver
         self._failure: str | None = None
-        try:
-            self.call("start CUDA", driver.cuInit, 0)
-        except (RuntimeError, OSError) as error:
-            if isinstance(error, BackendError):
-                raise
-            raise BackendUnavailableError(f"the NVIDIA driver cannot be loaded ({error}); install it") from error
+        self.call("start", driver.cuInit, 0)
         self._handle = self.call("open the GPU", driver.cuDeviceGet, ordinal)
         self._context = self.call("open the GPU", driver.cuDevicePrimaryCtxRetain, self._handle)
         name: bytes = self.call("read the GPU's name", driver.cuDeviceGetName, 256, self._handle)
@@ -81,6 +79,7 @@ class Device:
             doing: what it is for, for messages: "copy inputs".
 
         Raises:
+            OutOfMemory: there is not enough memory, of the GPU or of the host.
             BackendError: it failed, or an earlier failure made the GPU unusable in this process.
         """
         if self._failure is not None:
@@ -88,14 +87,24 @@ class Device:
                 f"the GPU cannot {doing}, because an earlier error ({self._failure}) made it unusable in this process; "
                 f"restart the process"
             )
-        status, *results = function(*arguments)
+        try:
+            status, *results = function(*arguments)
+        except (RuntimeError, OSError) as error:  # the driver is gone, or too old to have this function
+            raise BackendError(
+                f"the GPU cannot {doing} ({one_line(error)}); install an NVIDIA driver that fits cuda-bindings"
+            ) from error
         if int(status) != 0:
             raise self._error(doing, status)
         return results[0] if len(results) == 1 else tuple(results) or None
 
-    def activate(self) -> None:
-        """Make the GPU current for the calling thread."""
-        self.call("use the GPU", self._driver.cuCtxSetCurrent, self._context)
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Make the GPU current for the calling thread, and what was current before again after the block."""
+        self.call("use the GPU", self._driver.cuCtxPushCurrent, self._context)
+        try:
+            yield
+        finally:
+            self._driver.cuCtxPopCurrent()  # after a fatal error it may fail too; that was said already
 
     def free_memory(self) -> tuple[int, int]:
         """Free bytes and all bytes of the GPU's memory."""
@@ -130,6 +139,8 @@ class Device:
                 f"the GPU failed to {doing} ({name}), and nothing more can run on it in this process; restart the "
                 f"process, and report it if it happens again"
             )
+        if name == "CUDA_ERROR_OUT_OF_MEMORY":
+            return OutOfMemory(f"there is no memory left to {doing}; use fewer or smaller views in one call")
         return BackendError(f"the GPU failed to {doing} ({name}); see the documentation of the CUDA driver API")
 
     def _error_name(self, status: Any) -> str:
@@ -150,7 +161,8 @@ class Buffer:
                 free, total = device.free_memory()
                 raise OutOfMemory(
                     f"the GPU has no {_gib(size)} of memory left ({_gib(free)} of {_gib(total)} are free); use fewer "
-                    f"or smaller views in one call, or close other programs that use the GPU"
+                    f"or smaller views in one call, or a smaller minibatch_size, or close other programs that use the "
+                    f"GPU"
                 )
             if int(status) != 0:
                 raise device._error("allocate memory", status)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import math
 import mmap
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import BackendError, ManifestError, ProfileError, VersionError
+from ...errors import BackendError, BundleNotFoundError, ManifestError, MapEngineError, ProfileError, VersionError
 from ...manifest import StageSpec, TensorSpec
+from .cuda import OutOfMemory
 from .flavour import Flavour
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "bool": 1, "uint8": 1}
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64"}
 
 _log = logging.getLogger(__name__)
+_log.addHandler(logging.NullHandler())  # errors are raised; who wants the library's own words configures logging
 
 
+@functools.cache  # TensorRT keeps the first logger that it is given, for the life of the process
 def make_logger(flavour: Flavour) -> Any:
-    """A TensorRT logger that writes to :mod:`logging` and keeps the last errors of each thread (``last_error``)."""
+    """A TensorRT logger that writes to :mod:`logging` and keeps the last error of each thread (``last_error``)."""
     levels = {
         "INTERNAL_ERROR": logging.ERROR,
         "ERROR": logging.ERROR,
@@ -39,8 +44,7 @@ def make_logger(flavour: Flavour) -> Any:
             level = levels.get(severity.name, logging.INFO)
             if level == logging.ERROR:
                 self._local.error = message
-            # Warnings speak of the graph's internals; people who want them ask for them.
-            _log.log(min(level, logging.INFO), "%s: %s", flavour.name, message)
+            _log.log(level, "%s: %s", flavour.name, message)
 
         def last_error(self) -> str:
             """The newest error of this thread, in one line, and forget it."""
@@ -83,9 +87,10 @@ class Plan:
         self.spec = spec
         self.inputs = {tensor.name: tensor for tensor in spec.inputs}
         self.outputs = {tensor.name: tensor for tensor in spec.outputs}
+        self.tensors = self.inputs | self.outputs
         self._flavour = flavour
         self._logger = logger
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+        with _mapped(path) as plan:
             problem = flavour.plan_problem(runtime, plan)
             if problem is not None:
                 raise VersionError(
@@ -98,10 +103,12 @@ class Plan:
             finally:
                 view.release()
         if self.engine is None:
-            raise BackendError(
-                f"{flavour.name} {flavour.version} cannot load the stage {name}: {logger.last_error()}; build the "
-                f"bundle again on this machine"
+            raise self._refused(
+                f"{flavour.name} {flavour.version} cannot load the stage {name}",
+                "build the bundle again on this machine",
             )
+        self._runtime = runtime  # has to outlive its engine
+        self._making = threading.Lock()
         self._check_tensors()
         self.runtime_cache: Any = flavour.create_runtime_cache(self.engine)
 
@@ -127,7 +134,8 @@ class Plan:
             stream: CUDA stream for the choice of the profile.
             axes: value of every dynamic axis.
         """
-        context = self._flavour.create_context(self.engine, self.runtime_cache)
+        with self._making:
+            context = self._flavour.create_context(self.engine, self.runtime_cache)
         if context is None:
             raise self.failed("no execution context can be made")
         if not context.set_optimization_profile_async(self.profile_for(axes), stream):
@@ -135,7 +143,13 @@ class Plan:
         for name, tensor in self.inputs.items():
             if not context.set_input_shape(name, tensor_shape(tensor, axes)):
                 raise self.failed(f"it refuses {name} of shape {tensor_shape(tensor, axes)}")
-        return context, int(context.update_device_memory_size_for_shapes())
+        for name, tensor in self.outputs.items():
+            # The buffers have the manifest's shapes: a plan that writes more would write over others.
+            if tuple(context.get_tensor_shape(name)) != tensor_shape(tensor, axes):
+                raise self.failed(f"{name} is not of shape {tensor_shape(tensor, axes)}")
+        size = int(context.update_device_memory_size_for_shapes())
+        # 0 may also say that the library does not know: then the most that any shape of the profile takes.
+        return context, size or int(self.engine.get_device_memory_size_for_profile_v2(self.profile_for(axes)))
 
     def enqueue(self, context: Any, stream: int) -> None:
         """Launch the stage; its tensors' addresses are set."""
@@ -149,8 +163,16 @@ class Plan:
 
     def failed(self, what: str) -> BackendError:
         """The error for a refusal of the library, with the library's own words."""
-        name = self._flavour.name
-        return BackendError(f"{name} failed in the stage {self.name}: {what} ({self._logger.last_error()})")
+        return self._refused(f"{self._flavour.name} failed in the stage {self.name}: {what}", "build the bundle again")
+
+    def _refused(self, what: str, fix: str) -> BackendError:
+        reason = self._logger.last_error()
+        if "out of memory" in reason.lower() or "outofmemory" in reason.lower():
+            return OutOfMemory(
+                f"{what}, because the GPU's memory is full ({reason}); use fewer or smaller views in one call, or "
+                f"close other programs that use the GPU"
+            )
+        return BackendError(f"{what} ({reason}); {fix}")
 
     def _check_tensors(self) -> None:
         engine = self.engine
@@ -167,3 +189,15 @@ class Plan:
                 f"the plan of {self.name} has other tensors than the manifest says ({', '.join(different)}); build the "
                 f"bundle again"
             )
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    """A file's content, read as it is used: a plan may take gigabytes."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield content
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        if isinstance(error, MapEngineError):
+            raise
+        raise BundleNotFoundError(f"{path} cannot be read ({error}); build the bundle again") from error

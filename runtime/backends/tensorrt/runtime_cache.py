@@ -1,11 +1,13 @@
 """Kernels that TensorRT-RTX compiled on this GPU, kept beside the bundle for the next process.
 
 A cache only saves time: one that is damaged, foreign, too large or not writable is ignored. TensorRT-RTX checks that a
-cache is of its own version and of this GPU before it uses it.
+cache is of its own version and of this GPU before it uses it; that the file is whole is checked here: it begins with
+the SHA-256 of the rest.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 from collections.abc import Mapping
@@ -18,6 +20,10 @@ from ...verified import cache_folder
 from .plans import Plan
 
 MAX_BYTES = 512 * 2**20
+MOST_FILES = 4
+"""Caches of one stage in a folder, of several GPUs, library versions or builds; older ones are removed."""
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class RuntimeCaches:
@@ -36,42 +42,52 @@ class RuntimeCaches:
         home = cache_folder()
         self._folders = [folder, *([home / "kernels"] if home else [])]
         self._names = {name: f"{name}.{key}.cache" for name in self._plans}
-        self._saved: dict[str, str] = {}
+        self._saved: dict[str, bytes] = {}
         self._lock = threading.Lock()
         for name, plan in self._plans.items():
             self._load(name, plan.runtime_cache)
 
     def save(self) -> None:
-        """Write the caches that have grown. Never raises."""
+        """Write the caches that have grown. Takes a while, so not after every call. Never raises."""
         with self._lock:
             for name, plan in self._plans.items():
                 try:
                     blob = bytes(plan.runtime_cache.serialize())
                 except (TypeError, RuntimeError):  # nothing to serialise
                     continue
-                digest = hashlib.sha256(blob).hexdigest()
+                digest = hashlib.sha256(blob).digest()
                 if blob and len(blob) <= MAX_BYTES and digest != self._saved.get(name):
-                    self._write(name, blob)
+                    self._write(name, digest, blob)
                     self._saved[name] = digest
 
     def _load(self, name: str, cache: Any) -> None:
         for folder in self._folders:
             path = folder / self._names[name]
             try:
-                if not path.is_file() or path.stat().st_size > MAX_BYTES:
+                if not path.is_file() or path.stat().st_size > MAX_BYTES + _DIGEST_BYTES:
                     continue
-                blob = path.read_bytes()
+                content = path.read_bytes()
             except OSError:
                 continue
-            if cache.deserialize(blob):
-                self._saved[name] = hashlib.sha256(blob).hexdigest()
+            digest, blob = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+            if hashlib.sha256(blob).digest() == digest and cache.deserialize(blob):
+                self._saved[name] = digest
                 return
 
-    def _write(self, name: str, blob: bytes) -> None:
+    def _write(self, name: str, digest: bytes, blob: bytes) -> None:
         for folder in self._folders:
             try:
                 with atomic_write(folder / self._names[name]) as temporary:
-                    temporary.write_bytes(blob)
-                return
+                    temporary.write_bytes(digest + blob)
             except (OSError, ValueError, MapEngineError):
                 continue
+            _remove_old(folder, name)
+            return
+
+
+def _remove_old(folder: Path, name: str) -> None:
+    """Keep the newest caches of a stage: each build of a bundle and each GPU makes one of its own."""
+    with contextlib.suppress(OSError):
+        caches = [path for path in folder.glob(f"{name}.*.cache") if path.is_file()]
+        for path in sorted(caches, key=lambda path: path.stat().st_mtime, reverse=True)[MOST_FILES:]:
+            path.unlink()

@@ -2,27 +2,36 @@
 
 The stages hand device buffers to each other, so between the images and the predictions nothing comes back to the host.
 A session belongs to one call at a time; ``pipeline.py`` keeps a few of them.
+
+A context always works on the same addresses: chunks of views are copied, on the GPU, between its buffers and those of
+all views. A graph is only valid for the addresses and shapes that it was recorded with (TensorRT's guide advises one
+context per graph), the copies move little in comparison with a stage's work, and tensors lie where TensorRT wants them.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BackendError
+from ...inference import Progress
 from ...manifest import TensorSpec
 from ...pipeline import ChunkSizes, chunk_ranges, geometry_inputs
+from ...profile import PATCH_SIZE
 from ...views import ViewGeometry
-from .cuda import ALIGNMENT, Buffer, Device, Event, Graph, Pinned, Stream
+from .cuda import Buffer, Device, Event, Graph, Pinned, Stream
 from .plans import Plan, tensor_bytes, tensor_shape
 
 SCALE = "metric_scaling_factor"
 """The output of the aggregator that goes to the host."""
+
+_WHOLE_NAMES = {"patch_features": "features"}
+"""Tensors that are called otherwise where the aggregator reads them, for all views."""
 
 _SLOTS = 2
 """Sets of page-locked buffers: the host fills or reads one while the GPU works with the other."""
@@ -34,159 +43,182 @@ class Request:
 
     Attributes:
         views: how many. rows, columns: patches of an image.
-        geometry: per view, whether it has any.
         chunks: views per call of the chunked stages.
     """
 
     views: int
     rows: int
     columns: int
-    geometry: tuple[bool, ...]
     chunks: ChunkSizes
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Step:
-    """One launch with the copies around it, on fixed addresses."""
+    """One launch: a stage and the views that it works on."""
 
     stage: str
-    start: int
-    stop: int
-    plan: Plan | None = None
-    context: Any = None
-    addresses: dict[str, int] = field(default_factory=dict)
-    host: dict[str, Pinned] = field(default_factory=dict)
-    """Page-locked copies of the tensors that come from the host or go there."""
-    before: list[tuple[int, int, int]] = field(default_factory=list)
-    """Copies on the GPU before the launch: source, target, bytes."""
-    after: list[tuple[int, int, int]] = field(default_factory=list)
-    slot: int = 0
-    runs: int = 0
-    graph: Graph | None = None
+    views: Sequence[int]
 
-    def launch(self, stream: Stream) -> None:
-        """Put the step into the queue: as a graph from its second run on, where the library can be recorded."""
-        if self.graph is None and self.runs == 1:
-            self._record(stream)
-        self.runs += 1
-        if self.graph is not None:
-            stream.launch(self.graph)
+
+class _Launch:
+    """An execution context for one stage and number of views, with its tensors at fixed addresses."""
+
+    def __init__(self, plan: Plan, stream: Stream, axes: Mapping[str, int], addresses: Mapping[str, int]) -> None:
+        self._plan = plan
+        self._context, self.memory = plan.context(stream.handle, axes)
+        self._runs = 0
+        self._graph: Graph | None = None
+        for name, address in addresses.items():
+            if not self._context.set_tensor_address(name, address):
+                raise plan.failed(f"it refuses the address of {name}")
+
+    def use_memory(self, memory: Buffer) -> None:
+        """Work in ``memory`` from now on, which contexts that run one after the other share."""
+        self.free()
+        self._runs = 0
+        self._context.set_device_memory(memory.address, memory.size)
+
+    def run(self, stream: Stream) -> None:
+        """Put the stage into the queue: as a graph from its second run on, where that can be recorded."""
+        if self._runs == 1 and not self._plan.captures_graphs:
+            self._graph = self._record(stream)
+        self._runs += 1
+        if self._graph is not None:
+            stream.launch(self._graph)
         else:
-            self._enqueue(stream)
+            self._plan.enqueue(self._context, stream.handle)
 
-    def _record(self, stream: Stream) -> None:
-        if self.plan is not None and self.plan.captures_graphs:
-            return
-        # A library that cannot be recorded after all is run as before.
-        with contextlib.suppress(BackendError):
+    def _record(self, stream: Stream) -> Graph | None:
+        try:
             with stream.capture() as graph:
-                self._enqueue(stream)
-            self.graph = graph
+                self._plan.enqueue(self._context, stream.handle)
+        except BackendError:  # what cannot be recorded is run as before
+            return None
+        return graph
 
-    def _enqueue(self, stream: Stream) -> None:
-        for source, target, size in self.before:
-            stream.move(source, target, size)
-        if self.plan is None:
-            return
-        for name, address in self.addresses.items():
-            if name in self.host and name in self.plan.inputs:
-                stream.upload(self.host[name], address)
-            if not self.context.set_tensor_address(name, address):
-                raise self.plan.failed(f"it refuses the address of {name}")
-        self.plan.enqueue(self.context, stream.handle)
-        for source, target, size in self.after:
-            stream.move(source, target, size)
-        for name, pinned in self.host.items():
-            if name in self.plan.outputs:
-                stream.download(self.addresses[name], pinned)
+    def free(self) -> None:
+        """Give the graph back."""
+        if self._graph is not None:
+            self._graph.free()
+            self._graph = None
 
 
 class Session:
     """The GPU side of one :class:`Request`."""
 
     def __init__(self, device: Device, plans: Mapping[str, Plan], request: Request) -> None:
-        """Allocate everything; a failure gives back what was allocated.
+        """Nothing big is allocated before :meth:`prepare`."""
+        self.request = request
+        self._device = device
+        self._plans = plans
+        self._owned: list[Buffer | Pinned | Stream | Event] = []
+        self._launches: dict[tuple[str, int], _Launch] = {}
+        self._buffers: dict[tuple[str, str], Buffer] = {}
+        self._pinned: dict[tuple[str, str, int, int], Pinned] = {}
+        self._memory: Buffer | None = None
+        aggregator = plans["aggregator"]
+        self._whole = {name for name in aggregator.inputs | aggregator.outputs if name != SCALE}
+        """Tensors of all views, kept on the GPU."""
+        try:
+            self._stream: Stream = self._own(device.stream())
+            self._marks: list[Event] = [self._own(device.event()) for _ in range(_SLOTS)]
+        except BaseException:
+            self.close()
+            raise
+
+    def is_prepared(self, geometry: int) -> bool:
+        """Whether :meth:`prepare` has nothing left to do."""
+        return not self._missing(geometry)
+
+    def prepare(self, geometry: int) -> None:
+        """Make what a call with ``geometry`` views that bring geometry needs and that is not there yet.
 
         Raises:
             OutOfMemory: the GPU's memory does not suffice.
             ProfileError: the plans were not built for the request.
             BackendError: the library refuses.
         """
-        self._device = device
-        self._plans = plans
-        self.request = request
-        self._owned: list[Buffer | Pinned | Stream | Event] = []
-        self._contexts: dict[tuple[str, int], tuple[Any, int]] = {}
-        self._steps: list[_Step] = []
-        self._local: dict[tuple[str, str], Buffer] = {}
-        self._host: dict[tuple[str, str, int, int], Pinned] = {}
-        self._failed = False
-        try:
-            self._stream = self._own(device.stream())
-            self._marks = [self._own(device.event()) for _ in range(_SLOTS)]
-            self._prepare()
-        except BaseException:
-            self.close()
-            raise
+        added = {key: self._make_launch(*key) for key in sorted(self._missing(geometry))}
+        self._launches |= added
+        needed = max(launch.memory for launch in self._launches.values())
+        if self._memory is not None and self._memory.size < needed:
+            self._memory.free()
+            self._memory = None
+        if self._memory is None:
+            self._memory = self._own(self._device.allocate(needed))
+            added = self._launches
+        for launch in added.values():
+            launch.use_memory(self._memory)
 
     def run(
         self,
         images: Sequence[NDArray[np.float32]],
         geometry: Sequence[ViewGeometry | None],
-        report: Callable[[str, int, int], None] | None = None,
+        report: Progress | None = None,
     ) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.float32]]]:
-        """Run the network on one sample.
+        """Run the network on one sample, after :meth:`prepare`.
+
+        The caller may work with a view while the GPU computes the next ones.
 
         Args:
             images: V times (1, 3, H, W).
             geometry: V times what the view brings, of this sample only; None for nothing.
-            report: called with stage, views done and views in all, each time that something is done. Waiting for that
-                costs a little time, so leave it out where nobody looks.
+            report: called when the GPU has finished a step, with the stage, views done and views in all.
 
         Yields:
             Per view, in order: the dense head's outputs with a leading dimension of 1, and the metric scaling factor
             (1, 1). The arrays are the caller's.
         """
-        inputs = {"image_encoder": images, "geometry_encoder": geometry}
-        totals = {"geometry_encoder": sum(self.request.geometry)}
+        given = [view for view, brings in enumerate(geometry) if brings is not None]
+        sources: dict[str, Sequence[Any]] = {"image_encoder": images, "geometry_encoder": geometry}
+        totals = {"geometry_encoder": len(given)}
         done = dict.fromkeys(self._plans, 0)
-        waiting: _Step | None = None
-        self._failed = True  # until the end is reached: an abandoned call leaves work in the queue
-        for step in self._steps:
-            if step.stage in inputs and step.plan is not None:
-                self._marks[step.slot].wait()  # the buffers that this step fills were used two steps ago
-                self._fill(step, inputs[step.stage][step.start : step.stop])
-            step.launch(self._stream)
-            self._marks[step.slot].record(self._stream)
-            if step.stage == "dense_head":
-                if waiting is not None:
-                    yield from self._outputs(waiting)
-                waiting = step
-            if report is not None and step.plan is not None:
-                self._stream.synchronize()
-                done[step.stage] += step.stop - step.start
-                report(step.stage, done[step.stage], totals.get(step.stage, self.request.views))
-        if waiting is not None:
-            yield from self._outputs(waiting)
-        self._stream.synchronize()
-        self._failed = False
+        scale: NDArray[Any] = np.empty(0)
 
-    @property
-    def is_reusable(self) -> bool:
-        """Whether the last call ran to its end."""
-        return not self._failed
+        def finish(step: _Step, slot: int) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.float32]]]:
+            if step.stage == "dense_head" or report is not None:
+                self._marks[slot].wait()
+            if step.stage == "dense_head":
+                for position in range(len(step.views)):
+                    outputs = {name: self._host(step, name, slot).array for name in self._plans[step.stage].outputs}
+                    part = slice(position, position + 1)
+                    yield {name: value[part].copy() for name, value in outputs.items()}, scale.reshape(1, 1).copy()
+            done[step.stage] += len(step.views)
+            if report is not None:
+                report(step.stage, done[step.stage], totals.get(step.stage, len(images)))
+
+        previous: tuple[_Step, int] | None = None
+        for index, step in enumerate(self._steps(given)):
+            slot = index % _SLOTS
+            if step.stage in sources:
+                self._marks[slot].wait()  # the buffers that this step fills were used two steps ago
+                self._upload(step, slot, [sources[step.stage][view] for view in step.views])
+            plan = self._plans[step.stage]
+            self._move(step, plan.inputs, into_chunk=True)
+            self._launches[step.stage, len(step.views)].run(self._stream)
+            self._move(step, plan.outputs, into_chunk=False)
+            for name in plan.outputs:
+                if _WHOLE_NAMES.get(name, name) not in self._whole:
+                    source = self._address(step.stage, len(step.views), name)
+                    self._stream.download(source, self._host(step, name, slot))
+            if step.stage == "aggregator":
+                scale = self._host(step, SCALE, slot).array
+            self._marks[slot].record(self._stream)
+            if previous is not None:  # one step late: the GPU has this one to go on with
+                yield from finish(*previous)
+            previous = step, slot
+        if previous is not None:
+            yield from finish(*previous)
+        self._stream.synchronize()
 
     def close(self) -> None:
         """Give everything back. Errors are dropped: they were raised where they happened."""
-        with contextlib.suppress(BackendError):
-            if hasattr(self, "_stream"):
-                self._stream.synchronize()
-        for step in self._steps:
-            if step.graph is not None:
-                with contextlib.suppress(BackendError):
-                    step.graph.free()
-        self._steps.clear()
-        self._contexts.clear()  # before their memory
+        with contextlib.suppress(BackendError, AttributeError):  # perhaps there is no stream yet
+            self._stream.synchronize()
+        for launch in self._launches.values():
+            with contextlib.suppress(BackendError):
+                launch.free()
+        self._launches.clear()  # before their memory
         for resource in reversed(self._owned):
             with contextlib.suppress(BackendError):
                 resource.free()
@@ -198,125 +230,95 @@ class Session:
         self._owned.append(resource)
         return resource
 
-    def _tensor(self, spec: TensorSpec, stage: str, views: int) -> Buffer:
-        buffer: Buffer = self._own(self._device.allocate(tensor_bytes(spec, self._axes(stage, views))))
-        return buffer
+    def _steps(self, given: Sequence[int]) -> Iterator[_Step]:
+        """All launches of a call in order; ``given`` are the views that bring geometry."""
+        every = range(self.request.views)
+        chunks = self.request.chunks
+        for stage, views, size in (
+            ("image_encoder", every, chunks.image_encoder),
+            ("geometry_encoder", given, chunks.geometry_encoder),
+            ("aggregator", every, len(every)),
+            ("dense_head", every, chunks.dense_head),
+        ):
+            for start, stop in chunk_ranges(0, len(views), size):
+                yield _Step(stage, views[start:stop])
 
-    def _pinned(self, spec: TensorSpec, stage: str, views: int) -> Pinned:
-        shape = tensor_shape(spec, self._axes(stage, views))
-        pinned: Pinned = self._own(self._device.pinned(shape, spec.dtype))
-        return pinned
+    def _missing(self, geometry: int) -> set[tuple[str, int]]:
+        return {(step.stage, len(step.views)) for step in self._steps(range(geometry))} - set(self._launches)
 
     def _axes(self, stage: str, views: int) -> dict[str, int]:
         leading = next(iter(self._plans[stage].inputs.values())).shape[0]
         return {str(leading): views, "patch_rows": self.request.rows, "patch_columns": self.request.columns}
 
-    def _context(self, stage: str, views: int) -> Any:
-        """One context per stage and number of views: a recorded graph holds on to its shapes."""
-        if (stage, views) not in self._contexts:
-            self._contexts[stage, views] = self._plans[stage].context(self._stream.handle, self._axes(stage, views))
-        return self._contexts[stage, views][0]
-
-    def _prepare(self) -> None:
-        request, plans = self.request, self._plans
-        views = request.views
-        aggregator = plans["aggregator"]
-        between = {
-            name: self._tensor(spec, "aggregator", views)
-            for name, spec in (aggregator.inputs | aggregator.outputs).items()
-            if name != SCALE
-        }
-        encoded = between["features"]
-        if any(request.geometry):
-            # The geometry encoder reads the encoded views and writes the sum: never in place, which is not allowed.
-            encoded = self._tensor(aggregator.inputs["features"], "aggregator", views)
-        self._add_steps(
-            "image_encoder",
-            chunk_ranges(0, views, request.chunks.image_encoder),
-            {**between, "patch_features": encoded},
-        )
-        if any(request.geometry):
-            for start, stop, given in _runs(request.geometry):
-                if given:
-                    ranges = chunk_ranges(start, stop, request.chunks.geometry_encoder)
-                    self._add_steps("geometry_encoder", ranges, {**between, "patch_features": encoded})
-                else:
-                    self._add_move(start, stop, encoded, between["features"])
-        self._add_steps("aggregator", [(0, views)], between)
-        self._add_steps("dense_head", chunk_ranges(0, views, request.chunks.dense_head), between)
-        scratch = self._own(self._device.allocate(max(size for _, size in self._contexts.values())))
-        for context, _ in self._contexts.values():
-            context.set_device_memory(scratch.address, scratch.size)
-
-    def _add_steps(self, stage: str, ranges: Sequence[tuple[int, int]], shared: Mapping[str, Buffer]) -> None:
-        """Steps of a stage over ranges of views; ``shared`` are the buffers of all views that they read and write."""
+    def _make_launch(self, stage: str, views: int) -> _Launch:
         plan = self._plans[stage]
-        largest = min(self.request.chunks.to_json().get(stage, self.request.views), self.request.views)
-        for start, stop in ranges:
-            slot, count = len(self._steps) % _SLOTS, stop - start
-            step = _Step(stage, start, stop, plan, self._context(stage, count), slot=slot)
-            for name, spec in (plan.inputs | plan.outputs).items():
-                if name in shared:
-                    self._bind_part(step, name, spec, shared[name])
-                    continue
-                if (stage, name) not in self._local:
-                    self._local[stage, name] = self._tensor(spec, stage, largest)
-                if (stage, name, count, slot) not in self._host:
-                    self._host[stage, name, count, slot] = self._pinned(spec, stage, count)
-                step.addresses[name] = self._local[stage, name].address
-                step.host[name] = self._host[stage, name, count, slot]
-            self._steps.append(step)
+        plan.profile_for(self._axes(stage, views))  # refuse before memory is allocated
+        addresses = {name: self._address(stage, views, name) for name in plan.inputs | plan.outputs}
+        return _Launch(plan, self._stream, self._axes(stage, views), addresses)
 
-    def _bind_part(self, step: _Step, name: str, spec: TensorSpec, buffer: Buffer) -> None:
-        """Let a step read or write its views' part of a buffer; by way of a copy where the part is not aligned."""
-        assert step.plan is not None
-        offset = tensor_bytes(spec, self._axes(step.stage, 1)) * step.start if step.start else 0
-        size = tensor_bytes(spec, self._axes(step.stage, step.stop - step.start))
-        address = buffer.address + offset
-        if address % ALIGNMENT == 0:
-            step.addresses[name] = address
-            return
-        staging = self._own(self._device.allocate(size))
-        step.addresses[name] = staging.address
-        if name in step.plan.inputs:
-            step.before.append((address, staging.address, size))
-        else:
-            step.after.append((staging.address, address, size))
+    def _address(self, stage: str, views: int, name: str) -> int:
+        """Where a stage reads or writes a tensor when it runs on this many views."""
+        if self._is_direct(stage, views, name):
+            return self._buffer("aggregator", _WHOLE_NAMES.get(name, name)).address
+        return self._buffer(stage, name).address
 
-    def _add_move(self, start: int, stop: int, source: Buffer, target: Buffer) -> None:
-        """Views without geometry pass the geometry encoder by."""
-        spec = self._plans["aggregator"].inputs["features"]
-        view = tensor_bytes(spec, self._axes("aggregator", 1))
-        step = _Step("geometry_encoder", start, stop, slot=len(self._steps) % _SLOTS)
-        step.before.append((source.address + view * start, target.address + view * start, view * (stop - start)))
-        self._steps.append(step)
+    def _is_direct(self, stage: str, views: int, name: str) -> bool:
+        """Whether a stage works on the tensor of all views itself; never in place, which TensorRT does not allow."""
+        return (
+            _WHOLE_NAMES.get(name, name) in self._whole and views == self.request.views and stage != "geometry_encoder"
+        )
+
+    def _buffer(self, stage: str, name: str) -> Buffer:
+        """The GPU memory of a tensor, for as many views as the stage takes at once."""
+        if (stage, name) not in self._buffers:
+            views = min(self.request.chunks.to_json().get(stage, self.request.views), self.request.views)
+            size = tensor_bytes(self._plans[stage].tensors[name], self._axes(stage, views))
+            self._buffers[stage, name] = self._own(self._device.allocate(size))
+        return self._buffers[stage, name]
+
+    def _host(self, step: _Step, name: str, slot: int) -> Pinned:
+        """The page-locked copy of a tensor that comes from the host or goes there."""
+        key = step.stage, name, len(step.views), slot
+        if key not in self._pinned:
+            spec = self._plans[step.stage].tensors[name]
+            shape = tensor_shape(spec, self._axes(step.stage, len(step.views)))
+            self._pinned[key] = self._own(self._device.pinned(shape, spec.dtype))
+        return self._pinned[key]
 
     # One call
 
-    def _fill(self, step: _Step, views: Sequence[Any]) -> None:
-        """Put the inputs of a step into its page-locked buffers."""
-        assert step.plan is not None
+    def _upload(self, step: _Step, slot: int, views: Sequence[Any]) -> None:
+        """Bring the inputs of a step to the GPU."""
         if step.stage == "image_encoder":
-            np.concatenate(views, out=step.host["images"].array, casting="same_kind")
-            return
-        height, width = step.host["ray_directions"].array.shape[1:3]
-        for name, value in geometry_inputs(views, 1, height, width).items():
-            step.host[name].array[...] = value
+            names = ["images"]
+            np.concatenate(views, out=self._host(step, "images", slot).array, casting="same_kind")
+        else:
+            sides = self.request.rows * PATCH_SIZE, self.request.columns * PATCH_SIZE
+            inputs = geometry_inputs(views, 1, *sides)
+            names = list(inputs)
+            for name, value in inputs.items():
+                self._host(step, name, slot).array[...] = value
+        for name in names:
+            self._stream.upload(self._host(step, name, slot), self._address(step.stage, len(step.views), name))
 
-    def _outputs(self, step: _Step) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.float32]]]:
-        """Wait for a step of the dense head, and copy its outputs out of the page-locked buffers, view by view."""
-        self._marks[step.slot].wait()
-        aggregator = next(entry for entry in self._steps if entry.stage == "aggregator")
-        scale = aggregator.host[SCALE].array.reshape(1, 1)
-        for position in range(step.stop - step.start):
-            part = slice(position, position + 1)
-            yield {name: pinned.array[part].copy() for name, pinned in step.host.items()}, scale.copy()
+    def _move(self, step: _Step, tensors: Mapping[str, TensorSpec], *, into_chunk: bool) -> None:
+        """Copy a step's views between the tensors of all views and the buffers that the stage works on."""
+        for name, spec in tensors.items():
+            whole = _WHOLE_NAMES.get(name, name)
+            if whole not in self._whole or self._is_direct(step.stage, len(step.views), name):
+                continue
+            size = tensor_bytes(spec, self._axes(step.stage, 1))
+            chunk, every = self._buffer(step.stage, name).address, self._buffer("aggregator", whole).address
+            for position, first, count in _runs(step.views):
+                inside, outside = chunk + position * size, every + first * size
+                source, target = (outside, inside) if into_chunk else (inside, outside)
+                self._stream.move(source, target, count * size)
 
 
-def _runs(flags: Sequence[bool]) -> Iterator[tuple[int, int, bool]]:
-    """Stretches of equal flags as (start, stop, flag)."""
+def _runs(views: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Stretches of consecutive views as (position in ``views``, first view, how many)."""
     start = 0
-    for index in range(1, len(flags) + 1):
-        if index == len(flags) or flags[index] != flags[start]:
-            yield start, index, flags[start]
+    for index in range(1, len(views) + 1):
+        if index == len(views) or views[index] != views[index - 1] + 1:
+            yield start, views[start], index - start
             start = index

@@ -10,13 +10,14 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from .stand_in_driver import NAMES, Fault, StandInDriver
+from .stand_in_driver import DEINITIALIZED, NAMES, UNKNOWN, Fault, StandInDriver
 
 _INT, _UINT, _SIZE, _HANDLE = ctypes.c_int, ctypes.c_uint, ctypes.c_size_t, ctypes.c_void_p
 _ADDRESS, _FLAGS = ctypes.c_uint64, ctypes.c_ulonglong
@@ -103,8 +104,15 @@ def install(folder: Path) -> None:
 
 
 def _call(name: str, arguments: tuple[Any, ...]) -> Any:
-    assert _driver is not None, f"{name} is called outside of a test"
-    return _driver.call(name, tuple(argument or 0 for argument in arguments))
+    if _driver is None:
+        raise Fault(DEINITIALIZED)  # as when the process ends
+    try:
+        return _driver.call(name, tuple(argument or 0 for argument in arguments))
+    except Fault:
+        raise
+    except Exception:
+        _driver.mistake(f"{name}: {traceback.format_exc()}")
+        raise Fault(UNKNOWN) from None
 
 
 def _function(name: str, results: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,16 +14,16 @@ from .graphs import FLOAT32, is_floating, module_of
 from .policy import INPUT, OUTPUT, Precision, Rule, match
 from .weights import largest_weight
 
-FP16_MAX = 65504.0
-"""Largest finite float16."""
+FP16_MAX, FP16_NORMAL = 65504.0, 2.0**-14
+"""Largest finite float16, and the smallest that has all digits."""
 
 MARGIN = 8.0
-"""A tensor is stored in float16 only if its measured magnitude fits this often into float16's range.
+"""A tensor is stored in float16 only if its measured magnitude stays this factor away from both ends of the range.
 
-The cases that are measured are few and small. Other images move the largest activation by a factor of two or so (it
-is set by a few channels and tokens that the weights single out, not by the scene), partial sums of a product exceed
-the sum, and rounding of earlier layers adds a little: three bits cover that, and cost nothing, since float16 has five
-bits of exponent below them."""
+The cases that are measured are few and small. Other images move the largest activation of a layer by a factor of two
+or so, because weights and not scenes single out its channel; partial sums of a product exceed the sum; and rounding in
+earlier layers adds a little. Below, a tensor's largest number is followed by many that are smaller.
+"""
 
 SCORES = "scores"
 """Key of the attention scores in a stage's ranges is ``<module>/scores``: no tensor of the graph holds them."""
@@ -126,28 +125,19 @@ class _Limits:
         if wanted is not FLOAT16:
             return wanted
         weights = [value for value in values if value.is_initializer()]
-        if not all(self._weight(value) <= FP16_MAX for value in weights):
-            result.kept.append(module)
-            return FLOAT32
-        if self._ranges is None:
-            return wanted
-        found = {self._label(value): self._measured(value.name or "") for value in values if value not in weights}
-        if node is not None and node.op_type in ATTENTION:
-            found[scores_of(node)] = self._measured(scores_of(node))
-        if not all(largest * MARGIN <= FP16_MAX for largest in found.values()):
+        found = {}
+        if self._ranges is not None:
+            found = {_label(value): self._measured(value.name or "") for value in values if value not in weights}
+            if node is not None and node.op_type in ATTENTION:
+                found[scores_of(node)] = max(self._measured(scores_of(node)), 1.0)
+        if not all(self._weight_fits(value) for value in weights) or not all(_fits(x) for x in found.values()):
             result.kept.append(module)
             return FLOAT32
         for label, largest in found.items():
-            if label not in self._listed:
+            if label not in self._listed and largest > 0:
                 self._listed.add(label)
-                factor = FP16_MAX / largest if largest > 0 else math.inf
-                result.headroom.append(Headroom(self._stage, label, largest, factor))
+                result.headroom.append(Headroom(self._stage, label, largest, FP16_MAX / largest))
         return wanted
-
-    def _label(self, value: ir.Value) -> str:
-        """What made a tensor, which says more than the tracer's name for it."""
-        producer = value.producer()
-        return (producer.name if producer is not None else value.name) or ""
 
     def _measured(self, name: str) -> float:
         assert self._ranges is not None
@@ -157,11 +147,24 @@ class _Limits:
             )
         return self._ranges[name]
 
-    def _weight(self, value: ir.Value) -> float:
+    def _weight_fits(self, value: ir.Value) -> bool:
+        """Weights are known exactly, so they need no margin above; a small bias is added to something larger."""
         if value not in self._weights:
             assert value.const_value is not None
             self._weights[value] = largest_weight(value.const_value)
-        return self._weights[value]
+        largest = self._weights[value]
+        is_factor = value.shape is not None and len(value.shape) > 1
+        return largest <= FP16_MAX and (largest == 0 or largest >= FP16_NORMAL or not is_factor)
+
+
+def _fits(largest: float) -> bool:
+    return largest == 0 or FP16_NORMAL * MARGIN <= largest <= FP16_MAX / MARGIN
+
+
+def _label(value: ir.Value) -> str:
+    """What made a tensor, which says more than the tracer's name for it."""
+    producer = value.producer()
+    return (producer.name if producer is not None else value.name) or ""
 
 
 def dtype_name(dtype: ir.DataType) -> str:

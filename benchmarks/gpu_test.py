@@ -1,0 +1,173 @@
+"""Does every TensorRT that is installed give the reference's numbers on this GPU? Writes JSON; `make gpu-test` runs it.
+
+    python benchmarks/gpu_test.py --model preset:tiny --json benchmarks/results/gpu_test.json
+
+For each flavour and precision a bundle is built, loaded, and compared with the float32 PyTorch reference: the golden
+input, the parity cases (every input modality), every view count, chunk sizes, the order of the views, repeated calls
+(which run as CUDA graphs) and two threads at once. A failure is recorded with the library's own words; the exit code is
+1 if there was one, or if there is no GPU to test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from engine import make_views
+from record import origin, write_record
+
+from mapengine.runtime import Engine
+from mapengine.runtime.backends.tensorrt import flavour
+from mapengine.runtime.errors import MapEngineError
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+SIZE = (140, 112)
+MOST_VIEWS = 8
+Views = list[dict[str, Any]]
+Predictions = list[dict[str, Any]]
+
+
+def difference(found: Predictions, expected: Predictions) -> float:
+    """Largest difference of any output, relative to the largest value of that output; infinite when not finite."""
+    worst = 0.0
+    for key in expected[0]:
+        if expected[0][key].dtype.kind != "f":
+            continue
+        pairs = [(got[key], want[key]) for got, want in zip(found, expected, strict=True)]
+        largest = max(float(np.abs(want).max()) for _, want in pairs)
+        gap = max(float(np.abs(got - want).max()) for got, want in pairs)
+        worst = max(worst, gap / largest if np.isfinite(gap) else float("inf"))
+    return worst
+
+
+def checks(engine: Engine, model: Any) -> dict[str, Callable[[], float]]:
+    """Named checks; each returns a relative difference from the reference."""
+    from mapengine.export.onnx_bundle import measure
+
+    most = min(MOST_VIEWS, engine.manifest.profile.views.max)
+
+    def views(count: int, geometry: bool = True) -> Views:
+        return make_views(count, *SIZE, geometry)
+
+    def against_reference(inputs: Views, predict: Callable[[Views], Predictions] = engine.predict) -> float:
+        return difference(predict(inputs), model.predict(inputs, use_amp=False))
+
+    def reordered() -> float:
+        inputs = views(most)
+        order = [0, *range(most - 1, 0, -1)]  # the reference view stays
+        swapped = engine.predict([inputs[i] for i in order])
+        return difference([swapped[order.index(i)] for i in range(most)], engine.predict(inputs))
+
+    def mixed() -> Views:
+        given = views(most)
+        return [full if i % 2 else bare for i, (full, bare) in enumerate(zip(given, views(most, False), strict=True))]
+
+    def threads() -> float:
+        jobs: Sequence[Views] = [views(2), views(3), views(2, False), mixed()] * 2
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(engine.predict, jobs))
+        return max(difference(got, model.predict(job, use_amp=False)) for got, job in zip(found, jobs, strict=True))
+
+    def chunked(size: int) -> float:
+        inputs = views(most)
+        raw = [engine.infer(inputs, minibatch_size=chunk, apply_mask=False) for chunk in (size, None)]
+        return difference(*raw)
+
+    def repeated() -> float:
+        inputs = mixed()
+        return max(against_reference(inputs) for _ in range(4))
+
+    return {
+        "golden": lambda: max(output.max_rel for output in engine.verify().outputs.values()),
+        "parity cases": lambda: max(output.max_rel for output in measure(engine, model).outputs.values()),
+        **{f"{count} views": lambda count=count: against_reference(views(count)) for count in range(1, most + 1)},
+        "images only": lambda: against_reference(views(most, geometry=False)),
+        "mixed inputs": lambda: against_reference(mixed()),
+        "order of views": reordered,
+        "chunks of 1": lambda: chunked(1),
+        "chunks of 3": lambda: chunked(3),
+        "repeated calls": repeated,
+        "two threads": threads,
+    }
+
+
+def run(name: str, precision: str, model: Any, folder: Path) -> dict[str, Any]:
+    """Build, load and check one combination."""
+    from mapengine.export import build_engine
+    from mapengine.export.onnx_bundle import TOLERANCE
+
+    result: dict[str, Any] = {"status": "passed", "tolerance": TOLERANCE[precision]}
+    try:
+        start = time.perf_counter()
+        bundle = folder / f"{name}-{precision}"
+        manifest = build_engine(
+            model, bundle, backend=name, precision=precision, views=(1, 4, MOST_VIEWS), resolutions=[SIZE]
+        )
+        result["build_s"] = round(time.perf_counter() - start, 1)
+        result["fused"] = {k: f"{s.layers.fused}/{s.layers.attention}" for k, s in manifest.stages.items() if s.layers}
+        engine = Engine.load(bundle, name)
+        result["checks"] = {}
+        for check, call in checks(engine, model).items():
+            value = call()
+            result["checks"][check] = value
+            if not value <= result["tolerance"]:
+                result["status"] = f"failed: {check} differs by {value:.1e}"
+    except MapEngineError as error:
+        result["status"] = f"failed: {error}"
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="preset:tiny")
+    parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
+    parser.add_argument("--json", type=Path, help="write the results there")
+    args = parser.parse_args()
+    problem = flavour.driver_problem()
+    if problem is not None:
+        print(f"Nothing to test: {problem}; run this on a machine with an NVIDIA GPU.", file=sys.stderr)
+        return 1
+    names = [name for name in flavour.NAMES if flavour.is_installed(name)]
+    if not names:
+        print("Nothing to test: no TensorRT is installed; run: pip install 'mapengine[rtx]'", file=sys.stderr)
+        return 1
+    from mapengine.export import load_model
+    from mapengine.runtime.backends.tensorrt.cuda import open_device
+
+    device = open_device()
+    model = load_model(args.model)
+    results: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            for precision in args.precisions:
+                print(f"{name} {precision} ...", flush=True)
+                results[f"{name} {precision}"] = run(name, precision, model, Path(folder))
+                print(f"{name} {precision}: {results[f'{name} {precision}']['status']}", flush=True)
+    record = {
+        "benchmark": "gpu_test",
+        "what": "largest difference from the float32 PyTorch reference, relative to the largest value of an output",
+        "model": args.model,
+        "size": "{}x{}".format(*SIZE),
+        **origin("mapengine", "torch", "tensorrt", "tensorrt-rtx", "cuda-bindings", "numpy"),
+        "results": results,
+    }
+    record["machine"]["gpu"] = {
+        "name": device.name,
+        "compute_capability": device.compute_capability,
+        "driver": device.driver_version,
+    }
+    print(json.dumps(record, indent=2))
+    write_record(record, args.json)
+    return 0 if all(result["status"] == "passed" for result in results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
