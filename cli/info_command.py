@@ -66,6 +66,7 @@ def version() -> str:
 def _environment() -> dict[str, Any]:
     from mapengine.runtime.backends import available_backends
     from mapengine.runtime.backends.base import cpu_name, default_threads
+    from mapengine.runtime.backends.tensorrt import flavour
 
     def versions(packages: tuple[str, ...]) -> dict[str, str | None]:
         found: dict[str, str | None] = dict.fromkeys(packages)
@@ -82,7 +83,9 @@ def _environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "device": f"CPU: {cpu_name()}",
         "threads": default_threads(),
+        "gpu": flavour.driver_problem() or "usable",
         "backends": {name: _backend_version(name) for name in available_backends()},
+        "plan compilers": {name: _backend_version(name) for name in flavour.NAMES if flavour.is_installed(name)},
         "export": versions(("torch", "onnx", "onnxscript")),
         "glb files": versions(("trimesh",)),
     }
@@ -90,7 +93,7 @@ def _environment() -> dict[str, Any]:
 
 def _backend_version(name: str) -> str:
     try:
-        return str(importlib.import_module(name).__version__)
+        return str(importlib.import_module(name.replace("-", "_")).__version__)
     except Exception as error:  # whatever a broken installation raises is what people need to see here
         return f"cannot be imported ({one_line(str(error))})"
 

@@ -196,7 +196,7 @@ def add_patch_features(graph: Path, scratch: Path, spec: StageSpec) -> tuple[Pat
     """
     model = ir.load(graph)
     (old,) = model.graph.outputs
-    patches = ir.Input("patch_features", shape=old.shape, type=ir.TensorType(ir.DataType.FLOAT))
+    patches = ir.val("patch_features", ir.DataType.FLOAT, old.shape)
     model.graph.inputs.append(patches)
     node = ir.node("Add", [patches, old], name="geometry_encoder/Add:patch_features")
     total = node.outputs[0]

@@ -125,15 +125,18 @@ class _Limits:
         if wanted is not FLOAT16:
             return wanted
         weights = [value for value in values if value.is_initializer()]
-        found = {}
+        found: dict[str, list[float]] = {}
         if self._ranges is not None:
-            found = {_label(value): self._measured(value.name or "") for value in values if value not in weights}
+            for value in values:
+                if not value.is_initializer():
+                    found.setdefault(_label(value), []).append(self._measured(value.name or ""))
             if node is not None and node.op_type in ATTENTION:
-                found[scores_of(node)] = max(self._measured(scores_of(node)), 1.0)
-        if not all(self._weight_fits(value) for value in weights) or not all(_fits(x) for x in found.values()):
+                found[scores_of(node)] = [max(self._measured(scores_of(node)), 1.0)]  # small scores are as good as 0
+        if not all(self._weight_fits(value) for value in weights) or not all(_fits(x) for entry in found.values() for x in entry):
             result.kept.append(module)
             return FLOAT32
-        for label, largest in found.items():
+        for label, entry in found.items():
+            largest = max(entry)
             if label not in self._listed and largest > 0:
                 self._listed.add(label)
                 result.headroom.append(Headroom(self._stage, label, largest, FP16_MAX / largest))

@@ -159,9 +159,4 @@ def _layer_warnings(name: str, layers: LayerReport) -> list[str]:
         total = len(layers.fused) + len(layers.unfused)
         shown = ", ".join(layers.unfused[:3]) + (" ..." if len(layers.unfused) > 3 else "")
         warnings.append(f"{name}: {len(layers.unfused)} of {total} attention blocks are not fused: {shown}")
-    if layers.allocating:
-        warnings.append(
-            f"{name}: the plan allocates memory while it runs ({layers.allocating} layers), which is "
-            "slow and rules out CUDA graphs; build for fewer views"
-        )
     return warnings

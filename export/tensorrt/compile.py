@@ -135,6 +135,9 @@ def _set_options(flavour: Flavour, config: Any, request: PlanRequest) -> None:
         config.set_memory_pool_limit(flavour.library.MemoryPoolType.WORKSPACE, request.memory_limit)
     if request.optimization_level is not None:
         config.builder_optimization_level = request.optimization_level
+    if flavour.is_rtx:
+        # Otherwise layers of a large plan allocate while they run, which a CUDA graph cannot hold and nobody can bound.
+        config.set_flag(flavour.library.BuilderFlag.REQUIRE_USER_ALLOCATION)
     set_targets(flavour, config, request.targets)
 
 

@@ -112,11 +112,6 @@ class LayerReport:
     products: Mapping[str, tuple[str, ...]]
     elsewhere: tuple[str, ...]
 
-    @property
-    def allocating(self) -> int:
-        """Layers that allocate device memory while the plan runs, because it is too much to reserve."""
-        return sum(layer.kind == "allocate" for layer in self.layers)
-
     def record(self) -> LayerRecord:
         """What the manifest keeps."""
         counts = Counter(kind for kinds in self.products.values() for kind in kinds)

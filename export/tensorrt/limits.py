@@ -16,13 +16,12 @@ from mapengine.runtime.profile import CHUNKED_STAGES, Profile, Range
 from .graph import StageGraph
 from .profiles import stage_profiles
 
-MAX_SCORE_BYTES = 32 * 2**30
+MAX_SCORE_BYTES = 31 * 2**30
 """Largest matrix of attention scores that a plan is built for.
 
-About two of them exist at a time (scores and their exponentials): the builder reports twice the matrix as memory of the
-plan, or, when that is very large, layers that allocate it while they run. 64 GiB is the workspace that the library has
-without a limit, and more than nearly every GPU of this flavour has. A plan below the bound may still need more than the
-GPU at hand has at its largest request; it serves smaller ones.
+Two of them exist at a time (scores and their exponentials; the builder reports twice the matrix as memory of the plan),
+and 64 GiB of workspace is what the library builds with at most where no limit is given. A plan below the bound may
+still need more than the GPU at hand has at its largest request; it serves smaller ones.
 """
 WARN_SCORE_BYTES = 256 * 2**20
 """Scores from here on are worth a warning: a fused attention holds none."""
@@ -120,7 +119,7 @@ def check_scores(name: str, flavour: Flavour, heads: int, profiles: Sequence[Map
     largest = max(score_bytes(name, heads, profile) for profile in profiles)
     if largest <= WARN_SCORE_BYTES:
         return ()
-    held = f"{flavour.name} does not fuse float32 attention, so {name} holds {_size(largest)} of scores about twice"
+    held = f"{flavour.name} does not fuse float32 attention, so {name} holds {_size(largest)} of scores twice"
     if largest <= MAX_SCORE_BYTES:
         return (f"{held} at the largest request; --precision fp16 or bf16 holds none",)
     chunked, views = name in CHUNKED_STAGES, max(_views(profile).max for profile in profiles)

@@ -18,7 +18,8 @@ import pytest
 
 from mapengine.cli import options
 from mapengine.runtime.backends import available_backends
-from mapengine.runtime.backends.registry import _BACKENDS
+from mapengine.runtime.backends.registry import NAMES
+from mapengine.runtime.backends.tensorrt import flavour
 from mapengine.runtime.bundle import Bundle
 from mapengine.runtime.manifest import ATTENTIONS, STAGES, Manifest
 from mapengine.runtime.parity_record import OutputParity
@@ -32,9 +33,9 @@ def mapengine(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_options_name_what_there_is() -> None:
-    assert {entry.value for entry in options.BackendName} == set(_BACKENDS)
-    assert {entry.value for entry in options.RunBackend} == {"auto", *_BACKENDS}
-    assert {entry.value for entry in options.VerifyBackend} == {"all", "auto", *_BACKENDS}
+    assert {entry.value for entry in options.BackendName} == set(NAMES)
+    assert {entry.value for entry in options.RunBackend} == {"auto", *NAMES}
+    assert {entry.value for entry in options.VerifyBackend} == {"all", "auto", *NAMES}
     assert {entry.value for entry in options.Attention} == {"auto", *ATTENTIONS}
 
 
@@ -142,6 +143,8 @@ def test_info_of_this_machine(cli: Any) -> None:
     for name, version in facts["backends"].items():
         assert f"{name} {version}" in result.out
     assert facts["device"] in result.out
+    assert facts["gpu"] in result.out
+    assert set(facts["plan compilers"]) == {name for name in flavour.NAMES if flavour.is_installed(name)}
 
 
 def test_info_of_a_bundle(cli: Any, tiny_bundle: Path) -> None:
@@ -206,7 +209,6 @@ def test_a_full_disk_leaves_nothing(cli: Any, tmp_path: Path, monkeypatch: pytes
         (folder / "image_encoder.onnx").write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mapengine.export.export_stages", full)
     monkeypatch.setattr("mapengine.export.onnx_bundle.export_stages", full)
     result = cli(command, "preset:tiny", tmp_path / "new" / "out")
     assert result.code == 1

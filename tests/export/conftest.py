@@ -7,14 +7,16 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock  # comes with torch
 from safetensors.torch import load_file, save_file
 
-from mapengine.export import load_model
-from mapengine.export.onnx_export import AttentionExport, export_stages
+from mapengine.export import load_model, onnx_bundle
+from mapengine.export.onnx_export import AttentionExport, ExportedStage, export_stages
 from mapengine.export.reference import MapAnything
+from mapengine.export.stages import make_stages
 
 from ..goldens import DATA
 
@@ -79,3 +81,21 @@ def exported(
         return folder
 
     return export
+
+
+@pytest.fixture
+def traced(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Copies the shared bundle's stages where a build would trace them; returns what the build asked for."""
+    calls: list[dict[str, Any]] = []
+
+    def copy(network: MapAnything, folder: Path, **options: Any) -> list[ExportedStage]:
+        calls.append(options)
+        stages = []
+        for stage in make_stages(network).values():
+            options["progress"](stage.name)
+            path = Path(shutil.copy(tiny_bundle / f"{stage.name}.onnx", folder))
+            stages.append(ExportedStage(stage.name, path, None, 20, stage.inputs, stage.outputs))
+        return stages
+
+    monkeypatch.setattr(onnx_bundle, "export_stages", copy)
+    return calls

@@ -4,6 +4,7 @@ import copy
 import errno
 import hashlib
 import shutil
+import types
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -12,15 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mapengine.export import build_engine, build_options, onnx_bundle
-from mapengine.export.onnx_export import ExportedStage
+from mapengine.export import build, build_engine, build_options, onnx_bundle
+from mapengine.export.build_options import PlanSettings
 from mapengine.export.parity_cases import parity_cases
 from mapengine.export.presets import preset_config
 from mapengine.export.reference import MapAnything
-from mapengine.export.stages import make_stages
+from mapengine.export.tensorrt import limits
 from mapengine.runtime import Engine
+from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.bundle import Bundle, BundleWriter
-from mapengine.runtime.errors import InputError, MapEngineError, OutputError, ParityError, ProfileError
+from mapengine.runtime.errors import (
+    BackendUnavailableError,
+    InputError,
+    MapEngineError,
+    OutputError,
+    ParityError,
+    ProfileError,
+)
 from mapengine.runtime.profile import AnySize, Range
 
 from ..random_views import assert_close, mixed_views, random_views
@@ -31,24 +40,6 @@ Reference = Callable[..., MapAnything]
 @pytest.fixture(scope="module")
 def tiny(reference: Reference) -> MapAnything:
     return reference("preset:tiny")
-
-
-@pytest.fixture
-def traced(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Copies the shared bundle's stages where the build would trace them; returns what the build asked for."""
-    calls: list[dict[str, Any]] = []
-
-    def copy(network: MapAnything, folder: Path, **options: Any) -> list[ExportedStage]:
-        calls.append(options)
-        stages = []
-        for stage in make_stages(network).values():
-            options["progress"](stage.name)
-            path = Path(shutil.copy(tiny_bundle / f"{stage.name}.onnx", folder))
-            stages.append(ExportedStage(stage.name, path, None, 20, stage.inputs, stage.outputs))
-        return stages
-
-    monkeypatch.setattr(onnx_bundle, "export_stages", copy)
-    return calls
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -176,10 +167,23 @@ def test_openvino_checks_the_same_files(tiny: MapAnything, tmp_path: Path) -> No
 
 
 WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"precision": "fp64"}, "precision 'fp64' is not built by this version; use fp32"),
-    ({"precision": "int8"}, "precision 'int8'.*use fp32"),
-    ({"backend": "tensorrt"}, "backend 'tensorrt'.*use onnxruntime or openvino"),
-    ({"attention": "flash"}, "attention 'flash'.*use auto, mha, attention or matmul"),
+    ({"precision": "fp64"}, "precision 'fp64' is not built for onnxruntime by this version; use fp32 or fp16$"),
+    ({"precision": "int8"}, "precision 'int8'.*use fp32 or fp16"),
+    ({"precision": "bf16"}, "'bf16' is not built for onnxruntime.*, or the backend tensorrt-rtx or tensorrt"),
+    (
+        {"precision": "int8", "backend": "tensorrt-rtx"},
+        "'int8' is not built for tensorrt-rtx.*use fp32 or fp16 or bf16",
+    ),
+    ({"backend": "cuda"}, "backend 'cuda' is unknown; use onnxruntime, openvino, tensorrt-rtx, tensorrt"),
+    ({"settings": PlanSettings(("8.9",))}, "targets, memory_limit and optimization_level are options of tensorrt-rtx"),
+    (
+        {"backend": "tensorrt-rtx", "settings": PlanSettings(("8.7",))},
+        r"not for sm_87; build on a machine with that GPU",
+    ),
+    ({"backend": "tensorrt-rtx", "settings": PlanSettings(("ada",))}, "target 'ada' is no compute capability"),
+    ({"backend": "tensorrt-rtx", "attention": "attention"}, "no kernel for the operator Attention in float32"),
+    ({"backend": "tensorrt-rtx", "views": (1, 8, 512)}, "use --precision fp16 or bf16, or build for at most"),
+    ({"attention": "flash"}, "attention 'flash'.*use auto, mha, attention, matmul"),
     ({"calibration": "photos"}, "calibration is for int8 and fp8"),
     ({"views": (0, 1, 2)}, "views 0:1:2 is not min:opt:max"),
     ({"views": (4, 2, 8)}, "views 4:2:8"),
@@ -288,6 +292,18 @@ def test_failed_build_leaves_what_was_there(
         assert "the disk is full" in str(caught.value)
     if error is ParityError:
         assert "cam_trans of view 0 differs from the reference" in str(caught.value)
+
+
+def test_tensorrt_needs_a_gpu_and_says_so_before_any_work(
+    tiny: MapAnything, tmp_path: Path, traced: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = types.SimpleNamespace(__version__="10.3.0")
+    monkeypatch.setattr(build, "load_flavour", lambda name: Flavour(name, library, "10.3.0"))
+    monkeypatch.setattr(limits, "driver_problem", lambda: "this machine has no NVIDIA driver")
+    with pytest.raises(BackendUnavailableError, match=r"compiles a plan on the GPU that runs it, and .*tensorrt-rtx"):
+        build_engine(tiny, tmp_path / "engine", backend="tensorrt", precision="fp16")
+    assert traced == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("traced")

@@ -89,9 +89,10 @@ class Device:
             )
         try:
             status, *results = function(*arguments)
-        except (RuntimeError, OSError) as error:  # the driver is gone, or too old to have this function
+        except (RuntimeError, OSError, ValueError, KeyError) as error:
+            # The driver is gone, is too old to have this function, or gives a status that the package does not know.
             raise BackendError(
-                f"the GPU cannot {doing} ({one_line(error)}); install an NVIDIA driver that fits cuda-bindings"
+                f"the GPU cannot {doing} ({one_line(error)}); install an NVIDIA driver and a cuda-bindings that fit"
             ) from error
         if int(status) != 0:
             raise self._error(doing, status)
@@ -154,20 +155,14 @@ class Buffer:
     def __init__(self, device: Device, size: int) -> None:
         self._device = device
         self.size = size
-        driver = device._driver
-        if device._failure is None:
-            status, address = driver.cuMemAlloc(size)
-            if int(status) == int(driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY):
-                free, total = device.free_memory()
-                raise OutOfMemory(
-                    f"the GPU has no {_gib(size)} of memory left ({_gib(free)} of {_gib(total)} are free); use fewer "
-                    f"or smaller views in one call, or a smaller minibatch_size, or close other programs that use the "
-                    f"GPU"
-                )
-            if int(status) != 0:
-                raise device._error("allocate memory", status)
-        else:
-            device.call("allocate memory", driver.cuMemAlloc, size)
+        try:
+            address = device.call("allocate memory", device._driver.cuMemAlloc, size)
+        except OutOfMemory:
+            free, total = device.free_memory()
+            raise OutOfMemory(
+                f"the GPU has no {_gib(size)} of memory left ({_gib(free)} of {_gib(total)} are free); use fewer or "
+                f"smaller views in one call, or a smaller minibatch_size, or close other programs that use the GPU"
+            ) from None
         self.address = int(address)
 
     def free(self) -> None:

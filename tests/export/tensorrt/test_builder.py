@@ -136,7 +136,7 @@ def test_refusals(rtx: Flavour, stage: Callable[..., Stage], tmp_path: Path) -> 
     refused(ExportError, "none.onnx|cannot be read as an ONNX graph", lambda: run(tmp_path / "none.onnx"))
     half = tuple(TensorSpec(spec.name, "float16", spec.shape) for spec in made.inputs)
     refused(ExportError, "dense_head|view_features_0 is float32|should be float16", lambda: run(inputs=half))
-    refused(OutputError, "it is a file", lambda: run(plan="wrong.onnx/x.plan"))
+    refused(OutputError, "x.plan|is a file, not a folder", lambda: run(plan="wrong.onnx/x.plan"))
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.onnx"]
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from mapengine.runtime import Engine
 from mapengine.runtime.backend_info import BackendInfo
-from mapengine.runtime.backends import registry
 from mapengine.runtime.backends.tensorrt import backend, cuda, flavour
 from mapengine.runtime.bundle import Bundle, write_bundle
 from mapengine.runtime.manifest import Profile, Range, StageSpec
@@ -59,11 +57,11 @@ def make_library(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, StandInDrive
     """Puts a stand-in library on a stand-in GPU in place of the installed one of this name."""
 
     def make(name: str, gpu: StandInDriver) -> StandInTensorRt:
-        library = StandInTensorRt(gpu, name == "tensorrt-rtx", VERSIONS[name])
+        library = StandInTensorRt(gpu, name, VERSIONS[name])
         monkeypatch.setattr(backend, "load_flavour", lambda name: flavour.Flavour(name, library, library.__version__))
-        for module in (backend, flavour, registry.flavour):
-            monkeypatch.setattr(module, "driver_problem", lambda: None)
-        monkeypatch.setattr(registry.flavour, "is_installed", lambda other: other == name)
+        monkeypatch.setattr(backend, "driver_problem", lambda: None)
+        monkeypatch.setattr(flavour, "driver_problem", lambda: None)
+        monkeypatch.setattr(flavour, "is_installed", lambda other: other == name)
         return library
 
     return make
@@ -119,7 +117,12 @@ def _write_plans(source: Path, graphs: Path, folder: Path, name: str) -> Path:
 
 
 @pytest.fixture
-def device_engine(library: StandInTensorRt, plan_bundles: dict[str, Path]) -> Engine:
+def plan_bundle(library: StandInTensorRt, plan_bundles: dict[str, Path], tmp_path: Path) -> Path:
+    """The bundle for ``library``, in a folder of its own."""
+    return Path(shutil.copytree(plan_bundles[library.name], tmp_path / "plan-bundle"))
+
+
+@pytest.fixture
+def device_engine(library: StandInTensorRt, plan_bundle: Path) -> Engine:
     """The tiny network on the stand-in GPU, with each library in turn."""
-    name = "tensorrt-rtx" if library.is_rtx else "tensorrt"
-    return Engine.load(plan_bundles[name], name, verify=False)
+    return Engine.load(plan_bundle, library.name, verify=False)

@@ -1,8 +1,8 @@
 """Puts a :class:`StandInDriver` underneath the real ``cuda.bindings``, for the life of the process.
 
 ``cuda.bindings`` asks its driver library for the address of every function by name, once. A few lines of C
-(``driver_shim.c``) answer with the functions made here, which call whichever driver is set at that time. A function that
-the stand-in lacks is not found, as with a driver that is too old.
+(``driver_shim.c``) answer with the functions made here, which call whichever driver is set at that time. A function
+that the stand-in lacks is not found, as with a driver that is too old.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .stand_in_driver import DEINITIALIZED, NAMES, UNKNOWN, Fault, StandInDriver
 _INT, _UINT, _SIZE, _HANDLE = ctypes.c_int, ctypes.c_uint, ctypes.c_size_t, ctypes.c_void_p
 _ADDRESS, _FLAGS = ctypes.c_uint64, ctypes.c_ulonglong
 
-_SIGNATURES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
+SIGNATURES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     # Types of the results, which the C API returns through pointers, and of the arguments behind those pointers.
     "cuInit": ((), (_UINT,)),
     "cuDriverGetVersion": ((_INT,), ()),
@@ -78,7 +78,7 @@ def install(folder: Path) -> None:
     source, library = Path(__file__).with_name("driver_shim.c"), folder / "driver_shim.so"
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     shim = ctypes.CDLL(str(library))
-    functions = {name: _function(name, *signature) for name, signature in _SIGNATURES.items()}
+    functions = {name: _function(name, *signature) for name, signature in SIGNATURES.items()}
     functions |= {"cuGetErrorName": _error_name(), "cuDeviceGetName": _device_name(), "cuStreamEndCapture": _end()}
 
     @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)

@@ -5,7 +5,7 @@ memory that only streams touch.
 
 Work in a stream runs when the stand-in's schedule says so, and no rule of CUDA is broken by that: ``lazy`` runs nothing
 before somebody waits for it, ``eager`` runs all at once, and a number is the seed of a random interleaving of the
-streams. Code that forgets to wait, or that fills a buffer which is still being read, gives wrong numbers on one of them.
+streams. Code that forgets to wait, or that fills a buffer which is still being read, gives wrong numbers on one.
 """
 
 from __future__ import annotations
@@ -23,20 +23,28 @@ ALIGNMENT = 512
 
 OK = 0
 INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALIZED, DEINITIALIZED, UNKNOWN = 1, 2, 3, 4, 999
-INVALID_CONTEXT, INVALID_HANDLE, NOT_READY, ILLEGAL_ADDRESS = 201, 400, 600, 700
+INVALID_CONTEXT, INVALID_HANDLE, NOT_READY, ILLEGAL_ADDRESS, LAUNCH_FAILED = 201, 400, 600, 700, 719
 CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED, WRONG_THREAD = 900, 901, 908
 
 NAMES = {
-    OK: b"CUDA_SUCCESS", INVALID_VALUE: b"CUDA_ERROR_INVALID_VALUE", OUT_OF_MEMORY: b"CUDA_ERROR_OUT_OF_MEMORY",
-    NOT_INITIALIZED: b"CUDA_ERROR_NOT_INITIALIZED", DEINITIALIZED: b"CUDA_ERROR_DEINITIALIZED",
+    OK: b"CUDA_SUCCESS",
+    INVALID_VALUE: b"CUDA_ERROR_INVALID_VALUE",
+    OUT_OF_MEMORY: b"CUDA_ERROR_OUT_OF_MEMORY",
+    NOT_INITIALIZED: b"CUDA_ERROR_NOT_INITIALIZED",
+    DEINITIALIZED: b"CUDA_ERROR_DEINITIALIZED",
     INVALID_CONTEXT: b"CUDA_ERROR_INVALID_CONTEXT",
-    INVALID_HANDLE: b"CUDA_ERROR_INVALID_HANDLE", NOT_READY: b"CUDA_ERROR_NOT_READY",
-    ILLEGAL_ADDRESS: b"CUDA_ERROR_ILLEGAL_ADDRESS", CAPTURE_UNSUPPORTED: b"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
-    CAPTURE_INVALIDATED: b"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", WRONG_THREAD: b"CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD",
-    46: b"CUDA_ERROR_DEVICE_UNAVAILABLE", 719: b"CUDA_ERROR_LAUNCH_FAILED", UNKNOWN: b"CUDA_ERROR_UNKNOWN",
-}  # fmt: skip
+    INVALID_HANDLE: b"CUDA_ERROR_INVALID_HANDLE",
+    NOT_READY: b"CUDA_ERROR_NOT_READY",
+    ILLEGAL_ADDRESS: b"CUDA_ERROR_ILLEGAL_ADDRESS",
+    LAUNCH_FAILED: b"CUDA_ERROR_LAUNCH_FAILED",
+    CAPTURE_UNSUPPORTED: b"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
+    CAPTURE_INVALIDATED: b"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
+    WRONG_THREAD: b"CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD",
+    UNKNOWN: b"CUDA_ERROR_UNKNOWN",
+}
+"""What ``cuGetErrorName`` says."""
 
-FATAL = (ILLEGAL_ADDRESS, 719)
+FATAL = (ILLEGAL_ADDRESS, LAUNCH_FAILED)
 
 _CONTEXT = 0xC0DE
 """Handle of the primary context."""
@@ -92,7 +100,7 @@ class StandInDriver:
     Attributes:
         memory: bytes of device memory. blocks, pinned: live allocations, address to size.
         launches: graphs launched. calls: how often each function was called.
-        faults: status that the next call of a function answers with, per function name.
+        faults: status that a function answers with, once, per function name. A fatal one breaks the GPU.
         broken: status that every call answers with after a fatal error.
         mistakes: broken rules that a real GPU would answer with garbage or a crash; empty unless the code is wrong.
     """

@@ -34,7 +34,7 @@ class ILogger:
     def __init__(self) -> None:
         self.is_made = True  # the real one crashes in a subclass that does not call this
 
-    def log(self, severity: Any, message: str) -> None:
+    def log(self, severity: Any, msg: str) -> None:
         raise NotImplementedError
 
 
@@ -79,11 +79,12 @@ class StandInTensorRt:
     """What ``import tensorrt`` or ``import tensorrt_rtx`` gives.
 
     Attributes:
-        contexts: how many were made. enqueued: launches by stage, replays of graphs included.
+        runtimes, contexts: how many were made. enqueued: launches by stage, replays of graphs included.
         alive: engines and contexts that exist now.
         recaptures: how often TensorRT-RTX had to record its own graph again, because something changed.
         invalid: bits of ``EngineInvalidityDiagnostics`` that every plan is said to have.
-        refuse: names of calls that fail from now on, with an error in the log.
+        refuse: calls that fail from now on, with what they write to the log.
+        noise: added to everything that stages give.
     """
 
     ILogger = ILogger
@@ -94,17 +95,20 @@ class StandInTensorRt:
     EngineValidity = EngineValidity
     EngineInvalidityDiagnostics = EngineInvalidityDiagnostics
 
-    def __init__(self, driver: StandInDriver, is_rtx: bool, version: str) -> None:
+    def __init__(self, driver: StandInDriver, name: str, version: str) -> None:
         self.driver = driver
-        self.is_rtx = is_rtx
+        self.name = name
+        self.is_rtx = name == "tensorrt-rtx"
         self.__version__ = version
+        self.runtimes = 0
         self.contexts = 0
         self.alive = 0
         self.enqueued: dict[str, int] = {}
         self.recaptures = 0
         self.invalid = 0
         self.refuse: dict[str, str] = {}
-        if not is_rtx:
+        self.noise = 0.0
+        if not self.is_rtx:
             for name in ("CudaGraphStrategy", "EngineValidity", "EngineInvalidityDiagnostics"):
                 setattr(self, name, None)
 
@@ -119,6 +123,7 @@ class Runtime:
             raise TypeError("incompatible constructor arguments")
         self._library = library
         self._logger = logger
+        library.runtimes += 1
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
         plan = bytes(memoryview(serialized_engine))
@@ -433,7 +438,7 @@ class IExecutionContext:
         outputs = engine._session.run(list(engine._outputs), inputs)
         ctypes.memset(memory[0], 0xAB, memory[1])
         for (name, tensor), value in zip(engine._outputs.items(), outputs, strict=True):
-            _at(addresses[name], shapes[name], tensor)[...] = value
+            _at(addresses[name], shapes[name], tensor)[...] = value + np.float32(self._library.noise)
 
     def _refuse(self, text: str) -> bool:
         self._engine._logger.log(ILogger.Severity.ERROR, f"IExecutionContext::{text}")

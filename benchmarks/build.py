@@ -1,0 +1,142 @@
+"""What it takes to compile TensorRT plans on a machine without a GPU: time, memory, size, and the layers that result.
+
+    python benchmarks/build.py --model preset:giant --precisions fp16 bf16 --json benchmarks/results/build.json
+
+Every stage of the network is compiled by TensorRT-RTX for its default GPUs, once per precision and profile, in a
+process of its own. The time is from the ONNX file to the plan on the disk; the memory is the most that the compiling
+process had resident. Device memory is what the plan reserves for intermediate tensors at its largest request, without
+weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from record import origin, write_record
+
+from mapengine.export.build_options import make_profile
+from mapengine.export.precision import lower_precision
+from mapengine.export.tensorrt import BuiltPlan, build_plan, gpu_chunks, stage_profiles
+from mapengine.runtime.backends.tensorrt.flavour import Flavour, load_flavour
+from mapengine.runtime.manifest import STAGES, TensorSpec
+from mapengine.runtime.profile import Profile, Range
+
+BACKEND = "tensorrt-rtx"
+REQUESTS = ("1:4:32/all", "1:8:64/518x518")
+
+
+def export(model: str, folder: Path) -> None:
+    """Trace the stages in float32, in a process of its own: PyTorch keeps gigabytes."""
+    command = "from mapengine.cli import main; main()"
+    subprocess.run([sys.executable, "-c", command, "export", model, str(folder), "--attention", "mha"], check=True)
+
+
+def parse_request(text: str) -> Profile:
+    """``1:4:32/all`` or ``1:8:64/518x518,518x392``."""
+    views, _, sizes = text.partition("/")
+    low, usual, high = (int(count) for count in views.split(":"))
+    pairs = "all" if sizes == "all" else [tuple(map(int, size.split("x"))) for size in sizes.split(",")]
+    return make_profile((low, usual, high), pairs, gpu_chunks(Range(low, usual, high)))  # type: ignore[arg-type]
+
+
+def tensors(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs of a graph."""
+    import onnx_ir as ir
+
+    names = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16"}
+    graph = ir.load(path).graph
+    sides = []
+    for values in (graph.inputs, graph.outputs):
+        specs = []
+        for value in values:
+            axes = tuple(axis if isinstance(axis, int) else str(axis.value) for axis in value.shape or ())
+            specs.append(TensorSpec(value.name or "", names[value.dtype.name if value.dtype else ""], axes))
+        sides.append(tuple(specs))
+    return sides[0], sides[1]
+
+
+def compile_stage(flavour: Flavour, path: Path, plan: Path, profile: Profile) -> BuiltPlan:
+    """One plan."""
+    inputs, outputs = tensors(path)
+    return build_plan(
+        flavour,
+        path,
+        plan,
+        name=path.stem,
+        inputs=inputs,
+        outputs=outputs,
+        profiles=stage_profiles(profile, path.stem, flavour.name),
+    )
+
+
+def figures(plan: BuiltPlan) -> dict[str, Any]:
+    """What the tables show."""
+    return {
+        "seconds": round(plan.seconds, 1),
+        "peak_memory_gb": None if plan.peak_memory is None else round(plan.peak_memory / 1e9, 2),
+        "plan_mb": round(plan.bytes / 1e6, 1),
+        "device_memory_mb": None if plan.activation_memory is None else round(plan.activation_memory / 1e6, 1),
+        **plan.layers.record().to_json(),
+        "warnings": list(plan.warnings),
+    }
+
+
+def measure(args: argparse.Namespace, source: Path, scratch: Path) -> dict[str, Any]:
+    """Compile everything that was asked for, one after the other."""
+    flavour, results = load_flavour(BACKEND), {}
+    for precision in args.precisions:
+        folder = source
+        if precision != "fp32":
+            folder = scratch / precision
+            folder.mkdir()
+            for stage in args.stages:
+                print(f"{precision}: writing {stage}", flush=True)
+                lower_precision(
+                    source / f"{stage}.onnx", folder / f"{stage}.onnx", stage=stage, precision=precision, ranges=None
+                )
+        results[precision] = {}
+        for request in args.requests:
+            results[precision][request] = {}
+            for stage in args.stages:
+                plan = compile_stage(flavour, folder / f"{stage}.onnx", scratch / "stage.plan", parse_request(request))
+                results[precision][request][stage] = figures(plan)
+                print(f"{precision} {request} {stage}: {json.dumps(figures(plan))}", flush=True)
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="preset:giant")
+    parser.add_argument("--graphs", type=Path, help="folder with the exported stages; exported without it")
+    parser.add_argument("--precisions", nargs="+", default=["fp16", "bf16"], choices=["fp32", "fp16", "bf16"])
+    parser.add_argument("--requests", nargs="+", default=list(REQUESTS), help="min:opt:max/all or /WIDTHxHEIGHT,...")
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        source = args.graphs
+        if source is None:
+            source = Path(folder) / "fp32"
+            export(args.model, source)
+        results = measure(args, source, Path(folder))
+    record = {
+        "benchmark": "build",
+        "what": "seconds to compile a stage, peak resident memory of the compiling process, size of the plan",
+        "backend": BACKEND,
+        "model": args.model,
+        "attention": "mha",
+        **origin("mapengine", "tensorrt_rtx", "torch", "onnx-ir", "numpy"),
+        "results": results,
+    }
+    print(json.dumps(record, indent=2))
+    write_record(record, args.json)
+
+
+if __name__ == "__main__":
+    main()

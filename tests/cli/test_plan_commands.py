@@ -1,0 +1,112 @@
+"""``mapengine build``, ``verify`` and ``info`` with TensorRT plans, on a machine without a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mapengine.cli import options
+from mapengine.runtime.bundle import Bundle
+
+NO_GPU = "this machine has no NVIDIA driver (libcuda.so.1 is missing)"
+
+
+@pytest.fixture(autouse=True)
+def _without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("export.plan_bundle", "export.tensorrt.limits", "runtime.backends.tensorrt.backend"):
+        monkeypatch.setattr(f"mapengine.{module}.driver_problem", lambda: NO_GPU)
+    monkeypatch.setattr("mapengine.runtime.backends.tensorrt.flavour.driver_problem", lambda: NO_GPU)
+
+
+def test_a_bundle_of_graphs_is_compiled_shown_and_checked(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "engine"
+    result = cli(
+        "build", tiny_bundle, out, "--backend", "tensorrt-rtx", "--target", "sm_89, 12.0", "--memory-limit", "8GiB"
+    )
+    assert result.code == 0, result.err
+    manifest = Bundle.open(out).manifest
+    assert manifest.backends[0].compute_capability == ("8.9", "12.0")
+    for word in ("attention fused", "0 of 6", "Float x Float -> Float", "of onnxruntime", "Built preset:tiny (fp32)"):
+        assert word in result.out
+    for stage in manifest.stages:
+        assert f"compiling {stage}" in result.err.splitlines()
+        assert f"compiling {stage}: 100%" in result.err.splitlines()
+    assert any("aggregator: 6 of 6 attention blocks are not fused" in line for line in result.problems)  # float32
+
+    shown = cli("info", out)
+    assert shown.code == 0
+    assert "tensorrt-rtx" in shown.out
+    assert "0 of 3" in shown.out
+
+    required = cli("verify", out)
+    assert (required.code, len(required.problems)) == (1, 1)
+    assert f"needs an NVIDIA GPU, and {NO_GPU}" in required.problems[0]
+
+    optional = cli("verify", out, "--device", "optional")
+    assert optional.code == 0
+    assert "Not fused in aggregator: info_sharing.self_attention_blocks.0.attn" in optional.out
+    assert f"Not run: the backend tensorrt-rtx needs an NVIDIA GPU, and {NO_GPU}" in optional.out
+    assert "its results were not checked on this machine" in optional.out
+
+    plan = out / "aggregator.plan"
+    plan.write_bytes(plan.read_bytes()[:-1] + b"?")
+    altered = cli("verify", out, "--device", "optional")
+    assert altered.code == 1
+    assert "aggregator.plan differs from the hash" in altered.problems[0]
+
+
+def test_what_a_source_bundle_has_decided_cannot_be_chosen_again(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    for option, value in (
+        ("--precision", "fp16"),
+        ("--views", "1:2:4"),
+        ("--resolution", "all"),
+        ("--attention", "matmul"),
+        ("--revision", "main"),
+    ):
+        result = cli("build", tiny_bundle, tmp_path / "out", "--backend", "tensorrt-rtx", option, value)
+        assert result.code == 2
+        assert option in result.problems[0]
+        assert "is a bundle, which has its own" in result.problems[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ("--backend", "tensorrt-rtx", "--precision", "fp16", "--target", "sm_87"),
+            "not for sm_87; build on a machine",
+        ),
+        (("--backend", "tensorrt-rtx", "--attention", "attention"), "use --attention mha, or --precision fp16"),
+        (("--backend", "tensorrt-rtx", "--views", "1:8:512"), "use --precision fp16 or bf16"),
+        (("--precision", "bf16"), "precision 'bf16' is not built for onnxruntime"),
+        (("--target", "sm_89"), "targets, memory_limit and optimization_level are options of tensorrt-rtx"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_a_sentence(
+    cli: Any, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    result = cli("build", "preset:tiny", tmp_path / "out", *arguments)
+    assert (result.code, len(result.problems)) == (1, 1)
+    assert words in result.problems[0]
+    assert "exporting" not in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "4", "x", "4 TiB", "-1GiB", "0", "1.5GiB"])
+def test_sizes_in_bytes(text: str) -> None:
+    if text == "4":
+        assert options.parse_bytes("4 GiB", "--memory-limit") == 4 * 2**30
+        assert options.parse_bytes("512MiB", "--memory-limit") == 512 * 2**20
+        assert options.parse_bytes("1000", "--memory-limit") == 1000
+        return
+    with pytest.raises(Exception, match="is not a size in bytes, such as 4GiB"):
+        options.parse_bytes(text, "--memory-limit")
+
+
+def test_layers_belong_to_a_model(cli: Any, tiny_bundle: Path) -> None:
+    result = cli("verify", tiny_bundle, "--layers")
+    assert result.code == 2
+    assert "--layers" in result.problems[0]
