@@ -2,9 +2,9 @@
 
     python benchmarks/precision.py --model preset:tiny --json benchmarks/results/precision-tiny.json
 
-The graphs that TensorRT gets run in ONNX Runtime, emulated (``mapengine.export.precision.runnable``): float32 arithmetic
-on values that are rounded wherever the 16-bit graph stores them. Per stage the inputs are those of the float32 engine,
-so that errors of one stage do not reach the next; end to end all stages are in 16 bit.
+The graphs that TensorRT gets run in ONNX Runtime, emulated (``mapengine.export.precision.runnable``): float32
+arithmetic on values that are rounded wherever the 16-bit graph stores them. Per stage the inputs are those of the
+float32 engine, so that errors of one stage do not reach the next; end to end all stages are in 16 bit.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from record import origin, write_record
 
 from mapengine.export import export_stages, load_model
 from mapengine.export.parity_cases import parity_cases
-from mapengine.export.precision import POLICY, Rule, lower_precision, measure_ranges, runnable
+from mapengine.export.precision import POLICY, LoweredStage, Rule, lower_precision, measure_ranges, runnable
 from mapengine.export.precision.policy import INPUT, OUTPUT
-from mapengine.runtime.backends import make_backend
+from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from mapengine.runtime.build_record import Headroom
 from mapengine.runtime.errors import ParityError
 from mapengine.runtime.manifest import STAGES
 from mapengine.runtime.parity import measure_parity
@@ -37,6 +38,8 @@ Calls = dict[str, list[tuple[Arrays, Arrays]]]
 Ranges = Mapping[str, Mapping[str, float]] | None
 HALF = {"fp16": "float16", "bf16": "bfloat16"}
 CHOSEN = "the policy"
+TIGHTEST = 5
+"""Tensors that the record names."""
 
 
 def row(stage: str, module: str, operators: str | None, kind: str) -> Rule:
@@ -48,53 +51,43 @@ def row(stage: str, module: str, operators: str | None, kind: str) -> Rule:
 def candidates(precision: str) -> dict[str, tuple[Rule, ...]]:
     """Name to the rows that go before the policy's."""
     half = HALF[precision]
-    upstream = [
-        row("image_encoder", "*.patch_embed.proj", "Conv", half),
+    views32 = (
         row("aggregator", "view_features_*", OUTPUT, "float32"),
         row("dense_head", "view_features_*", INPUT, "float32"),
-        row("dense_head", "dense_head*", None, "float32"),
-        row("geometry_encoder", "*_encoder.*", None, "float32"),
-    ]
-    named: dict[str, Sequence[Rule]] = {
+    )
+    head32 = row("dense_head", "dense_head*", None, "float32")
+    geometry32 = row("geometry_encoder", "*", None, "float32")
+    convolutions = "ray_dirs_encoder.conv_in ray_dirs_encoder.encoder.* depth_encoder.conv_in depth_encoder.encoder.*"
+    named: dict[str, tuple[Rule, ...]] = {
         CHOSEN: (),
-        "as upstream's autocast: heads and geometry encoders float32": upstream,
-        "residual stream in 16 bit": [
+        "heads and geometry encoders float32, as upstream": (*views32, head32, geometry32),
+        "everything in 16 bit": (row("*", "*", None, half),),
+        "residual stream in 16 bit": (
             row("*", "*blocks.*", "Add Mul", half),
             row("aggregator", "info_sharing", "Add", half),
-            row("image_encoder", "encoder.model", "Concat", half),
-        ],
-        "LayerScale in 16 bit": [row("*", "*.ls[12]", "Mul", half)],
-        "LayerNorm in 16 bit": [row("*", "*norm*", "LayerNormalization", half)],
-        "activation of the MLP in float32": [row("*", "*blocks.*.mlp", None, "float32")],
-        "patch embedding in float32": [row("image_encoder", "*.patch_embed.proj", "Conv", "float32")],
-        "view features float32 between the stages": [
-            row("aggregator", "view_features_*", OUTPUT, "float32"),
-            row("dense_head", "view_features_*", INPUT, "float32"),
-        ],
-        "dense head float32": [row("dense_head", "dense_head*", None, "float32")],
-        "last convolution of the dense head in 16 bit": [row("dense_head", "dense_head.1.conv2.2", None, "float16")],
-        "pose head in 16 bit": [row("dense_head", "pose_head*", "Conv Relu Add ReduceMean Gemm", half)],
-        "convolutions of the pose head in 16 bit": [row("dense_head", "pose_head.[pr]*", "Conv Relu Add", half)],
-        "scale head in 16 bit": [row("aggregator", "scale_head.*", None, half)],
-        "geometry encoders float32": [row("geometry_encoder", "*_encoder.*", None, "float32")],
-        "geometry encoders in 16 bit, norms too": [
-            row("geometry_encoder", "*", "Conv Gemm Gelu LayerNormalization Add Where", half)
-        ],
-        "convolutions of the geometry encoders in 16 bit": [
-            row("geometry_encoder", "ray_dirs_encoder.[ce]*", None, half),
-            row("geometry_encoder", "depth_encoder.[ce]*", None, half),
-        ],
+            row("image_encoder", "encoder.model", "Add", half),
+        ),
+        "LayerScale in 16 bit": (row("*", "*.ls[12]", "Mul", half),),
+        "LayerNorm in 16 bit": (row("*", "*norm*", "LayerNormalization", half),),
+        "activation of the MLP float32": (row("*", "*blocks.*.mlp", None, "float32"),),
+        "patch embedding float32": (row("image_encoder", "*.patch_embed.proj", "Conv", "float32"),),
+        "view features float32": views32,
+        "dense head float32": (head32,),
+        "last convolution of the dense head in 16 bit": (row("dense_head", "dense_head.1.conv2.2", None, "float16"),),
+        "convolutions of the pose head in 16 bit": (row("dense_head", "pose_head.[pr]*", "Conv Relu Add", half),),
+        "pose head in 16 bit": (row("dense_head", "pose_head*", "Conv Relu Add ReduceMean Gemm", half),),
+        "scale head in 16 bit": (row("aggregator", "scale_head.*", None, half),),
+        "geometry encoders float32": (geometry32,),
+        "geometry encoders in 16 bit, with norms": (row("geometry_encoder", "*", None, half),),
     }
     if precision == "bf16":
-        named["convolutions of the dense head in bfloat16"] = [
-            row("dense_head", "dense_head.1.conv2.2", None, "float32"),
-            row("dense_head", "dense_head.[01]*", None, "bfloat16"),
-        ]
-        named["convolutions of the geometry encoders in float16"] = [
-            row("geometry_encoder", "ray_dirs_encoder.[ce]*", None, "float16"),
-            row("geometry_encoder", "depth_encoder.[ce]*", None, "float16"),
-        ]
-    return {name: tuple(rules) for name, rules in named.items()}
+        last = row("dense_head", "dense_head.1.conv2.2", None, "float32")
+        named["dense head in bfloat16"] = (last, row("dense_head", "dense_head.[01]*", None, half))
+        named["convolutions of the geometry encoders in bfloat16"] = (
+            row("geometry_encoder", convolutions, None, half),
+        )
+        named["patch embedding in bfloat16"] = (row("image_encoder", "*.patch_embed.proj", "Conv", half),)
+    return named
 
 
 class Recording:
@@ -114,7 +107,7 @@ class Recording:
             if Recording.loaded is not None:
                 Recording.loaded.runner = None
                 gc.collect()
-            self.runner = make_backend("onnxruntime", ["onnxruntime"]).load_stage(self.name, self.path)
+            self.runner = OnnxRuntimeBackend().load_stage(self.name, self.path)
             Recording.loaded = self
         outputs = self.runner.run(inputs)
         if self.calls is not None:
@@ -152,23 +145,21 @@ def dtype_of(path: Path, name: str) -> Any:
 
 def lowered(
     exported: Path, folder: Path, precision: str, rules: Sequence[Rule], ranges: Ranges, stages: Sequence[str] = STAGES
-) -> dict[str, Path]:
-    """Files that run the stages in 16 bit on the CPU; the rows stand before all but the first two of the policy."""
+) -> dict[str, LoweredStage]:
+    """The stages in 16 bit; the rows stand before all of the policy but what makes counts and moves data."""
     policy = (*POLICY[:2], *rules, *POLICY[2:])
     folder.mkdir()
-    paths = {}
-    for stage in stages:
-        target = folder / f"{stage}.onnx"
-        lower_precision(
-            exported / target.name,
-            target,
+    return {
+        stage: lower_precision(
+            exported / f"{stage}.onnx",
+            folder / f"{stage}.onnx",
             stage=stage,
             precision=precision,  # type: ignore[arg-type]
             ranges=None if ranges is None else ranges[stage],
             policy=policy,
         )
-        paths[stage] = runnable(target, folder)
-    return paths
+        for stage in stages
+    }
 
 
 def geometry(found: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float] | None:
@@ -177,7 +168,12 @@ def geometry(found: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str
         parity = measure_parity(found, reference, "")
     except ParityError:
         return None
-    return {key: float(f"{value:.2e}") for key, value in parity.geometry.to_json().items()}
+    return {key: rounded(value) for key, value in parity.geometry.to_json().items()}
+
+
+def rounded(value: float) -> float:
+    """Three digits."""
+    return float(f"{value:.2e}")
 
 
 def concerns(rules: Sequence[Rule], stage: str) -> bool:
@@ -219,7 +215,7 @@ def main() -> None:
 def measure(
     exported: Path, folder: Path, cases: Mapping[str, Any], precisions: Sequence[str], words: Sequence[str] | None
 ) -> dict[str, Any]:
-    """Errors by precision and candidate."""
+    """Errors by precision and candidate, and the float16 tensors with the least room."""
     stages = {name: exported / f"{name}.onnx" for name in STAGES}
     ranges = measure_ranges(stages, cases)
     calls: Calls = {}
@@ -227,19 +223,32 @@ def measure(
     results: dict[str, Any] = {}
     for precision in precisions:
         chosen: dict[str, Path] = {}
+        errors: dict[str, Any] = {}
+        room: list[Headroom] = []
         for number, (name, rules) in enumerate(candidates(precision).items()):
             if number and words is not None and not any(word in name for word in words):
                 continue
             touched = [stage for stage in STAGES if concerns(rules, stage)]
             place = folder / f"{precision}-{number}"
-            paths = lowered(exported, place, precision, rules, ranges, touched)
+            graphs = lowered(exported, place, precision, rules, ranges, touched)
+            paths = {stage: runnable(graph.path, place) for stage, graph in graphs.items()}
             chosen = chosen or paths
-            errors = {stage: float(f"{stage_error(stage, paths[stage], calls):.2e}") for stage in touched}
-            end_to_end = geometry(predict({**chosen, **paths}, cases), reference)
-            results.setdefault(precision, {})[name] = {"stages": errors, "end_to_end": end_to_end}
-            print(precision, name, errors, end_to_end, flush=True)
+            room = room or [entry for graph in graphs.values() for entry in graph.headroom]
+            errors[name] = {
+                "stages": {stage: rounded(stage_error(stage, paths[stage], calls)) for stage in touched},
+                "end_to_end": geometry(predict({**chosen, **paths}, cases), reference),
+            }
+            print(precision, name, errors[name], flush=True)
+            if not number and precision == "fp16":
+                plain = {stage: graph.path for stage, graph in graphs.items()}
+                errors["float16 graph in ONNX Runtime, not emulated"] = {
+                    "stages": {stage: rounded(stage_error(stage, plain[stage], calls)) for stage in touched},
+                    "end_to_end": geometry(predict(plain, cases), reference),
+                }
             if number:
                 shutil.rmtree(place)
+        room.sort(key=lambda entry: entry.factor)
+        results[precision] = {"errors": errors, "headroom": [entry.to_json() for entry in room[:TIGHTEST]]}
     return results
 
 

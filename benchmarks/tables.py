@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("performance.md", "precision.md", "gpu.md")))
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- end -->)", re.S)
 
 
@@ -84,10 +84,51 @@ def _postprocess(record: dict[str, Any]) -> str:
     return f"{_table(head, rows)}\n\n{what}. {_origin(record)}"
 
 
+def _build(record: dict[str, Any]) -> str:
+    rows = [
+        [
+            precision.upper(),
+            request.replace("/", ", "),
+            stage,
+            f"{figures['seconds']:.0f} s",
+            f"{figures['peak_memory_gb']:.1f} GB" if figures["peak_memory_gb"] is not None else "not known",
+            f"{figures['plan_mb']:.0f} MB",
+            f"{figures['device_memory_mb'] / 1000:.2f} GB" if figures["device_memory_mb"] is not None else "not known",
+            f"{figures['fused']} of {figures['attention']}" if figures["attention"] else "none",
+        ]
+        for precision, requests in record["results"].items()
+        for request, stages in requests.items()
+        for stage, figures in stages.items()
+    ]
+    head = ["precision", "views, sizes", "stage", "time", "host memory", "plan", "device memory", "attention fused"]
+    what = f"`{record['model']}` compiled with {record['backend']} for its default GPUs, on a machine without one"
+    return f"{_table(head, rows)}\n\n{what}. {_origin(record)}"
+
+
+def _gpu_test(record: dict[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            figures["status"],
+            f"{max(figures['checks'].values()):.0e}" if figures.get("checks") else "none",
+            f"{figures['tolerance']:.0e}",
+        ]
+        for name, figures in record["results"].items()
+    ]
+    gpu = record["machine"]["gpu"]
+    head = ["library and precision", "result", "largest difference", "allowed"]
+    what = (
+        f"`{record['model']}` on {gpu['name']} (compute capability {gpu['compute_capability']}, CUDA {gpu['driver']})"
+    )
+    return f"{_table(head, rows)}\n\n{what}. {_origin(record)}"
+
+
 RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "engine": _engine,
     "cpu_options": _cpu_options,
     "postprocess": _postprocess,
+    "build": _build,
+    "gpu_test": _gpu_test,
 }
 
 

@@ -25,7 +25,7 @@ from mapengine.runtime.profile import Profile
 from .build_options import PRECISIONS, PlanSettings, check_plan_settings
 from .config import ModelConfig
 from .config_json import parse_config
-from .tensorrt import build_plan, check_limits, check_targets, gpu_chunks, stage_profiles
+from .tensorrt import build_plan, check_limits, check_settings, check_targets, gpu_chunks, stage_profiles
 
 Progress = Callable[[str], None]
 Fraction = Callable[[float, str], None]
@@ -173,6 +173,7 @@ def check_plannable(
         BackendUnavailableError: ``tensorrt`` compiles for the GPU that is there, and there is none.
     """
     check_targets(flavour, settings.targets)
+    check_settings(settings)
     heads = {
         "image_encoder": config.image_encoder.block.num_heads,
         "aggregator": config.aggregator.block.num_heads,

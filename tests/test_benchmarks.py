@@ -69,6 +69,25 @@ def test_cpu_options(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> N
     assert chosen["max_rel_error"] == 0
 
 
+def test_build(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
+    options = (
+        "--model",
+        "preset:tiny",
+        "--graphs",
+        str(tiny_bundle),
+        "--precisions",
+        "fp16",
+        "--requests",
+        "1:2:4/140x140",
+        "--stages",
+        "image_encoder",
+    )
+    record = run("build.py", *options, "--json", str(tmp_path / "record.json"))
+    check(record, tables)
+    figures = record["results"]["fp16"]["1:2:4/140x140"]["image_encoder"]
+    assert (figures["fused"], figures["attention"]) == (3, 3)
+
+
 def test_tables_in_the_documentation_are_up_to_date(tables: ModuleType) -> None:
     for document in tables.DOCUMENTS:
         text = document.read_text(encoding="utf-8")

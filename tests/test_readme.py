@@ -49,7 +49,7 @@ def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_readme_commands_in_order(checkout: Path) -> None:
-    first, checkpoint, tests = blocks(ROOT / "README.md", "sh")
+    first, checkpoint, tests, plans = blocks(ROOT / "README.md", "sh")
     done = run(first, checkout)
     assert done.returncode == 0, done.stderr
     assert "depth" in done.stdout.lower()
@@ -70,6 +70,11 @@ def test_readme_commands_in_order(checkout: Path) -> None:
     planned = run("make -n test", checkout)
     assert planned.returncode == 0
     assert "-m pytest" in planned.stdout
+
+    compiled = run(plans, checkout)
+    assert compiled.returncode == 0, compiled.stderr
+    assert "6 of 6" in compiled.stdout
+    assert (checkout / "build" / "plans" / "aggregator.plan").exists()
 
     for block in blocks(ROOT / "README.md", "python"):
         script = checkout / "example.py"

@@ -100,7 +100,7 @@ def assign_types(
             rule = match(policy, stage, value.name or "", OUTPUT)
             result.boundary[value] = limits.checked(_TYPES[rule.kind(precision)], value.name or "", [value], result)
     result.kept = list(dict.fromkeys(result.kept))
-    result.headroom.sort(key=lambda entry: (entry.factor, entry.tensor))
+    result.headroom = limits.headroom()
     return result
 
 
@@ -111,7 +111,7 @@ class _Limits:
         self._stage = stage
         self._ranges = ranges
         self._weights: dict[ir.Value, float] = {}
-        self._listed: set[str] = set()
+        self._largest: dict[str, float] = {}
 
     def checked(
         self,
@@ -122,25 +122,26 @@ class _Limits:
         node: ir.Node | None = None,
     ) -> ir.DataType:
         """``wanted``, or float32 where float16 would not hold the values; keeps the books in ``result``."""
-        if wanted is not FLOAT16:
+        if wanted != FLOAT16:
             return wanted
         weights = [value for value in values if value.is_initializer()]
-        found: dict[str, list[float]] = {}
+        found: list[tuple[str, float]] = []
         if self._ranges is not None:
-            for value in values:
-                if not value.is_initializer():
-                    found.setdefault(_label(value), []).append(self._measured(value.name or ""))
+            found = [(_label(value), self._measured(value.name or "")) for value in values if value not in weights]
             if node is not None and node.op_type in ATTENTION:
-                found[scores_of(node)] = [max(self._measured(scores_of(node)), 1.0)]  # small scores are as good as 0
-        if not all(self._weight_fits(value) for value in weights) or not all(_fits(x) for entry in found.values() for x in entry):
+                # Scores near zero are as good as zero, so they have no lower end.
+                found.append((scores_of(node), max(1.0, self._measured(scores_of(node)))))
+        if not all(map(self._weight_fits, weights)) or not all(_fits(largest) for _, largest in found):
             result.kept.append(module)
             return FLOAT32
-        for label, entry in found.items():
-            largest = max(entry)
-            if label not in self._listed and largest > 0:
-                self._listed.add(label)
-                result.headroom.append(Headroom(self._stage, label, largest, FP16_MAX / largest))
+        for label, largest in found:  # of the parts of a split, the largest
+            self._largest[label] = max(self._largest.get(label, 0.0), largest)
         return wanted
+
+    def headroom(self) -> list[Headroom]:
+        """The float16 tensors, least room first."""
+        entries = [Headroom(self._stage, name, x, FP16_MAX / x) for name, x in self._largest.items() if x > 0]
+        return sorted(entries, key=lambda entry: (entry.factor, entry.tensor))
 
     def _measured(self, name: str) -> float:
         assert self._ranges is not None

@@ -1,10 +1,10 @@
 """A 16-bit stage as a float32 graph that rounds where the 16-bit graph stores, for backends without 16-bit kernels.
 
-On x86 ONNX Runtime has no bfloat16 kernels, and hardly any for float16: it puts a float16 graph between casts to float32
-and then removes the casts that meet, so that most of the graph runs in float32 without a single rounding. Neither shows
-what a 16-bit engine computes. Here every operator that the graph runs in 16 bit takes float32 inputs that hold 16-bit
-numbers, computes in float32 as tensor cores accumulate, and rounds what it returns. ONNX Runtime keeps a cast that
-loses digits and was in the model from the start.
+On x86 ONNX Runtime has no bfloat16 kernels and hardly any for float16: it puts a float16 graph between casts to
+float32 and then removes the casts that meet, so that most of the graph runs in float32 without a single rounding. That
+does not show what a 16-bit engine computes. Here every operator that the graph runs in 16 bit takes float32 inputs that
+hold 16-bit numbers, computes in float32 as tensor cores accumulate, and rounds what it returns. ONNX Runtime keeps a
+cast that loses digits and was in the model from the start.
 
 Fused kernels round less often (a bias is added before the product is stored), so the error found here is an upper
 estimate of theirs, but for one thing: attention as one operator also rounds its probabilities inside.
@@ -59,9 +59,9 @@ class _Emulation:
                 self._wide[value] = self._cast(value, FLOAT32, "wide")
                 self._graph.insert_before(nodes[0], _producer(self._wide[value]))
         for node in nodes:
-            for index, value in enumerate(node.inputs):
-                if value in self._wide:
-                    node.replace_input_with(index, self._wide[value])
+            for index, read in enumerate(node.inputs):
+                if read in self._wide:
+                    node.replace_input_with(index, self._wide[read])
             for value in node.outputs:
                 if is_sixteen_bit(value):
                     self._widen(node, value)

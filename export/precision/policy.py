@@ -232,7 +232,7 @@ POLICY: tuple[Rule, ...] = (
         None,
         "float32",
         "float32",
-        "Norms, which upstream saw become NaN in low precision, and a few numbers per view that every point depends on.",
+        "Norms, which upstream saw become NaN in low precision, and the few numbers per view behind every point.",
     ),
     _rule(
         "*",

@@ -19,8 +19,8 @@ from mapengine.runtime.errors import InputError
 from mapengine.runtime.pipeline import Pipeline
 from mapengine.runtime.views import prepare_views
 
-from .graphs import add_node, constant, is_floating, load_float32_graph, save_variant
 from .assign import ATTENTION, scores_of
+from .graphs import add_node, constant, is_floating, load_float32_graph, save_variant
 
 _PREFIX = "largest:"
 """Marks the outputs that were added to a graph."""

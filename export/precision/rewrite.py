@@ -19,9 +19,9 @@ from mapengine.runtime.build_record import Headroom
 from mapengine.runtime.errors import ExportError
 from mapengine.runtime.manifest import TensorSpec
 
+from .assign import Assignment, assign_types, dtype_name, floating_inputs
 from .graphs import is_floating, load_float32_graph, module_of
 from .policy import POLICY, Precision, Rule
-from .assign import Assignment, assign_types, dtype_name, floating_inputs
 from .weights import converted, save_model
 
 

@@ -1,4 +1,4 @@
-"""Weights in another type, converted one at a time while a file is written, and files with large weights beside them."""
+"""Weights in another type, converted one at a time while the file is written."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def converted(tensor: ir.TensorProtocol, dtype: ir.DataType, name: str) -> ir.La
     def convert() -> ir.Tensor:
         return ir.Tensor(tensor.numpy().astype(dtype.numpy()), dtype=dtype, name=name)
 
-    return ir.LazyTensor(convert, dtype=dtype, shape=ir.Shape(tensor.shape), name=name)
+    return ir.LazyTensor(convert, dtype=dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
 
 
 def save_model(model: ir.Model, path: Path) -> Path | None:

@@ -1,6 +1,6 @@
 """TensorRT plans: profiles, the build, and what a plan turned out to be."""
 
-from .builder import BuiltPlan, build_plan
+from .builder import BuiltPlan, build_plan, check_settings
 from .layers import LayerReport
 from .limits import check_limits
 from .profiles import gpu_chunks, stage_profiles
@@ -11,6 +11,7 @@ __all__ = [
     "LayerReport",
     "build_plan",
     "check_limits",
+    "check_settings",
     "check_targets",
     "gpu_chunks",
     "parse_target",

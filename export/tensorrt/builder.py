@@ -14,7 +14,7 @@ from mapengine.runtime.manifest import TensorSpec
 from mapengine.runtime.profile import Range
 
 from ..build_options import PlanSettings
-from .compile import PlanRequest
+from .compile import Compiled, PlanRequest
 from .graph import StageGraph, read_graph
 from .layers import LayerReport, Port, parse_inspector, parse_listing, report_layers
 from .limits import check_gpu, check_graph
@@ -23,7 +23,6 @@ from .profiles import shape_ends
 from .progress import Fraction
 from .targets import check_targets
 
-_DTYPES = {"Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Int32": "int32", "Int64": "int64"}
 _LEVELS = range(6)
 
 
@@ -100,13 +99,13 @@ def build_plan(
             memory_limit=settings.memory_limit,
             optimization_level=settings.optimization_level,
         )
-        found = compile_elsewhere(request, report)
-        layers = _read_layers(name, request, found["listing"], found["inspection"], graph)
+        found, peak_memory = compile_elsewhere(request, report)
+        layers = _read_layers(request, found, graph)
     return BuiltPlan(
-        bytes=found["bytes"],
+        bytes=found.bytes,
         seconds=time.perf_counter() - start,
-        peak_memory=found["peak_memory"],
-        activation_memory=found["activation_memory"],
+        peak_memory=peak_memory,
+        activation_memory=found.activation_memory,
         targets=targets,
         layers=layers,
         warnings=(*warnings, *_layer_warnings(name, layers)),
@@ -125,26 +124,27 @@ def check_settings(settings: PlanSettings) -> None:
         raise InputError(f"optimization_level is {settings.optimization_level!r}; give 0 (fastest build) to 5")
 
 
-def _read_layers(
-    name: str, request: PlanRequest, listing: str | None, inspection: str | None, graph: StageGraph
-) -> LayerReport:
-    if inspection is not None:
-        return report_layers(parse_inspector(inspection), graph)
-    if listing is None:
-        raise ExportError(f"{name}: {request.backend} listed no layers, so the plan cannot be checked; build it again")
-    layers, ports = parse_listing(listing)
+def _read_layers(request: PlanRequest, found: Compiled, graph: StageGraph) -> LayerReport:
+    if found.inspection is not None:
+        _check_ports(request, found.ports)
+        return report_layers(parse_inspector(found.inspection), graph)
+    if found.listing is None:
+        raise ExportError(
+            f"{request.name}: {request.backend} listed no layers, so the plan cannot be checked; build it again"
+        )
+    layers, ports = parse_listing(found.listing)
     _check_ports(request, ports)
     return report_layers(layers, graph)
 
 
 def _check_ports(request: PlanRequest, ports: Sequence[Port]) -> None:
-    """Compare the finished plan's tensors and profiles, as the builder lists them, with what was asked for."""
+    """Compare the finished plan's tensors and profiles, with what was asked for."""
     for is_input, specs in ((True, request.inputs), (False, request.outputs)):
         found = {port.name: port for port in ports if port.is_input == is_input}
         for spec in specs:
             port = found.pop(spec.name, None)
             wanted = tuple(shape_ends(spec, profile) for profile in request.profiles) if is_input else ()
-            if port is None or _DTYPES.get(port.dtype) != spec.dtype or port.profiles != wanted:
+            if port is None or port.dtype != spec.dtype or port.profiles != wanted:
                 raise ExportError(
                     f"{request.name}: the plan's tensor {spec.name} is {port or 'missing'}, not {spec.dtype} with the "
                     "profiles that were asked for; build it again, or with another version of the library"

@@ -17,13 +17,13 @@ from mapengine.runtime.errors import BackendError, ExportError
 from mapengine.runtime.manifest import TensorSpec
 from mapengine.runtime.profile import Range
 
+from .layers import Port, manifest_dtype
 from .messages import builder_error, parser_error, useful_line
 from .profiles import shape_ends
 from .progress import Fraction, PhaseProgress
 from .targets import set_targets
 from .timing_cache import read_timings, write_timings
 
-_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64"}
 _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 _PARSED, _BUILT = 0.02, 0.98
 """Fractions of the work after reading the graph and before writing the plan."""
@@ -74,13 +74,23 @@ class Compiled:
     Attributes:
         bytes: its size. activation_memory: device bytes for intermediate tensors at the largest request, if known.
         listing: the builder's listing of layers and tensors, where there is no GPU to load the plan on.
-        inspection: the engine inspector's JSON, where there is one.
+        inspection: the engine inspector's JSON, where there is one; then ``ports`` are the engine's tensors.
     """
 
     bytes: int
     activation_memory: int | None
     listing: str | None
     inspection: str | None
+    ports: tuple[Port, ...] = ()
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Compiled:
+        """From the fields as plain values, also after a passage through JSON text."""
+        ports = tuple(
+            Port(p["name"], p["is_input"], p["dtype"], tuple(p["shape"]), _tuples(p["profiles"]))
+            for p in values["ports"]
+        )
+        return cls(**{**values, "ports": ports})
 
 
 def compile_plan(flavour: Flavour, request: PlanRequest, report: Fraction) -> Compiled:
@@ -149,7 +159,7 @@ def _check_network(network: Any, request: PlanRequest) -> None:
     }
     for side, tensors in found.items():
         specs: Sequence[TensorSpec] = getattr(request, side)
-        have = {tensor.name: (_dtype(tensor.dtype), tuple(tensor.shape)) for tensor in tensors}
+        have = {tensor.name: (manifest_dtype(tensor.dtype.name), tuple(tensor.shape)) for tensor in tensors}
         want = {spec.name: spec for spec in specs}
         if have.keys() != want.keys():
             raise ExportError(
@@ -179,7 +189,25 @@ def _describe(flavour: Flavour, logger: Any, plan: Any, request: PlanRequest) ->
         )
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(flavour.library.LayerInformationFormat.JSON)
-    return Compiled(plan.nbytes, int(engine.device_memory_size_v2), None, str(text))
+    ports = tuple(_port(flavour, engine, index, len(request.profiles)) for index in range(engine.num_io_tensors))
+    return Compiled(plan.nbytes, int(engine.device_memory_size_v2), None, str(text), ports)
+
+
+def _tuples(values: Any) -> Any:
+    return tuple(map(_tuples, values)) if isinstance(values, list | tuple) else values
+
+
+def _port(flavour: Flavour, engine: Any, index: int, profiles: int) -> Port:
+    name = engine.get_tensor_name(index)
+    is_input = engine.get_tensor_mode(name) == flavour.library.TensorIOMode.INPUT
+    ends = [engine.get_tensor_profile_shape(name, profile) for profile in range(profiles)] if is_input else []
+    return Port(
+        name,
+        is_input,
+        manifest_dtype(engine.get_tensor_dtype(name).name),
+        tuple(engine.get_tensor_shape(name)),
+        tuple(tuple(tuple(shape) for shape in shapes) for shapes in ends),
+    )
 
 
 def _load_timings(flavour: Flavour, config: Any) -> str | None:
@@ -205,17 +233,13 @@ def _save_timings(flavour: Flavour, config: Any, device: str | None) -> None:
 
 def _device() -> str | None:
     """Name, compute capability and driver of the GPU that the builder uses; None if they cannot be read."""
-    from mapengine.runtime.backends.tensorrt.cuda import Device
+    from mapengine.runtime.backends.tensorrt.cuda import open_device
 
     try:
-        device = Device()
+        device = open_device()
     except BackendError:
         return None
     return f"{device.name}, {device.compute_capability}, driver for CUDA {device.driver_version}"
-
-
-def _dtype(dtype: Any) -> str:
-    return _DTYPES.get(dtype.name, dtype.name)
 
 
 def _make_logger(flavour: Flavour) -> Any:

@@ -33,6 +33,10 @@ _SHAPES = re.compile(r"MinShape: \[([^\]]*)\], OptShape: \[([^\]]*)\], MaxShape:
 
 _FUSED = re.compile("mha", re.IGNORECASE)
 _PRODUCT = re.compile("gemm|correlation|conv|matrixmultiply|runtime_fusion", re.IGNORECASE)
+_MANIFEST_DTYPES = {
+    "float": "float32", "half": "float16", "bf16": "bfloat16", "bfloat16": "bfloat16", "int32": "int32",
+    "int64": "int64", "bool": "bool",
+}  # fmt: skip
 _DATATYPES = {"BF16": "BFloat16", "FP16": "Half", "FP32": "Float", "FP8": "FP8", "INT8": "Int8", "HALF": "Half"}
 """Words of the inspector's ``Format/Datatype`` that name a type otherwise than the builder's log."""
 
@@ -85,7 +89,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of a plan, with its smallest, usual and largest shape per profile (empty for outputs)."""
+    """An input or output of a plan, with its smallest, usual and largest shape per profile (empty for outputs).
+
+    ``dtype`` is as in the manifest, such as ``float16``.
+    """
 
     name: str
     is_input: bool
@@ -149,6 +156,11 @@ def parse_inspector(text: str) -> tuple[Layer, ...]:
         ) from error
 
 
+def manifest_dtype(name: str) -> str:
+    """The manifest's word for a type as TensorRT prints it (``Half``) or as its enumeration names it (``HALF``)."""
+    return _MANIFEST_DTYPES.get(name.lower(), name)
+
+
 def report_layers(layers: tuple[Layer, ...], graph: StageGraph) -> LayerReport:
     """Find the graph's attention blocks and products among the layers of its plan."""
     fused_nodes = {name for layer in layers if layer.is_fused_attention for name in layer.origin}
@@ -187,7 +199,7 @@ def _listed(line: str) -> Layer:
 
 def _port(match: re.Match[str]) -> Port:
     profiles = tuple(tuple(_shape(shape) for shape in shapes) for shapes in _SHAPES.findall(match[5]))
-    return Port(match[1], match[2] == "Input", match[3], _shape(match[4]), profiles)
+    return Port(match[1], match[2] == "Input", manifest_dtype(match[3]), _shape(match[4]), profiles)
 
 
 def _inspected(layer: Mapping[str, Any]) -> Layer:

@@ -20,7 +20,7 @@ from typing import IO, Any
 from mapengine.runtime import errors
 from mapengine.runtime.errors import ExportError, MapEngineError
 
-from .compile import PlanRequest
+from .compile import Compiled, PlanRequest
 from .progress import Fraction
 
 _COMMAND = (sys.executable, "-m", "mapengine.export.tensorrt.worker")
@@ -28,8 +28,8 @@ _POLL_SECONDS = 0.2
 """How long Ctrl-C may wait where a blocked read cannot be interrupted."""
 
 
-def compile_elsewhere(request: PlanRequest, report: Fraction) -> dict[str, Any]:
-    """Run :func:`.compile.compile_plan` in a child process; its fields and ``peak_memory`` (bytes, or None).
+def compile_elsewhere(request: PlanRequest, report: Fraction) -> tuple[Compiled, int | None]:
+    """Run :func:`.compile.compile_plan` in a child process; also the bytes of memory that it took, if known.
 
     Whatever ends the wait, an interrupt or an exception of ``report``, ends the child first.
 
@@ -64,8 +64,7 @@ def compile_elsewhere(request: PlanRequest, report: Fraction) -> dict[str, Any]:
         raise OSError(*answer["os_error"])
     if "error" in answer:
         raise _error(request, *answer["error"])
-    result: dict[str, Any] = answer["result"]
-    return result
+    return Compiled.from_json(answer["result"]), answer["peak_memory"]
 
 
 def _converse(child: subprocess.Popen[str], request: PlanRequest, report: Fraction) -> dict[str, Any] | None:

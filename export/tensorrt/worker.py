@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TextIO
 
 from mapengine.runtime.backends.tensorrt.flavour import load_flavour
@@ -48,7 +50,7 @@ def _answer(channel: TextIO, request: PlanRequest) -> dict[str, Any]:
 
     try:
         compiled = compile_plan(load_flavour(request.backend), request, report)
-        return {"result": {**asdict(compiled), "peak_memory": peak_memory()}}
+        return {"result": asdict(compiled), "peak_memory": peak_memory()}
     except MapEngineError as error:
         return {"error": [type(error).__name__, str(error)]}
     except MemoryError:
@@ -59,12 +61,13 @@ def _answer(channel: TextIO, request: PlanRequest) -> dict[str, Any]:
 
 def peak_memory() -> int | None:
     """Most bytes that this process had in memory; None where the system does not say."""
-    if sys.platform == "win32":
+    # Not getrusage: on Linux its maximum begins with what the parent had.
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
         return None
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 def _send(channel: TextIO, message: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ def _without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bundle_of_graphs_is_compiled_shown_and_checked(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "engine"
     result = cli(
-        "build", tiny_bundle, out, "--backend", "tensorrt-rtx", "--target", "sm_89, 12.0", "--memory-limit", "8GiB"
+        "build", tiny_bundle, out, "--backend", "tensorrt-rtx", "--target", "sm_89, 12.0", "--memory-limit", "64GiB"
     )
     assert result.code == 0, result.err
     manifest = Bundle.open(out).manifest

@@ -42,8 +42,7 @@ class Device:
         """Open the GPU ``ordinal``.
 
         Raises:
-            BackendUnavailableError: cuda-python is not installed, or cannot load the driver.
-            BackendError: the driver refuses.
+            BackendUnavailableError: cuda-bindings is not installed, or the driver refuses.
         """
         try:
             from cuda.bindings import driver
@@ -54,21 +53,28 @@ class Device:
             ) from error
         self._driver: Any = driver
         self._failure: str | None = None
+        try:
+            self._open(ordinal)
+        except BackendError as error:
+            raise BackendUnavailableError(str(error)) from error
+
+    def _open(self, ordinal: int) -> None:
+        driver = self._driver
         self.call("start", driver.cuInit, 0)
-        self._handle = self.call("open the GPU", driver.cuDeviceGet, ordinal)
-        self._context = self.call("open the GPU", driver.cuDevicePrimaryCtxRetain, self._handle)
-        name: bytes = self.call("read the GPU's name", driver.cuDeviceGetName, 256, self._handle)
+        self._handle = self.call("be opened", driver.cuDeviceGet, ordinal)
+        self._context = self.call("be opened", driver.cuDevicePrimaryCtxRetain, self._handle)
+        name: bytes = self.call("say its name", driver.cuDeviceGetName, 256, self._handle)
         self.name = name.split(b"\0")[0].decode(errors="replace")
         attribute = driver.CUdevice_attribute
         major, minor = (
-            self.call("read the compute capability", driver.cuDeviceGetAttribute, kind, self._handle)
+            self.call("say its compute capability", driver.cuDeviceGetAttribute, kind, self._handle)
             for kind in (
                 attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
                 attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
             )
         )
         self.compute_capability = f"{major}.{minor}"
-        version = self.call("read the driver's version", driver.cuDriverGetVersion)
+        version = self.call("say its driver's version", driver.cuDriverGetVersion)
         self.driver_version = f"{version // 1000}.{version % 1000 // 10}"
         """Newest CUDA version that the driver serves, such as ``13.0``."""
 

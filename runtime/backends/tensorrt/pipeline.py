@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -62,7 +62,7 @@ class DevicePipeline:
 
     def _run(
         self, prepared: PreparedViews, sample: int, chunks: ChunkSizes, progress: Progress | None
-    ) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.float32]]]:
+    ) -> Generator[tuple[dict[str, NDArray[Any]], NDArray[np.float32]], None, None]:
         images = [np.asarray(image[sample : sample + 1], np.float32) for image in prepared.images]
         geometry = [_of_sample(view, sample) for view in prepared.geometry]
         request = Request(len(images), prepared.height // PATCH_SIZE, prepared.width // PATCH_SIZE, chunks)

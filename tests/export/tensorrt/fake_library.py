@@ -45,7 +45,7 @@ class Pretence:
 
         def build(builder: Any, network: Any, config: Any) -> Memory | None:
             self.calls["verbosity"] = config.profiling_verbosity
-            self.calls["level"] = getattr(config, "_level", None) or vars(config).get("builder_optimization_level")
+            self.calls["level"] = vars(config).get("builder_optimization_level")
             self.calls["timings_used"] = vars(config)["_cache"]._timings if "_cache" in vars(config) else None
             monitor = config.progress_monitor
             for name, parent, steps in phases:
@@ -100,6 +100,7 @@ class Pretence:
             "ProfilingVerbosity": {"DETAILED": "detailed"},
             "MemoryPoolType": {"WORKSPACE": "workspace"},
             "LayerInformationFormat": {"JSON": "json"},
+            "TensorIOMode": {"INPUT": "input"},
             "Builder": {
                 "__init__": lambda builder, logger: object.__setattr__(builder, "_logger", logger),
                 "create_network": create_network,
@@ -131,6 +132,12 @@ class Pretence:
             "ICudaEngine": {
                 "create_engine_inspector": lambda engine: self._library.EngineInspector(),
                 "device_memory_size_v2": 12345,
+                "num_io_tensors": 2,
+                "get_tensor_name": lambda engine, index: ("images", "features")[index],
+                "get_tensor_mode": lambda engine, name: "input" if name == "images" else "output",
+                "get_tensor_dtype": lambda engine, name: SimpleNamespace(name="HALF"),
+                "get_tensor_shape": lambda engine, name: tensor(name, (-1, 3, -1, -1)).shape,
+                "get_tensor_profile_shape": lambda engine, name, index: self.calls["profiles"][index][name],
             },
             "EngineInspector": {"get_engine_information": lambda inspector, form: self.inspection},
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,8 +84,9 @@ def test_what_is_known_of_a_plan(built: Built) -> None:
     _, plan = built("image_encoder", "fp16")
     assert plan.seconds > 0
     assert plan.targets == ()
-    assert plan.peak_memory is not None
-    assert 50 * 2**20 < plan.peak_memory < 4 * 2**30
+    if sys.platform == "linux":
+        assert plan.peak_memory is not None
+        assert 50 * 2**20 < plan.peak_memory < 2 * 2**30
     assert plan.activation_memory is not None
     # Two views of 10 x 10 patches: queries, keys and values alone are this much.
     assert plan.activation_memory > 2 * 101 * 3 * 64 * 2

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mapengine.export.tensorrt import compile as compiling
-from mapengine.export.tensorrt.compile import PlanRequest, compile_plan
+from mapengine.export.tensorrt.compile import Compiled, PlanRequest, compile_plan
 from mapengine.export.tensorrt.timing_cache import cache_path, read_timings, write_timings
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.errors import ExportError
@@ -60,6 +62,11 @@ def test_a_build(release: str, tmp_path: Path) -> None:
         None,
         pretence.inspection,
     )
+    images, features = made.ports
+    assert (images.name, images.is_input, images.dtype) == ("images", True, "float16")
+    assert images.profiles == (((1, 3, 14, 14), (2, 3, 28, 42), (8, 3, 42, 70)),)
+    assert (features.is_input, features.profiles) == (False, ())
+    assert Compiled.from_json(json.loads(json.dumps(asdict(made)))) == made
     assert pretence.calls["flags"] == 2  # strongly typed
     assert pretence.calls["verbosity"] == "detailed"
     assert pretence.calls["memory"] == ("workspace", 2**30)
@@ -139,7 +146,5 @@ def test_failures(tmp_path: Path) -> None:
 
 
 def test_a_request_survives_the_way_to_another_process(tmp_path: Path) -> None:
-    import json
-
     asked = request(tmp_path, targets=("8.9",), memory_limit=5)
     assert PlanRequest.from_json(json.loads(json.dumps(asked.to_json()))) == asked

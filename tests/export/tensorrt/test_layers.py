@@ -75,13 +75,13 @@ def test_other_kinds_of_layers() -> None:
     (up,) = [layer for layer in layers if layer.kind == "deconv"]
     assert up.datatypes == "Half x Half -> Half"
     assert up.origin == ("dense_head.0.input_process.1.0.1/ConvTranspose",)
-    assert {port.name: port.dtype for port in ports if not port.is_input}["cam_quats"] == "Float"
+    assert {port.name: port.dtype for port in ports if not port.is_input}["cam_quats"] == "float32"
 
 
 def test_tensors_and_profiles() -> None:
     layers, ports = parse_listing(sample("two_profiles"))
     images = ports[0]
-    assert (images.name, images.is_input, images.dtype, images.shape) == ("images", True, "Half", (-1, 3, -1, 518))
+    assert (images.name, images.is_input, images.dtype, images.shape) == ("images", True, "float16", (-1, 3, -1, 518))
     assert images.profiles == (
         ((1, 3, 392, 518), (2, 3, 392, 518), (4, 3, 392, 518)),
         ((1, 3, 518, 518), (2, 3, 518, 518), (4, 3, 518, 518)),

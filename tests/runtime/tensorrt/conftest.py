@@ -31,8 +31,11 @@ def _installed(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture
-def make_driver(_installed: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., StandInDriver]]:
+def make_driver(
+    _installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., StandInDriver]]:
     """Puts a new stand-in driver in place; its mistakes fail the test at the end."""
+    monkeypatch.setenv("MAPENGINE_CACHE", str(tmp_path / "home"))  # no golden check or kernels of other tests
     made: list[StandInDriver] = []
 
     def make(*arguments: Any, **options: Any) -> StandInDriver:
@@ -42,6 +45,8 @@ def make_driver(_installed: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
         return made[-1]
 
     yield make
+    for device in cuda._devices.values():
+        device._failure = "the test is over"  # what goes away later leaves the next test's driver alone
     driver_abi.set_driver(None)
     assert [mistake for driver in made for mistake in driver.mistakes] == []
 
@@ -116,10 +121,15 @@ def _write_plans(source: Path, graphs: Path, folder: Path, name: str) -> Path:
     return folder
 
 
+def copy_bundle(source: Path, target: Path) -> Path:
+    """A copy without the kernels that other tests left beside the bundle."""
+    return Path(shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.cache")))
+
+
 @pytest.fixture
 def plan_bundle(library: StandInTensorRt, plan_bundles: dict[str, Path], tmp_path: Path) -> Path:
     """The bundle for ``library``, in a folder of its own."""
-    return Path(shutil.copytree(plan_bundles[library.name], tmp_path / "plan-bundle"))
+    return copy_bundle(plan_bundles[library.name], tmp_path / "plan-bundle")
 
 
 @pytest.fixture

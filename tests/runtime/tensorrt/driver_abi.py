@@ -89,18 +89,18 @@ def install(folder: Path) -> None:
     shim.set_lookup(lookup)
     _alive.extend([shim, functions, lookup])
 
-    import cuda.pathfinder
+    from cuda.bindings import driver
+    from cuda.bindings._internal import driver as loader
 
-    # cuda.bindings finds libraries through this function, imports it late, and keeps what it gets. The patch goes away
-    # at once, so that nothing else in the process takes the shim for a driver.
+    # cuda.bindings loads its library at its first call, and keeps it. The patch goes away at once, so that nothing else
+    # in the process takes the shim for a driver.
+    found = SimpleNamespace(_handle_uint=shim._handle, abs_path=str(library))
     with pytest.MonkeyPatch.context() as patch:
-        found = SimpleNamespace(_handle_uint=shim._handle, abs_path=str(library))
-        patch.setattr(cuda.pathfinder, "load_nvidia_dynamic_lib", lambda name: found)
-        from cuda.bindings import driver
-
-        set_driver(StandInDriver())
-        assert int(driver.cuInit(0)[0]) == 0
+        patch.setattr(loader, "load_nvidia_dynamic_lib", lambda name: found)
+        set_driver(first := StandInDriver())
+        driver.cuInit(0)
         set_driver(None)
+    assert first.calls == {"cuInit": 1}, "another driver was loaded in this process before"
 
 
 def _call(name: str, arguments: tuple[Any, ...]) -> Any:

@@ -23,7 +23,14 @@ ALIGNMENT = 512
 
 OK = 0
 INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALIZED, DEINITIALIZED, UNKNOWN = 1, 2, 3, 4, 999
-INVALID_CONTEXT, INVALID_HANDLE, NOT_READY, ILLEGAL_ADDRESS, LAUNCH_FAILED = 201, 400, 600, 700, 719
+DEVICE_UNAVAILABLE, INVALID_CONTEXT, INVALID_HANDLE, NOT_READY, ILLEGAL_ADDRESS, LAUNCH_FAILED = (
+    46,
+    201,
+    400,
+    600,
+    700,
+    719,
+)
 CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED, WRONG_THREAD = 900, 901, 908
 
 NAMES = {
@@ -32,6 +39,7 @@ NAMES = {
     OUT_OF_MEMORY: b"CUDA_ERROR_OUT_OF_MEMORY",
     NOT_INITIALIZED: b"CUDA_ERROR_NOT_INITIALIZED",
     DEINITIALIZED: b"CUDA_ERROR_DEINITIALIZED",
+    DEVICE_UNAVAILABLE: b"CUDA_ERROR_DEVICE_UNAVAILABLE",
     INVALID_CONTEXT: b"CUDA_ERROR_INVALID_CONTEXT",
     INVALID_HANDLE: b"CUDA_ERROR_INVALID_HANDLE",
     NOT_READY: b"CUDA_ERROR_NOT_READY",
@@ -128,19 +136,21 @@ class StandInDriver:
 
     def enqueue(self, stream: int, work: Work) -> None:
         """Put work into a stream, or into the graph that it records."""
-        queue = self._stream(stream)
-        if queue.capture is not None:
-            queue.capture.work.append(work)
-            return
-        queue.queue.append(work)
-        if self._eager:
-            self._drain(queue)
-        elif self._random is not None:
-            self._wander(self._random)
+        with self.lock:
+            queue = self._stream(stream)
+            if queue.capture is not None:
+                queue.capture.work.append(work)
+                return
+            queue.queue.append(work)
+            if self._eager:
+                self._drain(queue)
+            elif self._random is not None:
+                self._wander(self._random)
 
     def is_capturing(self, stream: int) -> bool:
         """Whether a stream records."""
-        return self._stream(stream).capture is not None
+        with self.lock:
+            return self._stream(stream).capture is not None
 
     def has_context(self) -> bool:
         """Whether the GPU is current for the calling thread."""
@@ -165,6 +175,8 @@ class StandInDriver:
                 status = self.faults.pop(name)
                 if status in FATAL:
                     self.broken = status
+                if name == "cuStreamEndCapture":  # a capture that fails is over too
+                    self._stream(arguments[0]).capture = None
                 raise Fault(status)
             return getattr(self, name)(*arguments)
 

@@ -135,7 +135,7 @@ def test_each_thread_needs_the_gpu_current(device: Device) -> None:
 
 def test_one_object_per_gpu_and_process(driver: StandInDriver) -> None:
     assert open_device() is open_device()
-    with pytest.raises(BackendError, match=r"failed to open the GPU \(CUDA_ERROR_INVALID_VALUE\)"):
+    with pytest.raises(BackendUnavailableError, match=r"the GPU failed to be opened \(CUDA_ERROR_INVALID_VALUE\)"):
         open_device(1)
 
 
