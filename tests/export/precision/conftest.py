@@ -1,0 +1,82 @@
+"""Stages in 16 bit, each written once per worker of a test run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mapengine.export.parity_cases import parity_cases
+from mapengine.export.precision import LoweredStage, lower_precision, measure_ranges, runnable
+from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from mapengine.runtime.manifest import STAGES
+from mapengine.runtime.pipeline import Pipeline
+
+FORMS = ("mha", "attention", "matmul")
+PRECISIONS = ("fp16", "bf16")
+NETWORKS = ("preset:tiny", "v1_tiny")
+"""The v1.1 and the v1 architecture."""
+
+Ranges = dict[str, dict[str, float]]
+
+
+def stage_paths(folder: Path) -> dict[str, Path]:
+    return {name: folder / f"{name}.onnx" for name in STAGES}
+
+
+def small_cases() -> Mapping[str, Any]:
+    """Cases that use every stage and modality."""
+    cases = parity_cases("dinov2", (70, 56))
+    return {name: cases[name] for name in ("image, 1 view", "mixed", "all inputs")}
+
+
+def lower(folder: Path, target: Path, precision: str, ranges: Ranges | None) -> dict[str, LoweredStage]:
+    """All stages of ``folder`` in 16 bit."""
+    target.mkdir(parents=True, exist_ok=True)
+    return {
+        name: lower_precision(
+            path,
+            target / path.name,
+            stage=name,
+            precision=precision,  # type: ignore[arg-type]
+            ranges=None if ranges is None else ranges[name],
+        )
+        for name, path in stage_paths(folder).items()
+    }
+
+
+def pipeline(stages: Mapping[str, Path]) -> Pipeline:
+    backend = OnnxRuntimeBackend(1)
+    return Pipeline({name: backend.load_stage(name, path) for name, path in stages.items()})
+
+
+def emulated(stages: Mapping[str, LoweredStage]) -> Pipeline:
+    """Computes what the 16-bit graphs say."""
+    return pipeline({name: runnable(stage.path, stage.path.parent) for name, stage in stages.items()})
+
+
+@pytest.fixture(scope="session")
+def ranges(exported: Callable[..., Path]) -> Callable[..., Ranges]:
+    @functools.cache
+    def measure(form: str, network: str = "preset:tiny") -> Ranges:
+        return measure_ranges(stage_paths(exported(form, network)), small_cases())
+
+    return measure
+
+
+@pytest.fixture(scope="session")
+def lowered(
+    exported: Callable[..., Path], ranges: Callable[..., Ranges], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., dict[str, LoweredStage]]:
+    """Stages of (attention form, network, precision), with the measured ranges kept."""
+
+    @functools.cache
+    def make(form: str, network: str, precision: str) -> dict[str, LoweredStage]:
+        return lower(
+            exported(form, network), tmp_path_factory.mktemp("lowered"), precision, ranges(form, network)
+        )
+
+    return make
