@@ -52,7 +52,7 @@ def make_backend(name: str, supported: Collection[str], threads: int | None = No
                 f"run: pip install 'mapengine[cpu]'"
             )
     if not isinstance(name, str) or name not in NAMES:
-        raise InputError(f"unknown backend {name!r}; use auto, {' or '.join(NAMES)}")
+        raise InputError(f"unknown backend {name!r}; use auto, {', '.join(NAMES[:-1])} or {NAMES[-1]}")
     if threads is not None:
         is_count = isinstance(threads, Integral) and not isinstance(threads, bool)
         if not is_count or not 1 <= threads <= _MOST_THREADS:

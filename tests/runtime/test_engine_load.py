@@ -23,6 +23,7 @@ from mapengine.runtime.errors import (
     ParityError,
     VersionError,
 )
+from mapengine.runtime.pipeline import Pipeline
 from mapengine.runtime.samples import sample_views
 
 from ..engine_views import close, views_of
@@ -56,7 +57,7 @@ def test_a_failed_golden_check_refuses_and_is_not_remembered(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MAPENGINE_CACHE", str(tmp_path / "cache"))
-    run = engine_module.Pipeline.forward
+    run = Pipeline.forward
 
     def slightly_wrong(*args: Any, **kwargs: Any) -> Any:
         predictions = run(*args, **kwargs)
@@ -64,7 +65,7 @@ def test_a_failed_golden_check_refuses_and_is_not_remembered(
         return predictions
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module.Pipeline, "forward", slightly_wrong)
+        patch.setattr(Pipeline, "forward", slightly_wrong)
         for _ in range(2):
             with pytest.raises(ParityError, match=r"onnxruntime .* wrong results .* conf of view 1"):
                 Engine.load(tiny_bundle, "onnxruntime", threads=1)
@@ -131,7 +132,9 @@ def test_a_backend_that_is_not_installed(
 
 @pytest.mark.parametrize("name", ["cuda", "OpenVINO", "", None, 3, ["onnxruntime"]])
 def test_an_unknown_backend(tiny_bundle: Path, name: Any) -> None:
-    with pytest.raises(InputError, match=r"unknown backend .*; use auto, openvino or onnxruntime"):
+    with pytest.raises(
+        InputError, match=r"unknown backend .*; use auto, tensorrt-rtx, .*openvino or onnxruntime"
+    ):
         Engine.load(tiny_bundle, name)
 
 

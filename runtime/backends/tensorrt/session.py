@@ -209,7 +209,6 @@ class Session:
             previous = step, slot
         if previous is not None:
             yield from finish(*previous)
-        self._stream.synchronize()
 
     def close(self) -> None:
         """Give everything back. Errors are dropped: they were raised where they happened."""

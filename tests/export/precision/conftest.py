@@ -11,9 +11,11 @@ import pytest
 
 from mapengine.export.parity_cases import parity_cases
 from mapengine.export.precision import LoweredStage, lower_precision, measure_ranges, runnable
+from mapengine.runtime.backends import StageRunner
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mapengine.runtime.manifest import STAGES
 from mapengine.runtime.pipeline import Pipeline
+from mapengine.runtime.views import prepare_views
 
 FORMS = ("mha", "attention", "matmul")
 PRECISIONS = ("fp16", "bf16")
@@ -58,6 +60,35 @@ def emulated(stages: Mapping[str, LoweredStage]) -> Pipeline:
     return pipeline({name: runnable(stage.path, stage.path.parent) for name, stage in stages.items()})
 
 
+class Recorder:
+    """A stage that remembers its calls."""
+
+    def __init__(self, runner: StageRunner) -> None:
+        self._runner = runner
+        self.calls: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        outputs = self._runner.run(inputs)
+        self.calls.append((dict(inputs), dict(outputs)))
+        return outputs
+
+
+@pytest.fixture(scope="session")
+def calls(exported: Callable[..., Path]) -> Callable[..., dict[str, Any]]:
+    """Inputs and outputs of every call of every float32 stage over the cases, by stage."""
+
+    @functools.cache
+    def record(form: str, network: str) -> dict[str, Any]:
+        backend = OnnxRuntimeBackend(1)
+        paths = stage_paths(exported(form, network))
+        stages = {name: Recorder(backend.load_stage(name, path)) for name, path in paths.items()}
+        for views in small_cases().values():
+            Pipeline(dict[str, StageRunner](stages)).forward(prepare_views(views))
+        return {name: stage.calls for name, stage in stages.items()}
+
+    return record
+
+
 @pytest.fixture(scope="session")
 def ranges(exported: Callable[..., Path]) -> Callable[..., Ranges]:
     @functools.cache
@@ -75,8 +106,6 @@ def lowered(
 
     @functools.cache
     def make(form: str, network: str, precision: str) -> dict[str, LoweredStage]:
-        return lower(
-            exported(form, network), tmp_path_factory.mktemp("lowered"), precision, ranges(form, network)
-        )
+        return lower(exported(form, network), tmp_path_factory.mktemp("lowered"), precision, ranges(form, network))
 
     return make

@@ -103,7 +103,9 @@ def _write_plans(source: Path, graphs: Path, folder: Path, name: str) -> Path:
             else:
                 profiles = ({"views_in_chunk": Range(1, CHUNKS[stage], CHUNKS[stage]), **sides},)
             spec = replace(spec, profiles=profiles, opset=None, data=())
-            write_plan(writer.folder / f"{stage}.plan", graph, spec.to_json())
+            # The geometry encoder needs more than the other stages, so that the first view that has any makes it grow.
+            scratch = 2**16 if stage == "geometry_encoder" else 2**12
+            write_plan(writer.folder / f"{stage}.plan", graph, spec.to_json(), scratch)
             stages[stage] = replace(spec, file=writer.record(f"{stage}.plan"))
         golden = writer.golden(onnx.golden())
         version = VERSIONS[name]

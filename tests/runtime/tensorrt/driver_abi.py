@@ -80,6 +80,7 @@ def install(folder: Path) -> None:
     shim = ctypes.CDLL(str(library))
     functions = {name: _function(name, *signature) for name, signature in SIGNATURES.items()}
     functions |= {"cuGetErrorName": _error_name(), "cuDeviceGetName": _device_name(), "cuStreamEndCapture": _end()}
+    functions["cuGetProcAddress"] = shim.cuGetProcAddress_v2
 
     @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)
     def lookup(name: bytes) -> int | None:

@@ -9,9 +9,9 @@ and logged; what it would answer with garbage or a crash is a ``mistake`` of the
 from __future__ import annotations
 
 import ctypes
-import enum
 import json
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .stand_in_driver import StandInDriver
+from .stand_in_values import (
+    CudaGraphStrategy,
+    DataType,
+    EngineInvalidityDiagnostics,
+    EngineValidity,
+    ExecutionContextAllocationStrategy,
+    ILogger,
+    IRuntimeConfig,
+    TensorIOMode,
+)
 
 MAGIC = b"stand-in plan 1\n"
 HEADER = 64
@@ -28,48 +38,13 @@ ALIGNMENT = 256
 _DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
 
 
-class ILogger:
-    Severity = enum.Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
-
-    def __init__(self) -> None:
-        self.is_made = True  # the real one crashes in a subclass that does not call this
-
-    def log(self, severity: Any, msg: str) -> None:
-        raise NotImplementedError
-
-
-class ExecutionContextAllocationStrategy(enum.Enum):
-    STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
-
-
-class TensorIOMode(enum.Enum):
-    NONE, INPUT, OUTPUT = range(3)
-
-
-class DataType(enum.Enum):
-    FLOAT, HALF, INT8, INT32, BOOL, UINT8, FP8, BF16, INT64 = range(9)
-
-
-class CudaGraphStrategy(enum.Enum):
-    DISABLED, WHOLE_GRAPH_CAPTURE = range(2)
-
-
-class EngineValidity(enum.Enum):
-    VALID, SUBOPTIMAL, INVALID = range(3)
-
-
-class EngineInvalidityDiagnostics(enum.Enum):
-    VERSION_MISMATCH, UNSUPPORTED_CC, OLD_CUDA_DRIVER = 1, 2, 4
-    OLD_CUDA_RUNTIME, INSUFFICIENT_GPU_MEMORY, MALFORMED_ENGINE, CUDA_ERROR = 8, 16, 32, 64
-
-
 def write_plan(path: Path, graph: Path, spec: Mapping[str, Any], scratch: int = 4096) -> None:
     """Write the plan of a stage.
 
     Args:
         graph: ONNX file that computes it.
         spec: the stage in the manifest's JSON form: tensors and profiles.
-        scratch: bytes of memory that a context needs for a tensor of one element, and per element.
+        scratch: bytes of memory that a context needs per view and patch.
     """
     body = {"graph": str(graph), "spec": spec, "scratch": scratch}
     path.write_bytes(MAGIC.ljust(HEADER, b"\0") + json.dumps(body).encode())
@@ -123,7 +98,12 @@ class Runtime:
             raise TypeError("incompatible constructor arguments")
         self._library = library
         self._logger = logger
+        self._engines: weakref.WeakSet[ICudaEngine] = weakref.WeakSet()
         library.runtimes += 1
+
+    def __del__(self) -> None:
+        if getattr(self, "_engines", None):
+            self._library.driver.mistake("a runtime is destroyed before its engines")
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
         plan = bytes(memoryview(serialized_engine))
@@ -136,7 +116,9 @@ class Runtime:
             self._logger.log(ILogger.Severity.ERROR, f"IRuntime::deserializeCudaEngine: Error Code 1: {text}")
             return None
         kind = RtxEngine if self._library.is_rtx else ICudaEngine
-        return kind(self._library, self._logger, json.loads(plan[HEADER:]))
+        engine = kind(self._library, self._logger, json.loads(plan[HEADER:]))
+        self._engines.add(engine)
+        return engine
 
 
 class RtxRuntime(Runtime):
@@ -217,54 +199,6 @@ class RtxEngine(ICudaEngine):
         if isinstance(runtime_config, IRuntimeConfig):
             return self._context(runtime_config.get_execution_context_allocation_strategy(), runtime_config)
         return super().create_execution_context(runtime_config)
-
-
-class IRuntimeConfig:
-    def __init__(self) -> None:
-        self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
-        self._strategy = ExecutionContextAllocationStrategy.STATIC
-        self._cache: IRuntimeCache | None = None
-
-    def get_execution_context_allocation_strategy(self) -> ExecutionContextAllocationStrategy:
-        return self._strategy
-
-    def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
-        self._strategy = strategy
-
-    def create_runtime_cache(self) -> IRuntimeCache:
-        return IRuntimeCache()
-
-    def get_runtime_cache(self) -> IRuntimeCache | None:
-        return self._cache
-
-    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
-        self._cache = cache
-        return True
-
-
-class IRuntimeCache:
-    """Kernels of the shapes that ran, as text; ``compiled`` counts those that were not in the cache."""
-
-    compiled = 0
-    serialized = 0
-
-    def __init__(self) -> None:
-        self.kernels: set[str] = set()
-
-    def add(self, kernel: str) -> None:
-        IRuntimeCache.compiled += kernel not in self.kernels
-        self.kernels.add(kernel)
-
-    def serialize(self) -> bytes:
-        IRuntimeCache.serialized += 1
-        return b"stand-in kernels\n" + "\n".join(sorted(self.kernels)).encode()
-
-    def deserialize(self, blob: Any) -> bool:
-        head, _, kernels = bytes(blob).partition(b"\n")
-        if head != b"stand-in kernels":
-            return False
-        self.kernels |= set(kernels.decode().splitlines())
-        return True
 
 
 class IExecutionContext:

@@ -298,12 +298,27 @@ def test_two_calls_at_once_with_memory_for_one(driver: StandInDriver, device_eng
         list(pool.map(call, range(3)))
 
 
-def test_more_geometry_than_before_grows_the_memory_of_contexts(
-    device_engine: Engine, small: Engine, driver: StandInDriver, library: StandInTensorRt
+def test_more_geometry_than_before_grows_the_memory_of_all_contexts(
+    device_engine: Engine, small: Engine, driver: StandInDriver
 ) -> None:
-    for kinds in ("iii", "iii", "gii", "ggg", "gig", "ggg"):
+    """What was recorded with the old memory is recorded again."""
+    sizes = []
+    for kinds in ("iii", "iii", "iii", "gii", "gii", "ggg", "gig", "ggg", "iii"):
         views = given_views(kinds)
         assert_close(forward(device_engine, views), forward(small, views))
+        sizes.append(max(driver.blocks.values()))
+    assert sizes[2] < sizes[3] < sizes[5] == sizes[-1]
+
+
+def test_a_failed_call_is_not_waited_for(
+    device_engine: Engine, driver: StandInDriver, library: StandInTensorRt
+) -> None:
+    library.refuse["execute_async_v3"] = "enqueueV3: Internal Error"
+    with pytest.raises(BackendError):
+        forward(device_engine, random_views(1))
+    driver.memory = 10_000
+    with ThreadPoolExecutor(1) as pool, pytest.raises(OutOfMemory):
+        pool.submit(forward, device_engine, random_views(1)).result(60)
 
 
 # Failures

@@ -16,7 +16,8 @@ from mapengine.runtime.verified import cache_folder
 from ...random_views import assert_close, random_views
 from .conftest import copy_bundle
 from .stand_in_driver import StandInDriver
-from .stand_in_tensorrt import IRuntimeCache, StandInTensorRt
+from .stand_in_tensorrt import StandInTensorRt
+from .stand_in_values import IRuntimeCache
 
 
 @pytest.fixture
