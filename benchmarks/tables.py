@@ -123,12 +123,37 @@ def _gpu_test(record: dict[str, Any]) -> str:
     return f"{_table(head, rows)}\n\n{what}. {_origin(record)}"
 
 
+def _precision(record: dict[str, Any]) -> str:
+    parts = []
+    for precision, results in record["results"].items():
+        rows = []
+        for name, errors in results["errors"].items():
+            end = errors["end_to_end"]
+            stages = (f"{errors['stages'][s]:.1e}" if s in errors["stages"] else "as above" for s in _STAGES)
+            figures = (f"{end[key]:.1e}" for key in ("depth_abs_rel", "metric_scale"))
+            angles = (f"{end[key]:.3f}" for key in ("ray_degrees", "rotation_degrees"))
+            rows.append([f"**{name}**" if name == "the policy" else name, *stages, *figures, *angles])
+        stages_head = [stage.replace("_", " ") for stage in _STAGES]
+        head = [precision.upper(), *stages_head, "depth AbsRel", "metric scale", "rays, degrees", "rotation, degrees"]
+        tight = results["headroom"][0] if results.get("headroom") else None
+        room = ""
+        if tight is not None:
+            room = f" Least room in FP16: {tight['tensor']}, {tight['factor']:.0f} times its largest value."
+        parts.append(f"{_table(head, rows)}\n\nStages: largest error of an output over its largest value.{room}")
+    what = f"`{record['model']}`, {record['size']}, cases: {', '.join(record['cases'])}"
+    return "\n\n".join([*parts, f"{what}. {_origin(record)}"])
+
+
+_STAGES = ("image_encoder", "geometry_encoder", "aggregator", "dense_head")
+
+
 RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "engine": _engine,
     "cpu_options": _cpu_options,
     "postprocess": _postprocess,
     "build": _build,
     "gpu_test": _gpu_test,
+    "precision": _precision,
 }
 
 

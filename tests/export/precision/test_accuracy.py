@@ -110,7 +110,7 @@ def test_golden_cases(network: str, precision: str, lowered_golden: Callable[...
     for case in all_cases():
         if (case.model, case.config) == (model, config):
             errors.append(golden_error(case, found, GOLDEN[precision]))
-    assert len(errors) >= 5
+    assert errors
     assert np.median(errors) <= DEPTH[precision]
 
 

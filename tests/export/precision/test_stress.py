@@ -1,0 +1,138 @@
+"""Magnitudes beyond float16's range, as trained transformers have them: never NaN or infinity."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mapengine.export import load_model
+from mapengine.export.onnx_export import export_stages
+from mapengine.export.precision import measure_ranges
+from mapengine.export.precision.assign import FP16_MAX, MARGIN
+from mapengine.export.precision.stress import PLACES, Place, stress
+from mapengine.runtime.manifest import STAGES
+from mapengine.runtime.parity import measure_parity
+from mapengine.runtime.views import prepare_views
+
+from .conftest import PRECISIONS, Ranges, emulated, lower, pipeline, small_cases, stage_paths
+from .test_accuracy import DEPTH
+
+KEPT: dict[str, tuple[str, ...]] = {
+    "mlp": ("*blocks.*.mlp.w12", "*blocks.*.mlp", "*blocks.*.mlp.w3"),
+    "attention": ("*blocks.*.attn.qkv", "*blocks.*.attn", "*blocks.*.attn.proj"),
+    "queries": ("*blocks.*.attn.qkv", "*blocks.*.attn"),
+    "dense head": ("dense_head.0.scratch.refinenet1.out_conv", "dense_head.0.scratch.refinenet1", "dense_head.1.conv1"),
+    "geometry encoder": (
+        "*_encoder.conv_in",
+        "*_encoder.encoder.0.conv1",
+        "*_encoder.encoder.0.shortcut",
+    ),
+}
+"""What must stay in float32."""
+TRUNK = ("mlp", "attention", "queries")
+
+Predictions = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stressed:
+    folder: Path
+    ranges: Ranges
+    predictions: Predictions
+
+
+def predict(run: Any) -> Predictions:
+    return {name: run.forward(prepare_views(views)) for name, views in small_cases().items()}
+
+
+def finite(predictions: Predictions) -> bool:
+    views = [view for case in predictions.values() for view in case]
+    return all(np.isfinite(value).all() for view in views for value in view.values())
+
+
+@pytest.fixture(scope="module")
+def stressed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Place], Stressed]:
+    @functools.cache
+    def make(place: Place) -> Stressed:
+        model = load_model("preset:tiny")
+        stress(model, place)
+        folder = tmp_path_factory.mktemp("stressed")
+        export_stages(model, folder)
+        stages = stage_paths(folder)
+        return Stressed(folder, measure_ranges(stages, small_cases()), predict(pipeline(stages)))
+
+    return make
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_float32_network_computes_the_same(
+    place: Place, stressed: Callable[[Place], Stressed], exported: Callable[..., Path]
+) -> None:
+    plain = predict(pipeline(stage_paths(exported("mha"))))
+    found = stressed(place)
+    for case, views in plain.items():
+        for one, other in zip(views, found.predictions[case], strict=True):
+            assert all(np.array_equal(one[key], other[key]) for key in one)
+    assert max(max(largest.values()) for largest in found.ranges.values()) > 2 * FP16_MAX
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("place", PLACES)
+def test_without_ranges_float16_overflows(
+    place: Place, precision: str, stressed: Callable[[Place], Stressed], tmp_path: Path
+) -> None:
+    """The cases would show a failure; the trunk of a bfloat16 build has float32's range."""
+    found = emulated(lower(stressed(place).folder, tmp_path, precision, None))
+    assert finite(predict(found)) == (precision == "bf16" and place in TRUNK)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("place", PLACES)
+def test_with_ranges_results_are_finite_and_accurate(
+    place: Place, precision: str, stressed: Callable[[Place], Stressed], tmp_path: Path
+) -> None:
+    network = stressed(place)
+    stages = lower(network.folder, tmp_path, precision, network.ranges)
+    found = predict(emulated(stages))
+    assert finite(found)
+    geometry = measure_parity(found, network.predictions, "").geometry
+    assert geometry.depth_abs_rel <= DEPTH[precision]
+    assert geometry.ray_degrees <= 0.25
+    kept = [module for stage in STAGES for module in stages[stage].kept_layers]
+    if precision == "bf16" and place in TRUNK:
+        assert kept == []
+        return
+    patterns = KEPT[place]
+    assert [module for module in kept if not any(fnmatch.fnmatchcase(module, p) for p in patterns)] == []
+    assert [pattern for pattern in patterns if not fnmatch.filter(kept, pattern)] == []
+    assert len(set(kept)) == len(kept)
+    for stage in stages.values():
+        assert all(entry.factor >= MARGIN for entry in stage.headroom)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_massive_residual_stream_needs_no_ranges(precision: str, tmp_path: Path) -> None:
+    """The policy has it in float32: a channel far beyond 65504 changes nothing but its own block's neighbours."""
+    model = load_model("preset:tiny")
+    with torch.no_grad():
+        for blocks in (model.encoder.model.blocks, model.info_sharing.self_attention_blocks):
+            blocks[0].get_submodule("ls2").gamma[5] = 3e5
+    folder = tmp_path / "full"
+    folder.mkdir()
+    export_stages(model, folder)
+    stages = stage_paths(folder)
+    ranges = measure_ranges(stages, small_cases())
+    assert max(ranges["image_encoder"].values()) > FP16_MAX
+    assert max(ranges["aggregator"].values()) > FP16_MAX
+    wanted = predict(pipeline(stages))
+    found = predict(emulated(lower(folder, tmp_path / "low", precision, None)))
+    assert finite(found)
+    assert measure_parity(found, wanted, "").geometry.depth_abs_rel <= DEPTH[precision]
