@@ -66,7 +66,8 @@ def module_of(node: ir.Node) -> str:
 def constant(graph: ir.Graph, name: str, value: Any) -> ir.Value:
     """A new constant of a graph; ``value`` is a NumPy array or scalar."""
     tensor = ir.tensor(value, name=name)
-    made = ir.Value(name=name, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    shape = ir.Shape(tensor.numpy().shape)
+    made = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(made)
     return made
 
