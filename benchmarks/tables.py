@@ -129,19 +129,33 @@ def _precision(record: dict[str, Any]) -> str:
         rows = []
         for name, errors in results["errors"].items():
             end = errors["end_to_end"]
-            stages = (f"{errors['stages'][s]:.1e}" if s in errors["stages"] else "as above" for s in _STAGES)
-            figures = (f"{end[key]:.1e}" for key in ("depth_abs_rel", "metric_scale"))
-            angles = (f"{end[key]:.3f}" for key in ("ray_degrees", "rotation_degrees"))
+            stages = (f"{errors['stages'][s]:.1e}" if s in errors["stages"] else "same" for s in _STAGES)
+            figures = (f"{end[key]:.1e}" if end else "not finite" for key in ("depth_abs_rel", "metric_scale"))
+            angles = (f"{end[key]:.3f}" if end else "not finite" for key in ("ray_degrees", "rotation_degrees"))
             rows.append([f"**{name}**" if name == "the policy" else name, *stages, *figures, *angles])
         stages_head = [stage.replace("_", " ") for stage in _STAGES]
         head = [precision.upper(), *stages_head, "depth AbsRel", "metric scale", "rays, degrees", "rotation, degrees"]
         tight = results["headroom"][0] if results.get("headroom") else None
         room = ""
         if tight is not None:
-            room = f" Least room in FP16: {tight['tensor']}, {tight['factor']:.0f} times its largest value."
-        parts.append(f"{_table(head, rows)}\n\nStages: largest error of an output over its largest value.{room}")
+            room = f" Least room in FP16: {tight['tensor']} fits {tight['factor']:.0f} times."
+        stages_are = "Stages: root mean square error of the worst output over that output's root mean square"
+        parts.append(f"{_table(head, rows)}\n\n{stages_are}; *same* as the policy.{room}")
     what = f"`{record['model']}`, {record['size']}, cases: {', '.join(record['cases'])}"
     return "\n\n".join([*parts, f"{what}. {_origin(record)}"])
+
+
+def _precision_range(record: dict[str, Any]) -> str:
+    rows = []
+    for place, results in record["results"].items():
+        for precision in ("fp16", "bf16"):
+            errors = results[precision]
+            depths = (f"{errors[k]['depth_abs_rel']:.1e}" if errors[k] else "not finite" for k in ("without", "with"))
+            kept = f"{errors['kept_layers']}"
+            rows.append([place, precision.upper(), f"{results['largest']:.0e}", *depths, kept])
+    head = ["scaled", "precision", "largest", "depth AbsRel without ranges", "with ranges", "layers kept in float32"]
+    what = f"`{record['model']}`, {record['size']}, cases: {', '.join(record['cases'])}"
+    return f"{_table(head, rows)}\n\n{what}. {_origin(record)}"
 
 
 _STAGES = ("image_encoder", "geometry_encoder", "aggregator", "dense_head")
@@ -154,6 +168,7 @@ RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "build": _build,
     "gpu_test": _gpu_test,
     "precision": _precision,
+    "precision_range": _precision_range,
 }
 
 

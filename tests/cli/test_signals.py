@@ -17,6 +17,8 @@ ENDINGS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(si
 def handlers_as_before() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDINGS)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in ENDINGS:
+        signal.signal(number, signal.SIG_DFL)  # whoever started the tests may ignore one, as nohup does
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -23,7 +23,7 @@ from mapengine.runtime.views import prepare_views
 
 from ...goldens import KEYS, Case, all_cases
 from ...random_views import mixed_views, random_views
-from .conftest import FORMS, NETWORKS, PRECISIONS, Ranges, emulated, lower, pipeline, small_cases, stage_paths
+from .conftest import FORMS, GRAPHS, PRECISIONS, Ranges, emulated, lower, pipeline, small_cases, stage_paths
 
 Lowered = Callable[..., dict[str, LoweredStage]]
 Exported = Callable[..., Path]
@@ -56,8 +56,7 @@ def expected_error(path: Path) -> float:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("network", "form"), GRAPHS)
 def test_every_stage_alone_stays_within_its_roundings(
     network: str, form: str, precision: str, lowered: Lowered, calls: Callable[..., Any]
 ) -> None:

@@ -13,7 +13,7 @@ from mapengine.export.precision.policy import INPUT, LAYOUT, OUTPUT, Rule, match
 from mapengine.runtime.errors import ExportError
 from mapengine.runtime.manifest import STAGES
 
-from .conftest import FORMS, NETWORKS, PRECISIONS
+from .conftest import FORMS, GRAPHS, PRECISIONS
 
 Lowered = Callable[..., dict[str, LoweredStage]]
 FLOATS = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
@@ -30,15 +30,14 @@ def floating(path: Path) -> tuple[onnx.GraphProto, dict[str, str]]:
 
 def test_every_row_decides_about_a_node(exported: Callable[..., Path]) -> None:
     used: set[Rule] = set()
-    for network in NETWORKS:
-        for form in FORMS:
-            for stage in STAGES:
-                graph, types = floating(exported(form, network) / f"{stage}.onnx")
-                for node in graph.node:
-                    if node.op_type != "Shape" and any(name in types for name in (*node.input, *node.output)):
-                        used.add(match(POLICY, stage, node.name.rpartition("/")[0], node.op_type))
-                for operator, values in ((INPUT, graph.input), (OUTPUT, graph.output)):
-                    used |= {match(POLICY, stage, value.name, operator) for value in values}
+    for network, form in GRAPHS:
+        for stage in STAGES:
+            graph, types = floating(exported(form, network) / f"{stage}.onnx")
+            for node in graph.node:
+                if node.op_type != "Shape" and any(name in types for name in (*node.input, *node.output)):
+                    used.add(match(POLICY, stage, node.name.rpartition("/")[0], node.op_type))
+            for operator, values in ((INPUT, graph.input), (OUTPUT, graph.output)):
+                used |= {match(POLICY, stage, value.name, operator) for value in values}
     assert [rule.reason for rule in POLICY if rule not in used] == []
 
 
@@ -64,8 +63,7 @@ def test_an_unknown_layer_is_not_taken_for_a_block() -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("network", "form"), GRAPHS)
 def test_types_follow_the_table(network: str, form: str, precision: str, lowered: Lowered) -> None:
     for stage, written in lowered(form, network, precision).items():
         assert written.kept_layers == ()
@@ -110,8 +108,7 @@ def test_nothing_of_integer_meaning_is_in_16_bit(
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("network", "form"), GRAPHS)
 def test_a_block_has_four_casts_and_attention_none_inside(
     network: str, form: str, precision: str, lowered: Lowered
 ) -> None:
