@@ -22,6 +22,7 @@ from mapengine.runtime.errors import ExportError
 from .config import PATCH_SIZE
 from .network import MapAnythingNetwork
 from .network.transformer import Attention, AttentionForm
+from .precision.weights import save_model
 from .stages import HEIGHT, WIDTH, Stage, TensorSpec, make_stages
 
 AttentionExport = Literal["mha", "attention", "matmul"]
@@ -38,7 +39,6 @@ _FORMS: Mapping[str, tuple[AttentionForm, int]] = {
 
 _MAX_VIEWS = 65536
 _MAX_PATCHES = 4096
-EMBED_LIMIT = 32 * 2**20  # weights below this stay inside the .onnx file
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,7 @@ def _export_stage(stage: Stage, folder: Path, opset: int, metadata: Mapping[str,
     model.producer_name, model.producer_version = "mapengine", metadata.get("mapengine.version", "")
     model.graph.name = stage.name
     path = folder / f"{stage.name}.onnx"
-    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    data_path = path.with_suffix(".onnx.data") if weights > EMBED_LIMIT else None
-    ir.save(model, path, external_data=data_path.name if data_path else None)
+    data_path = save_model(model, path)
     onnx.checker.check_model(str(path))
     return ExportedStage(stage.name, path, data_path, opset, stage.inputs, stage.outputs)
 

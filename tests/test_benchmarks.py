@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,25 @@ def test_build(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     check(record, tables)
     figures = record["results"]["fp16"]["1:2:4/140x140"]["image_encoder"]
     assert (figures["fused"], figures["attention"]) == (3, 3)
+
+
+def test_precision(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
+    graphs = shutil.copytree(tiny_bundle, tmp_path / "graphs")
+    options = ("--exported", str(graphs), "--size", "42x28", "--cases", "mixed")
+    one = ("--precisions", "fp16", "--candidates", "none of them")
+    record = run("precision.py", *options, *one, "--json", str(tmp_path / "precision.json"))
+    check(record, tables)
+    assert 0 < record["results"]["fp16"]["errors"]["the policy"]["end_to_end"]["depth_abs_rel"] < 1e-2
+
+
+def test_precision_range(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
+    graphs = shutil.copytree(tiny_bundle, tmp_path / "graphs")
+    options = ("--exported", str(graphs), "--size", "42x28", "--cases", "mixed")
+    record = run("precision_range.py", *options, "--json", str(tmp_path / "range.json"))
+    check(record, tables)
+    for results in record["results"].values():
+        assert results["fp16"]["without"] is None  # not finite
+        assert results["fp16"]["with"]["depth_abs_rel"] < 1e-2
 
 
 def test_tables_in_the_documentation_are_up_to_date(tables: ModuleType) -> None:
