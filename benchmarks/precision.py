@@ -48,6 +48,13 @@ def row(stage: str, module: str, operators: str | None, kind: str) -> Rule:
     return Rule(stage, module, names, kind, kind, "candidate")  # type: ignore[arg-type]
 
 
+def export_float32(model: str, folder: Path) -> Path:
+    """The folder, with the float32 stages of a model."""
+    folder.mkdir()
+    export_stages(load_model(model), folder)
+    return folder
+
+
 def candidates(precision: str) -> dict[str, tuple[Rule, ...]]:
     """Name to the rows that go before the policy's."""
     half = HALF[precision]
@@ -193,11 +200,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.exported) as scratch:
         folder = Path(scratch)
-        exported = args.exported
-        if exported is None:
-            exported = folder / "fp32"
-            exported.mkdir()
-            export_stages(load_model(args.model), exported)
+        exported = args.exported or export_float32(args.model, folder / "fp32")
         cases = parity_cases("dinov2", args.size)
         cases = {name: views for name, views in cases.items() if args.cases is None or name in args.cases}
         results = measure(exported, folder, cases, args.precisions, args.candidates)

@@ -13,10 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from precision import geometry, lowered, predict
+from precision import export_float32, geometry, lowered, predict
 from record import origin, write_record
 
-from mapengine.export import export_stages, load_model
 from mapengine.export.parity_cases import parity_cases
 from mapengine.export.precision import measure_ranges, runnable
 from mapengine.export.precision.stress import PLACES, Place, write_stressed
@@ -56,11 +55,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder, exported = Path(scratch), args.exported
-        if exported is None:
-            exported = folder / "fp32"
-            exported.mkdir()
-            export_stages(load_model(args.model), exported)
+        folder = Path(scratch)
+        exported = args.exported or export_float32(args.model, folder / "fp32")
         cases = {name: parity_cases("dinov2", args.size)[name] for name in args.cases}
         results = {place: measure(exported, folder / str(i), place, cases) for i, place in enumerate(PLACES)}
     record = {

@@ -17,5 +17,5 @@ COPY runtime runtime
 # TensorRT's Python package comes from the image and is not listed: one from an index would be for another driver.
 RUN python3 -m pip install --no-cache-dir ".[compile]" "cuda-bindings==${CUDA}.*"
 
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["mapengine"]

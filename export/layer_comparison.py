@@ -30,10 +30,10 @@ from mapengine.runtime.pipeline import Pipeline
 
 from .onnx_bundle import TOLERANCE, write_graphs
 from .precision import runnable
+from .precision.graphs import is_floating, module_of, save_variant
 from .reference import MapAnything
 
 _PREFIX = "layer:"
-_FLOATING = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ def _values_by_module(model: ir.Model) -> dict[str, str]:
     """The last floating value that each module computes, keyed by the module's name, in running order."""
     values: dict[str, str] = {}
     for node in model.graph:
-        module = (node.name or "").rpartition("/")[0]
-        if module and node.op_type != "Cast" and node.outputs[0].dtype in _FLOATING:
+        module = module_of(node)
+        if module and node.op_type != "Cast" and is_floating(node.outputs[0]):
             values.pop(module, None)  # so that the order is that of the last value
             values[module] = node.outputs[0].name or ""
     return values
@@ -169,9 +169,7 @@ def _with_outputs(path: Path, values: Mapping[str, str], name: str) -> Path:
         output.name, output.dtype = f"{_PREFIX}{module}", ir.DataType.FLOAT
         model.graph.append(node)
         model.graph.outputs.append(output)
-    target = path.with_name(name)
-    ir.save(model, target)
-    return target
+    return save_variant(model, path, path.with_name(name))
 
 
 def _compare(

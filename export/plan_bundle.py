@@ -25,6 +25,7 @@ from mapengine.runtime.profile import Profile
 from .build_options import PRECISIONS, PlanSettings, check_plan_settings
 from .config import ModelConfig
 from .config_json import parse_config
+from .precision.weights import save_model
 from .tensorrt import build_plan, check_limits, check_settings, check_targets, gpu_chunks, stage_profiles
 
 Progress = Callable[[str], None]
@@ -205,8 +206,7 @@ def add_patch_features(graph: Path, scratch: Path, spec: StageSpec) -> tuple[Pat
     model.graph.append(node)
     model.graph.outputs[0] = total
     target = scratch / graph.name
-    external = f"{graph.name}.data" if spec.data else None
-    ir.save(model, target, external_data=external)
+    save_model(model, target)
     shape = spec.outputs[0].shape
     return target, replace(
         spec,
