@@ -1,0 +1,81 @@
+"""Checks of tensors, and what a launch derives from them. The kernels' Python entry points are for PyTorch; an engine
+launches the compiled kernels by the manifest that `mapengine.kernels.compile` writes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .errors import KernelInputError
+from .tuning import HEAD_DIMS
+
+LOG2_E = math.log2(math.e)
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Sizes of one attention, and the strides in elements that queries, keys and values share."""
+
+    batch: int
+    length: int
+    heads: int
+    head_dim: int
+    strides: tuple[int, int, int]
+
+    @property
+    def scale(self) -> float:
+        """Factor from a dot product to the base-2 logit."""
+        return LOG2_E / math.sqrt(self.head_dim)
+
+
+def split_qkv(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, L, 3 * H * D), the output of a ``qkv`` layer, as three views (B, L, H, D); nothing is copied."""
+    if qkv.ndim != 3 or qkv.shape[-1] % (3 * heads):
+        raise KernelInputError(f"qkv has the shape {tuple(qkv.shape)}; give (batch, length, 3 * {heads} * head size)")
+    batch, length, width = qkv.shape
+    query, key, value = qkv.view(batch, length, 3, heads, width // (3 * heads)).unbind(2)
+    return query, key, value
+
+
+def check_attention(query: Tensor, key: Tensor, value: Tensor) -> AttentionShape:
+    """The shape of one attention over (B, L, H, D) tensors.
+
+    Raises:
+        KernelInputError: shapes, types, devices or strides differ, or no kernel is compiled for them.
+    """
+    if query.ndim != 4 or query.shape[1] == 0 or query.shape[0] == 0:
+        raise KernelInputError(f"queries have the shape {tuple(query.shape)}; give (batch, length, heads, head size)")
+    batch, length, heads, head_dim = query.shape
+    if head_dim not in HEAD_DIMS:
+        raise KernelInputError(f"the head size is {head_dim}; the kernels have {', '.join(map(str, HEAD_DIMS))}")
+    if query.dtype not in (torch.float16, torch.bfloat16):
+        raise KernelInputError(f"queries are {query.dtype}; the kernels take float16 and bfloat16")
+    for name, other in (("keys", key), ("values", value)):
+        for what in ("shape", "dtype", "device"):
+            if getattr(other, what) != getattr(query, what):
+                raise KernelInputError(
+                    f"{name} have the {what} {getattr(other, what)}, queries {getattr(query, what)}; make them equal"
+                )
+        if other.stride() != query.stride():
+            raise KernelInputError(
+                f"{name} have the strides {other.stride()}, queries {query.stride()}; take all three from one qkv "
+                "tensor, or make all of them contiguous"
+            )
+    if query.stride(3) != 1:
+        raise KernelInputError(f"the channels of a head have the stride {query.stride(3)}; make them contiguous")
+    return AttentionShape(batch, length, heads, head_dim, (query.stride(0), query.stride(1), query.stride(2)))
+
+
+@lru_cache
+def _capability(index: int | None) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
+
+
+def architecture_of(tensor: Tensor) -> int:
+    """Compute capability times ten of the tensor's GPU; 80 on a CPU, where Triton's interpreter runs the kernels."""
+    return _capability(tensor.device.index) if tensor.is_cuda else 80

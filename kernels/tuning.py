@@ -1,0 +1,62 @@
+"""Tile sizes, warps and pipeline stages per kernel, architecture and head size.
+
+The figures behind the choices are registers, spills and shared memory of compiled kernels (`make kernels` records
+them, docs/kernels.md shows them); no GPU was timed. Two rules follow from the hardware:
+
+* Blocks of 128 queries by 64 keys: on every architecture the operands of one step fit in shared memory twice, and the
+  128 rows are what the selection of key blocks is made for.
+* Eight warps where tensor cores read their operands from registers (sm_80 to 89, 120): four need more than the 255
+  registers of a thread at head size 64 and spill.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+QUERY_BLOCK = 128
+"""Queries per program, and per row of the block-sparse selection."""
+
+KEY_BLOCK = 64
+"""Keys per step, per column of the block-sparse selection, and per scale of INT8 keys."""
+
+QUERY_GROUP = 32
+"""Queries per scale of INT8 queries. Finer than a program's block at no cost: scales are applied per row."""
+
+SPLITS = 32
+"""Parts of the sequence that the channel statistics are made of, so that a few heads still fill the GPU."""
+
+STATISTICS_ROWS = 64
+"""Tokens that a program of the channel statistics holds at a time."""
+
+LIST_SIZES = (512, 2048)
+"""Key blocks that a compiled selection holds: 32 768 and 131 072 tokens, 23 and 95 views of 37 x 37 patches."""
+
+HEAD_DIMS = (32, 64, 128)
+ARCHITECTURES = (80, 86, 87, 89, 90, 100, 110, 120)
+"""Compute capabilities to compile for: A100, RTX 30, Orin, RTX 40 and L4, H100 and H200, B200, Thor, RTX 50."""
+
+FP8_FROM = 89
+"""First compute capability whose tensor cores multiply FP8 (e4m3)."""
+
+_SMALL_SHARED = (86, 89, 120)  # 99 KiB per block; the others have 163 or 227
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a kernel is launched: queries and keys per step, warps per program, depth of the load pipeline."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
+def tile_for(architecture: int, head_dim: int) -> Tile:
+    """Tile of the attention kernels.
+
+    Args:
+        architecture: compute capability times ten (80, 89, ...).
+        head_dim: 32, 64 or 128.
+    """
+    stages = 2 if head_dim == 128 and architecture in _SMALL_SHARED else 3
+    return Tile(QUERY_BLOCK, KEY_BLOCK, 8, stages)
