@@ -3,7 +3,7 @@
 PYTHON     ?= python3
 # Anything that pip accepts: another version, or a wheel of your platform (Jetson).
 TORCH      ?= torch==2.13.0
-EXTRAS     ?= cpu,openvino,rtx,export,viz,dev
+EXTRAS     ?= cpu,openvino,rtx,export,kernels,viz,dev
 
 MODEL      ?= preset:tiny
 PRECISION  ?= fp32
@@ -16,6 +16,8 @@ REVISION   ?=
 OUT        ?= build/engine
 SAMPLES    ?= build/samples
 
+KERNELS    ?=
+
 WORKERS    ?= 2
 PYTEST     ?=
 
@@ -23,7 +25,7 @@ BIN        := .venv/bin
 STAMP      := .venv/.installed
 PACKAGES   := calibration cli export kernels runtime
 
-.PHONY: help setup engine verify test gpu-test lint typecheck clean
+.PHONY: help setup engine verify kernels test gpu-test lint typecheck clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -52,6 +54,9 @@ engine: $(STAMP)  ## Export and build MODEL into the bundle OUT, check it, and w
 
 verify: $(STAMP)  ## Check the bundle OUT on this machine
 	$(BIN)/mapengine verify "$(OUT)"
+
+kernels: $(STAMP)  ## Compile the attention kernels for every GPU into build/kernels (KERNELS="--arch 87 --head-dim 64" for some)
+	$(BIN)/python -m mapengine.kernels compile $(KERNELS)
 
 gpu-test: $(STAMP)  ## Compare every installed TensorRT with PyTorch on this machine's GPU, and write benchmarks/results/gpu_test.json
 	$(BIN)/python benchmarks/gpu_test.py --model "$(MODEL)" --json benchmarks/results/gpu_test.json

@@ -1,0 +1,264 @@
+"""Build the kernels ahead of time: one cubin per variant and architecture, PTX for chips that come later, and a
+manifest.
+
+    python -m mapengine.kernels compile                       # everything, into build/kernels
+    python -m mapengine.kernels compile --arch 87 --head-dim 64
+
+The folder holds ``<variant>.sm_<architecture>.cubin``, ``<variant>.ptx`` and ``manifest.json``. A variant is compiled
+again only if the hash of its source, its constants, its launch, the compiler or one of its files changed. Every file
+is replaced in one step and the manifest is written last, also when the build stops half-way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import triton_compiler
+from .errors import KernelCompileError, KernelInputError
+from .files import write_atomic
+from .tuning import FP8_FROM, HEAD_DIMS
+from .variants import Variant, variants
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+PTX_SOURCES = {80: "every chip from compute capability 8.0 on", FP8_FROM: "every chip from compute capability 8.9 on"}
+"""Architectures whose PTX is stored. From sm_90 on Triton compiles for one chip only (``sm_90a``), and such PTX runs
+nowhere else; the PTX of sm_80, and of sm_89 where FP8 is needed, is compiled by the driver of any later chip."""
+
+Job = tuple[Variant, int]
+Entry = dict[str, Any]
+Result = triton_compiler.Compiled | KernelCompileError
+
+
+@dataclass
+class Report:
+    """What a build did: names as ``variant.sm_NN``, and per refusal the compiler's words."""
+
+    compiled: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    not_applicable: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def chosen(architectures: Iterable[int], head_dims: Iterable[int], kernels: Iterable[str] = ()) -> list[Job]:
+    """The variants to compile; ``kernels`` are beginnings of variant names, none for all."""
+    starts = tuple(kernels)
+    dims = set(head_dims)
+    if not dims <= set(HEAD_DIMS):
+        raise KernelInputError(f"head sizes are {', '.join(map(str, HEAD_DIMS))}, not {sorted(dims - set(HEAD_DIMS))}")
+    found = [v for v in variants() if v.head_dim in dims and (not starts or v.name.startswith(starts))]
+    if not found:
+        raise KernelInputError(
+            f"no kernel is called {' or '.join(starts)}; `python -m mapengine.kernels list` shows all"
+        )
+    return [(variant, architecture) for architecture in sorted(set(architectures)) for variant in found]
+
+
+def job_name(job: Job) -> str:
+    """``variant.sm_NN``."""
+    return f"{job[0].name}.sm_{job[1]}"
+
+
+def job_key(job: Job, source: str, versions: dict[str, str]) -> str:
+    """SHA-256 of everything that decides the compiled code."""
+    variant, architecture = job
+    tile = variant.tile(architecture)
+    parts = {
+        "schema": SCHEMA,
+        "source": source,
+        "constants": variant.constants,
+        "pointers": variant.pointers,
+        "floats": variant.floats,
+        "grid": variant.grid,
+        "architecture": architecture,
+        "warps": tile.warps,
+        "stages": tile.stages,
+        "ptx": triton_compiler.PTX_VERSIONS.get(architecture),
+        "versions": versions,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of ``folder``; an empty one if there is none, or one of another schema, or unreadable (all is
+    built anew)."""
+    empty: dict[str, Any] = {"schema": SCHEMA, "kernels": {}}
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return empty
+    usable = (
+        isinstance(manifest, dict) and manifest.get("schema") == SCHEMA and isinstance(manifest.get("kernels"), dict)
+    )
+    return manifest if usable else empty
+
+
+def _intact(folder: Path, entry: Entry) -> bool:
+    """Whether the files of ``entry`` are there and are those it was written for."""
+    try:
+        return all(
+            hashlib.sha256((folder / record["file"]).read_bytes()).hexdigest() == record["sha256"]
+            for record in (entry["cubin"], entry["ptx"])
+            if record is not None
+        )
+    except (OSError, KeyError, TypeError):
+        return False
+
+
+def build(
+    folder: Path,
+    jobs: list[Job],
+    *,
+    workers: int = 1,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Report:
+    """Bring ``folder`` up to date with ``jobs``; entries of other variants stay.
+
+    Args:
+        workers: compilations at a time, each in a process of its own.
+        force: compile also what has not changed.
+        progress: called with a line for each compilation.
+
+    Raises:
+        KernelUnavailableError: Triton or PyTorch is not installed.
+        KernelOutputError: a file could not be written.
+    """
+    versions = triton_compiler.versions()
+    manifest = read_manifest(folder)
+    known: dict[str, Entry] = manifest["kernels"]
+    report, todo = Report(), []
+    keys: dict[str, tuple[str, str]] = {}
+    for job in jobs:
+        name = job_name(job)
+        if job[1] < job[0].first_architecture:
+            report.not_applicable.append(name)
+            continue
+        source = triton_compiler.source_hash(job[0])
+        keys[name] = source, job_key(job, source, versions)
+        entry = known.get(name)
+        if not force and entry is not None and entry.get("key") == keys[name][1] and _intact(folder, entry):
+            report.kept.append(name)
+        else:
+            todo.append(job)
+    # The slowest first, so that no worker is left with one at the end.
+    todo.sort(key=lambda job: (not job[0].is_attention, -job[0].head_dim))
+    try:
+        for count, (job, result) in enumerate(_compile_all(todo, workers), 1):
+            name = job_name(job)
+            if isinstance(result, KernelCompileError):
+                report.refused[name] = str(result)
+                known.pop(name, None)
+            else:
+                known[name] = _store(folder, job, result, *keys[name])
+                report.compiled.append(name)
+            progress(f"[{count}/{len(todo)}] {name}: {_summary(known.get(name))}")
+    finally:
+        manifest |= {"versions": versions, "refused": dict(sorted(report.refused.items()))}
+        manifest["kernels"] = dict(sorted(known.items()))
+        write_atomic(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    return report
+
+
+def _summary(entry: Entry | None) -> str:
+    if entry is None:
+        return "refused"
+    resources = entry["resources"]
+    spills = resources.get("spill_stores", 0) + resources.get("spill_loads", 0)
+    return f"{resources.get('registers', '?')} registers, {spills} bytes spilled, {entry['shared_bytes']} bytes shared"
+
+
+def _store(folder: Path, job: Job, result: triton_compiler.Compiled, source: str, key: str) -> Entry:
+    """Write the files of one compilation; its entry in the manifest."""
+    variant, architecture = job
+
+    def record(name: str, content: bytes) -> dict[str, str]:
+        write_atomic(folder / name, content)
+        return {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
+
+    keeps_ptx = architecture == max(variant.first_architecture, min(PTX_SOURCES))
+    return {
+        "key": key,
+        "source_sha256": source,
+        "variant": variant.name,
+        "architecture": architecture,
+        "head_dim": variant.head_dim,
+        "cubin": record(f"{job_name(job)}.cubin", result.cubin),
+        "ptx": record(f"{variant.name}.ptx", result.ptx.encode()) if keeps_ptx else None,
+        "entry": result.entry,
+        "arguments": [{"name": name, "type": kind} for name, kind in result.arguments],
+        "scratch_pointers": result.scratch_pointers,
+        "constants": variant.constants,
+        "grid": [{"of": size, "per": per} for size, per in variant.grid],
+        "threads": result.threads,
+        "stages": variant.tile(architecture).stages,
+        "shared_bytes": result.shared_bytes,
+        "resources": result.resources,
+        "tensor_cores": result.tensor_cores,
+    }
+
+
+def _attempt(job: Job) -> Result:
+    try:
+        return triton_compiler.compile_variant(*job)
+    except KernelCompileError as error:
+        return error
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # Not forked: the parent may hold threads of PyTorch.
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _alone(job: Job) -> Result:
+    """Compile in a process of its own: LLVM takes its process down for a chip it does not know."""
+    with _pool(1) as pool:
+        try:
+            return pool.submit(_attempt, job).result()
+        except BrokenProcessPool:
+            return _crashed(job)
+
+
+def _crashed(job: Job) -> KernelCompileError:
+    return KernelCompileError(f"{job_name(job)}: the compiler crashed, as it does for a chip that it does not know")
+
+
+def _compile_all(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Result]]:
+    """Results as they come. A job that crashes its process costs that job; if nothing compiled for its architecture
+    so far, the architecture's other jobs are given up as well."""
+    left = list(jobs)
+    works: set[int] = set()
+    unknown: set[int] = set()
+    while left:
+        suspects: list[Job] = []
+        with _pool(min(workers, len(left))) as pool:
+            waiting: dict[Future[Result], Job] = {}
+            try:
+                while left or waiting:
+                    while left and len(waiting) < workers:
+                        future = pool.submit(_attempt, left[0])
+                        waiting[future] = left.pop(0)
+                    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        result = future.result()
+                        job = waiting.pop(future)
+                        if not isinstance(result, KernelCompileError):
+                            works.add(job[1])
+                        yield job, result
+            except BrokenProcessPool:
+                suspects += waiting.values()
+        for job in suspects:  # one of them did it; the others only ran beside it
+            result = _alone(job) if job[1] not in unknown else _crashed(job)
+            if isinstance(result, KernelCompileError) and job[1] not in works:
+                unknown.add(job[1])
+            yield job, result
+        yield from ((job, _crashed(job)) for job in left if job[1] in unknown)
+        left = [job for job in left if job[1] not in unknown]
