@@ -24,11 +24,12 @@ from typing import Any
 from . import triton_compiler
 from .errors import KernelCompileError, KernelInputError
 from .files import write_atomic
-from .tuning import FP8_FROM, HEAD_DIMS
+from .tuning import ARCHITECTURES, FP8_FROM, HEAD_DIMS, SPLITS
 from .variants import Variant, variants
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+ALIGNMENT = triton_compiler.ALIGNMENT
 PTX_SOURCES = {80: "every chip from compute capability 8.0 on", FP8_FROM: "every chip from compute capability 8.9 on"}
 """Architectures whose PTX is stored. From sm_90 on Triton compiles for one chip only (``sm_90a``), and such PTX runs
 nowhere else; the PTX of sm_80, and of sm_89 where FP8 is needed, is compiled by the driver of any later chip."""
@@ -50,7 +51,12 @@ class Report:
 
 def chosen(architectures: Iterable[int], head_dims: Iterable[int], kernels: Iterable[str] = ()) -> list[Job]:
     """The variants to compile; ``kernels`` are beginnings of variant names, none for all."""
-    starts = tuple(kernels)
+    starts, architectures = tuple(kernels), sorted(set(architectures))
+    if not architectures or architectures[0] < ARCHITECTURES[0]:
+        raise KernelInputError(
+            f"the kernels need compute capability {ARCHITECTURES[0] / 10} or newer (--arch {ARCHITECTURES[0]}), "
+            f"not {architectures}"
+        )
     dims = set(head_dims)
     if not dims <= set(HEAD_DIMS):
         raise KernelInputError(f"head sizes are {', '.join(map(str, HEAD_DIMS))}, not {sorted(dims - set(HEAD_DIMS))}")
@@ -59,7 +65,7 @@ def chosen(architectures: Iterable[int], head_dims: Iterable[int], kernels: Iter
         raise KernelInputError(
             f"no kernel is called {' or '.join(starts)}; `python -m mapengine.kernels list` shows all"
         )
-    return [(variant, architecture) for architecture in sorted(set(architectures)) for variant in found]
+    return [(variant, architecture) for architecture in architectures for variant in found]
 
 
 def job_name(job: Job) -> str:
@@ -162,7 +168,12 @@ def build(
                 report.compiled.append(name)
             progress(f"[{count}/{len(todo)}] {name}: {_summary(known.get(name))}")
     finally:
-        manifest |= {"versions": versions, "refused": dict(sorted(report.refused.items()))}
+        manifest |= {
+            "versions": versions,
+            "alignment": ALIGNMENT,
+            "splits": SPLITS,
+            "refused": dict(sorted(report.refused.items())),
+        }
         manifest["kernels"] = dict(sorted(known.items()))
         write_atomic(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     return report

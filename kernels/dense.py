@@ -26,7 +26,7 @@ from .tiles import cast, dot, softmax_step, wide
 from .tuning import QUERY_BLOCK, tile_for
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "heads"])
 def dense_attention_kernel(
     query,  # (B, L, H, D)
     key,  # (B, L, H, D)

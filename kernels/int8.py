@@ -28,7 +28,7 @@ from .tuning import FP8_FROM, KEY_BLOCK, QUERY_BLOCK, QUERY_GROUP, tile_for
 from .values import quantize_values, quantize_values_reference
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "heads"])
 def int8_attention_kernel(
     query,  # (B, H, L, D) int8
     key,  # (B, H, L, D) int8

@@ -22,7 +22,7 @@ from .tiles import wide
 from .tuning import KEY_BLOCK
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "heads"])
 def pool_kernel(
     x,  # (B, L, H, D)
     out,  # (B, H, blocks, D) float32, or (B, H, D, blocks)

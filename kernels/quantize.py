@@ -28,7 +28,7 @@ mean)."""
 _SMALLEST = tl.constexpr(SMALLEST)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "heads"])
 def quantize_kernel(
     x,  # (B, L, H, D)
     sums,  # (B, H, SPLITS, D) float32, sums of the channels; unused unless SMOOTH

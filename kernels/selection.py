@@ -64,7 +64,7 @@ class Selection:
             )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "key_blocks", "view_tokens", "extra_tokens", "minimum"])
 def select_kernel(
     query,  # (B, H, Nq, D) float32, pooled
     key,  # (B, H, D, Nk) float32, pooled

@@ -30,7 +30,7 @@ from .tuning import KEY_BLOCK, QUERY_BLOCK, QUERY_GROUP, tile_for
 from .values import quantize_values
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "heads"])
 def sparse_attention_kernel(
     query,  # (B, L, H, D), or (B, H, L, D) int8
     key,  # (B, L, H, D), or (B, H, L, D) int8

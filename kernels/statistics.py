@@ -24,7 +24,7 @@ from .tiles import wide
 from .tuning import SPLITS, STATISTICS_ROWS
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "heads"])
 def channel_statistics_kernel(
     x,  # (B, L, H, D)
     out,  # (B, H, SPLITS, D) float32

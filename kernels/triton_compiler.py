@@ -21,6 +21,10 @@ PTX_VERSIONS = {80: 84, 89: 84}
 """PTX ISA of the architectures whose PTX is stored for newer chips: 8.4, the first with FP8 matrix products on sm_89,
 which drivers from CUDA 12.4 on compile. Triton's default is newer."""
 
+ALIGNMENT = 16
+"""What the code relies on: pointers are multiples of as many bytes, strides (``*_batch``, ``*_token``, ``*_head``) of
+as many elements. Rows of 32 or more channels keep to it."""
+
 _LOG = {
     "registers": r"Used (\d+) registers",
     "spill_stores": r"(\d+) bytes spill stores",
@@ -124,9 +128,8 @@ def compile_variant(variant: Variant, architecture: int) -> Compiled:
     from triton.compiler import ASTSource
 
     types = signature(variant, kernel.arg_names)
-    # Pointers are aligned for 16-byte loads, and rows of 32 or more channels keep them so.
     aligned = [n for n, kind in types.items() if kind[0] == "*" or n.endswith(("_batch", "_token", "_head"))]
-    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", ALIGNMENT]] for name in aligned}
     source = ASTSource(kernel, types, dict(variant.constants), attributes)
     tile = variant.tile(architecture)
     options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}

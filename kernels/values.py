@@ -27,7 +27,7 @@ _E4M3_MAX = tl.constexpr(E4M3_MAX)
 _SMALLEST = tl.constexpr(SMALLEST)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "heads"])
 def quantize_values_kernel(
     value,  # (B, L, H, D)
     maxima,  # (B, H, SPLITS, D) float32, largest magnitudes of the channels

@@ -58,6 +58,7 @@ def test_builds_once_and_again_only_what_changed(python: Python, sources: Path) 
     kernels = manifest["kernels"]
     assert list(kernels) == ["int8-fp8-fp16-d64.sm_89", "pool-keys-fp16-d64.sm_80", "pool-keys-fp16-d64.sm_89"]
     assert {"triton", "ptxas"} <= set(manifest["versions"])
+    assert (manifest["alignment"], manifest["splits"]) == (16, 32)
     for name, entry in kernels.items():
         code = (built / entry["cubin"]["file"]).read_bytes()
         assert entry["cubin"] == {"file": f"{name}.cubin", "sha256": hashlib.sha256(code).hexdigest()}
@@ -175,6 +176,8 @@ def test_choices_that_name_nothing_are_refused() -> None:
         chosen([80], [64], ["nonsense"])
     with pytest.raises(KernelInputError, match="head sizes are"):
         chosen([80], [48])
+    with pytest.raises(KernelInputError, match="or newer"):
+        chosen([75, 80], [64])
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"schema": 99, "kernels": {}}', '{"schema": 1}'])
