@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("performance.md", "precision.md", "gpu.md")))
+DOCUMENTS = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / name for name in ("performance.md", "precision.md", "gpu.md", "kernels.md")),
+)
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- end -->)", re.S)
 
 
@@ -158,6 +161,56 @@ def _precision_range(record: dict[str, Any]) -> str:
     return f"{_table(head, rows)}\n\n{what}. {_origin(record)}"
 
 
+def _attention(record: dict[str, Any]) -> str:
+    rows = [
+        [
+            f"`{name}`",
+            f"sm_{architecture}",
+            str(figures["registers"]),
+            f"{figures['spilled_bytes']} B",
+            f"{figures['shared_bytes'] / 1024:.0f} KiB",
+            f"{figures['warps_per_multiprocessor']} ({100 * figures['occupancy']:.0f} %)",
+            ", ".join(f"`{name}`" for name in figures["tensor_cores"]),
+        ]
+        for name, architectures in record["compiled"].items()
+        for architecture, figures in architectures.items()
+    ]
+    head = ["kernel", "GPU", "registers", "spilled", "shared memory", "warps per multiprocessor", "tensor cores"]
+    parts = [_table(head, rows)] if rows else []
+    rows = [
+        [
+            views,
+            str(figures["length"]),
+            name,
+            f"{figures['tflop']:.3g}",
+            f"{figures['dram_mb']:.0f} MB",
+            f"{figures['l2_gb']:.3g} GB",
+            f"{figures['flop_per_l2_byte']:.0f}",
+        ]
+        for views, kernels in record["work"].items()
+        for name, figures in kernels.items()
+    ]
+    head = ["views", "tokens", "kernel", "TFLOP", "DRAM, at least", "loads and stores", "FLOP per byte loaded"]
+    parts.append(_table(head, rows))
+    speed = record["speed"]
+    if isinstance(speed, str):
+        parts.append(f"Speed {speed}.")
+    else:
+        rows = [
+            [views, name, *_speed(figures)] for views, results in speed.items() for name, figures in results.items()
+        ]
+        parts.append(_table(["views", "attention", "time", "TFLOP/s", "error"], rows))
+    compiler = ", ".join(f"{name} {version}" for name, version in record["compiler"].items())
+    parts.append(f"{record['what'][0].upper()}{record['what'][1:]}. Compiled by {compiler}. {_origin(record)}")
+    return "\n\n".join(parts)
+
+
+def _speed(figures: dict[str, Any]) -> list[str]:
+    if "refused" in figures:
+        return ["refused", "", figures["refused"]]
+    return [f"{figures['median_ms']:.2f} ms", f"{figures['tflops']:.0f}", f"{figures['relative_error']:.1e}"]
+
+
 _STAGES = ("image_encoder", "geometry_encoder", "aggregator", "dense_head")
 
 
@@ -169,6 +222,7 @@ RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "gpu_test": _gpu_test,
     "precision": _precision,
     "precision_range": _precision_range,
+    "attention": _attention,
 }
 
 

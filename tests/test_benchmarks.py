@@ -108,6 +108,24 @@ def test_precision_range(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) 
         assert results["fp16"]["with"]["depth_abs_rel"] < 1e-2
 
 
+def test_attention(tables: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed: pip install 'mapengine[kernels]'")
+    kernels = tmp_path / "kernels"
+    choice = ("--arch", "87", "--head-dim", "64", "--kernel", "dense-fp16", "--jobs", "1")
+    command = [sys.executable, "-m", "mapengine.kernels", "compile", "--out", str(kernels), *choice]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    options = ("--kernels", str(kernels), "--views", "1", "--rounds", "1")
+    record = run("attention.py", *options, "--json", str(tmp_path / "record.json"))
+    check(record, tables)
+    figures = record["compiled"]["dense-fp16"]["87"]
+    # 256 threads of 129 to 255 registers: one program per multiprocessor, of 48 warps that it could hold.
+    assert 128 < figures["registers"] <= 255
+    assert (figures["warps_per_multiprocessor"], figures["occupancy"]) == (8, round(8 / 48, 3))
+    assert record["work"]["1"]["dense-fp16"]["tflop"] == pytest.approx(4 * 24 * 1370**2 * 64 / 1e12)
+    if record["machine"]["gpu"] is None:
+        assert "not measured" in record["speed"]
+
+
 def test_tables_in_the_documentation_are_up_to_date(tables: ModuleType) -> None:
     for document in tables.DOCUMENTS:
         text = document.read_text(encoding="utf-8")
