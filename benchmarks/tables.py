@@ -4,7 +4,8 @@
     python benchmarks/tables.py --write    # rewrite the tables
 
 A table stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` in a Markdown file; NAME is a file of
-``benchmarks/results`` without its suffix. Figures reach the documentation by no other way.
+``benchmarks/results`` without its suffix; while there is none, the table says so. Figures reach the documentation by
+no other way.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("performance.md", "precision.md", "gpu.md")))
+DOCUMENTS = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("performance", "precision", "gpu", "evaluation")),
+)
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- end -->)", re.S)
 
 
@@ -158,6 +162,14 @@ def _precision_range(record: dict[str, Any]) -> str:
     return f"{_table(head, rows)}\n\n{what}. {_origin(record)}"
 
 
+def _evaluation(record: dict[str, Any]) -> str:
+    # The program's own table, so that the documentation shows what `mapengine eval` shows.
+    from mapengine.calibration.evaluation import markdown_table
+
+    what = f"`{record['model']}`, {record['precision'].upper()}, {record['where']}"
+    return f"{markdown_table(record)}\n\n{what}. {_origin(record)}"
+
+
 _STAGES = ("image_encoder", "geometry_encoder", "aggregator", "dense_head")
 
 
@@ -169,6 +181,7 @@ RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "gpu_test": _gpu_test,
     "precision": _precision,
     "precision_range": _precision_range,
+    "evaluation": _evaluation,
 }
 
 
@@ -177,6 +190,8 @@ def rendered(text: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         path = ROOT / "benchmarks" / "results" / f"{match[2]}.json"
+        if not path.exists():
+            return f"{match[1]}*Not measured yet.*\n{match[3]}"
         record = json.loads(path.read_text(encoding="utf-8"))
         return f"{match[1]}{RENDER[record['benchmark']](record)}\n{match[3]}"
 
