@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("performance", "precision", "gpu", "evaluation")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("performance", "precision", "gpu", "evaluation", "scenes", "training")),
 )
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- end -->)", re.S)
 
@@ -173,6 +173,33 @@ def _evaluation(record: dict[str, Any]) -> str:
 _STAGES = ("image_encoder", "geometry_encoder", "aggregator", "dense_head")
 
 
+def _scenes(record: dict[str, Any]) -> str:
+    rate = record["views_per_second"]
+    row = [f"{rate['median']:.0f}", f"{rate['min']:.0f} to {rate['max']:.0f}", str(record["processes"]), record["size"]]
+    head = ["views per second", "range", "processes", "size"]
+    return f"{_table(head, [row])}\n\n{record['views_per_round']} views a round. {_origin(record)}"
+
+
+def _training(record: dict[str, Any]) -> str:
+    tasks = [name for name in record["validation"][-1] if name != "step"]
+    head = ["step", *(f"{task}: AbsRel, rotation" for task in tasks)]
+    points = record["validation"]
+    chosen = points if len(points) <= 12 else [*points[:: -(-len(points) // 11)], points[-1]]
+    rows = [
+        [
+            str(point["step"]),
+            *(f"{point[t]['depth_abs_rel']:.3f}, {point[t]['rotation_degrees']:.2f}°" for t in tasks),
+        ]
+        for point in chosen
+    ]
+    config = record["config"]
+    what = (
+        f"{record['steps']} steps in {record['hours']} hours with {record['processes']} processes on "
+        f"{config['scenes']} scenes; validation on {config['evaluation_scenes']} others."
+    )
+    return f"{_table(head, rows)}\n\n{what} {_origin(record)}"
+
+
 RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "engine": _engine,
     "cpu_options": _cpu_options,
@@ -182,6 +209,8 @@ RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "precision": _precision,
     "precision_range": _precision_range,
     "evaluation": _evaluation,
+    "scenes": _scenes,
+    "training": _training,
 }
 
 

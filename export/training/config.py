@@ -42,7 +42,7 @@ class LossWeights:
     local_points: float = 1.0
     depth: float = 3.0
     rays: float = 2.0
-    rotation: float = 3.0
+    rotation: float = 5.0
     translation: float = 1.0
     scale: float = 0.5
     gradient: float = 0.5
@@ -80,7 +80,10 @@ class TrainingConfig:
     warmup: int = 200
     decay: float = 0.35
     """Share of the steps over which the learning rate falls to zero at the end."""
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 5e-4
+    """Peak, of AdamW."""
+    matrix_factor: float = 3.0
+    """The matrices of the blocks, which Muon trains, learn so many times faster."""
     weight_decay: float = 0.02
     clip_norm: float = 1.0
     seed: int = 0

@@ -14,7 +14,6 @@ from ..config import ModelConfig
 from ..network import ViewFeatures
 from ..network.dense_head import dense_outputs
 from ..network.geometry_encoder import GlobalEncoder
-from ..network.transformer import LayerScale
 from ..reference import MapAnything
 from .batch import Batch, Targets
 from .losses import Predictions
@@ -26,8 +25,9 @@ _PIXEL_STRIDE = 2
 def new_network(config: ModelConfig, seed: int) -> MapAnything:
     """A network with fresh weights.
 
-    PyTorch's defaults for layers; small noise for tokens and positions; and biases that make the untrained network
-    predict rays straight ahead, depth 1, the identity pose and a metric factor of 3.
+    PyTorch's defaults for layers; small noise for tokens and positions; biases that make the untrained network predict
+    rays straight ahead, depth 1, the identity pose and a metric factor of 3; and pose encoders that are as sensitive as
+    poses need (without it the network takes far longer to notice that poses are given).
     """
     torch.manual_seed(seed)
     network = MapAnything(config, "training")
@@ -45,9 +45,9 @@ def new_network(config: ModelConfig, seed: int) -> MapAnything:
             assert layer.bias is not None
             layer.weight.mul_(0.1)
             layer.bias.copy_(torch.tensor(bias))
-        for module in network.info_sharing.modules():
-            if isinstance(module, LayerScale):
-                module.gamma.fill_(0.5)
+        # Rotations differ from the identity by little: unless that little is made large, a LayerNorm later hides it.
+        _first_layer(network.cam_rot_encoder).weight[:, :3] *= 6
+        _first_layer(network.cam_trans_encoder).weight *= 2
     return network
 
 
@@ -55,6 +55,12 @@ def _last_layer(network: MapAnything) -> nn.Conv2d:
     """The 1 x 1 convolution that gives the six channels of the dense head."""
     layer = network.dense_head[1].get_submodule("conv2.2")
     assert isinstance(layer, nn.Conv2d)
+    return layer
+
+
+def _first_layer(encoder: GlobalEncoder) -> nn.Linear:
+    layer = encoder.get_submodule("encoder.0.0.0.0")
+    assert isinstance(layer, nn.Linear)
     return layer
 
 

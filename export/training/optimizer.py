@@ -1,6 +1,6 @@
 """Optimisers and learning rate: Muon for the matrices of the transformer blocks, AdamW for everything else.
 
-Muon (Jordan et al., 2024; scaled as in arXiv 2502.16982 so that both share one learning rate) makes the momentum of a
+Muon (Jordan et al., 2024; scaled as in arXiv 2502.16982 by the size of the matrix) makes the momentum of a
 matrix orthogonal before it is applied, which trains transformers in fewer steps than AdamW.
 """
 
@@ -13,7 +13,7 @@ from torch import nn
 class Optimizers:
     """Both optimisers behind one interface."""
 
-    def __init__(self, network: nn.Module, learning_rate: float, weight_decay: float) -> None:
+    def __init__(self, network: nn.Module, learning_rate: float, weight_decay: float, matrix_factor: float) -> None:
         matrices, others, plain = [], [], []
         for name, parameter in network.named_parameters():
             if "blocks." in name and parameter.ndim == 2:
@@ -22,6 +22,7 @@ class Optimizers:
                 others.append(parameter)
             else:
                 plain.append(parameter)
+        self._factors = (matrix_factor, 1.0)
         self._all = [
             torch.optim.Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(
@@ -33,9 +34,9 @@ class Optimizers:
 
     def step(self, learning_rate: float) -> None:
         """Update all parameters and clear their gradients."""
-        for optimizer in self._all:
+        for optimizer, factor in zip(self._all, self._factors, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = factor * learning_rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 

@@ -50,7 +50,7 @@ class Trainer:
         self.network: MapAnything = network
         # BF16 on a CPU too: processors with matrix units gain twice the speed, others lose nothing but time.
         self._model = TrainableNetwork(network, torch.bfloat16)
-        self._optimizers = Optimizers(network, config.learning_rate, config.weight_decay)
+        self._optimizers = Optimizers(network, config.learning_rate, config.weight_decay, config.matrix_factor)
         self.step = 0
         self._seconds = 0.0
         self._rank, self._world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -84,7 +84,7 @@ def test_a_room_is_seen_from_inside() -> None:
 def test_a_plane_and_hills() -> None:
     draws = Draws("hills")
     waves = tuple((0.4, draws.uniform(-0.15, 0.15), draws.uniform(-0.15, 0.15), draws.unit()) for _ in range(2))
-    origin, direction = rays()
+    _, direction = rays()
     direction = (direction[0], direction[1] + np.float32(0.15), direction[2])
     above = (np.float32(0), np.float32(-2.0), np.float32(0))
     flat = Ground((0.0, 0.0, 0.0), IDENTITY, 0).distance(above, direction)
