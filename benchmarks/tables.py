@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = (
     ROOT / "README.md",
+    ROOT / "export" / "weights" / "nano" / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("performance", "precision", "gpu", "evaluation", "scenes", "training")),
 )
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- end -->)", re.S)

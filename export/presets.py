@@ -1,13 +1,13 @@
 """Networks that come with the project.
 
 ``nano`` is a small trained network, stored in upstream's format (:data:`TRAINED`). The others have seeded random
-weights, for tests and for work on latency and memory: nothing is learned there. Their weights are variance-preserving noise plus
-one simple structure that makes the outputs look like predictions. Five channels of the dense head are "lanes": they
-pass from patch resolution to the output with little noise from the others. Two lanes carry a horizontal and a vertical
-ramp that sits in two channels of the positional embedding, and tilt the rays, which gives a camera that looks along +z
-with a field of view of about 60 degrees. The other three are smoothed random projections of the second tap, which drive
-depth, confidence and mask, and so depend on every view and on all geometry that is given. All other weights add detail
-of a few per cent.
+weights, for tests and for work on latency and memory: nothing is learned there. Their weights are variance-preserving
+noise plus one simple structure that makes the outputs look like predictions. Five channels of the dense head are
+"lanes": they pass from patch resolution to the output with little noise from the others. Two lanes carry a horizontal
+and a vertical ramp that sits in two channels of the positional embedding, and tilt the rays, which gives a camera that
+looks along +z with a field of view of about 60 degrees. The other three are smoothed random projections of the second
+tap, which drive depth, confidence and mask, and so depend on every view and on all geometry that is given. All other
+weights add detail of a few per cent.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ _PIXEL_STRIDE = 2
 def new_network(config: ModelConfig, seed: int) -> MapAnything:
     """A network with fresh weights.
 
-    PyTorch's defaults for layers; small noise for tokens and positions; biases that make the untrained network predict
+    PyTorch's defaults for layers; small noise for tokens; sines and cosines for positions; biases that make the untrained network predict
     rays straight ahead, depth 1, the identity pose and a metric factor of 3; and pose encoders that are as sensitive as
     poses need (without it the network takes far longer to notice that poses are given).
     """
@@ -35,6 +36,7 @@ def new_network(config: ModelConfig, seed: int) -> MapAnything:
         vit = network.encoder.model
         for token in (vit.cls_token, vit.pos_embed, network.scale_token):
             nn.init.trunc_normal_(token, std=0.02)
+        vit.pos_embed[0, 1:] = 0.3 * _sinusoids(vit.grid, vit.pos_embed.shape[-1])
         pose = network.pose_head
         for layer, bias in (
             (_last_layer(network), (0.0, 0.0, 1.0, 0.0, 0.0, 1.0)),
@@ -51,11 +53,46 @@ def new_network(config: ModelConfig, seed: int) -> MapAnything:
     return network
 
 
+@torch.no_grad()
+def balance_heads(network: MapAnything, batch: Batch) -> None:
+    """Scale the layers of the heads until each gives outputs of size 1 (LSUV, arXiv 1511.06422).
+
+    Without it the coarsest level of the dense head starts thirty times as loud as the finest, whose detail the network
+    then takes very long to hear.
+    """
+    outputs = {_last_layer(network), network.pose_head.fc_rot, network.pose_head.fc_t}
+
+    def scale(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        size = output.float().pow(2).mean().sqrt().clamp(min=1e-6)
+        for parameter in layer.parameters():
+            parameter /= size
+        return output / size
+
+    kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+    layers = [x for head in (network.dense_head, network.pose_head) for x in head.modules() if isinstance(x, kinds)]
+    hooks = [layer.register_forward_hook(scale) for layer in layers if layer not in outputs]
+    TrainableNetwork(network, None)(batch)
+    for hook in hooks:
+        hook.remove()
+
+
 def _last_layer(network: MapAnything) -> nn.Conv2d:
     """The 1 x 1 convolution that gives the six channels of the dense head."""
     layer = network.dense_head[1].get_submodule("conv2.2")
     assert isinstance(layer, nn.Conv2d)
     return layer
+
+
+def _sinusoids(grid: int, dim: int) -> Tensor:
+    """(grid * grid, dim): sines and cosines of the row in the first half of the channels, of the column in the second.
+
+    Wavelengths run from twice the grid to two cells.
+    """
+    position = (torch.arange(grid) + 0.5) / grid
+    angle = position[:, None] * math.pi * 2.0 ** torch.linspace(0, math.log2(grid), dim // 4)
+    waves = torch.cat([angle.sin(), angle.cos()], -1)  # (grid, dim / 2)
+    rows, columns = waves[:, None].expand(grid, grid, -1), waves[None].expand(grid, grid, -1)
+    return torch.cat([rows, columns], -1).reshape(grid * grid, -1)
 
 
 def _first_layer(encoder: GlobalEncoder) -> nn.Linear:

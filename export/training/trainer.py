@@ -29,7 +29,7 @@ from .batch import Batch, Sampler
 from .config import TrainingConfig
 from .dataset import load_scenes, prepare_scenes
 from .losses import training_loss
-from .network import TrainableNetwork, new_network
+from .network import TrainableNetwork, balance_heads, new_network
 from .optimizer import Optimizers, learning_rate_at
 
 VALIDATION_SEED = 1_500_000
@@ -100,6 +100,10 @@ class Trainer:
             files = self._scene_files()
         scenes = load_scenes(files)
         self._report(f"{len(scenes)} scenes of {scenes.images.shape[1]} views")
+        if self.step == 0:
+            samples = max(1, 8 // max(config.view_counts))  # the same ones in every process
+            first = Sampler(scenes, config.mix, config.seed).batch(0, samples, max(config.view_counts))
+            balance_heads(self.network, first.to(self.device))
         sampler = Sampler(scenes, config.mix, config.seed, self._rank)
         sums: dict[str, float] = {}
         started = time.perf_counter()
