@@ -1,1 +1,1 @@
-"""Calibration data, ranges and Q/DQ placement for INT8 and FP8 engines (not part of this release)."""
+"""Data with exact geometry and what is measured on it: rendered scenes, samples and evaluation. Needs no PyTorch."""

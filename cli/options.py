@@ -14,6 +14,9 @@ import typer
 _WITHOUT_TORCH = ("build_options", "plan_bundle")
 _EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "huggingface_hub", "ml_dtypes")
 
+RANDOM_PRESETS = ("preset:tiny", "preset:giant")
+"""Models whose results mean nothing."""
+
 
 class BackendName(str, Enum):
     """The backends that this version builds for and runs."""
@@ -45,6 +48,13 @@ class VerifyBackend(str, Enum):
     tensorrt = "tensorrt"
 
 
+class Device(str, Enum):
+    """What to do where the device of a bundle is missing."""
+
+    required = "required"
+    optional = "optional"
+
+
 class Precision(str, Enum):
     """The precisions that this version builds."""
 
@@ -67,7 +77,7 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A Hugging Face Hub id (facebook/map-anything-apache), a folder in upstream's format, a weight file with "
-        "config.json beside it, or a preset with random weights (preset:tiny, preset:giant).",
+        "config.json beside it, or a preset (preset:nano is trained; preset:tiny and preset:giant are random).",
     ),
 ]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `mapengine build` wrote.")]
