@@ -12,6 +12,8 @@ VIEWS      ?= 1:4:32
 RESOLUTION ?= all
 ATTENTION  ?= auto
 TARGET     ?=
+# A file of `mapengine calibrate`, for PRECISION=int8 or fp8; without it the build calibrates with rendered views.
+CALIBRATION ?=
 REVISION   ?=
 OUT        ?= build/engine
 SAMPLES    ?= build/samples
@@ -44,7 +46,7 @@ $(STAMP): pyproject.toml
 engine: $(STAMP)  ## Export and build MODEL into the bundle OUT, check it, and write sample images to try it on
 	$(BIN)/mapengine build "$(MODEL)" "$(OUT)" --precision "$(PRECISION)" --backend "$(BACKEND)" --views "$(VIEWS)" \
 		--resolution "$(RESOLUTION)" --attention "$(ATTENTION)" $(if $(REVISION),--revision "$(REVISION)") \
-		$(if $(TARGET),--target "$(TARGET)")
+		$(if $(TARGET),--target "$(TARGET)") $(if $(CALIBRATION),--calibration "$(CALIBRATION)")
 	$(BIN)/mapengine verify "$(OUT)" $(if $(filter tensorrt%,$(BACKEND)),--device optional)
 	$(BIN)/mapengine samples "$(SAMPLES)"
 	@echo

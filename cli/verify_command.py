@@ -10,9 +10,17 @@ import typer
 
 from .console import Steps, problem, say
 from .options import BundleArgument, Revision, Threads, VerifyBackend, import_export
-from .tables import show_divergence, show_layers, show_parity, show_precision
+from .tables import (
+    show_divergence,
+    show_executed,
+    show_layers,
+    show_parity,
+    show_precision,
+    show_quantization,
+)
 
 if TYPE_CHECKING:
+    from mapengine.runtime.executed import Executed
     from mapengine.runtime.manifest import Manifest
     from mapengine.runtime.parity_record import Parity
 
@@ -51,7 +59,8 @@ def verify(
     """Check that BUNDLE gives right results here.
 
     Its files are compared with their hashes, and its results with the reference outputs inside it. Of TensorRT plans it
-    shows which attention is fused and what precision every matrix product runs in.
+    shows which attention is fused and what precision every matrix product runs in. An int8 or fp8 bundle whose products
+    the backend runs in another precision fails.
 
     \b
     Example:
@@ -60,13 +69,15 @@ def verify(
       mapengine verify build/engine --model preset:tiny --layers
     """
     from mapengine.runtime.bundle import Bundle
-    from mapengine.runtime.errors import BackendUnavailableError, ParityError
+    from mapengine.runtime.errors import BackendUnavailableError, InputError, ParityError
+    from mapengine.runtime.executed import check_executed, executed_products
 
     for option, given in (("--revision", revision is not None), ("--layers", layers)):
         if given and model is None:
             raise typer.BadParameter("it belongs to --model, which is not given", param_hint=option)
     package = import_export("onnx_bundle") if model is not None else None
     failures: list[ParityError] = []
+    ran: list[tuple[str, list[Executed]]] = []
     missing: BackendUnavailableError | None = None
     measured = []
     with Steps() as step:
@@ -81,6 +92,10 @@ def verify(
         for name in names:
             try:
                 measured += _measure(bundle, name, threads, step, reference)
+                if manifest.quantization is not None:
+                    step(f"counting the products that {name} runs in {manifest.precision}")
+                    ran.append((name, executed_products(opened, name, threads)))
+                    check_executed(manifest, ran[-1][1], name)
             except ParityError as error:
                 failures.append(error)
             except BackendUnavailableError as error:
@@ -89,11 +104,16 @@ def verify(
                 missing = error
         divergence = None
         if layers:
+            if manifest.quantization is not None:
+                raise InputError("--layers compares bundles in fp32, fp16 and bf16; leave it out for int8 and fp8")
             step("comparing layer by layer")
             divergence = import_export("layer_comparison").compare_layers(opened, reference, progress=step)
     print()
     show_layers(manifest)
     show_precision(manifest)
+    show_quantization(manifest)
+    for name, executed in ran:
+        show_executed(manifest, name, executed)
     for title, parity in measured:
         say(f"{title}:\n")
         show_parity(parity)

@@ -1,7 +1,7 @@
 """Which precision the matrix products of a bundle really run in, from the backend's own words.
 
-A graph that asks for INT8 may run in float32: kernels are missing, or a fusion does not match. Here each stage runs once
-on the bundle's golden input. ONNX Runtime's profiler and OpenVINO's execution graph say which kernel computed what;
+A graph that asks for INT8 may run in float32: a kernel is missing, or a fusion does not match. Each stage runs once on
+the bundle's golden input. ONNX Runtime's profiler and OpenVINO's execution graph say which kernel computed what;
 for TensorRT the layers that the builder listed are in the manifest.
 """
 
@@ -37,7 +37,13 @@ _ONNX_TYPES = {"float": "float32", "double": "float64", "float16": "float16", "i
 _PRODUCTS = re.compile("MatMul|Gemm|Conv|FullyConnected|Deconvolution|Convolution")
 _NO_PRODUCT = re.compile("Convert|Nchwc?Reorder")
 _OPENVINO_TYPES = {"i8": "int8", "u8": "uint8", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-_TENSORRT_TYPES = {"Int8": "int8", "FP8": "float8_e4m3fn", "Half": "float16", "Float": "float32", "BFloat16": "bfloat16"}
+_TENSORRT_TYPES = {
+    "Int8": "int8",
+    "FP8": "float8_e4m3fn",
+    "Half": "float16",
+    "Float": "float32",
+    "BFloat16": "bfloat16",
+}
 
 
 @dataclass(frozen=True)

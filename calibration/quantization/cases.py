@@ -66,9 +66,7 @@ def make_cases(views: Mapping[str, Views], description: str) -> Cases:
     return Cases(views, description, digest.hexdigest())
 
 
-def rendered_cases(
-    count: int = 8, size: tuple[int, int] = (140, 112), data_norm_type: str = "dinov2"
-) -> Cases:
+def rendered_cases(count: int = 8, size: tuple[int, int] = (140, 112), data_norm_type: str = "dinov2") -> Cases:
     """Cases of the sample room; ``size`` is (width, height) in pixels."""
     cases: dict[str, Views] = {}
     for index, (number, mix) in enumerate(itertools.islice(_plan(), count)):
@@ -104,7 +102,9 @@ def folder_cases(
     sequences = [raw for raw in map(_sequence, [folder, *sorted(f for f in folder.iterdir() if f.is_dir())]) if raw]
     total = sum(len(raw) for raw in sequences)
     if total == 0:
-        raise InputError(f"{folder}: holds no images ({' '.join(IMAGE_EXTENSIONS)}) to calibrate with; check the folder")
+        raise InputError(
+            f"{folder}: holds no images ({' '.join(IMAGE_EXTENSIONS)}) to calibrate with; check the folder"
+        )
     if total == 1:
         raise InputError(f"{folder}: holds one image, which is too few to calibrate with; give at least two")
     cases: dict[str, Views] = {}

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SHIFT = 17
-"""Bits of a float32 magnitude that are dropped: 6 of the 23 bits of the fraction stay, so a bin is 1.1 to 1.6 % wide."""
+"""Bits of a float32 magnitude that are dropped: 6 of the 23 bits of the fraction stay, a bin is 1.1 to 1.6 % wide."""
 BINS = 1 << (31 - _SHIFT)
 _NOT_FINITE = 0x7F800000 >> _SHIFT
 """First bin of infinity and NaN."""

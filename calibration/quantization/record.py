@@ -75,7 +75,8 @@ class Calibration:
         smooth, rotate, correct_bias: which recoveries were on.
         layers: every layer that may be quantised, in running order.
         kept_layers: names of those that stay in higher precision.
-        report: accuracy by name of what was measured, such as ``naive``; 1 is that of float32.
+        report: accuracy by name of what was measured, such as ``smoothing``; 1 is that of float32.
+        accuracy: percent of float32's that was asked for, or None.
     """
 
     model_id: str
@@ -90,6 +91,7 @@ class Calibration:
     layers: tuple[LayerCalibration, ...]
     kept_layers: tuple[str, ...] = ()
     report: Mapping[str, float] = field(default_factory=dict)
+    accuracy: float | None = None
 
     @property
     def quantised(self) -> tuple[LayerCalibration, ...]:
@@ -133,6 +135,7 @@ class Calibration:
                 "smooth": self.smooth,
                 "rotate": self.rotate,
                 "correct_bias": self.correct_bias,
+                "accuracy": self.accuracy,
             },
             "kept_layers": list(self.kept_layers),
             "report": dict(self.report),
@@ -177,7 +180,7 @@ def _read(top: Reader) -> Calibration:
     fields = top.fields(*_TOP)
     fields["schema_version"].integer(SCHEMA_VERSION, SCHEMA_VERSION)
     model, data = fields["model"].fields("id", "weights_sha256"), fields["data"].fields("description", "sha256")
-    options = fields["options"].fields("method", "smooth", "rotate", "correct_bias")
+    options = fields["options"].fields("method", "smooth", "rotate", "correct_bias", "accuracy")
     layers = tuple(_read_layer(name, member) for name, member in fields["layers"].members().items())
     kept = tuple(item.text() for item in fields["kept_layers"].items())
     unknown = sorted(set(kept) - {layer.name for layer in layers})
@@ -194,6 +197,7 @@ def _read(top: Reader) -> Calibration:
         layers=layers,
         kept_layers=kept,
         report={name: member.number() for name, member in fields["report"].members().items()},
+        accuracy=None if options["accuracy"].is_null() else options["accuracy"].number(),
     )
 
 

@@ -1,10 +1,10 @@
-"""From a model and cases to a calibration: observe, fold, observe again, choose ranges, correct biases, keep a budget."""
+"""From a model and cases to a calibration: observe, fold, observe again, choose ranges, correct biases."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,12 +169,17 @@ class _Run:
             options.rotate,
             options.correct_bias,
             tuple(layers),
+            accuracy=options.accuracy,
         )
 
     def comparison(self, quality: Quality) -> dict[str, float]:
         """Accuracy without recovery, and with one more of them at a time."""
         naive = CalibrationOptions(self._form.name, "max", False, False, False)
-        steps: dict[str, Any] = {"naive (max ranges)": {}, "mse ranges": {"method": "mse"}, "smoothing": {"smooth": True}}
+        steps: dict[str, Any] = {
+            "naive (max ranges)": {},
+            "mse ranges": {"method": "mse"},
+            "smoothing": {"smooth": True},
+        }
         steps |= {"rotation": {"rotate": True}, "bias correction": {"correct_bias": True}}
         result = {}
         for name, change in steps.items():

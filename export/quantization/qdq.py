@@ -1,6 +1,6 @@
 """Write INT8 or FP8 into a stage: explicit QuantizeLinear and DequantizeLinear around the inputs of linear layers.
 
-Every quantised product reads ``DequantizeLinear(QuantizeLinear(x))`` and ``DequantizeLinear(weight)`` and gives the type
+A quantised product reads ``DequantizeLinear(QuantizeLinear(x))`` and ``DequantizeLinear(weight)`` and gives the type
 that it gave before; bias, activation and residual stream are not touched. That one form runs as integer products with
 the scales fused behind them in ONNX Runtime (``MatMulIntegerToFloat``), OpenVINO and TensorRT. Activations have one
 scale per tensor, weights one per output channel and are stored in 8 bits.
@@ -30,7 +30,7 @@ _OPSET = 19
 _IR_VERSION = 9
 """First version of the file format that has FP8."""
 _SMALLEST_FP16_SCALE = 2.0**-20
-"""Four binary digits of a subnormal are left; the values are rounded with the scale as it is stored, so none is lost."""
+"""A subnormal has few digits left, which is no loss: values are rounded with the scale as it is stored."""
 
 _TYPES = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
 

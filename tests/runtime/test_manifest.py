@@ -112,7 +112,11 @@ def test_infinities_of_the_configuration_survive_strict_json(manifest: Manifest)
         ("model.config.adaptor", math.inf, "model.config.adaptor must be a finite number"),
         ("precision", "fp64", "precision must be one of fp32, fp16"),
         ("precision", "int8", "quantization must be set for int8"),
-        ("quantization", {"method": "m", "data_hash": None, "kept_layers": [], "products": {}}, "quantization must be set for int8"),
+        (
+            "quantization",
+            {"method": "m", "data_hash": None, "kept_layers": [], "products": {}},
+            "quantization must be set for int8",
+        ),
         ("attention", "flash", "attention must be one of mha"),
         ("format", "engine", "format must be one of onnx, plan"),
         ("format", "plan", "backends[0].name must be one of tensorrt"),
