@@ -69,7 +69,7 @@ def verify(
       mapengine verify build/engine --model preset:tiny --layers
     """
     from mapengine.runtime.bundle import Bundle
-    from mapengine.runtime.errors import BackendUnavailableError, InputError, ParityError
+    from mapengine.runtime.errors import BackendUnavailableError, ParityError
     from mapengine.runtime.executed import check_executed, executed_products
 
     for option, given in (("--revision", revision is not None), ("--layers", layers)):
@@ -104,8 +104,6 @@ def verify(
                 missing = error
         divergence = None
         if layers:
-            if manifest.quantization is not None:
-                raise InputError("--layers compares bundles in fp32, fp16 and bf16; leave it out for int8 and fp8")
             step("comparing layer by layer")
             divergence = import_export("layer_comparison").compare_layers(opened, reference, progress=step)
     print()

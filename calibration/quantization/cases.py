@@ -84,8 +84,8 @@ def folder_cases(
 ) -> Cases:
     """Cases of a folder: its images in the order of their names, or the views of its ``views.json``.
 
-    Sub-folders are sequences of their own. What a view list knows of depth, cameras and poses is given to the network
-    in changing mixes; views without it are images only.
+    In a folder with neither, the sub-folders are sequences of their own. What a view list knows of depth, cameras and
+    poses is given to the network in changing mixes; views without it are images only.
 
     Args:
         folder: with images, with ``views.json``, or with such folders.
@@ -99,7 +99,9 @@ def folder_cases(
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: is no folder to calibrate with; give a folder of images")
-    sequences = [raw for raw in map(_sequence, [folder, *sorted(f for f in folder.iterdir() if f.is_dir())]) if raw]
+    sequences = [_sequence(folder)]
+    if not sequences[0]:
+        sequences = [raw for raw in map(_sequence, sorted(f for f in folder.iterdir() if f.is_dir())) if raw]
     total = sum(len(raw) for raw in sequences)
     if total == 0:
         raise InputError(

@@ -42,13 +42,8 @@ def test_same_data_same_calibration_also_after_an_interruption(
         calibrate(network, cases, fraction=stop, unfinished=path)
     with np.load(path) as stored:
         assert len(stored["done"]) == 2
-    seen: list[str] = []
-    hook = network.encoder.register_forward_hook(lambda *_: seen.append("view"))
-    again = calibrate(network, cases, unfinished=path)
-    hook.remove()
-    assert again == calibration
+    assert calibrate(network, cases, unfinished=path) == calibration
     assert not path.exists()
-    assert 0 < len(seen) <= len(cases.views["depth"])  # the hook is on the model, not on its folded copy
 
 
 def test_unfinished_work_of_another_model_is_not_used(network: MapAnything, cases: Cases, tmp_path: Path) -> None:
@@ -58,6 +53,11 @@ def test_unfinished_work_of_another_model_is_not_used(network: MapAnything, case
     other = Observer(layers, 1, True)
     other._restore(path, "b")
     assert other.done == []
+    broken = shared_copy(network)
+    broken.encoder = torch.nn.Identity()  # type: ignore[assignment]
+    with pytest.raises(AttributeError):
+        Observer({}, 1, True).run(broken, cases)
+    Observer({}, 1, True).run(broken, cases, checkpoint=path, key="a")  # everything is done, nothing runs
     path.write_bytes(b"nothing")
     with pytest.raises(CalibrationError, match="remove it and calibrate again"):
         Observer(layers, 1, True).run(network, cases, checkpoint=path, key="a")
@@ -143,8 +143,8 @@ def test_budget_keeps_the_accuracy_and_most_of_the_work(
     assert {entry.group for entry in sensitivities} == groups
     everything, none = keep_accuracy(model, calibration, 100 * full - 0.1, quality)
     assert (everything.kept_layers, none) == ((), [])
-    with pytest.raises(CalibrationError, match=r"int8 cannot keep 99.99999 % of the accuracy in any layer"):
-        keep_accuracy(model, calibration, 99.99999, quality)
+    with pytest.raises(CalibrationError, match=r"int8 cannot keep 99.999 % of the accuracy in any layer"):
+        keep_accuracy(model, calibration, 99.999, quality)
 
 
 def test_bad_activations_and_options(network: MapAnything, cases: Cases) -> None:
@@ -175,8 +175,7 @@ def test_folders(tmp_path: Path) -> None:
     assert {len(views) for views in found.views.values()} == {1, 2, 3}
     keys = {key for views in found.views.values() for view in views for key in view}
     assert keys >= {"intrinsics", "depth_z", "camera_poses"}
-    plain = folder_cases(tmp_path / "room" / "depth".replace("depth", ""), count=2, size=(70, 56))
-    assert plain.views
+    assert folder_cases(tmp_path / "room", count=7, size=(70, 56)).sha256 == found.sha256
     for path in images[1:]:
         path.unlink()
     (tmp_path / "room" / "views.json").unlink()

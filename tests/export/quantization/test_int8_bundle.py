@@ -1,0 +1,102 @@
+"""Bundles in INT8: what the manifest says, what the backends run, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mapengine.calibration.quantization import Calibration, save_calibration
+from mapengine.calibration.quantization.cases import Cases
+from mapengine.export import build_engine
+from mapengine.export.layer_comparison import compare_layers
+from mapengine.export.quantization import CalibrationOptions, calibrate
+from mapengine.export.reference import MapAnything
+from mapengine.runtime import Engine
+from mapengine.runtime.bundle import Bundle
+from mapengine.runtime.errors import CalibrationError, InputError, ParityError
+from mapengine.runtime.executed import LOW, Executed, Product, check_executed, executed_products
+
+PRODUCTS = {"image_encoder": 12, "aggregator": 24}
+
+
+@pytest.fixture(scope="module")
+def plain(reference: Callable[..., MapAnything], cases: Cases) -> Calibration:
+    """Of ``preset:tiny``, with nothing to fold, so that its stages need not be traced again."""
+    return calibrate(
+        reference("preset:tiny"), cases, CalibrationOptions(smooth=False, rotate=False, correct_bias=False)
+    )
+
+
+@pytest.fixture
+def bundle(
+    plain: Calibration, reference: Callable[..., MapAnything], traced: list[dict[str, Any]], tmp_path: Path
+) -> Bundle:
+    path = tmp_path / "calibration.json"
+    save_calibration(plain, path)
+    build_engine(reference("preset:tiny"), tmp_path / "bundle", precision="int8", calibration=path)
+    return Bundle.open(tmp_path / "bundle")
+
+
+def test_bundle(bundle: Bundle, plain: Calibration, tiny_bundle: Path) -> None:
+    manifest = bundle.manifest
+    assert manifest.precision == "int8"
+    assert manifest.quantization is not None
+    assert manifest.quantization.products == PRODUCTS
+    assert manifest.quantization.data_hash == plain.data_sha256
+    assert manifest.quantization.method == "mse ranges"
+    assert manifest.parity is not None
+    # The tolerance is twice what the rounded PyTorch network shows, and the engine shows as much.
+    for output, tolerance in manifest.golden.tolerance.items():
+        assert 0.1 * tolerance.rtol < manifest.parity.outputs[output].max_rel < tolerance.rtol
+    for stage in ("geometry_encoder", "dense_head"):
+        assert manifest.stages[stage].file == Bundle.open(tiny_bundle).manifest.stages[stage].file
+    for stage in PRODUCTS:
+        assert bundle.stage_path(stage).stat().st_size < 0.6 * (tiny_bundle / f"{stage}.onnx").stat().st_size
+    Engine.load(bundle.folder, "openvino").verify()
+    with pytest.raises(InputError, match="int8"):
+        compare_layers(bundle, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_backends_run_integer_products(backend: str, bundle: Bundle, tiny_bundle: Path) -> None:
+    executed = executed_products(bundle, backend, 1)
+    check_executed(bundle.manifest, executed, backend)
+    found = {entry.stage: entry for entry in executed}
+    for stage, wanted in PRODUCTS.items():
+        assert sum(found[stage].counts().get(dtype, 0) for dtype in LOW["int8"]) == wanted
+    share = found["aggregator"].share(LOW["int8"])
+    assert share is not None
+    assert share > 0.99
+    assert found["dense_head"].share(LOW["int8"]) == 0
+    # The same question about the float32 bundle: nothing is INT8, and an INT8 manifest would not accept it.
+    full = executed_products(Bundle.open(tiny_bundle), backend, 1)
+    assert all(set(entry.counts()) == {"float32"} for entry in full)
+    with pytest.raises(ParityError, match=f"{backend} ran 0 of the 12 products of image_encoder in int8"):
+        check_executed(bundle.manifest, full, backend)
+    macs = [sum(p.macs for p in next(e for e in side if e.stage == "aggregator").products) for side in (executed, full)]
+    assert macs[0] == macs[1] > 0
+
+
+def test_share_of_what_is_not_known() -> None:
+    assert Executed("x", (Product("a", "int8", 0),)).share(LOW["int8"]) is None
+    assert Executed("x", (Product("a", "int8", 3), Product("b", "float32", 1))).share(LOW["int8"]) == 0.75
+
+
+def test_refusals(plain: Calibration, reference: Callable[..., MapAnything], tmp_path: Path) -> None:
+    model, out = reference("preset:tiny"), tmp_path / "bundle"
+    other = replace(plain, weights_sha256="0" * 64)
+    for options, error, said in (
+        ({"precision": "int8", "calibration": other}, CalibrationError, "calibrate this model"),
+        ({"precision": "int8", "calibration": replace(plain, precision="fp8")}, CalibrationError, "calibrate for int8"),
+        ({"precision": "int8", "calibration": tmp_path / "none.json"}, CalibrationError, "check the path"),
+        ({"precision": "int8", "calibration": 3}, InputError, "is a int"),
+        ({"precision": "fp32", "calibration": plain}, InputError, "for int8 and fp8; leave it out for fp32"),
+        ({"precision": "fp8", "calibration": plain}, InputError, "tensorrt-rtx or tensorrt|tensorrt or tensorrt-rtx"),
+    ):
+        with pytest.raises(error, match=said):
+            build_engine(model, out, **options)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
