@@ -173,14 +173,18 @@ def check_plannable(
         InputError: the message names the option.
         BackendUnavailableError: ``tensorrt`` compiles for the GPU that is there, and there is none.
     """
-    check_targets(flavour, settings.targets)
+    targets = check_targets(flavour, settings.targets)
     check_settings(settings)
     heads = {
         "image_encoder": config.image_encoder.block.num_heads,
         "aggregator": config.aggregator.block.num_heads,
     }
-    # What it warns of, the build of the stage warns of too.
-    check_limits(flavour, precision=precision, attention=attention, profile=profile, heads=heads)
+    found = check_limits(
+        flavour, precision=precision, attention=attention, profile=profile, heads=heads, targets=targets
+    )
+    if precision == "int8":  # what else it warns of, the build of the stage warns of too
+        for warning in found:
+            warnings.warn(warning, stacklevel=3)
 
 
 def add_patch_features(graph: Path, scratch: Path, spec: StageSpec) -> tuple[Path, StageSpec]:

@@ -58,10 +58,10 @@ def noise_ratio(histogram: Histogram, largest: float, form: NumberFormat) -> flo
     Values are taken as spread evenly over each bin and both signs as equal. 0 for a tensor of zeros, 1 where
     everything becomes zero.
     """
+    if histogram.largest == 0:
+        return 0.0
     points, weights = _points(histogram)
     power = float(weights @ np.square(points))
-    if power == 0:
-        return 0.0
     if largest <= 0:
         return 1.0
     return float(weights @ np.square(quantise(points, largest / form.largest, form) - points)) / power

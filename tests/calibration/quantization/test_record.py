@@ -38,7 +38,7 @@ def calibration() -> Calibration:
         layers,
         ("a.proj",),
         {"x": 0.9},
-        99,
+        99.0,
     )
 
 
