@@ -59,7 +59,7 @@ class Histogram:
         """Lower edges, upper edges and counts of the bins that are not empty, ascending."""
         index = np.flatnonzero(self.counts[:_NOT_FINITE])
         low = _edges(index)
-        return low, np.minimum(_edges(index + 1), max(self.largest, np.finfo(np.float32).tiny)), self.counts[index]
+        return low, np.minimum(_edges(index + 1), max(self.largest, 2.0**-126)), self.counts[index]
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What :meth:`restored` needs, as arrays: the bins that are not empty."""

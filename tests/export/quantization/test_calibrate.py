@@ -55,7 +55,7 @@ def test_unfinished_work_of_another_model_is_not_used(network: MapAnything, case
     assert other.done == []
     broken = shared_copy(network)
     broken.encoder = torch.nn.Identity()  # type: ignore[assignment]
-    with pytest.raises(AttributeError):
+    with pytest.raises(ValueError, match="unpack"):
         Observer({}, 1, True).run(broken, cases)
     Observer({}, 1, True).run(broken, cases, checkpoint=path, key="a")  # everything is done, nothing runs
     path.write_bytes(b"nothing")
