@@ -139,7 +139,7 @@ def _title(index: int, views: int, mix: tuple[str, ...]) -> str:
 def _prepared(
     raw: Sequence[Mapping[str, Any]], mix: tuple[str, ...], size: tuple[int, int] | None, norm_type: str
 ) -> Views:
-    views = []
+    views: list[dict[str, Any]] = []
     for view, letters in zip(raw, itertools.cycle(mix), strict=False):
         wanted = {"img", *(_GIVEN[letter] for letter in letters)}
         if letters and "is_metric_scale" in view:

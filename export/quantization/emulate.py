@@ -32,7 +32,7 @@ def emulated(network: nn.Module, layers: Iterable[LayerCalibration], precision: 
         for layer in layers:
             if layer.largest > 0:
                 module = linear(network, layer.name)
-                module.forward = _rounding(module, layer, form)  # type: ignore[method-assign]
+                module.forward = _rounding(module, layer, form)  # type: ignore[method-assign, assignment]
                 changed.append(module)
         yield
     finally:
