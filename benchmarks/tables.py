@@ -4,7 +4,8 @@
     python benchmarks/tables.py --write    # rewrite the tables
 
 A table stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` in a Markdown file; NAME is a file of
-``benchmarks/results`` without its suffix. Figures reach the documentation by no other way.
+``benchmarks/results`` without its suffix; while there is none, the table says so. Figures reach the documentation by
+no other way.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("performance.md", "precision.md", "gpu.md")))
+DOCUMENTS = (
+    ROOT / "README.md",
+    ROOT / "export" / "weights" / "nano" / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("performance", "precision", "gpu", "evaluation", "scenes", "training")),
+)
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- end -->)", re.S)
 
 
@@ -158,7 +163,42 @@ def _precision_range(record: dict[str, Any]) -> str:
     return f"{_table(head, rows)}\n\n{what}. {_origin(record)}"
 
 
+def _evaluation(record: dict[str, Any]) -> str:
+    # The program's own table, so that the documentation shows what `mapengine eval` shows.
+    from mapengine.calibration.evaluation import markdown_table
+
+    what = f"`{record['model']}`, {record['precision'].upper()}, {record['where']}"
+    return f"{markdown_table(record)}\n\n{what}. {_origin(record)}"
+
+
 _STAGES = ("image_encoder", "geometry_encoder", "aggregator", "dense_head")
+
+
+def _scenes(record: dict[str, Any]) -> str:
+    rate = record["views_per_second"]
+    row = [f"{rate['median']:.0f}", f"{rate['min']:.0f} to {rate['max']:.0f}", str(record["processes"]), record["size"]]
+    head = ["views per second", "range", "processes", "size"]
+    return f"{_table(head, [row])}\n\n{record['views_per_round']} views a round. {_origin(record)}"
+
+
+def _training(record: dict[str, Any]) -> str:
+    tasks = [name for name in record["validation"][-1] if name != "step"]
+    head = ["step", *(f"{task}: AbsRel, rotation" for task in tasks)]
+    points = record["validation"]
+    chosen = points if len(points) <= 12 else [*points[:: -(-len(points) // 11)], points[-1]]
+    rows = [
+        [
+            str(point["step"]),
+            *(f"{point[t]['depth_abs_rel']:.3f}, {point[t]['rotation_degrees']:.2f}°" for t in tasks),
+        ]
+        for point in chosen
+    ]
+    config = record["config"]
+    what = (
+        f"{record['steps']} steps in {record['hours']} hours with {record['processes']} processes on "
+        f"{config['scenes']} scenes; validation on {config['evaluation_scenes']} others."
+    )
+    return f"{_table(head, rows)}\n\n{what} {_origin(record)}"
 
 
 RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -169,6 +209,9 @@ RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "gpu_test": _gpu_test,
     "precision": _precision,
     "precision_range": _precision_range,
+    "evaluation": _evaluation,
+    "scenes": _scenes,
+    "training": _training,
 }
 
 
@@ -177,6 +220,8 @@ def rendered(text: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         path = ROOT / "benchmarks" / "results" / f"{match[2]}.json"
+        if not path.exists():
+            return f"{match[1]}*Not measured yet.*\n{match[3]}"
         record = json.loads(path.read_text(encoding="utf-8"))
         return f"{match[1]}{RENDER[record['benchmark']](record)}\n{match[3]}"
 

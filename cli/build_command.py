@@ -24,7 +24,7 @@ from .tables import show_layers, show_parity, show_precision, show_quantization
 if TYPE_CHECKING:
     from mapengine.runtime.manifest import Manifest
 
-_VIEWS, _RESOLUTION = "1:4:32", "all"
+_VIEWS = "1:4:32"
 
 
 def build(
@@ -33,8 +33,8 @@ def build(
         typer.Argument(
             metavar="MODEL",
             help="A Hugging Face Hub id (facebook/map-anything-apache), a folder in upstream's format, a weight file "
-            "with config.json beside it, a preset with random weights (preset:tiny, preset:giant), or, for the "
-            "TensorRT backends, a bundle of ONNX stages that was built before.",
+            "with config.json beside it, a preset (preset:nano is trained; preset:tiny and preset:giant are random), "
+            "or, for the TensorRT backends, a bundle of ONNX stages that was built before.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the bundle; an older bundle is replaced.")],
@@ -63,7 +63,8 @@ def build(
         str | None,
         typer.Option(
             metavar="all|WxH,...",
-            help="Image sizes to serve: all (sides up to 518; the default), or a list of sizes.",
+            help="Image sizes to serve: all (sides up to 518), or a list of sizes. By default all, or for a preset the "
+            "sizes that it was trained at.",
             show_default=False,
         ),
     ] = None,
@@ -112,7 +113,7 @@ def build(
     from mapengine.runtime.bundle import files_of_old_bundle
 
     counts = parse_views(_VIEWS if views is None else views, "--views")
-    sizes = parse_sizes(_RESOLUTION if resolution is None else resolution, "--resolution")
+    sizes = None if resolution is None else parse_sizes(resolution, "--resolution")
     limit = None if memory_limit is None else parse_bytes(memory_limit, "--memory-limit")
     options = import_export("build_options")
     files_of_old_bundle(out)  # refused before a model is loaded
@@ -142,7 +143,7 @@ def build(
                 precision=(precision or Precision.fp32).value,
                 backend=backend.value,
                 views=counts,
-                resolutions=sizes,
+                resolutions=import_export("presets").native_sizes(network.model_id) if sizes is None else sizes,
                 attention=attention.value,
                 calibration=calibration,
                 settings=settings,

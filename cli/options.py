@@ -93,7 +93,7 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A Hugging Face Hub id (facebook/map-anything-apache), a folder in upstream's format, a weight file with "
-        "config.json beside it, or a preset with random weights (preset:tiny, preset:giant).",
+        "config.json beside it, or a preset (preset:nano is trained; preset:tiny and preset:giant are random).",
     ),
 ]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `mapengine build` wrote.")]

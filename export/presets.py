@@ -1,11 +1,13 @@
-"""Networks with seeded random weights, for tests, first runs without a network, and work on latency and memory.
+"""Networks that come with the project.
 
-Nothing is learned here. The weights are variance-preserving noise plus one simple structure that makes the outputs look
-like predictions. Five channels of the dense head are "lanes": they pass from patch resolution to the output with little
-noise from the others. Two lanes carry a horizontal and a vertical ramp that sits in two channels of the positional
-embedding, and tilt the rays, which gives a camera that looks along +z with a field of view of about 60 degrees. The
-other three are smoothed random projections of the second tap, which drive depth, confidence and mask, and so depend
-on every view and on all geometry that is given. All other weights add detail of a few per cent.
+``nano`` is a small trained network, stored in upstream's format (:data:`TRAINED`). The others have seeded random
+weights, for tests and for work on latency and memory: nothing is learned there. Their weights are variance-preserving
+noise plus one simple structure that makes the outputs look like predictions. Five channels of the dense head are
+"lanes": they pass from patch resolution to the output with little noise from the others. Two lanes carry a horizontal
+and a vertical ramp that sits in two channels of the positional embedding, and tilt the rays, which gives a camera that
+looks along +z with a field of view of about 60 degrees. The other three are smoothed random projections of the second
+tap, which drive depth, confidence and mask, and so depend on every view and on all geometry that is given. All other
+weights add detail of a few per cent.
 """
 
 from __future__ import annotations
@@ -31,11 +33,16 @@ from safetensors.torch import save_file
 
 from mapengine.runtime.errors import ModelNotFoundError, OutputError
 
-from .checkpoint import expected_tensors
+from .checkpoint import expected_tensors, read_checkpoint
 from .config import ModelConfig
 from .config_json import ADAPTOR_OPTIONS, parse_config
 
 PREFIX = "preset:"
+
+TRAINED = {"nano": Path(__file__).parent / "weights" / "nano"}
+"""Folders of the presets whose weights were learned (:mod:`.training`); each has a model card, ``README.md``."""
+
+_NATIVE_SIZES = {PREFIX + "nano": [(140, 112)]}
 
 Array = npt.NDArray[np.float32]
 
@@ -73,17 +80,24 @@ _BLOCK = 1 << 17
 
 def preset_names() -> tuple[str, ...]:
     """Names that follow ``preset:``."""
-    return tuple(_PRESETS)
+    return (*TRAINED, *_PRESETS)
+
+
+def native_sizes(model_id: str) -> str | list[tuple[int, int]]:
+    """The ``resolutions`` of a build that suit a model: (width, height) of its training images, or ``"all"``."""
+    return _NATIVE_SIZES.get(model_id, "all")
 
 
 def load_preset(name: str) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     """Configuration and weights (canonical name -> float32) of a preset, the same bits on every machine.
 
-    Each tensor is made of the raw 64-bit words of a NumPy bit generator, keyed by the SHA-256 of preset and tensor
+    A random tensor is made of the raw 64-bit words of a NumPy bit generator, keyed by the SHA-256 of preset and tensor
     name, by integer to float conversion, one multiplication and one addition, all of which round identically
     everywhere. Raises ModelNotFoundError if there is no such preset.
     """
     config = parse_config(preset_config(name), PREFIX + name)
+    if name in TRAINED:
+        return config, read_checkpoint(TRAINED[name], config)
     shapes = expected_tensors(config)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # NumPy's loops release the interpreter lock
         arrays = dict(zip(shapes, pool.map(lambda item: _tensor(name, *item), shapes.items()), strict=True))
@@ -119,8 +133,11 @@ def save_preset(name: str, folder: str | Path) -> Path:
 
 def preset_config(name: str) -> dict[str, Any]:
     """A preset's ``config.json`` in upstream's format (a fresh copy). Raises ModelNotFoundError."""
-    if name not in _PRESETS:
-        raise ModelNotFoundError(f"{PREFIX}{name}: no such preset; there are {', '.join(PREFIX + n for n in _PRESETS)}")
+    if name not in preset_names():
+        there = ", ".join(PREFIX + preset for preset in preset_names())
+        raise ModelNotFoundError(f"{PREFIX}{name}: no such preset; there are {there}")
+    if name in TRAINED:
+        return dict(json.loads((TRAINED[name] / "config.json").read_text(encoding="utf-8")))
     config = copy.deepcopy(_GIANT)
     if name == "tiny":
         _merge(config, _TINY)

@@ -108,6 +108,18 @@ def test_precision_range(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) 
         assert results["fp16"]["with"]["depth_abs_rel"] < 1e-2
 
 
+def test_evaluation(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
+    options = (str(tiny_bundle), "--backend", "onnxruntime", "--scenes", "2", "--size", "56x42")
+    some = ("--tasks", "image-only-2", "depth")
+    record = run("evaluation.py", *options, *some, "--json", str(tmp_path / "record.json"))
+    check(record, tables)
+    assert set(record["results"]) == {"image-only-2", "depth"}
+    assert record["results"]["depth"]["scenes"] == 2
+    table = tables.RENDER["evaluation"](record)
+    assert "| `depth` | 4 |" in table
+    assert "onnxruntime" in table
+
+
 def test_tables_in_the_documentation_are_up_to_date(tables: ModuleType) -> None:
     for document in tables.DOCUMENTS:
         text = document.read_text(encoding="utf-8")

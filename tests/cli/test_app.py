@@ -18,7 +18,7 @@ import typer
 from mapengine.cli import app as app_module
 from mapengine.runtime.bundle import Bundle
 
-COMMANDS = ("export", "calibrate", "build", "verify", "run", "info")
+COMMANDS = ("export", "calibrate", "build", "verify", "run", "eval", "info")
 PROGRAM = Path(sys.executable).parent / "mapengine"
 
 
@@ -224,6 +224,7 @@ def test_a_runtime_alone_runs_verifies_and_informs(
     for arguments in (
         ["run", tiny_bundle, samples, "--out", scene, *quick],
         ["verify", tiny_bundle, "--backend", "onnxruntime"],
+        ["eval", tiny_bundle, "--backend", "onnxruntime", "--scenes", 1, "--size", "56x42", "--tasks", "mixed"],
         ["info", tiny_bundle],
     ):
         result = without_torch(*arguments)

@@ -52,9 +52,11 @@ def predict(network: MapAnythingNetwork, images: torch.Tensor) -> tuple[HeadOutp
 
 
 def test_names() -> None:
-    assert preset_names() == ("tiny", "giant")
+    assert preset_names() == ("nano", "tiny", "giant")
     for unknown in ("", "nano2", "Tiny"):
-        with pytest.raises(ModelNotFoundError, match=r"no such preset; there are preset:tiny, preset:giant"):
+        with pytest.raises(
+            ModelNotFoundError, match=r"no such preset; there are preset:nano, preset:tiny, preset:giant"
+        ):
             load_preset(unknown)
 
 

@@ -1,0 +1,61 @@
+"""How many views a second are rendered, with one process per core, as training and calibration do.
+
+python benchmarks/scenes.py --json benchmarks/results/scenes.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from record import origin, write_record
+
+from mapengine.calibration.scenes import MAX_VIEWS, render_scene
+
+
+def _render(seeds: range, width: int, height: int) -> dict[str, float]:
+    """Seconds per kind of scene."""
+    seconds: dict[str, float] = {}
+    for seed in seeds:
+        start = time.perf_counter()
+        scene = render_scene(seed, MAX_VIEWS, width, height)
+        seconds[scene.kind] = seconds.get(scene.kind, 0.0) + time.perf_counter() - start
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="140x112")
+    parser.add_argument("--scenes", type=int, default=48, help="per process and round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    width, height = (int(side) for side in options.size.split("x"))
+    processes = os.cpu_count() or 1
+    rates = []
+    with ProcessPoolExecutor(processes) as pool:
+        list(pool.map(_render, [range(1)] * processes, [width] * processes, [height] * processes))  # warms up
+        for round_ in range(options.rounds):
+            starts = [(round_ * processes + worker) * options.scenes for worker in range(processes)]
+            parts = [range(start, start + options.scenes) for start in starts]
+            begin = time.perf_counter()
+            list(pool.map(_render, parts, [width] * processes, [height] * processes))
+            rates.append(MAX_VIEWS * options.scenes * processes / (time.perf_counter() - begin))
+            print(f"{rates[-1]:.1f} views/s", flush=True)
+    record = {
+        "benchmark": "scenes",
+        "size": options.size,
+        "processes": processes,
+        "views_per_round": MAX_VIEWS * options.scenes * processes,
+        "views_per_second": {"median": statistics.median(rates), "min": min(rates), "max": max(rates)},
+        **origin("mapengine", "numpy"),
+    }
+    write_record(record, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Real views with measured depth and poses as scenes to evaluate on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mapengine.runtime import preprocess_inputs
+from mapengine.runtime.errors import ImageReadError, InputError
+from mapengine.runtime.inputs import ViewFiles, load_view_list, view_list_inputs
+from mapengine.runtime.view_values import camera_matrix, number_matrix
+
+from .evaluate import DEFAULT_SIZE, check_size
+
+Array = NDArray[Any]
+
+VIEW_LIST = "views.json"
+CAMERA_FILE = "camera-intrinsics.txt"
+_COLOR, _DEPTH, _POSE = ".color", ".depth.png", ".pose.txt"
+_COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True, eq=False)
+class RgbdScene:
+    """Consecutive views of a recording; see :class:`.truth.EvaluationScene`.
+
+    ``mask`` is None: where a depth camera measured nothing there may still be a surface.
+    """
+
+    images: NDArray[np.uint8]
+    depth_z: NDArray[np.float32]
+    intrinsics: NDArray[np.float32]
+    poses: NDArray[np.float64]
+    seed: int
+    mask: None = None
+
+
+def load_rgbd(
+    path: str | os.PathLike[str], size: tuple[int, int] = DEFAULT_SIZE, views_per_scene: int = 8
+) -> list[RgbdScene]:
+    """Read RGB-D views and bring them to one size with :func:`mapengine.runtime.preprocess_inputs`.
+
+    Args:
+        path: a folder with ``views.json``, or that file, as :func:`mapengine.runtime.inputs.load_view_list` reads it,
+            every view with intrinsics, depth and pose; or a folder laid out like 7-Scenes: ``NAME.color.jpg`` (or
+            ``.png``), ``NAME.depth.png`` (16 bits, millimetres, 0 and 65535 mean none), ``NAME.pose.txt`` (4x4,
+            camera-to-world, metres) and one ``camera-intrinsics.txt`` (3x3, pixels).
+        size: width and height of the result, multiples of 14.
+        views_per_scene: the views are cut into scenes of so many, in their order; the last scene may have fewer.
+
+    Raises:
+        InputError: no such folder, no views in it, or a view that lacks something; names the file or the view.
+        ImageSizeError: a size that is no multiple of 14.
+        ImageReadError: an image or a depth map is missing or cannot be read.
+    """
+    check_size(size)
+    path = Path(path)
+    listed = _listed_views(path)
+    scenes = []
+    for start in range(0, len(listed), views_per_scene):
+        raw, _ = view_list_inputs(listed[start : start + views_per_scene])
+        views = preprocess_inputs(raw, resize_mode="fixed_size", size=size, norm_type="identity")
+        # Normalised by nothing, the image is exactly its 256 levels over 255.
+        images = np.stack([np.rint(view["img"][0] * 255).astype(np.uint8).transpose(1, 2, 0) for view in views])
+        depth, intrinsics = (np.concatenate([view[key] for view in views]) for key in ("depth_z", "intrinsics"))
+        poses = np.concatenate([view["camera_poses"] for view in views])
+        scenes.append(RgbdScene(images, depth, intrinsics, poses, seed=start))
+    return scenes
+
+
+def _listed_views(path: Path) -> Sequence[ViewFiles]:
+    view_list = path / VIEW_LIST if path.is_dir() else path
+    if path.is_dir() and not view_list.is_file():
+        return _recorded_views(path)
+    if not path.exists():
+        raise InputError(f"{path}: there is no such folder of RGB-D views; check the path")
+    views = load_view_list(view_list)
+    for index, view in enumerate(views):
+        for key in ("intrinsics", "depth", "pose"):
+            if getattr(view, key) is None:
+                raise InputError(f"{view_list}: view {index}: has no {key}, which an evaluation needs; add it")
+        if view.metric is False:
+            raise InputError(f"{view_list}: view {index}: is not metric; an evaluation needs metres")
+    return views
+
+
+def _recorded_views(folder: Path) -> list[ViewFiles]:
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed as a folder of RGB-D views: {error.strerror}") from error
+    images = [
+        name for name in names if Path(name).suffix.lower() in _COLOR_SUFFIXES and Path(name).stem.endswith(_COLOR)
+    ]
+    if not images:
+        raise InputError(
+            f"{folder}: holds no RGB-D views; give a folder with {VIEW_LIST}, or with NAME{_COLOR}.jpg, NAME{_DEPTH}, "
+            f"NAME{_POSE} and {CAMERA_FILE}"
+        )
+    camera = folder / CAMERA_FILE
+    if not camera.is_file():
+        raise InputError(f"{folder}: has no {CAMERA_FILE}; add the 3x3 camera matrix of its images, in pixels")
+    intrinsics = camera_matrix(camera, "intrinsics")
+    views = []
+    for image in images:
+        stem = Path(image).stem.removesuffix(_COLOR)
+        depth, pose = folder / f"{stem}{_DEPTH}", folder / f"{stem}{_POSE}"
+        if not depth.is_file():
+            raise ImageReadError(f"{folder}: {image} has no depth map {depth.name}; add it or remove the image")
+        if not pose.is_file():
+            raise InputError(f"{folder}: {image} has no pose {pose.name}; add it or remove the image")
+        matrix = number_matrix(pose, (4, 4), "pose", dtype=np.float64)
+        views.append(ViewFiles(folder / image, intrinsics=intrinsics, depth=depth, pose=matrix))
+    return views

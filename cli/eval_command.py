@@ -1,0 +1,255 @@
+"""``mapengine eval``."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .console import Steps, say, show_facts, show_table
+from .options import Revision, RunBackend, Threads, import_export, parse_size
+
+if TYPE_CHECKING:
+    from mapengine.calibration.evaluation import Predictor
+
+_VERSIONS = ("mapengine", "numpy", "torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+
+
+def eval_(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A bundle that `mapengine build` wrote, or what it takes (a preset, a folder, a Hub id): then PyTorch "
+            "runs it.",
+        ),
+    ],
+    scenes: Annotated[int, typer.Option(min=1, metavar="N", help="How many scenes to render.")] = 200,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Seed of the first scene; those from 1000000 on, the default, were kept out of training.",
+            show_default=False,
+        ),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="Tasks, such as image-only-4,depth; all that can be run if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    rgbd: Annotated[
+        Path | None,
+        typer.Option(
+            "--rgbd",
+            metavar="FOLDER",
+            help="Take these views instead of rendered scenes: a folder with views.json, or with NAME.color.jpg, "
+            "NAME.depth.png, NAME.pose.txt and camera-intrinsics.txt.",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[str, typer.Option(metavar="WxH", help="Size of the views in pixels.")] = "140x112",
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Where to write the results as JSON.", show_default=False),
+    ] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option("--markdown", metavar="FILE", help="Where to write the table as Markdown.", show_default=False),
+    ] = None,
+    backend: Annotated[
+        RunBackend, typer.Option(help="What runs a bundle; auto is the fastest that is installed.")
+    ] = RunBackend.auto,
+    revision: Revision = None,
+    threads: Threads = None,
+) -> None:
+    """Measure how right MODEL's reconstructions are.
+
+    Scenes with exact depth, cameras and poses are rendered and given to MODEL as images only, with intrinsics, with
+    poses, with dense or sparse depth, and in mixes. The errors stand beside those of a constant depth.
+
+    \b
+    Example:
+      mapengine eval build/engine --json eval.json --markdown eval.md
+      mapengine eval preset:tiny --scenes 10 --tasks image-only-4,depth
+      mapengine eval build/engine --rgbd recording/
+    """
+    from mapengine.calibration.evaluation import HELD_OUT_SEED, evaluate, load_rgbd, markdown_table
+    from mapengine.runtime.files import atomic_write
+
+    _check_outputs(json_file, markdown, model, rgbd)
+    if seed is not None and rgbd is not None:
+        raise typer.BadParameter("it belongs to rendered scenes, and --rgbd names others", param_hint="--seed")
+    target = parse_size(size, "--size")
+    names = None if tasks is None else [name.strip() for name in tasks.split(",")]
+    chosen = _tasks(names)
+    with ExitStack() as files, Steps() as step:
+        # Before minutes are spent: whether the results can be written.
+        json_part, markdown_part = (
+            None if path is None else files.enter_context(atomic_write(path)) for path in (json_file, markdown)
+        )
+        for part in (json_part, markdown_part):
+            if part is not None:
+                part.touch()
+        given = None
+        if rgbd is not None:
+            step(f"reading {rgbd}")
+            given = load_rgbd(rgbd, target)
+        step(f"loading {model}")
+        predictor, facts = load_predictor(model, backend.value, revision, threads)
+        left_out = _unserved(predictor, chosen, target, named=names is not None)
+        step("evaluating")
+        evaluation = evaluate(
+            predictor,
+            scenes if given is None else given,
+            tasks=[name for name, _ in chosen if name not in left_out] if names is not None or left_out else None,
+            seed=HELD_OUT_SEED if seed is None else seed,
+            size=target,
+            progress=lambda done, total, task: step.part(done / total, task),
+        ).to_json()
+        record = {
+            "benchmark": "evaluation",
+            **facts,
+            "data": "rendered" if rgbd is None else "rgbd",
+            **_origin(),
+            **evaluation,
+        }
+        if json_part is not None:
+            json_part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        if markdown_part is not None:
+            markdown_part.write_text(f"# {facts['model']}\n\n{markdown_table(record)}\n", encoding="utf-8")
+    _show(record, left_out, [path for path in (json_file, markdown) if path is not None])
+
+
+def load_predictor(
+    model: str, backend: str = "auto", revision: str | None = None, threads: int | None = None
+) -> tuple[Predictor, dict[str, Any]]:
+    """An engine for the folder of a bundle, otherwise the PyTorch reference in float32.
+
+    Returns:
+        What answers ``infer``, and what a record says of it: ``model``, ``precision`` and ``where`` it runs.
+
+    Raises:
+        typer.BadParameter: an option that does not belong to such a model.
+        BundleError, BackendError, ModelNotFoundError, CheckpointError: as when loading.
+    """
+    folder = Path(model)
+    # A folder with neither file is taken for a bundle, because that error does not need PyTorch.
+    if folder.is_dir() and ((folder / "manifest.json").exists() or not (folder / "config.json").exists()):
+        if revision is not None:
+            raise typer.BadParameter(f"it belongs to a Hub id, and {model} is a bundle", param_hint="--revision")
+        from mapengine.runtime import Engine
+
+        engine = Engine.load(folder, backend, threads=threads)
+        manifest = engine.manifest
+        return engine, {"model": manifest.model.id, "precision": manifest.precision, "where": engine.where}
+    if backend != "auto":
+        raise typer.BadParameter(f"it belongs to a bundle, and {model} runs in PyTorch", param_hint="--backend")
+    reference = import_export("reference").load_model(model, revision)
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    where = f"PyTorch {torch.__version__} on {reference.device}"
+    return reference, {"model": reference.model_id, "precision": "fp32", "where": where}
+
+
+def _check_outputs(json_file: Path | None, markdown: Path | None, model: str, rgbd: Path | None) -> None:
+    """Refuse to write the results over each other, or over what is read."""
+    from mapengine.calibration.evaluation.rgbd import VIEW_LIST
+
+    if json_file is not None and markdown is not None and os.path.realpath(json_file) == os.path.realpath(markdown):
+        raise typer.BadParameter(f"{markdown} is also the file of --json; choose another name", param_hint="--markdown")
+    read = [] if rgbd is None else [os.path.realpath(rgbd), os.path.realpath(rgbd / VIEW_LIST)]
+    for path, option in ((json_file, "--json"), (markdown, "--markdown")):
+        if path is None:
+            continue
+        real = Path(os.path.realpath(path))
+        if str(real) in read or real.is_relative_to(os.path.realpath(model)):
+            raise typer.BadParameter(f"{path} is among what is read; choose another place", param_hint=option)
+
+
+def _tasks(names: Sequence[str] | None) -> list[tuple[str, int]]:
+    """Name and number of views of each task that is asked for.
+
+    Raises:
+        typer.BadParameter: an unknown name.
+    """
+    from mapengine.calibration.evaluation import select_tasks
+    from mapengine.runtime.errors import InputError
+
+    try:
+        return [(task.name, task.views) for task in select_tasks(names)]
+    except InputError as error:
+        raise typer.BadParameter(str(error), param_hint="--tasks") from error
+
+
+def _unserved(predictor: Any, tasks: Sequence[tuple[str, int]], size: tuple[int, int], named: bool) -> dict[str, str]:
+    """The tasks that a bundle was not built for, with the reason.
+
+    Raises:
+        ProfileError: one of them was named, it is the image size that does not fit, or no task is left.
+    """
+    from mapengine.runtime.errors import ProfileError
+
+    manifest = getattr(predictor, "manifest", None)
+    if manifest is None:
+        return {}
+    manifest.profile.check(manifest.profile.views.min, height=size[1], width=size[0])
+    reasons = {}
+    for name, views in tasks:
+        try:
+            manifest.profile.check_views(views)
+        except ProfileError as error:
+            if named:
+                raise ProfileError(f"{name}: {error}") from error
+            reasons[name] = str(error)
+    if len(reasons) == len(tasks):
+        raise ProfileError(reasons[tasks[0][0]])
+    return reasons
+
+
+def _origin() -> dict[str, Any]:
+    """Machine and versions; an installed program does not know the commit that it was made from."""
+    from mapengine.runtime.backends.base import cpu_name
+
+    versions = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.system(), "gpu": None}
+    return {"machine": machine, "versions": versions, "commit": None}
+
+
+def _show(record: dict[str, Any], left_out: dict[str, str], written: Sequence[Path]) -> None:
+    from mapengine.calibration.evaluation.report import HEAD, described, fewer_scenes, table_rows
+
+    print()
+    show_facts(
+        [
+            ("model", f"{record['model']}, {record['precision']}, {record['where']}"),
+            ("data", described(record)),
+            ("alignment", "depth AbsRel, inliers: one median factor per scene; points: mean distance; ATE: similarity"),
+        ]
+    )
+    show_table(HEAD, table_rows(record), right=HEAD[1:])
+    fewer = fewer_scenes(record)
+    if fewer:
+        say(f"Fewer scenes: {', '.join(fewer)}")
+    for name, reason in left_out.items():
+        say(f"Left out: {name}: {reason}")
+    for path in written:
+        print(f"Wrote {path}")

@@ -1,0 +1,38 @@
+"""``python -m mapengine.export.training CONFIG --out FOLDER``: train a network on rendered scenes, or go on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from .launch import Run, launch, threads
+
+
+def main() -> int:
+    """Parse the command line and train; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m mapengine.export.training", description=__doc__)
+    parser.add_argument(
+        "config", type=Path, help="JSON with the fields of TrainingConfig, such as export/training/nano.json"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; a checkpoint in it is continued")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=float, help="stop after so many minutes, to be continued")
+    parser.add_argument("--processes", type=int, default=1, help="on a CPU; the processor's threads are shared out")
+    parser.add_argument("--threads", type=int, default=threads(), help="processor threads of all processes")
+    parser.add_argument(
+        "--export", type=Path, metavar="FOLDER", help="write the network in upstream's format at the end"
+    )
+    options = parser.parse_args()
+    until = None if options.minutes is None else time.time() + 60 * options.minutes
+    if options.processes < 1 or (options.processes > 1 and options.device != "cpu"):
+        parser.error("--processes is for --device cpu, and at least 1")
+    run = Run(options.config, options.out, options.device, until, options.export, options.threads // options.processes)
+    return launch(options.processes, run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Starts the processes of a training run and lets them find each other."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from mapengine.runtime.errors import MapEngineError
+
+from .config import TrainingConfig
+from .trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every process of a run is told; see ``python -m mapengine.export.training --help``."""
+
+    config: Path
+    out: Path
+    device: str
+    until: float | None
+    export: Path | None
+    threads: int
+    """Processor threads of each process."""
+
+
+def launch(processes: int, run: Run) -> int:
+    """Train with so many processes, this one included; returns the exit code."""
+    if processes == 1:
+        return _train(0, 1, run, None)
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"file://{folder}/meeting"
+        context = multiprocessing.get_context("spawn")
+        for rank in range(1, processes):
+            context.Process(target=_worker, args=(rank, processes, run, meeting), daemon=True).start()
+        return _train(0, processes, run, meeting)
+
+
+def _worker(rank: int, processes: int, run: Run, meeting: str) -> None:
+    sys.exit(_train(rank, processes, run, meeting))
+
+
+def _train(rank: int, processes: int, run: Run, meeting: str | None) -> int:
+    torch.set_num_threads(max(1, run.threads))
+    report = (lambda text: print(text, flush=True)) if rank == 0 else (lambda text: None)
+    try:
+        if meeting is not None:
+            dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
+        trainer = Trainer(TrainingConfig.read(run.config), run.out, run.device, report)
+        finished = trainer.run(run.until)
+        if rank == 0 and finished and run.export:
+            report(f"wrote {trainer.export(run.export)}")
+    except MapEngineError as error:
+        if rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        if rank == 0:
+            print("stopped; the run goes on from its last checkpoint", file=sys.stderr)
+        return 130
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+def threads() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

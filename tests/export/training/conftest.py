@@ -1,0 +1,34 @@
+"""A small set of scenes and a small network to train on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mapengine.export.presets import preset_config
+from mapengine.export.training.config import Phase, TrainingConfig
+from mapengine.export.training.dataset import SceneArrays, load_scenes, prepare_scenes
+
+SIZE = 28
+
+
+@pytest.fixture(scope="session")
+def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training") / "scenes"
+    prepare_scenes(folder, 50, SIZE, SIZE, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scenes(scene_folder: Path) -> SceneArrays:
+    return load_scenes(sorted(scene_folder.iterdir()))
+
+
+@pytest.fixture
+def config() -> TrainingConfig:
+    changes: dict[str, Any] = {"phases": (Phase(4, 8),), "view_counts": (1, 2, 4), "warmup": 2, "scenes": 50}
+    return TrainingConfig(
+        model=preset_config("tiny"), width=SIZE, height=SIZE, checkpoint_every=100, evaluate_every=100, **changes
+    )
