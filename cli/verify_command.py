@@ -70,7 +70,7 @@ def verify(
     """
     from mapengine.runtime.bundle import Bundle
     from mapengine.runtime.errors import BackendUnavailableError, ParityError
-    from mapengine.runtime.executed import check_executed, executed_products
+    from mapengine.runtime.executed import check_executed, executed_products, listed_products
 
     for option, given in (("--revision", revision is not None), ("--layers", layers)):
         if given and model is None:
@@ -89,13 +89,22 @@ def verify(
         if package is not None:
             step(f"loading {model}")
             reference = _reference(model, revision, manifest)
+        if manifest.quantization is not None and manifest.format == "plan":
+            # What the builder listed is in the manifest: it is checked where the plan cannot run, too.
+            listing = manifest.backends[0].name
+            ran.append((listing, listed_products(manifest)))
+            try:
+                check_executed(manifest, ran[-1][1], listing)
+            except ParityError as error:
+                failures.append(error)
         for name in names:
             try:
-                measured += _measure(bundle, name, threads, step, reference)
-                if manifest.quantization is not None:
-                    step(f"counting the products that {name} runs in {manifest.precision}")
-                    ran.append((name, executed_products(opened, name, threads)))
-                    check_executed(manifest, ran[-1][1], name)
+                used, results = _measure(bundle, name, threads, step, reference)
+                measured += results
+                if manifest.quantization is not None and manifest.format == "onnx":
+                    step(f"counting the products that {used} runs in {manifest.precision}")
+                    ran.append((used, executed_products(opened, used, threads)))
+                    check_executed(manifest, ran[-1][1], used)
             except ParityError as error:
                 failures.append(error)
             except BackendUnavailableError as error:
@@ -154,8 +163,13 @@ def _backends(choice: VerifyBackend, manifest: Manifest) -> list[str]:
     return names if choice is VerifyBackend.all and names else ["auto" if not names else choice.value]
 
 
-def _measure(bundle: Path, name: str, threads: int | None, step: Steps, reference: Any) -> list[tuple[str, Parity]]:
+def _measure(
+    bundle: Path, name: str, threads: int | None, step: Steps, reference: Any
+) -> tuple[str, list[tuple[str, Parity]]]:
     """The golden check, and the comparison with PyTorch where there is a reference.
+
+    Returns:
+        The backend that ``name`` (perhaps ``auto``) meant, and what was measured, with titles.
 
     Raises:
         ParityError: an output is outside its tolerance.
@@ -179,4 +193,4 @@ def _measure(bundle: Path, name: str, threads: int | None, step: Steps, referenc
                     f"value, where {tolerance.rtol:.1e} is allowed; build the bundle again, or use another backend"
                 )
         results.append((f"Against PyTorch, {where}", parity))
-    return results
+    return engine.backend, results

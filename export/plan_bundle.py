@@ -18,6 +18,7 @@ from mapengine.runtime.backends.tensorrt.cuda import open_device
 from mapengine.runtime.backends.tensorrt.flavour import NAMES, Flavour, driver_problem, load_flavour
 from mapengine.runtime.bundle import Bundle, BundleWriter, write_bundle
 from mapengine.runtime.errors import InputError
+from mapengine.runtime.executed import check_executed, listed_products
 from mapengine.runtime.manifest import Manifest, StageSpec, TensorSpec
 from mapengine.runtime.parity_record import Parity
 from mapengine.runtime.profile import Profile
@@ -108,6 +109,10 @@ def write_plan_bundle(
         settings: see :class:`.build_options.PlanSettings`.
         report: called with a line per step. fraction: with the progress of a step.
         measure: measures the parity of the running engine; by default its golden check does.
+
+    Raises:
+        ExportError, OutputError: a stage could not be compiled or written.
+        ParityError: the plans multiply less in 8 bits than an int8 or fp8 bundle asks for, or are outside its tolerance.
     """
     report = report or (lambda line: None)
     stages: dict[str, StageSpec] = {}
@@ -147,6 +152,7 @@ def write_plan_bundle(
         stages=stages,
         tools={**source.manifest.tools, flavour.name: flavour.version},
     )
+    check_executed(manifest, listed_products(manifest), flavour.name)
     writer.write_manifest(manifest)
     if driver_problem() is not None:
         return manifest

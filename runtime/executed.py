@@ -87,7 +87,7 @@ def executed_products(bundle: Bundle, backend: str, threads: int | None = None) 
         BackendError: the backend cannot run a stage or does not say what it ran.
     """
     if bundle.manifest.format == "plan":
-        return _listed(bundle.manifest)
+        return listed_products(bundle.manifest)
     library: HostBackend = OpenVinoBackend(threads) if backend == "openvino" else OnnxRuntimeBackend(threads)
     inputs = _stage_inputs(bundle, library)
     look = _openvino if isinstance(library, OpenVinoBackend) else _onnxruntime
@@ -171,18 +171,21 @@ def _length(kind: str, weight: tuple[int, ...]) -> int:
     return math.prod(weight[1:]) if kind in ("Convolution", "Deconvolution") else weight[-2]
 
 
-def _listed(manifest: Manifest) -> list[Executed]:
+def listed_products(manifest: Manifest) -> list[Executed]:
+    """The products of plans as their builder listed them, without multiplications.
+
+    Raises:
+        BackendError: the manifest lists no layers.
+    """
     entries = []
     for name, stage in manifest.stages.items():
         if stage.layers is None:
             raise BackendError(f"the manifest lists no layers of the stage {name}; build the bundle again")
         products = []
         for types, count in stage.layers.gemms.items():
-            source, _, rest = types.partition(" x ")
-            weight = rest.partition(" -> ")[0]
-            # Weight-only quantisation computes in the type of the activations.
-            dtype = _TENSORRT_TYPES.get(source if source != weight else weight, source)
-            products += [Product(types, dtype, 0)] * count
+            # ``Half x Int8 -> Half`` is weight-only quantisation, which computes in the type of the activations.
+            source = types.partition(" x ")[0]
+            products += [Product(types, _TENSORRT_TYPES.get(source, source), 0)] * count
         entries.append(Executed(name, tuple(products)))
     return entries
 

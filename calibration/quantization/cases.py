@@ -15,7 +15,8 @@ from mapengine.runtime import preprocess_inputs
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.images import IMAGE_EXTENSIONS
 from mapengine.runtime.inputs import load_view_list, raw_views, view_list_inputs
-from mapengine.runtime.samples import sample_views
+
+from ..scenes import render_scene
 
 Views = Sequence[Mapping[str, Any]]
 
@@ -23,6 +24,9 @@ COUNTS = (2, 4, 1, 3)
 """Views of the cases, in turn."""
 MIXES: tuple[tuple[str, ...], ...] = (("",), ("kd",), ("k",), ("kdp", ""), ("p",), ("kdp",), ("kp", "", "kd"))
 """What is known of the views of a case, in turn: letters of k (camera), d (depth), p (pose)."""
+FIRST_SEED = 500_000
+"""Of the rendered scenes, one per case. Evaluation uses seeds from 1 000 000 on, so nothing is calibrated on what it is
+judged by."""
 _GIVEN = {"k": "intrinsics", "d": "depth_z", "p": "camera_poses"}
 
 
@@ -67,16 +71,25 @@ def make_cases(views: Mapping[str, Views], description: str) -> Cases:
 
 
 def rendered_cases(count: int = 8, size: tuple[int, int] = (140, 112), data_norm_type: str = "dinov2") -> Cases:
-    """Cases of the sample room; ``size`` is (width, height) in pixels."""
+    """Cases of rendered scenes, a scene each; ``size`` is (width, height) in pixels.
+
+    Raises:
+        InputError: a size that scenes are not rendered in.
+    """
     cases: dict[str, Views] = {}
     for index, (number, mix) in enumerate(itertools.islice(_plan(), count)):
+        scene = render_scene(FIRST_SEED + index, number, *size)
         raw = [
-            {"img": view.image, "intrinsics": view.intrinsics, "depth_z": view.depth_z, "camera_poses": view.pose}
-            # Of more views than are used, so that the cases see different ones.
-            for view in sample_views(number + index, *size)[index:]
+            {
+                "img": scene.images[view],
+                "intrinsics": scene.intrinsics[view],
+                "depth_z": scene.depth_z[view],
+                "camera_poses": scene.poses[view],
+            }
+            for view in range(number)
         ]
         cases[_title(index, number, mix)] = _prepared(raw, mix, size, data_norm_type)
-    return make_cases(cases, f"{count} cases of the sample room, {size[0]}x{size[1]}")
+    return make_cases(cases, f"{count} rendered scenes from seed {FIRST_SEED}, {size[0]}x{size[1]}")
 
 
 def folder_cases(

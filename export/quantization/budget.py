@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -149,8 +149,6 @@ def keep_accuracy(
 
 
 def _kept(calibration: Calibration, names: tuple[str, ...], report: dict[str, float]) -> Calibration:
-    from dataclasses import replace
-
     return replace(calibration, kept_layers=names, report=report)
 
 

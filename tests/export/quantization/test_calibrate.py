@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mapengine.calibration.quantization import FORMATS, Calibration, Histogram, quantise, weight_scales
-from mapengine.calibration.quantization.cases import Cases, folder_cases, make_cases
+from mapengine.calibration.quantization.cases import FIRST_SEED, Cases, folder_cases, make_cases, rendered_cases
+from mapengine.calibration.scenes import render_scene
 from mapengine.export.quantization import CalibrationOptions, OutputQuality, calibrate, emulated, folded, keep_accuracy
 from mapengine.export.quantization.budget import quantised_share
 from mapengine.export.quantization.calibrate import choose_token_range
@@ -20,7 +23,6 @@ from mapengine.export.quantization.layers import find_layers, linear
 from mapengine.export.quantization.observe import Observer
 from mapengine.export.reference import MapAnything
 from mapengine.runtime.errors import CalibrationError, InputError, OutputError
-from mapengine.runtime.samples import write_samples
 
 INT8 = FORMATS["int8"]
 
@@ -162,12 +164,42 @@ def test_bad_activations_and_options(network: MapAnything, cases: Cases) -> None
             calibrate(network, cases, options)
 
 
+def write_recording(folder: Path, views: int, width: int, height: int) -> list[Path]:
+    """Images of a scene with a ``views.json`` that knows everything."""
+    (folder / "depth").mkdir(parents=True)
+    scene, entries, images = render_scene(7, views, width, height), [], []
+    for index in range(views):
+        images.append(folder / f"{index}.png")
+        Image.fromarray(scene.images[index]).save(images[-1])
+        Image.fromarray(np.rint(scene.depth_z[index] * 1000).astype(np.uint16)).save(folder / f"depth/{index}.png")
+        entries.append(
+            {
+                "image": f"{index}.png",
+                "depth": f"depth/{index}.png",
+                "intrinsics": scene.intrinsics[index].tolist(),
+                "pose": scene.poses[index].tolist(),
+            }
+        )
+    (folder / "views.json").write_text(json.dumps({"views": entries}))
+    return images
+
+
+def test_rendered_cases() -> None:
+    found = rendered_cases(4, (56, 42))
+    assert found.description == f"4 rendered scenes from seed {FIRST_SEED}, 56x42"
+    assert found.sha256 == rendered_cases(4, (56, 42)).sha256 != rendered_cases(3, (56, 42)).sha256
+    assert [len(views) for views in found.views.values()] == [2, 4, 1, 3]
+    shapes = {view["img"].shape for views in found.views.values() for view in views}
+    assert shapes == {(1, 3, 42, 56)}
+    assert ["depth_z" in view for view in list(found.views.values())[3]] == [True, False, True]
+
+
 def test_folders(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no folder"):
         folder_cases(tmp_path / "missing")
     with pytest.raises(InputError, match="holds no images"):
         folder_cases(tmp_path)
-    images = write_samples(tmp_path / "room", 3, 70, 56)
+    images = write_recording(tmp_path / "room", 3, 70, 56)
     found = folder_cases(tmp_path, count=7, size=(70, 56))
     assert len(found.views) == 7
     assert found.sha256 == folder_cases(tmp_path, count=7, size=(70, 56)).sha256
