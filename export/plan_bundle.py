@@ -112,7 +112,7 @@ def write_plan_bundle(
 
     Raises:
         ExportError, OutputError: a stage could not be compiled or written.
-        ParityError: the plans multiply less in 8 bits than an int8 or fp8 bundle asks for, or are outside its tolerance.
+        ParityError: the plans multiply less in 8 bits than the bundle asks for, or are outside its tolerance.
     """
     report = report or (lambda line: None)
     stages: dict[str, StageSpec] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,7 +25,8 @@ def cases() -> Cases:
 
 @pytest.fixture(scope="session")
 def network(reference: Callable[..., MapAnything]) -> MapAnything:
-    """``preset:tiny`` with a few channels 80 times larger behind every LayerNorm, as trained transformers have them."""
+    """``preset:tiny`` with outliers as trained transformers have them, computing the same: two channels 80 times larger
+    behind every LayerNorm, one 30 times larger among the values of every attention, and what reads them smaller."""
     model = shared_copy(reference("preset:tiny"))
     with torch.no_grad():
         for name, module in model.named_modules():
@@ -39,6 +41,16 @@ def network(reference: Callable[..., MapAnything]) -> MapAnything:
                 weight = reader.weight.clone()
                 weight[:, [3, 17]] /= 80
                 reader.weight = torch.nn.Parameter(weight, requires_grad=False)
+        for name, module in model.named_modules():
+            if name.endswith(".attn") and "blocks" in name:
+                value = 2 * module.proj.in_features + 5  # qkv makes the values last
+                weight, bias, reading = (p.clone() for p in (module.qkv.weight, module.qkv.bias, module.proj.weight))
+                weight[value] *= 30
+                bias[value] *= 30
+                reading[:, 5] /= 30
+                module.qkv.weight = torch.nn.Parameter(weight, requires_grad=False)
+                module.qkv.bias = torch.nn.Parameter(bias, requires_grad=False)
+                module.proj.weight = torch.nn.Parameter(reading, requires_grad=False)
     return model
 
 
@@ -48,5 +60,12 @@ def calibration(network: MapAnything, cases: Cases) -> Calibration:
 
 
 @pytest.fixture(scope="session")
-def fp8_calibration(network: MapAnything, cases: Cases) -> Calibration:
-    return calibrate(network, cases, CalibrationOptions("fp8"))
+def mixed_calibration(network: MapAnything, cases: Cases, calibration: Calibration) -> Calibration:
+    """With rotations in the aggregator beside the smoothing of everything else. As nothing that is folded changes what
+    other layers read, layers of two calibrations go together."""
+    other = {layer.name: layer for layer in calibrate(network, cases, CalibrationOptions(smooth=False)).layers}
+    layers = (
+        other[layer.name] if layer.stage == "aggregator" and other[layer.name].rotated else layer
+        for layer in calibration.layers
+    )
+    return replace(calibration, layers=tuple(layers))

@@ -7,18 +7,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from mapengine.calibration.quantization import Calibration, save_calibration
 from mapengine.calibration.quantization.cases import Cases
+from mapengine.calibration.quantization.smoothing import rotate
 from mapengine.export import build_engine
 from mapengine.export.layer_comparison import compare_layers
 from mapengine.export.quantization import CalibrationOptions, calibrate
+from mapengine.export.quantization.layers import find_layers
+from mapengine.export.quantization.stages import measured_tolerance
 from mapengine.export.reference import MapAnything
 from mapengine.runtime import Engine
 from mapengine.runtime.bundle import Bundle
 from mapengine.runtime.errors import CalibrationError, InputError, ParityError
 from mapengine.runtime.executed import LOW, Executed, Product, check_executed, executed_products
+from mapengine.runtime.parity import measure_parity
 
 PRODUCTS = {"image_encoder": 12, "aggregator": 24}
 
@@ -79,6 +86,56 @@ def test_backends_run_integer_products(backend: str, bundle: Bundle, tiny_bundle
         check_executed(bundle.manifest, full, backend)
     macs = [sum(p.macs for p in next(e for e in side if e.stage == "aggregator").products) for side in (executed, full)]
     assert macs[0] == macs[1] > 0
+
+
+def test_a_folded_bundle(
+    network: MapAnything, calibration: Calibration, mixed_calibration: Calibration, cases: Cases, tmp_path: Path
+) -> None:
+    """Smoothing, rotation and bias correction reach the files, and the engine keeps what they buy."""
+    layers = {layer.name: layer for layer in mixed_calibration.layers}
+    smoothed = [layer for layer in layers.values() if layer.exponents is not None]
+    rotated = [layer for layer in layers.values() if layer.rotated]
+    assert {layer.stage for layer in smoothed} == set(PRODUCTS)
+    assert {layer.stage for layer in rotated} == {"aggregator"}
+    build_engine(network, tmp_path / "bundle", precision="int8", calibration=mixed_calibration)
+    bundle = Bundle.open(tmp_path / "bundle")
+    record = bundle.manifest.quantization
+    assert record is not None
+    assert record.products == PRODUCTS
+    assert record.method == "mse ranges, smoothing, rotation, bias correction"
+
+    stored = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for stage in PRODUCTS
+        for tensor in onnx.load(bundle.stage_path(stage)).graph.initializer
+    }
+    for layer in smoothed:
+        if layer.name.endswith("attn.qkv"):
+            norm = layer.name.replace("attn.qkv", "norm1")
+            wanted = network.get_submodule(norm).weight.numpy() / np.exp2(layer.exponents).astype(np.float32)
+            np.testing.assert_array_equal(stored[f"{norm}.weight"], wanted)
+    for layer in rotated:
+        weight = network.get_submodule(layer.name).weight.numpy()
+        head = find_layers(network)[layer.name].head_dim
+        read = stored[f"{layer.name}.weight"].astype(np.float32) * stored[f"{layer.name}.weight_scale"]
+        np.testing.assert_allclose(read.T, rotate(weight, head), atol=stored[f"{layer.name}.weight_scale"].max())
+    for layer in layers.values():
+        bias = network.get_submodule(layer.name).bias.numpy()
+        if layer.name.endswith((".proj", ".w3")):  # no other layer folds anything into these
+            np.testing.assert_allclose(stored[f"{layer.name}.bias"], bias + np.float32(layer.bias), atol=1e-6)
+
+    naive = calibrate(network, cases, CalibrationOptions("int8", "max", False, False, False))
+    views = {"mixed": cases.views["mixed"]}
+    lost = measured_tolerance(network, naive, views, 0.0)
+    kept = measured_tolerance(network, mixed_calibration, views, 0.0)
+    wanted = network.predict(views["mixed"], use_amp=False)
+    for backend in ("onnxruntime", "openvino"):
+        engine = Engine.load(bundle.folder, backend)
+        engine.verify()
+        check_executed(bundle.manifest, executed_products(bundle, backend, 1), backend)
+        parity = measure_parity({"mixed": engine.predict(views["mixed"])}, {"mixed": wanted}, backend)
+        for output in ("depth_along_ray", "pts3d"):
+            assert parity.outputs[output].max_rel < kept[output] < lost[output] / 2
 
 
 def test_share_of_what_is_not_known() -> None:
