@@ -79,6 +79,13 @@ class RangeMethod(str, Enum):
     entropy = "entropy"
 
 
+class AccuracyMetric(str, Enum):
+    """What the accuracy of a rounded network is measured by."""
+
+    outputs = "outputs"
+    geometry = "geometry"
+
+
 class Attention(str, Enum):
     """How attention is written in the ONNX files."""
 

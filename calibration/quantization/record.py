@@ -77,6 +77,7 @@ class Calibration:
         kept_layers: names of those that stay in higher precision.
         report: accuracy by name of what was measured, such as ``smoothing``; 1 is that of float32.
         accuracy: percent of float32's that was asked for, or None.
+        measure: what the accuracies were measured by, in words; None where none was measured.
     """
 
     model_id: str
@@ -92,6 +93,7 @@ class Calibration:
     kept_layers: tuple[str, ...] = ()
     report: Mapping[str, float] = field(default_factory=dict)
     accuracy: float | None = None
+    measure: str | None = None
 
     @property
     def quantised(self) -> tuple[LayerCalibration, ...]:
@@ -136,6 +138,7 @@ class Calibration:
                 "rotate": self.rotate,
                 "correct_bias": self.correct_bias,
                 "accuracy": self.accuracy,
+                "measure": self.measure,
             },
             "kept_layers": list(self.kept_layers),
             "report": dict(self.report),
@@ -180,7 +183,7 @@ def _read(top: Reader) -> Calibration:
     fields = top.fields(*_TOP)
     fields["schema_version"].integer(SCHEMA_VERSION, SCHEMA_VERSION)
     model, data = fields["model"].fields("id", "weights_sha256"), fields["data"].fields("description", "sha256")
-    options = fields["options"].fields("method", "smooth", "rotate", "correct_bias", "accuracy")
+    options = fields["options"].fields("method", "smooth", "rotate", "correct_bias", "accuracy", "measure")
     layers = tuple(_read_layer(name, member) for name, member in fields["layers"].members().items())
     kept = tuple(item.text() for item in fields["kept_layers"].items())
     unknown = sorted(set(kept) - {layer.name for layer in layers})
@@ -200,6 +203,7 @@ def _read(top: Reader) -> Calibration:
         kept_layers=kept,
         report={name: member.number() for name, member in fields["report"].members().items()},
         accuracy=None if options["accuracy"].is_null() else options["accuracy"].number(),
+        measure=None if options["measure"].is_null() else options["measure"].text(),
     )
 
 

@@ -4,11 +4,13 @@ from .budget import OutputQuality, keep_accuracy
 from .calibrate import CalibrationOptions, calibrate
 from .emulate import emulated
 from .fold import folded
+from .geometry import GeometryQuality
 from .layers import LinearLayer, find_layers
 from .qdq import QuantisedStage, quantise_stage
 
 __all__ = [
     "CalibrationOptions",
+    "GeometryQuality",
     "LinearLayer",
     "OutputQuality",
     "QuantisedStage",

@@ -19,7 +19,13 @@ from .observe import run_trunk
 
 
 class Quality(Protocol):
-    """Measures a network that may round: 1 is as good as float32, 0.99 keeps 99 % of it."""
+    """Measures a network that may round: 1 is as good as float32, 0.99 keeps 99 % of it.
+
+    Attributes:
+        description: what is measured, for the calibration's file.
+    """
+
+    description: str
 
     def __call__(self, model: MapAnything) -> float: ...
 
@@ -31,8 +37,11 @@ class OutputQuality:
     signal-to-noise ratio of 40 dB. The output that loses most counts.
 
     Attributes:
+        description: for the calibration's file.
         decibels: signal-to-noise ratio by output, of the last measurement.
     """
+
+    description = "outputs of the stages over the calibration data"
 
     def __init__(self, reference: MapAnything, cases: Mapping[str, Views]) -> None:
         self._cases = dict(cases)

@@ -99,7 +99,8 @@ def calibrate(
         model: float32 reference on the CPU; it is not changed.
         cases: what is run through it.
         options: see :class:`CalibrationOptions`.
-        quality: what the accuracy is measured with; by default :class:`.budget.OutputQuality` over the cases.
+        quality: what the accuracy is measured with; by default :class:`.budget.OutputQuality` over the cases;
+            :class:`.geometry.GeometryQuality` is another.
         report: called with a line per step. fraction: with how much of a step is done.
         unfinished: file that keeps the observations of an interrupted run, and is removed at the end.
 
@@ -117,6 +118,7 @@ def calibrate(
         measure = quality or OutputQuality(model, cases.views)
         if options.compare:
             calibration = replace(calibration, report=run.comparison(measure))
+        calibration = replace(calibration, measure=measure.description)
         if options.accuracy is not None:
             say(f"keeping {options.accuracy:g} % of the accuracy")
             calibration, _ = keep_accuracy(network, calibration, options.accuracy, measure, run.counted)

@@ -18,7 +18,7 @@ def test_calibrates_once(cli: Any, tmp_path: Path) -> None:
     out = tmp_path / "build" / "calibration.json"
     result = cli("calibrate", "preset:tiny", str(out), *SMALL, "--no-rotate")
     assert result.code == 0, result.err
-    assert "36 of 36 layers in int8, 100.0% of multiplications" in result.out
+    assert "36 of 36 layers in int8, 100.0% of their multiplications" in result.out
     assert f"Calibrated preset:tiny for int8 in {out}" in result.out
     found = load_calibration(out)
     assert found.smooth
@@ -31,6 +31,24 @@ def test_calibrates_once(cli: Any, tmp_path: Path) -> None:
     result = cli("calibrate", "preset:tiny", str(out), *SMALL, "--no-rotate", "--no-smooth", "--method", "max")
     assert "Calibrated" in result.out
     assert load_calibration(out).method == "max"
+
+
+def test_what_was_measured_otherwise_is_measured_anew(cli: Any, tmp_path: Path) -> None:
+    out = tmp_path / "calibration.json"
+    asked = ("calibrate", "preset:tiny", str(out), *SMALL, "--no-smooth", "--no-rotate", "--accuracy", "50")
+    for metric, shown in (
+        ((), "Measured by: outputs of the stages over the calibration data"),
+        (
+            ("--metric", "geometry", "--scenes", "1"),
+            "Measured by: geometry over the rendered scenes 600000 to 600000, 56x42",
+        ),
+    ):
+        result = cli(*asked, *metric)
+        assert result.code == 0, result.err
+        assert "Calibrated preset:tiny" in result.out
+        assert shown in result.out
+        assert load_calibration(out).report["kept accuracy"] > 0.5
+        assert "nothing to do" in cli(*asked, *metric).out
 
 
 def test_bad_data(cli: Any, tmp_path: Path) -> None:
@@ -63,6 +81,8 @@ def test_bad_data(cli: Any, tmp_path: Path) -> None:
         (("--method", "best"), "mse"),
         (("--precision", "fp16"), "int8"),
         (("--cases", "0"), "--cases"),
+        (("--metric", "geometry"), "--accuracy or --compare"),
+        (("--accuracy", "99", "--scenes", "3"), "--metric geometry"),
     ],
 )
 def test_wrong_options(options: tuple[str, ...], said: str, cli: Any, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def calibration() -> Calibration:
         ("a.proj",),
         {"x": 0.9},
         99.0,
+        "outputs",
     )
 
 
@@ -64,7 +65,16 @@ def test_round_trip(calibration: Calibration, tmp_path: Path) -> None:
         ({"extra": 1}, "unknown field 'extra'"),
         ({"data": {"description": "x", "sha256": "0"}}, "data.sha256 must be a SHA-256"),
         (
-            {"options": {"method": "mse", "smooth": 1, "rotate": True, "correct_bias": True, "accuracy": None}},
+            {
+                "options": {
+                    "method": "mse",
+                    "smooth": 1,
+                    "rotate": True,
+                    "correct_bias": True,
+                    "accuracy": None,
+                    "measure": None,
+                }
+            },
             "must be true or false",
         ),
     ],

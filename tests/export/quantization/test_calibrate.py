@@ -11,14 +11,25 @@ import pytest
 import torch
 from PIL import Image
 
+from mapengine.calibration.evaluation import evaluate
 from mapengine.calibration.quantization import FORMATS, Calibration, Histogram, quantise, weight_scales
 from mapengine.calibration.quantization.cases import FIRST_SEED, Cases, folder_cases, make_cases, rendered_cases
 from mapengine.calibration.scenes import render_scene
-from mapengine.export.quantization import CalibrationOptions, OutputQuality, calibrate, emulated, folded, keep_accuracy
+from mapengine.export.quantization import (
+    CalibrationOptions,
+    GeometryQuality,
+    OutputQuality,
+    calibrate,
+    emulated,
+    folded,
+    keep_accuracy,
+)
 from mapengine.export.quantization.budget import quantised_share
 from mapengine.export.quantization.calibrate import choose_token_range
 from mapengine.export.quantization.emulate import rounded
 from mapengine.export.quantization.fold import shared_copy
+from mapengine.export.quantization.geometry import FIRST_SEED as FIRST_SCENE
+from mapengine.export.quantization.geometry import TASKS
 from mapengine.export.quantization.layers import find_layers, linear
 from mapengine.export.quantization.observe import Observer
 from mapengine.export.reference import MapAnything
@@ -147,6 +158,31 @@ def test_budget_keeps_the_accuracy_and_most_of_the_work(
     assert (everything.kept_layers, none) == ((), [])
     with pytest.raises(CalibrationError, match=r"int8 cannot keep 99.999 % of the accuracy in any layer"):
         keep_accuracy(model, calibration, 99.999, quality)
+
+
+def test_geometry_is_what_is_kept_of_every_metric(network: MapAnything) -> None:
+    quality = GeometryQuality(network, 2, (56, 42))
+    assert quality.description == "geometry over the rendered scenes 600000 to 600001, 56x42"
+    assert quality(network) == 1
+    assert {task for task, _ in quality.kept} == set(TASKS)
+    assert set(quality.kept.values()) == {1.0}
+    worse = shared_copy(network)
+    head = worse.pose_head.fc_rot
+    head.bias = torch.nn.Parameter(head.bias + torch.tensor([2.0, 0.0, 0.0, 0.0]), requires_grad=False)
+    value = quality(worse)
+    assert value == min(quality.kept.values()) < 0.99
+    # One view is its own frame: there its pose is in no metric.
+    assert all(part == pytest.approx(1) for (task, _), part in quality.kept.items() if task == "image-only-1")
+    evaluated = {
+        name: evaluate(model, [render_scene(FIRST_SCENE + i, 4, 56, 42) for i in range(2)], tasks=["mixed"])
+        for name, model in (("float32", network), ("worse", worse))
+    }
+    before, after = (evaluated[name].tasks[0].metrics["rotation_degrees"] for name in ("float32", "worse"))
+    assert before is not None
+    assert after is not None
+    assert quality.kept["mixed", "rotation_degrees"] == pytest.approx(before / after)
+    with pytest.raises(InputError, match="give at least 1"):
+        GeometryQuality(network, 0)
 
 
 def test_bad_activations_and_options(network: MapAnything, cases: Cases) -> None:
