@@ -114,7 +114,7 @@ def show_quantization(manifest: Manifest) -> None:
 
 
 def show_executed(manifest: Manifest, backend: str, executed: Iterable[Executed]) -> None:
-    """What the products of each stage ran in, and the share of the multiplications in 8 bits."""
+    """What the products of each stage run in, and the share of their multiplications in 8 bits."""
     from mapengine.runtime.executed import LOW
 
     rows = []
@@ -122,7 +122,7 @@ def show_executed(manifest: Manifest, backend: str, executed: Iterable[Executed]
         share = entry.share(LOW[manifest.precision])
         counts = "\n".join(f"{count} x {dtype}" for dtype, count in entry.counts().items())
         rows.append((entry.stage, counts, "-" if share is None else f"{share:.1%}"))
-    columns = ("stage", f"products that {backend} ran", f"multiplications in {manifest.precision}")
+    columns = ("stage", f"products in {backend}", f"multiplications in {manifest.precision}")
     show_table(columns, rows, right=columns[2:])
 
 

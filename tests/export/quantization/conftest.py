@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from mapengine.calibration.quantization import Calibration
 from mapengine.calibration.quantization.cases import Cases, make_cases
+from mapengine.export.onnx_export import export_stages
 from mapengine.export.parity_cases import parity_cases
-from mapengine.export.quantization import CalibrationOptions, calibrate
-from mapengine.export.quantization.fold import shared_copy
+from mapengine.export.quantization import CalibrationOptions, calibrate, folded
+from mapengine.export.quantization.fold import shared_copy, with_corrected_biases
 from mapengine.export.reference import MapAnything
 
 
@@ -69,3 +71,17 @@ def mixed_calibration(network: MapAnything, cases: Cases, calibration: Calibrati
         for layer in calibration.layers
     )
     return replace(calibration, layers=tuple(layers))
+
+
+@pytest.fixture(scope="session")
+def folded_network(network: MapAnything, mixed_calibration: Calibration) -> MapAnything:
+    """What is exported of ``mixed_calibration``: smoothing, rotation and corrected biases in the weights."""
+    return with_corrected_biases(folded(network, mixed_calibration.layers), mixed_calibration)
+
+
+@pytest.fixture(scope="session")
+def folded_stages(folded_network: MapAnything, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the traced stages of ``folded_network``, in float32."""
+    folder = tmp_path_factory.mktemp("folded")
+    export_stages(folded_network, folder)
+    return folder

@@ -11,11 +11,10 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from mapengine.calibration.quantization import Calibration
+from mapengine.calibration.quantization import Calibration, LayerCalibration
 from mapengine.calibration.quantization.cases import Cases
-from mapengine.export.onnx_export import export_stages
 from mapengine.export.precision import lower_precision, runnable
-from mapengine.export.quantization import emulated, folded, quantise_stage
+from mapengine.export.quantization import emulated, quantise_stage
 from mapengine.export.quantization.observe import run_trunk
 from mapengine.export.reference import MapAnything
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -24,15 +23,8 @@ from mapengine.runtime.errors import ExportError
 TYPES = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
 
 
-@pytest.fixture(scope="session")
-def full(network: MapAnything, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folded network in float32."""
-    folder = tmp_path_factory.mktemp("folded")
-    export_stages(folded(network, calibration.layers), folder)
-    return folder
-
-
-def encoder_layers(calibration: Calibration) -> list:  # type: ignore[type-arg]
+def encoder_layers(calibration: Calibration) -> list[LayerCalibration]:
+    """Without corrections of biases, which ``folded_stages`` has already."""
     return [replace(layer, bias=None) for layer in calibration.layers if layer.stage == "image_encoder"]
 
 
@@ -43,21 +35,29 @@ def relative(found: np.ndarray, wanted: np.ndarray) -> float:
 @pytest.mark.parametrize("rest", ["fp32", "fp16"])
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_encoder_computes_what_the_emulation_does(
-    precision: str, rest: str, network: MapAnything, calibration: Calibration, full: Path, cases: Cases, tmp_path: Path
+    precision: str,
+    rest: str,
+    folded_network: MapAnything,
+    mixed_calibration: Calibration,
+    folded_stages: Path,
+    cases: Cases,
+    tmp_path: Path,
 ) -> None:
-    layers = encoder_layers(calibration)
-    source = full / "image_encoder.onnx"
+    layers = encoder_layers(mixed_calibration)
+    source = folded_stages / "image_encoder.onnx"
     if rest == "fp16":
         source = tmp_path / "low" / "image_encoder.onnx"
         source.parent.mkdir()
-        lower_precision(full / "image_encoder.onnx", source, stage="image_encoder", precision="fp16", ranges=None)
+        lower_precision(
+            folded_stages / "image_encoder.onnx", source, stage="image_encoder", precision="fp16", ranges=None
+        )
     result = quantise_stage(
         source,
         tmp_path / "image_encoder.onnx",
         stage="image_encoder",
         layers=layers,
         precision=precision,
-        weights=None if rest == "fp32" else full / "image_encoder.onnx",
+        weights=None if rest == "fp32" else folded_stages / "image_encoder.onnx",
     )
     assert result.quantised == tuple(layer.name for layer in layers)
     graph = onnx.load(result.path).graph
@@ -74,10 +74,9 @@ def test_encoder_computes_what_the_emulation_does(
     assert kinds.count("DequantizeLinear") == 2 * len(layers)
 
     views = cases.views["mixed"]
-    model = folded(network, calibration.layers)
-    exact = run_trunk(model, views)["patch_features"]
-    with emulated(model, layers, precision):
-        wanted = run_trunk(model, views)["patch_features"]
+    exact = run_trunk(folded_network, views)["patch_features"]
+    with emulated(folded_network, layers, precision):
+        wanted = run_trunk(folded_network, views)["patch_features"]
     stage = OnnxRuntimeBackend(1).load_stage("image_encoder", runnable(result.path, tmp_path))
     found = np.concatenate([stage.run({"images": view["img"]})["patch_features"] for view in views])
     loss = relative(wanted, exact)
@@ -87,29 +86,29 @@ def test_encoder_computes_what_the_emulation_does(
     assert relative(found, wanted) < loss
 
 
-def test_writing_is_deterministic_and_small(calibration: Calibration, full: Path, tmp_path: Path) -> None:
+def test_writing_is_deterministic_and_small(calibration: Calibration, folded_stages: Path, tmp_path: Path) -> None:
     paths = [tmp_path / name / "image_encoder.onnx" for name in "ab"]
     for path in paths:
         path.parent.mkdir()
         quantise_stage(
-            full / "image_encoder.onnx",
+            folded_stages / "image_encoder.onnx",
             path,
             stage="image_encoder",
             layers=encoder_layers(calibration),
             precision="int8",
         )
     assert paths[0].read_bytes() == paths[1].read_bytes()
-    before = onnx.load(full / "image_encoder.onnx").graph.initializer
+    before = onnx.load(folded_stages / "image_encoder.onnx").graph.initializer
     weights = sum(
         4 * int(np.prod(tensor.dims)) for tensor in before if ".attn." in tensor.name or ".mlp." in tensor.name
     )
-    saved = (full / "image_encoder.onnx").stat().st_size - paths[0].stat().st_size
+    saved = (folded_stages / "image_encoder.onnx").stat().st_size - paths[0].stat().st_size
     assert saved > 0.6 * weights
 
 
-def test_errors_leave_nothing(calibration: Calibration, full: Path, tmp_path: Path) -> None:
+def test_errors_leave_nothing(calibration: Calibration, folded_stages: Path, tmp_path: Path) -> None:
     layers = encoder_layers(calibration)
-    source, target = full / "image_encoder.onnx", tmp_path / "image_encoder.onnx"
+    source, target = folded_stages / "image_encoder.onnx", tmp_path / "image_encoder.onnx"
     options = {"stage": "image_encoder", "layers": layers, "precision": "int8"}
     with pytest.raises(ExportError, match="is the source itself"):
         quantise_stage(source, source, **options)  # type: ignore[arg-type]
@@ -122,11 +121,11 @@ def test_errors_leave_nothing(calibration: Calibration, full: Path, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_range_of_zero_is_skipped(calibration: Calibration, full: Path, tmp_path: Path) -> None:
+def test_a_range_of_zero_is_skipped(calibration: Calibration, folded_stages: Path, tmp_path: Path) -> None:
     layers = encoder_layers(calibration)
     layers[1] = replace(layers[1], largest=0.0)
     result = quantise_stage(
-        full / "image_encoder.onnx",
+        folded_stages / "image_encoder.onnx",
         tmp_path / "image_encoder.onnx",
         stage="image_encoder",
         layers=layers,
@@ -136,9 +135,7 @@ def test_a_range_of_zero_is_skipped(calibration: Calibration, full: Path, tmp_pa
     assert layers[1].name not in result.quantised
 
 
-def test_attention_forms(
-    calibration: Calibration, network: MapAnything, exported: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_attention_forms(calibration: Calibration, exported: Callable[..., Path], tmp_path: Path) -> None:
     """Every form has the same products; the oldest opset is raised to the first whose QuantizeLinear takes float16."""
     for form, opset in (("matmul", 19), ("attention", 23)):
         folder = tmp_path / form
