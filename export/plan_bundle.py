@@ -28,6 +28,7 @@ from .config import ModelConfig
 from .config_json import parse_config
 from .precision.weights import save_model
 from .tensorrt import build_plan, check_limits, check_settings, check_targets, gpu_chunks, stage_profiles
+from .tensorrt.split_products import split_quantised_products
 
 Progress = Callable[[str], None]
 Fraction = Callable[[float, str], None]
@@ -117,12 +118,18 @@ def write_plan_bundle(
     report = report or (lambda line: None)
     stages: dict[str, StageSpec] = {}
     targets: tuple[str, ...] | None = None
+    quantization = source.manifest.quantization
     for name, spec in source.manifest.stages.items():
         report(f"compiling {name}")
         with tempfile.TemporaryDirectory(dir=writer.folder) as scratch:
             graph = source.stage_path(name)
             if name == "geometry_encoder":
                 graph, spec = add_patch_features(graph, Path(scratch), spec)
+            if quantization is not None:
+                graph, split = split_quantised_products(graph, Path(scratch))
+                if split:  # each of them is three products from here on
+                    wanted = quantization.products[name] + 2 * split
+                    quantization = replace(quantization, products={**quantization.products, name: wanted})
             path = writer.folder / f"{name}.plan"
             profiles = stage_profiles(profile, name, flavour.name)
             plan = build_plan(
@@ -147,6 +154,7 @@ def write_plan_bundle(
     manifest = replace(
         source.manifest,
         format="plan",
+        quantization=quantization,
         backends=(_backend_info(flavour, targets),),
         profile=profile,
         stages=stages,

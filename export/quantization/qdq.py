@@ -2,8 +2,9 @@
 
 A quantised product reads ``DequantizeLinear(QuantizeLinear(x))`` and ``DequantizeLinear(weight)`` and gives the type
 that it gave before; bias, activation and residual stream are not touched. That one form runs as integer products with
-the scales fused behind them in ONNX Runtime (``MatMulIntegerToFloat``), OpenVINO and TensorRT. Activations have one
-scale per tensor, weights one per output channel and are stored in 8 bits.
+the scales fused behind them in ONNX Runtime (``MatMulIntegerToFloat``) and OpenVINO, and TensorRT-RTX lists it as such
+(:mod:`..tensorrt.split_products`). Activations have one scale per tensor, weights one per output channel and are stored
+in 8 bits.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from mapengine.calibration.quantization import Calibration, save_calibration
 from mapengine.calibration.quantization.cases import Cases
 from mapengine.calibration.quantization.smoothing import rotate
-from mapengine.export import build_engine, onnx_bundle
+from mapengine.export import build_engine, compile_engine, onnx_bundle
 from mapengine.export.layer_comparison import compare_layers
 from mapengine.export.onnx_export import ExportedStage
 from mapengine.export.quantization import CalibrationOptions, calibrate
@@ -26,9 +26,10 @@ from mapengine.export.quantization.stages import measured_tolerance
 from mapengine.export.reference import MapAnything
 from mapengine.export.stages import make_stages
 from mapengine.runtime import Engine
+from mapengine.runtime.build_record import LayerRecord
 from mapengine.runtime.bundle import Bundle
 from mapengine.runtime.errors import CalibrationError, InputError, ParityError
-from mapengine.runtime.executed import LOW, Executed, Product, check_executed, executed_products
+from mapengine.runtime.executed import LOW, Executed, Product, check_executed, executed_products, listed_products
 from mapengine.runtime.parity import measure_parity
 
 PRODUCTS = {"image_encoder": 12, "aggregator": 24}
@@ -163,6 +164,29 @@ def test_a_folded_bundle(
         parity = measure_parity({"mixed": engine.predict(views["mixed"])}, {"mixed": wanted}, backend)
         for output in ("depth_along_ray", "pts3d"):
             assert parity.outputs[output].max_rel < kept[output] < lost[output] / 2
+
+
+@pytest.mark.filterwarnings("ignore")  # of what INT8 and float32 attention cost on this library
+def test_plans_multiply_in_int8(bundle: Bundle, tmp_path: Path) -> None:
+    """A build fails if the library's own list of layers has fewer; qkv is three products there."""
+    manifest = compile_engine(bundle.folder, tmp_path / "plans", backend="tensorrt-rtx")
+    assert manifest.quantization is not None
+    assert manifest.quantization.products == {"image_encoder": 12 + 2 * 3, "aggregator": 24 + 2 * 6}
+    counts = {entry.stage: entry.counts() for entry in listed_products(manifest)}
+    assert {stage: counts[stage]["int8"] for stage in PRODUCTS} == manifest.quantization.products
+    assert "int8" not in counts["dense_head"]
+
+
+def test_weights_alone_are_no_product_in_int8(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    stages = {
+        name: replace(stage, layers=LayerRecord(0, 0, (), {"Half x Int8 -> Half": 40}))
+        for name, stage in manifest.stages.items()
+    }
+    listed = listed_products(replace(manifest, stages=stages))
+    assert all(entry.counts() == {"float16": 40} for entry in listed)
+    with pytest.raises(ParityError, match="tensorrt ran 0 of the 12 products of image_encoder in int8"):
+        check_executed(manifest, listed, "tensorrt")
 
 
 def test_share_of_what_is_not_known() -> None:
