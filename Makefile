@@ -5,11 +5,12 @@ PYTHON     ?= python3
 TORCH      ?= torch==2.13.0
 EXTRAS     ?= cpu,openvino,rtx,export,viz,dev
 
-MODEL      ?= preset:tiny
+MODEL      ?= preset:nano
 PRECISION  ?= fp32
 BACKEND    ?= onnxruntime
 VIEWS      ?= 1:4:32
-RESOLUTION ?= all
+# Nothing: all sizes, or for a preset the ones that it was trained at.
+RESOLUTION ?=
 ATTENTION  ?= auto
 TARGET     ?=
 # A file of `mapengine calibrate`, for PRECISION=int8 or fp8; without it the build calibrates with rendered views.
@@ -17,9 +18,12 @@ CALIBRATION ?=
 REVISION   ?=
 OUT        ?= build/engine
 SAMPLES    ?= build/samples
+DEMO       ?= build/demo
 
 WORKERS    ?= 2
 PYTEST     ?=
+
+GPU_OPTIONAL = $(if $(filter tensorrt%,$(BACKEND)),--device optional)
 
 BIN        := .venv/bin
 STAMP      := .venv/.installed
@@ -43,14 +47,18 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[$(EXTRAS)]"
 	@touch $@
 
-engine: $(STAMP)  ## Export and build MODEL into the bundle OUT, check it, and write sample images to try it on
+engine: $(STAMP)  ## Export and build MODEL into the bundle OUT, check it, and reconstruct a rendered scene with it
 	$(BIN)/mapengine build "$(MODEL)" "$(OUT)" --precision "$(PRECISION)" --backend "$(BACKEND)" --views "$(VIEWS)" \
-		--resolution "$(RESOLUTION)" --attention "$(ATTENTION)" $(if $(REVISION),--revision "$(REVISION)") \
-		$(if $(TARGET),--target "$(TARGET)") $(if $(CALIBRATION),--calibration "$(CALIBRATION)")
-	$(BIN)/mapengine verify "$(OUT)" $(if $(filter tensorrt%,$(BACKEND)),--device optional)
+		--attention "$(ATTENTION)" $(if $(RESOLUTION),--resolution "$(RESOLUTION)") \
+		$(if $(REVISION),--revision "$(REVISION)") $(if $(TARGET),--target "$(TARGET)") \
+		$(if $(CALIBRATION),--calibration "$(CALIBRATION)")
+	$(BIN)/mapengine verify "$(OUT)" $(GPU_OPTIONAL)
 	$(BIN)/mapengine samples "$(SAMPLES)"
+	$(if $(filter 1 2 3 4 5 6 7 8,$(firstword $(subst :, ,$(VIEWS)))),\
+		$(BIN)/mapengine demo "$(OUT)" --out "$(DEMO)" $(GPU_OPTIONAL),\
+		@echo 'No demonstration: a rendered scene has at most 8 views, and VIEWS=$(VIEWS) takes more')
 	@echo
-	@echo 'Try it: $(BIN)/mapengine run $(OUT) $(SAMPLES) --out scene.glb --preview scene.png'
+	@echo 'Try it on images: $(BIN)/mapengine run $(OUT) $(SAMPLES) --out scene.glb --preview scene.png'
 
 verify: $(STAMP)  ## Check the bundle OUT on this machine
 	$(BIN)/mapengine verify "$(OUT)"

@@ -29,16 +29,16 @@ Views = list[dict[str, Any]]
 
 
 def make_views(count: int, width: int, height: int, geometry: bool) -> Views:
-    """Prepared views of the sample room; with ``geometry`` every one has camera, depth and pose."""
+    """Prepared views of the sample scene; with ``geometry`` every one has camera, depth and pose."""
+    from mapengine.calibration.samples import sample_views
     from mapengine.runtime import preprocess_inputs
-    from mapengine.runtime.samples import sample_views
 
     raw: Views = []
     for sample in sample_views(count, width=width, height=height):
         view: dict[str, Any] = {"img": sample.image}
         if geometry:
-            view |= {"intrinsics": sample.intrinsics.astype("float32"), "depth_z": sample.depth_z}
-            view["camera_poses"] = sample.pose.astype("float32")
+            view |= {"intrinsics": sample.intrinsics, "depth_z": sample.depth_z}
+            view["camera_poses"] = sample.pose
         raw.append(view)
     return preprocess_inputs(raw, resize_mode="fixed_size", size=(width, height))
 

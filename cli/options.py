@@ -14,6 +14,9 @@ import typer
 _WITHOUT_TORCH = ("build_options", "plan_bundle")
 _EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "huggingface_hub", "ml_dtypes")
 
+RANDOM_PRESETS = ("preset:tiny", "preset:giant")
+"""Models whose results mean nothing."""
+
 
 class BackendName(str, Enum):
     """The backends that this version builds for and runs."""
@@ -43,6 +46,13 @@ class VerifyBackend(str, Enum):
     openvino = "openvino"
     tensorrt_rtx = "tensorrt-rtx"
     tensorrt = "tensorrt"
+
+
+class Device(str, Enum):
+    """What to do where the device of a bundle is missing."""
+
+    required = "required"
+    optional = "optional"
 
 
 class Precision(str, Enum):

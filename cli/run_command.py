@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import Steps, megabytes, say, show_facts, stage_progress
-from .options import BundleArgument, RunBackend, Threads, parse_size
+from .options import RANDOM_PRESETS, BundleArgument, RunBackend, Threads, parse_size
 from .outputs import Format, Output, keep_inputs, plan_outputs
 from .signals import interrupts_later
 
 if TYPE_CHECKING:
     from mapengine.runtime import Engine, Scene
     from mapengine.runtime.inputs import ViewFiles
-
-_RANDOM = ("preset:tiny", "preset:giant")
 
 
 def run(
@@ -231,7 +229,7 @@ def _summary(engine: Engine, scene: Scene, outputs: list[Output], seconds: dict[
     )
     if not outputs:
         say("To save the scene: --out scene.glb (or .ply, .npz, a folder for COLMAP); a picture: --preview scene.png")
-    if manifest.model.id in _RANDOM:
+    if manifest.model.id in RANDOM_PRESETS:
         say(f"Note: {manifest.model.id} has random weights: this shows that the chain works, not what the images show.")
 
 

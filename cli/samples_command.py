@@ -10,9 +10,13 @@ import typer
 
 def samples(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the images and views.json.")],
-    views: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="How many views.")] = 3,
+    views: Annotated[int, typer.Option(min=1, max=8, metavar="N", help="How many views.")] = 4,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Another scene than the usual one.", show_default=False),
+    ] = None,
 ) -> None:
-    """Write sample images of a made-up room.
+    """Write sample images of a rendered scene.
 
     Beside them, views.json holds their cameras, depth and poses.
 
@@ -21,7 +25,7 @@ def samples(
       mapengine samples build/samples
       mapengine run build/engine build/samples --preview scene.png
     """
-    from mapengine.runtime.samples import write_samples
+    from mapengine.calibration.samples import SAMPLE_SEED, write_samples
 
-    images = write_samples(out, views)
+    images = write_samples(out, views, seed=SAMPLE_SEED if seed is None else seed)
     print(f"Wrote {len(images)} views to {out}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .console import Steps, problem, say
-from .options import BundleArgument, Revision, Threads, VerifyBackend, import_export
+from .options import BundleArgument, Device, Revision, Threads, VerifyBackend, import_export
 from .tables import (
     show_divergence,
     show_executed,
@@ -23,13 +22,6 @@ if TYPE_CHECKING:
     from mapengine.runtime.executed import Executed
     from mapengine.runtime.manifest import Manifest
     from mapengine.runtime.parity_record import Parity
-
-
-class Device(str, Enum):
-    """What to do where the device of a bundle is missing."""
-
-    required = "required"
-    optional = "optional"
 
 
 def verify(

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from mapengine.calibration.samples import sample_views
 from mapengine.runtime import preprocess_inputs
 from mapengine.runtime.profile import Range
-from mapengine.runtime.samples import sample_views
 
 Views = list[dict[str, Any]]
 
@@ -20,19 +20,25 @@ PARITY_SIZE = (140, 112)
 """(width, height) in pixels: patch grids with an even and an odd side, and none that is square."""
 
 
+_SMALLEST_SIDE = 28
+_LONGEST_SHAPE = 2  # longer side over shorter side
+
+
 def _views(size: tuple[int, int], given: Iterable[str], data_norm_type: str, metric: bool = True) -> Views:
-    """Views of the sample room; ``given`` says per view what is known: letters of k (camera), d (depth), p (pose)."""
-    width, height = size
+    """Views of the sample scene; ``given`` says per view what is known: letters of k (camera), d (depth), p (pose)."""
+    # Narrow views have little in common, so the middle of wider ones is cut out.
+    least = max(_SMALLEST_SIDE, -(-max(size) // _LONGEST_SHAPE))
+    width, height = (max(side, least) for side in size)
     known = list(given)
     raw = []
     for sample, letters in zip(sample_views(len(known), width=width, height=height), known, strict=True):
         view: dict[str, Any] = {"img": sample.image}
         if "k" in letters:
-            view["intrinsics"] = sample.intrinsics.astype(np.float32)
+            view["intrinsics"] = sample.intrinsics
         if "d" in letters:
             view["depth_z"] = sample.depth_z
         if "p" in letters:
-            view["camera_poses"] = sample.pose.astype(np.float32)
+            view["camera_poses"] = sample.pose
         if letters and not metric:
             view["is_metric_scale"] = np.array([False])
         raw.append(view)

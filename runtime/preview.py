@@ -6,12 +6,24 @@ import math
 import numbers
 import os
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from .drawing import (
+    BACKGROUND,
+    CONFIDENCE_STOPS,
+    DEPTH_STOPS,
+    FAINT,
+    TEXT,
+    colorize,
+    draw_scale,
+    fit_text,
+    paste_tile,
+    robust_range,
+)
 from .errors import InputError
 from .files import atomic_write, output_path
 
@@ -19,27 +31,6 @@ MAX_VIEWS = 12
 """The preview shows the first so many views."""
 
 _MIN_WIDTH, _MAX_WIDTH = 320, 8192
-_INVALID = (58, 58, 62)
-_BACKGROUND, _TEXT, _FAINT = (250, 250, 248), (32, 34, 38), (112, 116, 122)
-# Equally spaced stops. Depth: near is bright yellow, far is dark violet. Confidence: low is dark blue, high is yellow.
-_DEPTH_STOPS = (
-    (252, 232, 120),
-    (252, 176, 66),
-    (238, 110, 70),
-    (206, 62, 104),
-    (150, 42, 130),
-    (92, 32, 130),
-    (40, 20, 92),
-)
-_CONFIDENCE_STOPS = (
-    (38, 34, 84),
-    (46, 74, 132),
-    (40, 116, 142),
-    (36, 158, 134),
-    (92, 198, 100),
-    (178, 222, 62),
-    (246, 232, 72),
-)
 _TITLES = ("Image", "Depth", "Confidence")
 
 
@@ -119,46 +110,45 @@ def draw_preview(scene: SceneArrays, max_width: int = 1600) -> Image.Image:
     total, height, width = scene.depth.shape
     shown = min(total, MAX_VIEWS)
     layout = _layout(shown, width, height, max_width)
-    canvas = Image.new("RGB", (layout.width, layout.height), _BACKGROUND)
+    canvas = Image.new("RGB", (layout.width, layout.height), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(layout.font)
 
     mask = scene.mask[:shown]
-    depth_range = _range(scene.depth[:shown][mask])
-    confidence_range = _range(scene.confidence[:shown])
+    depth_range = robust_range(scene.depth[:shown][mask])
+    confidence_range = robust_range(scene.confidence[:shown])
     for block in range(layout.blocks):
         left = layout.margin + block * (layout.block_width + layout.block_gap)
         for column, title in enumerate(_TITLES):
             x = left + column * (layout.tile[0] + layout.gap)
-            draw.text((x, layout.margin + layout.font // 3), title, fill=_TEXT, font=font)
+            draw.text((x, layout.margin + layout.font // 3), title, fill=TEXT, font=font)
     for view in range(shown):
         block, row = divmod(view, layout.rows)
         left = layout.margin + block * (layout.block_width + layout.block_gap)
         top = layout.margin + layout.title + row * (layout.tile[1] + layout.caption)
         tiles = (
             scene.colors[view],
-            _colorize(scene.depth[view], mask[view], depth_range, _DEPTH_STOPS),
-            _colorize(scene.confidence[view], np.isfinite(scene.confidence[view]), confidence_range, _CONFIDENCE_STOPS),
+            colorize(scene.depth[view], mask[view], depth_range, DEPTH_STOPS),
+            colorize(scene.confidence[view], np.isfinite(scene.confidence[view]), confidence_range, CONFIDENCE_STOPS),
         )
         for column, tile in enumerate(tiles):
-            # Box for the colour maps: smoother filters would invent values next to edges and invalid pixels.
-            method = Image.Resampling.LANCZOS if column == 0 else Image.Resampling.BOX
-            resized = Image.fromarray(np.ascontiguousarray(tile)).resize(layout.tile, method)
-            canvas.paste(resized, (left + column * (layout.tile[0] + layout.gap), top))
-        name = _fit(draw, scene.names[view], font, layout.tile[0])
-        draw.text((left, top + layout.tile[1] + layout.font // 5), name, fill=_FAINT, font=font)
+            corner = (left + column * (layout.tile[0] + layout.gap), top)
+            paste_tile(canvas, tile, corner, layout.tile, smooth=column == 0)
+        name = fit_text(draw, scene.names[view], font, layout.tile[0])
+        draw.text((left, top + layout.tile[1] + layout.font // 5), name, fill=FAINT, font=font)
 
     note = f"first {shown} of {total} views" if shown < total else f"{total} view{'s' if total > 1 else ''}"
-    draw.text((layout.margin, layout.bars_top), note, fill=_FAINT, font=font)
+    draw.text((layout.margin, layout.bars_top), note, fill=FAINT, font=font)
     column = layout.tile[0] + layout.gap
     for index, (limits, stops, unit, nothing) in enumerate(
         (
-            (depth_range, _DEPTH_STOPS, " m", "no valid depth"),
-            (confidence_range, _CONFIDENCE_STOPS, "", "no confidence"),
+            (depth_range, DEPTH_STOPS, " m", "no valid depth"),
+            (confidence_range, CONFIDENCE_STOPS, "", "no confidence"),
         ),
         1,
     ):
-        _scale_bar(canvas, (layout.margin + index * column, layout.bars_top), layout, limits, stops, unit, nothing)
+        corner = (layout.margin + index * column, layout.bars_top)
+        draw_scale(canvas, corner, layout.tile[0], layout.font, limits, stops, unit, nothing)
     return canvas
 
 
@@ -179,97 +169,3 @@ def _layout(shown: int, width: int, height: int, max_width: int) -> _Layout:
         block_gap=block_gap,
         margin=margin,
     )
-
-
-def _range(values: NDArray[np.float32]) -> tuple[float, float] | None:
-    """Robust limits of the finite values; None if there are none."""
-    finite = values[np.isfinite(values)]
-    if finite.size == 0:
-        return None
-    low, high = (float(v) for v in np.percentile(finite.astype(np.float64), (1, 99)))
-    # A constant map still needs a scale with two ends.
-    pad = max(1e-3 * max(abs(low), abs(high)), 1e-6)
-    return (low, high) if high - low > pad else (low - pad, high + pad)
-
-
-def _colorize(
-    values: NDArray[np.float32],
-    valid: NDArray[np.bool_],
-    limits: tuple[float, float] | None,
-    stops: tuple[tuple[int, int, int], ...],
-) -> NDArray[np.uint8]:
-    """Colour map of (H, W) values as (H, W, 3) uint8; invalid pixels are dark grey."""
-    result = np.full((*values.shape, 3), _INVALID, dtype=np.uint8)
-    if limits is not None and valid.any():
-        low, high = limits
-        share = np.clip((values[valid].astype(np.float64) - low) / (high - low), 0.0, 1.0)
-        result[valid] = _ramp(share, stops)
-    return result
-
-
-def _ramp(share: NDArray[np.float64], stops: tuple[tuple[int, int, int], ...]) -> NDArray[np.uint8]:
-    positions = np.linspace(0.0, 1.0, len(stops))
-    channels = [np.interp(share, positions, [stop[c] for stop in stops]) for c in range(3)]
-    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
-
-
-def _scale_bar(
-    canvas: Image.Image,
-    corner: tuple[int, int],
-    layout: _Layout,
-    limits: tuple[float, float] | None,
-    stops: tuple[tuple[int, int, int], ...],
-    unit: str,
-    nothing: str,
-) -> None:
-    draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(layout.font)
-    x, y = corner
-    width, bar = layout.tile[0], layout.font
-    if limits is None:
-        draw.text((x, y), nothing, fill=_FAINT, font=font)
-        return
-    strip = np.broadcast_to(_ramp(np.linspace(0.0, 1.0, width), stops), (bar, width, 3))
-    canvas.paste(Image.fromarray(np.ascontiguousarray(strip)), (x, y))
-    low, high = limits
-    end = -math.inf
-    for tick in _ticks(low, high, max(2, width // (layout.font * 4))):
-        at = x + (tick - low) / (high - low) * (width - 1)
-        label = f"{_label(tick, high - low)}{unit}"
-        length = draw.textlength(label, font=font)
-        start = min(max(at - length / 2, x), x + width - length)
-        if start < end + layout.font * 0.6:
-            continue
-        draw.line([(at, y + bar), (at, y + bar + layout.font // 4)], fill=_FAINT)
-        draw.text((start, y + bar + layout.font // 3), label, fill=_TEXT, font=font)
-        end = start + length
-
-
-def _ticks(low: float, high: float, count: int) -> list[float]:
-    """Round numbers within low..high, about ``count`` of them."""
-    raw = (high - low) / count
-    magnitude = 10.0 ** math.floor(math.log10(raw))
-    step = next(magnitude * factor for factor in (1, 2, 2.5, 5, 10) if magnitude * factor >= raw * (1 - 1e-9))
-    first = math.ceil(low / step - 1e-9)
-    return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _label(value: float, span: float) -> str:
-    digits = max(0, 2 - math.floor(math.log10(span)))
-    text = f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.3g}"
-    text = text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
-    return "0" if text in ("-0", "") else text
-
-
-def _fit(draw: Any, text: str, font: Any, width: int) -> str:
-    """``text`` as one printable line, shortened in the middle to ``width`` pixels."""
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    if draw.textlength(text, font=font) <= width:
-        return text
-    keep = len(text)
-    while keep > 2:
-        keep = min(keep - 1, 200)
-        short = f"{text[: keep // 2]}...{text[len(text) - (keep - keep // 2) :]}"
-        if draw.textlength(short, font=font) <= width:
-            return short
-    return "..."

@@ -1,4 +1,4 @@
-"""Views of the sample room for the engine's tests, and how predictions are compared."""
+"""Views of the sample scene for the engine's tests, and how predictions are compared."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from mapengine.calibration.samples import sample_views
 from mapengine.runtime import preprocess_inputs
-from mapengine.runtime.samples import sample_views
 
 SIZE = (84, 56)  # width, height
 MIXES = {
@@ -28,7 +28,7 @@ MIXES = {
 
 
 def views_of(mix: tuple[str, ...], size: tuple[int, int] = SIZE, batch: int = 1) -> list[dict[str, Any]]:
-    """Views of the sample room with what the letters say; further samples of a batch are dimmed images of the first."""
+    """Views of the sample scene with what the letters say; more samples of a batch are dimmed images of the first."""
     result = []
     for sample, letters in zip(sample_views(len(mix), width=size[0], height=size[1]), mix, strict=True):
         raw: dict[str, Any] = {"img": sample.image, "intrinsics": sample.intrinsics, "depth_z": sample.depth_z}

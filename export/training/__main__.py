@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, help="stop after so many minutes, to be continued")
     parser.add_argument("--processes", type=int, default=1, help="on a CPU; the processor's threads are shared out")
     parser.add_argument("--threads", type=int, default=threads(), help="processor threads of all processes")
+    parser.add_argument("--start", metavar="MODEL", help="begin a new run with the weights of a model")
     parser.add_argument(
         "--export", type=Path, metavar="FOLDER", help="write the network in upstream's format at the end"
     )
@@ -30,7 +31,8 @@ def main() -> int:
     until = None if options.minutes is None else time.time() + 60 * options.minutes
     if options.processes < 1 or (options.processes > 1 and options.device != "cpu"):
         parser.error("--processes is for --device cpu, and at least 1")
-    run = Run(options.config, options.out, options.device, until, options.export, options.threads // options.processes)
+    threads_each = options.threads // options.processes
+    run = Run(options.config, options.out, options.device, until, options.export, options.start, threads_each)
     return launch(options.processes, run)
 
 

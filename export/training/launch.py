@@ -27,6 +27,7 @@ class Run:
     device: str
     until: float | None
     export: Path | None
+    start: str | None
     threads: int
     """Processor threads of each process."""
 
@@ -53,7 +54,7 @@ def _train(rank: int, processes: int, run: Run, meeting: str | None) -> int:
     try:
         if meeting is not None:
             dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
-        trainer = Trainer(TrainingConfig.read(run.config), run.out, run.device, report)
+        trainer = Trainer(TrainingConfig.read(run.config), run.out, run.device, report, run.start)
         finished = trainer.run(run.until)
         if rank == 0 and finished and run.export:
             report(f"wrote {trainer.export(run.export)}")

@@ -26,9 +26,9 @@ _PIXEL_STRIDE = 2
 def new_network(config: ModelConfig, seed: int) -> MapAnything:
     """A network with fresh weights.
 
-    PyTorch's defaults for layers; small noise for tokens; sines and cosines for positions; biases that make the untrained network predict
-    rays straight ahead, depth 1, the identity pose and a metric factor of 3; and pose encoders that are as sensitive as
-    poses need (without it the network takes far longer to notice that poses are given).
+    PyTorch's defaults for layers; small noise for tokens; sines and cosines for positions; biases that make the
+    untrained network predict rays straight ahead, depth 1, the identity pose and a metric factor of 3; and pose
+    encoders that are as sensitive as poses need (without it the network takes far longer to notice them).
     """
     torch.manual_seed(seed)
     network = MapAnything(config, "training")

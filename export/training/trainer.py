@@ -24,7 +24,7 @@ from mapengine.runtime.errors import CheckpointError, MapEngineError
 from mapengine.runtime.files import atomic_write
 
 from ..config_json import parse_config
-from ..reference import MapAnything
+from ..reference import MapAnything, load_model
 from .batch import Batch, Sampler
 from .config import TrainingConfig
 from .dataset import load_scenes, prepare_scenes
@@ -43,7 +43,27 @@ Report = Callable[[str], None]
 class Trainer:
     """A run in a folder: ``config.json``, ``checkpoint.pt``, ``log.jsonl`` (one record per interval and evaluation)."""
 
-    def __init__(self, config: TrainingConfig, folder: Path, device: str = "cpu", report: Report = print) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        folder: Path,
+        device: str = "cpu",
+        report: Report = print,
+        start: str | Path | None = None,
+    ) -> None:
+        """Continue the run in ``folder``, or begin one there.
+
+        Args:
+            config: of the run.
+            folder: of the run; the scenes are beside it.
+            device: torch device.
+            report: called with a line of progress.
+            start: a model whose weights a new run begins with, as :func:`..reference.load_model` takes it.
+
+        Raises:
+            CheckpointError: a damaged checkpoint, or a ``start`` of another shape.
+            ModelNotFoundError, ConfigError: as ``load_model`` for ``start``.
+        """
         self.config, self.folder, self.device, self._report = config, folder, torch.device(device), report
         folder.mkdir(parents=True, exist_ok=True)
         network = new_network(parse_config(config.model, "training configuration"), config.seed).to(self.device)
@@ -54,14 +74,23 @@ class Trainer:
         self.step = 0
         self._seconds = 0.0
         self._rank, self._world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self._resume()
+        self._fresh = not self._resume() and start is None
+        if self.step == 0 and start is not None:
+            self._begin_with(start)
 
     # ---- state --------------------------------------------------------------------------------------------------
 
-    def _resume(self) -> None:
+    def _begin_with(self, start: str | Path) -> None:
+        model = load_model(start)
+        if model.config != self.network.config:
+            raise CheckpointError(f"{start}: not the network of this configuration; name a model of the same shape")
+        self.network.load_state_dict(model.state_dict())
+        self._report(f"begins with the weights of {start}")
+
+    def _resume(self) -> bool:
         path = self.folder / "checkpoint.pt"
         if not path.exists():
-            return
+            return False
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             self.network.load_state_dict(state["network"])
@@ -70,6 +99,7 @@ class Trainer:
         except Exception as error:
             raise CheckpointError(f"{path}: cannot resume ({error}); remove it to start anew") from None
         self._report(f"resumed at step {self.step}")
+        return True
 
     def save(self) -> None:
         """Write the checkpoint, complete or not at all."""
@@ -100,7 +130,7 @@ class Trainer:
             files = self._scene_files()
         scenes = load_scenes(files)
         self._report(f"{len(scenes)} scenes of {scenes.images.shape[1]} views")
-        if self.step == 0:
+        if self._fresh:
             samples = max(1, 8 // max(config.view_counts))  # the same ones in every process
             first = Sampler(scenes, config.mix, config.seed).batch(0, samples, max(config.view_counts))
             balance_heads(self.network, first.to(self.device))

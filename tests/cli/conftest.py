@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import pytest
 
+from mapengine.calibration.samples import write_samples
 from mapengine.cli import main
-from mapengine.runtime.samples import write_samples
 
 
 class Result(NamedTuple):

@@ -50,6 +50,15 @@ def test_a_bundle_of_graphs_is_compiled_shown_and_checked(cli: Any, tiny_bundle:
     assert f"Not run: the backend tensorrt-rtx needs an NVIDIA GPU, and {NO_GPU}" in optional.out
     assert "its results were not checked on this machine" in optional.out
 
+    shown = cli("demo", out, "--out", tmp_path / "demo")
+    assert (shown.code, len(shown.problems)) == (1, 1)
+    skipped = cli("demo", out, "--out", tmp_path / "demo", "--device", "optional")
+    assert (skipped.code, skipped.problems) == (0, [])
+    assert skipped.out == (
+        f"No demonstration on this machine: the backend tensorrt-rtx needs an NVIDIA GPU, and {NO_GPU}\n"
+    )
+    assert not (tmp_path / "demo").exists()
+
     plan = out / "aggregator.plan"
     plan.write_bytes(plan.read_bytes()[:-1] + b"?")
     altered = cli("verify", out, "--device", "optional")

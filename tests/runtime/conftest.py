@@ -1,4 +1,4 @@
-"""Predictions of a perfect network for the sample room, and engines of a small random one."""
+"""Predictions of a perfect network for the sample scene, and engines of a small random one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mapengine.calibration.samples import sample_views
 from mapengine.runtime import Engine
-from mapengine.runtime.samples import sample_views
 
 
 def _room_predictions(count: int = 2, width: int = 56, height: int = 42, batch: int = 1) -> list[dict[str, Any]]:
-    """What ``Engine.infer`` would return for the sample room if the network were exact."""
+    """What ``Engine.infer`` would return for the sample scene if the network were exact."""
     result = []
     for view in sample_views(count, width, height):
         k = view.intrinsics.astype(np.float64)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mapengine.calibration.samples import sample_views
 from mapengine.runtime import BackendUnavailableError, Engine, InputError
 from mapengine.runtime import engine as engine_module
 from mapengine.runtime.backends import available_backends
@@ -24,7 +25,6 @@ from mapengine.runtime.errors import (
     VersionError,
 )
 from mapengine.runtime.pipeline import Pipeline
-from mapengine.runtime.samples import sample_views
 
 from ..engine_views import close, views_of
 

@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from mapengine.runtime import preview
+from mapengine.runtime import drawing, preview
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.scene import Scene
 
@@ -48,10 +46,10 @@ def test_tiles_show_image_depth_and_invalid_pixels(scene: Scene) -> None:
     expected = Image.fromarray(scene.colors[0]).resize((width, height), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(tiles[0], np.asarray(expected))
     # The left eighth of the helper's masks is invalid: dark grey in the depth only.
-    grey = (tiles[1] == preview._INVALID).all(axis=-1)
+    grey = (tiles[1] == drawing.INVALID).all(axis=-1)
     assert grey[:, : width // 8 - 1].all()
     assert not grey[:, width // 8 + 1 :].any()
-    assert not (tiles[2] == preview._INVALID).all(axis=-1).any()
+    assert not (tiles[2] == drawing.INVALID).all(axis=-1).any()
     # Near is bright, far is dark.
     depth = np.asarray(Image.fromarray(scene.depth[0]).resize((width, height)))
     valid = np.s_[:, width // 6 :]
@@ -121,19 +119,6 @@ def test_refuses_a_width_out_of_range(scene: Scene, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"max_width is {width}"):
             scene.preview(tmp_path / "x.png", max_width=width)
     assert list(tmp_path.iterdir()) == []
-
-
-@settings(max_examples=200, deadline=None)
-@given(low=st.floats(-1e4, 1e4), span=st.floats(1e-3, 1e5), count=st.integers(2, 12))
-def test_ticks_are_round_numbers_in_range(low: float, span: float, count: int) -> None:
-    high = low + span
-    ticks = preview._ticks(low, high, count)
-    assert 1 <= len(ticks) <= count + 1
-    margin = 1e-6 * max(span, abs(low))
-    assert all(low - margin <= tick <= high + margin for tick in ticks)
-    assert len({preview._label(tick, span) for tick in ticks}) == len(ticks)
-    for tick in ticks:
-        assert float(preview._label(tick, span)) == pytest.approx(tick, abs=0.01 * span, rel=0.01)
 
 
 def test_names_are_shortened_and_made_printable(room_predictions: Callable[..., Predictions]) -> None:

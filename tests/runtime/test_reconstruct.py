@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mapengine.calibration.samples import sample_views
 from mapengine.runtime import Engine, InputError, ProfileError, Scene, preprocess_inputs
 from mapengine.runtime import engine as engine_module
 from mapengine.runtime.errors import (
     ImageSizeError,
 )
-from mapengine.runtime.samples import sample_views
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_geometry_arrives_scaled_at_the_network(small: Engine, images: list[np.n
 
 
 def test_metric_flag_and_options_are_passed_on(small: Engine, images: list[np.ndarray]) -> None:
-    poses = [s.pose for s in sample_views(3)]
+    poses = [s.pose for s in sample_views(3, width=80, height=60)]
     metric = small.reconstruct(images, poses=poses, size=(56, 42))
     flagged = small.reconstruct(images, poses=poses, size=(56, 42), metric=False)
     ignored = small.reconstruct(images, poses=poses, size=(56, 42), ignore_pose_scale_inputs=True)

@@ -281,9 +281,9 @@ def test_glb_points_and_cameras_in_gltf_axes(scene: Scene, tmp_path: Path) -> No
         # The frustum spans from the camera centre to the image plane at its depth, the tip up (negative y).
         assert local[:, 2].min() == pytest.approx(0, abs=0.02 * size)
         assert local[:, 2].max() == pytest.approx(size, rel=0.02)
-        half_width = size * 28 / scene.intrinsics[view, 0, 0]
-        assert local[:, 0].max() == pytest.approx(half_width, rel=0.05)
-        assert local[:, 0].min() == pytest.approx(-half_width, rel=0.05)
+        focal, centre = scene.intrinsics[view, 0, [0, 2]]
+        assert local[:, 0].max() == pytest.approx(size * (55.5 - centre) / focal, rel=0.05)
+        assert local[:, 0].min() == pytest.approx(-size * (centre + 0.5) / focal, rel=0.05)
         assert -local[:, 1].min() > 1.2 * local[:, 1].max()
 
 

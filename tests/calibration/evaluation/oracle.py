@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapengine.calibration.evaluation import Task, Truth, task_views
+from mapengine.calibration.samples import sample_views
 from mapengine.runtime.geometry import matrix_to_quaternion
 from mapengine.runtime.inference import MultiViewInference, RunOptions
 from mapengine.runtime.postprocess import forward_outputs
-from mapengine.runtime.samples import sample_views
 from mapengine.runtime.views import PreparedViews
 
 Array = NDArray[Any]
@@ -22,7 +22,7 @@ SKY_ROWS = 5  # at the top of every view
 
 @dataclass(frozen=True, eq=False)
 class SampleScene:
-    """Views of the sample room whose uppermost rows count as sky."""
+    """Views of the sample scene whose uppermost rows count as sky."""
 
     images: Array
     depth_z: Array

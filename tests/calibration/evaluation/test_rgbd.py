@@ -15,9 +15,9 @@ from PIL import Image
 
 from mapengine.calibration.evaluation import ConstantDepth, Truth, evaluate, load_rgbd, score, task_views
 from mapengine.calibration.evaluation.tasks import TASKS
+from mapengine.calibration.samples import sample_views, write_samples
 from mapengine.runtime import ImageReadError, InputError
 from mapengine.runtime.errors import ImageSizeError
-from mapengine.runtime.samples import sample_views, write_samples
 
 from ...refusals import refused
 from .oracle import SIZE, Oracle

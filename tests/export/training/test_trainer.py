@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mapengine.export import load_model
+from mapengine.export.presets import preset_config
 from mapengine.export.training.config import InputMix, Phase, TrainingConfig
 from mapengine.export.training.optimizer import learning_rate_at
 from mapengine.export.training.trainer import Trainer
@@ -81,6 +82,24 @@ def test_an_exported_network_is_a_model(config: TrainingConfig, run_folder: Path
     image = np.zeros((1, 3, 28, 28), np.float32)
     prediction = model.infer([{"img": image, "data_norm_type": ["dinov2"]}])[0]
     assert bool(prediction["pts3d"].isfinite().all())
+
+
+def test_a_run_begins_with_the_weights_of_a_model(config: TrainingConfig, run_folder: Path) -> None:
+    first = Trainer(config, run_folder / "first", report=quiet)
+    folder = first.export(run_folder / "model")
+    second = Trainer(dataclasses.replace(config, seed=1), run_folder / "second", report=quiet, start=folder)
+    for name, value in weights(first).items():
+        torch.testing.assert_close(weights(second)[name], value.half().float(), rtol=0, atol=0, msg=name)
+    with pytest.raises(CheckpointError, match="not the network"):
+        Trainer(config, run_folder / "third", report=quiet, start=_other(run_folder))
+
+
+def _other(folder: Path) -> Path:
+    """A model of another shape."""
+    other = preset_config("tiny")
+    other["info_sharing_config"]["module_args"]["depth"] = 5
+    config = TrainingConfig(model=other, width=28, height=28, phases=(Phase(1, 8),), view_counts=(1,))
+    return Trainer(config, folder / "other", report=quiet).export(folder / "other-model")
 
 
 def test_validation_is_logged(config: TrainingConfig, run_folder: Path) -> None:

@@ -1,0 +1,223 @@
+"""``mapengine demo``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .console import Steps, megabytes, say, show_facts, show_table, stage_progress
+from .options import RANDOM_PRESETS, BundleArgument, Device, RunBackend, Threads, parse_size
+from .outputs import plan_outputs
+
+if TYPE_CHECKING:
+    from mapengine.calibration.demo import Comparison
+    from mapengine.runtime import Engine
+    from mapengine.runtime.profile import Profile
+
+_GIVEN = ("images", "intrinsics", "poses", "depth")
+_MOST_VIEWS, _USUAL_VIEWS = 8, 4
+_WARNING = "Random weights: this shows that the chain works, and the prediction means nothing."
+
+
+def demo(
+    bundle: BundleArgument,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write the picture and the two scenes.")
+    ] = Path("build/demo"),
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Another scene; those from 1000000 on were kept out of training.",
+            show_default=False,
+        ),
+    ] = None,
+    views: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=_MOST_VIEWS,
+            metavar="N",
+            help=f"How many views; {_USUAL_VIEWS} if not given, or as near to that as the bundle takes.",
+            show_default=False,
+        ),
+    ] = None,
+    give: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="What the network gets beside the images: intrinsics, poses, depth (which brings the intrinsics). "
+            "May be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH", help="Size of the views; the bundle's nearest to 5:4 if not given.", show_default=False
+        ),
+    ] = None,
+    backend: Annotated[
+        RunBackend, typer.Option(help="What runs the network; auto is the fastest that is installed.")
+    ] = RunBackend.auto,
+    threads: Threads = None,
+    device: Annotated[
+        Device, typer.Option(help="optional: where the GPU of a bundle is missing, say so and leave it at that.")
+    ] = Device.required,
+) -> None:
+    """Reconstruct a rendered scene with BUNDLE, and show it beside the truth.
+
+    Writes demo.png (images, true and predicted depth, errors, cameras), demo.glb (the reconstruction) and truth.glb
+    (the scene, in the same frame); .ply where trimesh is not installed.
+
+    \b
+    Example:
+      mapengine demo build/engine
+      mapengine demo build/engine --give intrinsics,poses --seed 1000003 --out build/posed
+    """
+    from mapengine.calibration.demo import compare, demo_scene
+    from mapengine.calibration.demo_picture import draw_demo
+    from mapengine.calibration.evaluation import HELD_OUT_SEED, Task, task_views
+    from mapengine.calibration.samples import SAMPLE_SEED
+    from mapengine.runtime import Engine
+    from mapengine.runtime.bundle import Bundle
+    from mapengine.runtime.errors import BackendUnavailableError
+    from mapengine.runtime.files import atomic_folder
+
+    given = _given(give or [])
+    target = None if size is None else parse_size(size, "--size")
+    suffix = ".glb" if importlib.util.find_spec("trimesh") is not None else ".ply"
+    names = ("demo.png", f"demo{suffix}", f"truth{suffix}")
+    _check_out(out, names, bundle)
+    # Cheap, and says what is wrong with the bundle before anything is rendered.
+    manifest = Bundle.open(bundle, verify=False).manifest
+    count = _usual_views(manifest.profile) if views is None else views
+    width, height = target or _usual_size(manifest.profile)
+    manifest.profile.check(count, height, width)
+    number = SAMPLE_SEED if seed is None else seed
+    task = Task(
+        "demo",
+        count,
+        intrinsics="intrinsics" in given or "depth" in given,
+        depth="dense" if "depth" in given else "none",
+        poses="poses" in given,
+    )
+    with Steps() as step:
+        step("loading the engine")
+        try:
+            engine = Engine.load(bundle, backend.value, threads=threads)
+        except BackendUnavailableError as error:
+            if device is Device.required:
+                raise
+            missing = error
+            engine = None
+        else:
+            step(f"rendering scene {number}")
+            rendered = demo_scene((width, height), count, number)
+    if engine is None:
+        say(f"No demonstration on this machine: {missing}")
+        return
+    inputs = task_views(task, rendered.scene, engine.data_norm_type)
+    with stage_progress(count, count if given else 0) as progress:
+        predictions = engine.infer(inputs, apply_mask=False, progress=progress)
+    with Steps() as step:
+        step(f"writing {out}")
+        comparison = compare(predictions, rendered.scene, engine.data_norm_type)
+        held_out = "kept out of training" if number >= HELD_OUT_SEED else "from the seeds of training"
+        what = f"from {task.inputs}" if task.inputs != "images" else "from images only"
+        picture = draw_demo(
+            comparison,
+            list(rendered.pictures),
+            rendered.scene.poses[0, :3, :3].T @ [0.0, 1.0, 0.0],
+            f"{manifest.model.id}: a rendered scene reconstructed {what}",
+            f"{manifest.precision}, {engine.backend} on {engine.device}. Scene {number}, {held_out}; {count} views of "
+            f"{width}x{height}",
+            _WARNING if manifest.model.id in RANDOM_PRESETS else "",
+        )
+        with atomic_folder(out) as folder:
+            picture.save(folder / names[0], format="PNG")
+            comparison.save(folder, suffix)
+    _summary(engine, comparison, f"{number} ({rendered.scene.kind}), {held_out}", task.inputs, [out / n for n in names])
+
+
+def _given(give: Sequence[str]) -> set[str]:
+    """The words of ``--give`` but ``images``.
+
+    Raises:
+        typer.BadParameter: an unknown word.
+    """
+    words = [word.strip() for part in give for word in part.split(",")]
+    for word in words:
+        if word not in _GIVEN:
+            near = difflib.get_close_matches(word, _GIVEN, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_GIVEN)}"
+            raise typer.BadParameter(f"{word!r} cannot be given; {hint}", param_hint="--give")
+    return set(words) - {"images"}
+
+
+def _check_out(out: Path, names: Sequence[str], bundle: Path) -> None:
+    """Refuse what writing would refuse, and to write into the bundle.
+
+    Raises:
+        typer.BadParameter: the bundle or a folder inside it.
+        OutputError: as when writing.
+    """
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(bundle)):
+        raise typer.BadParameter(f"{out} is inside the bundle; choose another folder", param_hint="--out")
+    picture, *scenes = (out / name for name in names)
+    plan_outputs(scenes, [], picture, [])
+
+
+def _usual_views(profile: Profile) -> int:
+    """Four, or what is nearest among the view counts of the bundle.
+
+    Raises:
+        ProfileError: it takes more views than a rendered scene has.
+    """
+    from mapengine.runtime.errors import ProfileError
+
+    if profile.views.min > _MOST_VIEWS:
+        raise ProfileError(
+            f"this bundle was built for {profile.views.min} views or more, and a rendered scene has at most "
+            f"{_MOST_VIEWS}; build it with --views {_USUAL_VIEWS}:{profile.views.opt}:{profile.views.max}, or use "
+            "`mapengine run`"
+        )
+    return min(max(_USUAL_VIEWS, profile.views.min), profile.views.max)
+
+
+def _usual_size(profile: Profile) -> tuple[int, int]:
+    """(width, height) of the bundle, or of MapAnything's table, whose shape is nearest to that of the samples."""
+    from mapengine.calibration.samples import SAMPLE_SIZE
+    from mapengine.runtime.resolution import target_size
+
+    ratio = SAMPLE_SIZE[0] / SAMPLE_SIZE[1]
+    return profile.nearest_size(ratio) or target_size([ratio])
+
+
+def _summary(engine: Engine, comparison: Comparison, scene: str, inputs: str, files: Sequence[Path]) -> None:
+    from mapengine.calibration.demo_picture import figures
+
+    count, height, width = comparison.depth.shape
+    manifest = engine.manifest
+    print()
+    show_facts(
+        [
+            ("engine", f"{manifest.model.id}, {manifest.precision}, {engine.backend} on {engine.device}"),
+            ("scene", scene),
+            ("views", f"{count} of {width}x{height}"),
+            ("given", inputs),
+        ]
+    )
+    shown = figures(comparison)
+    show_table([title for title, _ in shown], [[value for _, value in shown]], right=[title for title, _ in shown])
+    if manifest.model.id in RANDOM_PRESETS:
+        say(f"Note: {_WARNING}")
+    for file in files:
+        print(f"Wrote {file} ({megabytes(file.stat().st_size)})")
