@@ -13,6 +13,8 @@ VIEWS      ?= 1:4:32
 RESOLUTION ?=
 ATTENTION  ?= auto
 TARGET     ?=
+# A file of `mapengine calibrate`, for PRECISION=int8 or fp8; without it the build calibrates with rendered views.
+CALIBRATION ?=
 REVISION   ?=
 OUT        ?= build/engine
 SAMPLES    ?= build/samples
@@ -50,7 +52,8 @@ $(STAMP): pyproject.toml
 engine: $(STAMP)  ## Export and build MODEL into the bundle OUT, check it, and reconstruct a rendered scene with it
 	$(BIN)/mapengine build "$(MODEL)" "$(OUT)" --precision "$(PRECISION)" --backend "$(BACKEND)" --views "$(VIEWS)" \
 		--attention "$(ATTENTION)" $(if $(RESOLUTION),--resolution "$(RESOLUTION)") \
-		$(if $(REVISION),--revision "$(REVISION)") $(if $(TARGET),--target "$(TARGET)")
+		$(if $(REVISION),--revision "$(REVISION)") $(if $(TARGET),--target "$(TARGET)") \
+		$(if $(CALIBRATION),--calibration "$(CALIBRATION)")
 	$(BIN)/mapengine verify "$(OUT)" $(GPU_OPTIONAL)
 	$(BIN)/mapengine samples "$(SAMPLES)"
 	$(if $(filter 1 2 3 4 5 6 7 8,$(firstword $(subst :, ,$(VIEWS)))),\

@@ -1,1 +1,1 @@
-"""Data with exact geometry and what is measured on it: rendered scenes, samples and evaluation. Needs no PyTorch."""
+"""Data with exact geometry, what is measured on it, and the numbers behind INT8 and FP8. Needs no PyTorch."""

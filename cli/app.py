@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from .build_command import build
+from .calibrate_command import calibrate
 from .console import one_line, problem
 from .demo_command import demo
 from .eval_command import eval_
@@ -47,7 +48,7 @@ def _make_app() -> typer.Typer:
     # Plain help text: it reads the same on a terminal, in a pipe and in a log.
     app = typer.Typer(name="mapengine", add_completion=False, rich_markup_mode=None, context_settings=settings)
     app.callback(invoke_without_command=True)(_start)
-    for command in (export, build, verify, run, demo, eval_, info):
+    for command in (export, calibrate, build, verify, run, demo, eval_, info):
         app.command(command.__name__.rstrip("_"), context_settings=settings)(command)
     app.command(context_settings=settings, hidden=True)(samples)
     return app

@@ -19,7 +19,7 @@ from .options import (
     parse_sizes,
     parse_views,
 )
-from .tables import show_layers, show_parity, show_precision
+from .tables import show_layers, show_parity, show_precision, show_quantization
 
 if TYPE_CHECKING:
     from mapengine.runtime.manifest import Manifest
@@ -40,7 +40,9 @@ def build(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the bundle; an older bundle is replaced.")],
     precision: Annotated[
         Precision | None,
-        typer.Option(help="Number format of the engine; fp32 if not given. bf16 is for TensorRT.", show_default=False),
+        typer.Option(
+            help="Number format of the engine; fp32 if not given. bf16 and fp8 are for TensorRT.", show_default=False
+        ),
     ] = None,
     backend: Annotated[
         BackendName,
@@ -80,6 +82,15 @@ def build(
         str | None,
         typer.Option(metavar="SIZE", help="Most workspace of a TensorRT kernel, such as 4GiB.", show_default=False),
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="For int8 and fp8: what `mapengine calibrate` wrote. Without it the model is calibrated with rendered "
+            "views.",
+            show_default=False,
+        ),
+    ] = None,
     optimization_level: Annotated[
         int | None,
         typer.Option(
@@ -97,6 +108,7 @@ def build(
       mapengine build preset:tiny build/engine --resolution 518x392,392x518
       mapengine build preset:tiny build/engine --backend tensorrt-rtx --precision fp16
       mapengine build build/onnx build/engine --backend tensorrt
+      mapengine build preset:tiny build/engine --precision int8 --calibration build/calibration.json
     """
     from mapengine.runtime.bundle import files_of_old_bundle
 
@@ -110,7 +122,13 @@ def build(
     )
     with Steps() as step:
         if (Path(model) / "manifest.json").is_file():
-            fixed = {"--precision": precision, "--views": views, "--resolution": resolution, "--revision": revision}
+            fixed: dict[str, object] = {
+                "--precision": precision,
+                "--views": views,
+                "--resolution": resolution,
+                "--revision": revision,
+            }
+            fixed["--calibration"] = calibration
             _refuse({**fixed, "--attention": None if attention is Attention.auto else attention}, model)
             manifest = import_export("plan_bundle").compile_engine(
                 model, out, backend=backend.value, settings=settings, progress=step, fraction=step.part
@@ -127,6 +145,7 @@ def build(
                 views=counts,
                 resolutions=import_export("presets").native_sizes(network.model_id) if sizes is None else sizes,
                 attention=attention.value,
+                calibration=calibration,
                 settings=settings,
                 progress=step,
                 fraction=step.part,
@@ -147,6 +166,7 @@ def _show(manifest: Manifest) -> None:
     if manifest.format == "plan":
         show_layers(manifest)
     show_precision(manifest)
+    show_quantization(manifest)
     if manifest.parity is not None:
         say(f"Parity with PyTorch in float32, of {manifest.parity.measured_with}:\n")
         show_parity(manifest.parity)

@@ -72,7 +72,7 @@ def demo(
         Device, typer.Option(help="optional: where the GPU of a bundle is missing, say so and leave it at that.")
     ] = Device.required,
 ) -> None:
-    """Reconstruct a rendered scene with BUNDLE, and show it beside the truth.
+    """Reconstruct a rendered scene, beside its truth.
 
     Writes demo.png (images, true and predicted depth, errors, cameras), demo.glb (the reconstruction) and truth.glb
     (the scene, in the same frame); .ply where trimesh is not installed.

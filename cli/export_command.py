@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .console import Steps
-from .options import Attention, AttentionOption, Model, Precision, Revision, import_export
+from .options import Attention, AttentionOption, ExportPrecision, Model, Revision, import_export
 from .tables import StageRow, show_stages
 
 
@@ -19,8 +19,8 @@ def export(
     ],
     attention: AttentionOption = Attention.auto,
     precision: Annotated[
-        Precision, typer.Option(help="Number format that is written into the graphs.")
-    ] = Precision.fp32,
+        ExportPrecision, typer.Option(help="Number format that is written into the graphs.")
+    ] = ExportPrecision.fp32,
     revision: Revision = None,
 ) -> None:
     """Write MODEL as four ONNX files, one per stage.

@@ -61,6 +61,39 @@ class Precision(str, Enum):
     fp32 = "fp32"
     fp16 = "fp16"
     bf16 = "bf16"
+    int8 = "int8"
+    fp8 = "fp8"
+
+
+class ExportPrecision(str, Enum):
+    """The precisions that need no calibration."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+class LowPrecision(str, Enum):
+    """The precisions that need a calibration."""
+
+    int8 = "int8"
+    fp8 = "fp8"
+
+
+class RangeMethod(str, Enum):
+    """How the range of activations is chosen."""
+
+    mse = "mse"
+    max = "max"
+    percentile = "percentile"
+    entropy = "entropy"
+
+
+class AccuracyMetric(str, Enum):
+    """What the accuracy of a rounded network is measured by."""
+
+    outputs = "outputs"
+    geometry = "geometry"
 
 
 class Attention(str, Enum):

@@ -10,6 +10,7 @@ from .console import megabytes, say, show_table
 
 if TYPE_CHECKING:
     from mapengine.export.layer_comparison import LayerComparison
+    from mapengine.runtime.executed import Executed
     from mapengine.runtime.manifest import Manifest
     from mapengine.runtime.parity_record import Parity
 
@@ -98,6 +99,31 @@ def show_precision(manifest: Manifest) -> None:
             [(h.stage, h.tensor, f"{h.largest:.4g}", f"{h.factor:.3g} times") for h in reduced.headroom],
             right=("largest value", "fits"),
         )
+
+
+def show_quantization(manifest: Manifest) -> None:
+    """How INT8 or FP8 was written, and what it left."""
+    record = manifest.quantization
+    if record is None:
+        return
+    counts = ", ".join(f"{count} in {stage}" for stage, count in record.products.items())
+    say(f"Matrix products in {manifest.precision}: {counts or 'none'} ({record.method})")
+    if record.kept_layers:
+        say(f"Kept in higher precision for accuracy: {', '.join(record.kept_layers)}")
+    say("")
+
+
+def show_executed(manifest: Manifest, backend: str, executed: Iterable[Executed]) -> None:
+    """What the products of each stage run in, and the share of their multiplications in 8 bits."""
+    from mapengine.runtime.executed import LOW
+
+    rows = []
+    for entry in executed:
+        share = entry.share(LOW[manifest.precision])
+        counts = "\n".join(f"{count} x {dtype}" for dtype, count in entry.counts().items())
+        rows.append((entry.stage, counts, "-" if share is None else f"{share:.1%}"))
+    columns = ("stage", f"products in {backend}", f"multiplications in {manifest.precision}")
+    show_table(columns, rows, right=columns[2:])
 
 
 def show_parity(parity: Parity) -> None:

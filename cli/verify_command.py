@@ -9,9 +9,17 @@ import typer
 
 from .console import Steps, problem, say
 from .options import BundleArgument, Device, Revision, Threads, VerifyBackend, import_export
-from .tables import show_divergence, show_layers, show_parity, show_precision
+from .tables import (
+    show_divergence,
+    show_executed,
+    show_layers,
+    show_parity,
+    show_precision,
+    show_quantization,
+)
 
 if TYPE_CHECKING:
+    from mapengine.runtime.executed import Executed
     from mapengine.runtime.manifest import Manifest
     from mapengine.runtime.parity_record import Parity
 
@@ -43,7 +51,8 @@ def verify(
     """Check that BUNDLE gives right results here.
 
     Its files are compared with their hashes, and its results with the reference outputs inside it. Of TensorRT plans it
-    shows which attention is fused and what precision every matrix product runs in.
+    shows which attention is fused and what precision every matrix product runs in. An int8 or fp8 bundle whose products
+    the backend runs in another precision fails.
 
     \b
     Example:
@@ -53,12 +62,14 @@ def verify(
     """
     from mapengine.runtime.bundle import Bundle
     from mapengine.runtime.errors import BackendUnavailableError, ParityError
+    from mapengine.runtime.executed import check_executed, executed_products, listed_products
 
     for option, given in (("--revision", revision is not None), ("--layers", layers)):
         if given and model is None:
             raise typer.BadParameter("it belongs to --model, which is not given", param_hint=option)
     package = import_export("onnx_bundle") if model is not None else None
     failures: list[ParityError] = []
+    ran: list[tuple[str, list[Executed]]] = []
     missing: BackendUnavailableError | None = None
     measured = []
     with Steps() as step:
@@ -70,9 +81,22 @@ def verify(
         if package is not None:
             step(f"loading {model}")
             reference = _reference(model, revision, manifest)
+        if manifest.quantization is not None and manifest.format == "plan":
+            # What the builder listed is in the manifest: it is checked where the plan cannot run, too.
+            listing = manifest.backends[0].name
+            ran.append((listing, listed_products(manifest)))
+            try:
+                check_executed(manifest, ran[-1][1], listing)
+            except ParityError as error:
+                failures.append(error)
         for name in names:
             try:
-                measured += _measure(bundle, name, threads, step, reference)
+                used, results = _measure(bundle, name, threads, step, reference)
+                measured += results
+                if manifest.quantization is not None and manifest.format == "onnx":
+                    step(f"counting the products that {used} runs in {manifest.precision}")
+                    ran.append((used, executed_products(opened, used, threads)))
+                    check_executed(manifest, ran[-1][1], used)
             except ParityError as error:
                 failures.append(error)
             except BackendUnavailableError as error:
@@ -86,6 +110,9 @@ def verify(
     print()
     show_layers(manifest)
     show_precision(manifest)
+    show_quantization(manifest)
+    for name, executed in ran:
+        show_executed(manifest, name, executed)
     for title, parity in measured:
         say(f"{title}:\n")
         show_parity(parity)
@@ -128,8 +155,13 @@ def _backends(choice: VerifyBackend, manifest: Manifest) -> list[str]:
     return names if choice is VerifyBackend.all and names else ["auto" if not names else choice.value]
 
 
-def _measure(bundle: Path, name: str, threads: int | None, step: Steps, reference: Any) -> list[tuple[str, Parity]]:
+def _measure(
+    bundle: Path, name: str, threads: int | None, step: Steps, reference: Any
+) -> tuple[str, list[tuple[str, Parity]]]:
     """The golden check, and the comparison with PyTorch where there is a reference.
+
+    Returns:
+        The backend that ``name`` (perhaps ``auto``) meant, and what was measured, with titles.
 
     Raises:
         ParityError: an output is outside its tolerance.
@@ -153,4 +185,4 @@ def _measure(bundle: Path, name: str, threads: int | None, step: Steps, referenc
                     f"value, where {tolerance.rtol:.1e} is allowed; build the bundle again, or use another backend"
                 )
         results.append((f"Against PyTorch, {where}", parity))
-    return results
+    return engine.backend, results

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import torch
 
+from mapengine.calibration.quantization import Calibration, load_calibration
+from mapengine.calibration.quantization.cases import rendered_cases
 from mapengine.runtime.backends.tensorrt.flavour import load_flavour
 from mapengine.runtime.bundle import Bundle, write_bundle
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.manifest import Manifest
 from mapengine.runtime.pipeline import ChunkSizes
 
-from .build_options import PlanSettings, attention_form, bundle_format, check_options, make_profile
+from .build_options import QUANTISED, PlanSettings, attention_form, bundle_format, check_options, make_profile
 from .onnx_bundle import measure, write_onnx_bundle
 from .plan_bundle import Fraction, check_plannable, plan_profile, write_plan_bundle
+from .quantization import CalibrationOptions, calibrate
 from .reference import MapAnything
 
 Progress = Callable[[str], None]
@@ -32,7 +35,7 @@ def build_engine(
     views: tuple[int, int, int] = (1, 4, 32),
     resolutions: str | Sequence[tuple[int, int]] = "all",
     attention: str = "auto",
-    calibration: object | None = None,
+    calibration: Calibration | str | os.PathLike[str] | None = None,
     settings: PlanSettings | None = None,
     progress: Progress | None = None,
     fraction: Fraction | None = None,
@@ -44,13 +47,14 @@ def build_engine(
     Args:
         model: from :func:`.load_model`.
         out: folder of the bundle. An older bundle there is replaced; anything else is not touched.
-        precision: ``"fp32"``, ``"fp16"`` or (TensorRT only) ``"bf16"``.
+        precision: ``"fp32"``, ``"fp16"``, ``"int8"``, or (TensorRT only) ``"bf16"`` or ``"fp8"``.
         backend: ``"onnxruntime"`` or ``"openvino"``: the one that the build is checked with, the files serve both;
             ``"tensorrt-rtx"``, which needs no GPU to build; or ``"tensorrt"``, which builds for the GPU that is there.
         views: fewest, usual and most views of one call.
         resolutions: ``"all"`` (sides up to 518 pixels, multiples of 14), or (width, height) pairs.
         attention: ``"auto"``, ``"mha"``, ``"attention"`` or ``"matmul"``, see :mod:`.onnx_export`.
-        calibration: for INT8 and FP8 only.
+        calibration: for INT8 and FP8 only: of :func:`.quantization.calibrate` or its file. By default the model is
+            calibrated with rendered views.
         settings: for the TensorRT backends only.
         progress: called with a line per step.
         fraction: called with how much of a step is done (0 to 1) and what it does, while plans are compiled.
@@ -61,6 +65,7 @@ def build_engine(
 
     Raises:
         InputError: an option that this version does not build, or a model that is not float32 on the CPU.
+        CalibrationError: the calibration is damaged, of another model, or of another precision.
         BackendUnavailableError: the backend is not installed, or lacks a GPU that it needs to build.
         ExportError, OutputError, ParityError: the step that failed.
     """
@@ -73,19 +78,35 @@ def build_engine(
     profile = make_profile(views, resolutions, ChunkSizes().to_json())
     if bundle_format(backend) == "onnx":
         form = attention_form(attention, backend, "")
+        ranges = _calibration(model, precision, calibration, report, fraction)
         with write_bundle(Path(out)) as writer:
             return write_onnx_bundle(
-                model, writer, precision=precision, attention=form, profile=profile, backend=backend, report=report
+                model,
+                writer,
+                precision=precision,
+                attention=form,
+                profile=profile,
+                backend=backend,
+                report=report,
+                calibration=ranges,
             )
     flavour = load_flavour(backend)
     form = attention_form(attention, backend, flavour.version)
     for_gpu = plan_profile(profile)
     check_plannable(flavour, precision, form, for_gpu, model.config, settings)
+    ranges = _calibration(model, precision, calibration, report, fraction)
     with write_bundle(Path(out)) as writer, tempfile.TemporaryDirectory(dir=writer.folder) as scratch:
         graphs = Path(scratch) / "onnx"
         with write_bundle(graphs) as inner:
             write_onnx_bundle(
-                model, inner, precision=precision, attention=form, profile=profile, backend=None, report=report
+                model,
+                inner,
+                precision=precision,
+                attention=form,
+                profile=profile,
+                backend=None,
+                report=report,
+                calibration=ranges,
             )
         return write_plan_bundle(
             Bundle.open(graphs, verify=False),
@@ -97,6 +118,24 @@ def build_engine(
             fraction=fraction,
             measure=lambda engine: measure(engine, model),
         )
+
+
+def _calibration(
+    model: MapAnything, precision: str, given: object, report: Progress, fraction: Fraction | None
+) -> Calibration | None:
+    """The calibration of an int8 or fp8 build, checked before anything is exported."""
+    if precision not in QUANTISED:
+        return None
+    if given is None:
+        cases = rendered_cases(data_norm_type=model.data_norm_type)
+        options = CalibrationOptions(precision)
+        return calibrate(model, cases, options, report=report, fraction=fraction)
+    if isinstance(given, str | os.PathLike):
+        given = load_calibration(given)
+    if not isinstance(given, Calibration):
+        raise InputError(f"calibration is a {type(given).__name__}; give a calibration or the path of its file")
+    given.check_model(model.weights_hash(), model.model_id, precision)
+    return given
 
 
 def _check_model(model: object) -> None:

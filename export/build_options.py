@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from .onnx_export import AttentionExport
 
 PRECISIONS: Mapping[str, tuple[str, ...]] = {
-    "onnxruntime": ("fp32", "fp16"),
-    "openvino": ("fp32", "fp16"),
-    **dict.fromkeys(TENSORRT, ("fp32", "fp16", "bf16")),
+    "onnxruntime": ("fp32", "fp16", "int8"),
+    "openvino": ("fp32", "fp16", "int8"),
+    **dict.fromkeys(TENSORRT, ("fp32", "fp16", "bf16", "int8", "fp8")),
 }
-"""What is built per backend. The CPU backends have no bfloat16 kernels for these graphs."""
+"""What is built per backend. The CPU backends have no bfloat16 and FP8 kernels for these graphs."""
+
+QUANTISED = ("int8", "fp8")
+"""Precisions that need a calibration."""
 
 _LARGEST_SIDE = 518
 """Longest side of the sizes that MapAnything was trained at (set 518)."""
@@ -73,7 +76,7 @@ def check_options(
         )
     if attention not in ("auto", *ATTENTIONS):
         raise InputError(f"attention {attention!r} is unknown; use auto, {', '.join(ATTENTIONS)}")
-    if calibration is not None:
+    if calibration is not None and precision not in QUANTISED:
         raise InputError(f"calibration is for int8 and fp8; leave it out for {precision}")
     check_plan_settings(settings, backend)
 

@@ -24,7 +24,7 @@ from mapengine.runtime.backends.base import Arrays
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mapengine.runtime.backends.tensorrt.flavour import driver_problem
 from mapengine.runtime.bundle import Bundle
-from mapengine.runtime.errors import BackendError, BackendUnavailableError
+from mapengine.runtime.errors import BackendError, BackendUnavailableError, InputError
 from mapengine.runtime.golden import run_golden
 from mapengine.runtime.pipeline import Pipeline
 
@@ -87,9 +87,15 @@ def compare_layers(
         progress: called with a line per step.
 
     Raises:
+        InputError: the bundle is in int8 or fp8.
         BackendUnavailableError: Polygraphy is not installed.
         BackendError: ONNX Runtime or TensorRT failed.
     """
+    if bundle.manifest.quantization is not None:
+        raise InputError(
+            f"layers are compared in fp32, fp16 and bf16, and this bundle is {bundle.manifest.precision}; build it in "
+            "one of these"
+        )
     try:
         import polygraphy.comparator  # noqa: F401  before the long work
     except ImportError as error:

@@ -15,15 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mapengine.calibration.quantization import Calibration
 from mapengine.runtime import Engine
 from mapengine.runtime.backend_info import BackendInfo
 from mapengine.runtime.backends import available_backends
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mapengine.runtime.bundle import Bundle, BundleWriter
 from mapengine.runtime.golden import pack
-from mapengine.runtime.manifest import Golden, Manifest, ModelInfo, ReducedPrecision, StageSpec, TensorSpec
+from mapengine.runtime.manifest import (
+    Golden,
+    Manifest,
+    ModelInfo,
+    Quantization,
+    ReducedPrecision,
+    StageSpec,
+    TensorSpec,
+)
 from mapengine.runtime.parity import measure_parity
 from mapengine.runtime.parity_record import Parity, Tolerance
 from mapengine.runtime.pipeline import Pipeline
@@ -33,6 +41,7 @@ from .checkpoint import parameter_count
 from .onnx_export import AttentionExport, ExportedStage, export_stages
 from .parity_cases import GOLDEN_SIZE, PARITY_SIZE, golden_views, parity_cases
 from .precision import LoweredStage, lower_precision, measure_ranges, runnable
+from .quantization.stages import measured_tolerance, write_quantised
 from .reference import MapAnything
 
 Progress = Callable[[str], None]
@@ -54,10 +63,15 @@ _TIGHTEST = 8
 
 @dataclass(frozen=True)
 class Graphs:
-    """The four stages as files, in running order, and what writing 16 bit into them found (None for float32)."""
+    """The four stages as files, in running order.
+
+    Attributes:
+        reduced: what writing 16 bit into them found; None for float32. quantization: None but for int8 and fp8.
+    """
 
     stages: tuple[ExportedStage | LoweredStage, ...]
     reduced: ReducedPrecision | None
+    quantization: Quantization | None = None
 
 
 def write_graphs(
@@ -68,43 +82,61 @@ def write_graphs(
     attention: AttentionExport,
     origin: Mapping[str, str],
     report: Progress,
+    calibration: Calibration | None = None,
+    rest: str = "fp32",
 ) -> Graphs:
     """Write ``<stage>.onnx`` in ``precision`` into ``folder``, with ``origin`` as metadata of each file.
 
     For 16 bit the network is run over the parity cases first, and what comes near the end of FP16's range stays in
     float32 (a bf16 engine has parts in FP16 too).
+
+    Args:
+        calibration: for int8 and fp8. rest: precision of what they leave, ``"fp32"`` or ``"fp16"``.
     """
 
-    def export(into: Path) -> tuple[ExportedStage, ...]:
+    def export(network: MapAnything, into: Path) -> tuple[ExportedStage, ...]:
         return tuple(
             export_stages(
-                model, into, attention=attention, metadata=origin, progress=lambda name: report(f"exporting {name}")
+                network, into, attention=attention, metadata=origin, progress=lambda name: report(f"exporting {name}")
             )
         )
 
-    if precision == "fp32":
-        return Graphs(export(folder), None)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        full = export(Path(scratch))
-        report("measuring the magnitudes of all tensors")
-        ranges = measure_ranges(
-            {stage.name: stage.path for stage in full},
-            parity_cases(model.data_norm_type),
-            data_norm_type=model.data_norm_type,
+    def lower(full: Sequence[ExportedStage | LoweredStage], into: Path) -> list[LoweredStage]:
+        return _lower(full, into, precision if calibration is None else rest, model.data_norm_type, report)
+
+    if calibration is not None:
+        stages, quantization, sources = write_quantised(
+            model, folder, calibration, export, None if rest == "fp32" else lower, report
         )
-        lowered = []
-        for stage in full:
-            report(f"writing {stage.name} in {precision}")
-            lowered.append(
-                lower_precision(
-                    stage.path,
-                    folder / stage.path.name,
-                    stage=stage.name,
-                    precision=precision,  # type: ignore[arg-type]
-                    ranges=ranges[stage.name],
-                )
-            )
+        return Graphs(stages, _reduced([s for s in sources if isinstance(s, LoweredStage)]), quantization)
+    if precision == "fp32":
+        return Graphs(export(model, folder), None)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        lowered = lower(export(model, Path(scratch)), folder)
     return Graphs(tuple(lowered), _reduced(lowered))
+
+
+def _lower(
+    full: Sequence[ExportedStage | LoweredStage], folder: Path, precision: str, norm_type: str, report: Progress
+) -> list[LoweredStage]:
+    """The float32 stages in 16 bit."""
+    report("measuring the magnitudes of all tensors")
+    ranges = measure_ranges(
+        {stage.name: stage.path for stage in full}, parity_cases(norm_type), data_norm_type=norm_type
+    )
+    lowered = []
+    for stage in full:
+        report(f"writing {stage.name} in {precision}")
+        lowered.append(
+            lower_precision(
+                stage.path,
+                folder / stage.path.name,
+                stage=stage.name,
+                precision=precision,  # type: ignore[arg-type]
+                ranges=ranges[stage.name],
+            )
+        )
+    return lowered
 
 
 def write_onnx_bundle(
@@ -116,34 +148,58 @@ def write_onnx_bundle(
     profile: Profile,
     backend: str | None,
     report: Progress,
+    calibration: Calibration | None = None,
 ) -> Manifest:
     """Fill ``writer`` with the four stages, the golden file and the manifest, and check them with ``backend``.
 
     Args:
         model: float32 reference on the CPU.
         writer: of :func:`mapengine.runtime.bundle.write_bundle`.
-        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
+        precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"`` or ``"fp8"``.
         attention: see :data:`.onnx_export.AttentionExport`.
         profile: goes into the manifest; the golden input has a size and a view count that it covers.
         backend: ``"onnxruntime"`` or ``"openvino"``; None to run the graphs as they say in ONNX Runtime, see
             :func:`open_graphs`.
         report: called with a line per step.
+        calibration: of this model, for int8 and fp8. What they leave is float32 with a ``backend`` and float16 without
+            one, as the CPU backends have no float16 kernels.
 
     Returns:
         The manifest, with the measured parity.
+
+    Raises:
+        CalibrationError: the calibration is of another model or precision.
     """
     weights = model.weights_hash()
+    if calibration is not None:
+        calibration.check_model(weights, model.model_id, precision)
     origin = model_metadata(model, weights)
-    graphs = write_graphs(model, writer.folder, precision=precision, attention=attention, origin=origin, report=report)
+    rest = "fp32" if backend is not None else "fp16"
+    graphs = write_graphs(
+        model,
+        writer.folder,
+        precision=precision,
+        attention=attention,
+        origin=origin,
+        report=report,
+        calibration=calibration,
+        rest=rest,
+    )
     report("computing reference outputs")
-    golden = _golden(model, writer, precision, profile)
+    views = golden_views(model.data_norm_type, _small_size(profile, GOLDEN_SIZE), profile.views)
+    limits: Mapping[str, float] | float
+    if calibration is None:
+        limits = TOLERANCE[precision]
+    else:
+        limits = measured_tolerance(model, calibration, {"golden": views, **_cases(model, profile)}, TOLERANCE[rest])
+    golden = _golden(model, writer, views, limits)
     manifest = Manifest(
         created_by=metadata.version("mapengine"),
         tools=_tool_versions(),
         model=_model_info(model, weights),
         precision=precision,
         reduced_precision=graphs.reduced,
-        quantization=None,
+        quantization=graphs.quantization,
         attention=attention,
         format="onnx",
         backends=_backends(),
@@ -190,15 +246,16 @@ def measure(engine: Engine, model: MapAnything) -> Parity:
 
     The cases have a small size, or the smallest one that the bundle was built for, and view counts that it serves.
     """
-    found: dict[str, list[dict[str, NDArray[Any]]]] = {}
-    reference: dict[str, list[dict[str, NDArray[Any]]]] = {}
-    profile = engine.manifest.profile
-    for name, views in parity_cases(model.data_norm_type, _small_size(profile, PARITY_SIZE), profile.views.min).items():
-        if len(views) > profile.views.max:
-            continue
-        found[name] = engine.predict(views)
-        reference[name] = model.predict(views, use_amp=False)
+    cases = _cases(model, engine.manifest.profile)
+    found = {name: engine.predict(views) for name, views in cases.items()}
+    reference = {name: model.predict(views, use_amp=False) for name, views in cases.items()}
     return measure_parity(found, reference, engine.where)
+
+
+def _cases(model: MapAnything, profile: Profile) -> dict[str, list[dict[str, Any]]]:
+    """The parity cases that a profile serves."""
+    cases = parity_cases(model.data_norm_type, _small_size(profile, PARITY_SIZE), profile.views.min)
+    return {name: views for name, views in cases.items() if len(views) <= profile.views.max}
 
 
 def model_metadata(model: MapAnything, weights_sha256: str) -> dict[str, str]:
@@ -222,13 +279,14 @@ def _reduced(lowered: Sequence[LoweredStage]) -> ReducedPrecision:
     return ReducedPrecision(kept, tuple(room[:_TIGHTEST]))
 
 
-def _golden(model: MapAnything, writer: BundleWriter, precision: str, profile: Profile) -> Golden:
-    views = golden_views(model.data_norm_type, _small_size(profile, GOLDEN_SIZE), profile.views)
+def _golden(
+    model: MapAnything, writer: BundleWriter, views: list[dict[str, Any]], limits: Mapping[str, float] | float
+) -> Golden:
     predictions = model.predict(views, use_amp=False)
-    limit = TOLERANCE[precision]
     tolerance = {}
     for key, value in predictions[0].items():
         if value.dtype.kind == "f":
+            limit = limits if isinstance(limits, float) else limits[key]
             largest = max(float(np.abs(prediction[key]).max()) for prediction in predictions)
             tolerance[key] = Tolerance(atol=limit * largest, rtol=limit)
     return Golden(writer.golden(pack(views, predictions)), tolerance)

@@ -18,6 +18,7 @@ from mapengine.runtime.backends.tensorrt.cuda import open_device
 from mapengine.runtime.backends.tensorrt.flavour import NAMES, Flavour, driver_problem, load_flavour
 from mapengine.runtime.bundle import Bundle, BundleWriter, write_bundle
 from mapengine.runtime.errors import InputError
+from mapengine.runtime.executed import check_executed, listed_products
 from mapengine.runtime.manifest import Manifest, StageSpec, TensorSpec
 from mapengine.runtime.parity_record import Parity
 from mapengine.runtime.profile import Profile
@@ -27,6 +28,7 @@ from .config import ModelConfig
 from .config_json import parse_config
 from .precision.weights import save_model
 from .tensorrt import build_plan, check_limits, check_settings, check_targets, gpu_chunks, stage_profiles
+from .tensorrt.split_products import split_quantised_products
 
 Progress = Callable[[str], None]
 Fraction = Callable[[float, str], None]
@@ -108,16 +110,26 @@ def write_plan_bundle(
         settings: see :class:`.build_options.PlanSettings`.
         report: called with a line per step. fraction: with the progress of a step.
         measure: measures the parity of the running engine; by default its golden check does.
+
+    Raises:
+        ExportError, OutputError: a stage could not be compiled or written.
+        ParityError: the plans multiply less in 8 bits than the bundle asks for, or are outside its tolerance.
     """
     report = report or (lambda line: None)
     stages: dict[str, StageSpec] = {}
     targets: tuple[str, ...] | None = None
+    quantization = source.manifest.quantization
     for name, spec in source.manifest.stages.items():
         report(f"compiling {name}")
         with tempfile.TemporaryDirectory(dir=writer.folder) as scratch:
             graph = source.stage_path(name)
             if name == "geometry_encoder":
                 graph, spec = add_patch_features(graph, Path(scratch), spec)
+            if quantization is not None:
+                graph, split = split_quantised_products(graph, Path(scratch))
+                if split:  # each of them is three products from here on
+                    wanted = quantization.products[name] + 2 * split
+                    quantization = replace(quantization, products={**quantization.products, name: wanted})
             path = writer.folder / f"{name}.plan"
             profiles = stage_profiles(profile, name, flavour.name)
             plan = build_plan(
@@ -142,11 +154,13 @@ def write_plan_bundle(
     manifest = replace(
         source.manifest,
         format="plan",
+        quantization=quantization,
         backends=(_backend_info(flavour, targets),),
         profile=profile,
         stages=stages,
         tools={**source.manifest.tools, flavour.name: flavour.version},
     )
+    check_executed(manifest, listed_products(manifest), flavour.name)
     writer.write_manifest(manifest)
     if driver_problem() is not None:
         return manifest
@@ -173,14 +187,18 @@ def check_plannable(
         InputError: the message names the option.
         BackendUnavailableError: ``tensorrt`` compiles for the GPU that is there, and there is none.
     """
-    check_targets(flavour, settings.targets)
+    targets = check_targets(flavour, settings.targets)
     check_settings(settings)
     heads = {
         "image_encoder": config.image_encoder.block.num_heads,
         "aggregator": config.aggregator.block.num_heads,
     }
-    # What it warns of, the build of the stage warns of too.
-    check_limits(flavour, precision=precision, attention=attention, profile=profile, heads=heads)
+    found = check_limits(
+        flavour, precision=precision, attention=attention, profile=profile, heads=heads, targets=targets
+    )
+    if precision == "int8":  # what else it warns of, the build of the stage warns of too
+        for warning in found:
+            warnings.warn(warning, stacklevel=3)
 
 
 def add_patch_features(graph: Path, scratch: Path, spec: StageSpec) -> tuple[Path, StageSpec]:

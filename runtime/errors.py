@@ -84,6 +84,10 @@ class ConfigError(MapEngineError, ValueError):
     """A model configuration is not one that mapengine supports."""
 
 
+class CalibrationError(MapEngineError, ValueError):
+    """A calibration file is damaged, of another model, or of another precision."""
+
+
 class ModelNotFoundError(MapEngineError, FileNotFoundError):
     """A model id, folder, file or preset could not be found."""
 

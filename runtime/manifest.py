@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .backend_info import BackendInfo
@@ -193,22 +193,43 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How INT8 or FP8 ranges were found; ``data_hash`` is None when no calibration data was used."""
+    """What INT8 or FP8 was written with.
+
+    Attributes:
+        method: of the ranges, and the recoveries. data_hash: None when no calibration data was used.
+        kept_layers: layers that could be quantised and are not.
+        products: number of matrix products in 8 bits, by stage; a backend has to run as many.
+    """
 
     method: str
     data_hash: str | None
     kept_layers: tuple[str, ...] = ()
+    products: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, reader: Reader) -> Quantization:
-        """Read ``{"method", "data_hash", "kept_layers"}``."""
-        fields = reader.fields("method", "data_hash", "kept_layers")
+        """Read ``{"method", "data_hash", "kept_layers", "products"}``."""
+        fields = reader.fields("method", "data_hash", "kept_layers", "products")
         data_hash = None if fields["data_hash"].is_null() else fields["data_hash"].sha256()
-        return cls(fields["method"].text(), data_hash, tuple(item.text() for item in fields["kept_layers"].items()))
+        products = fields["products"].members()
+        for name, member in products.items():
+            if name not in STAGES:
+                member.fail("is of no stage")
+        return cls(
+            fields["method"].text(),
+            data_hash,
+            tuple(item.text() for item in fields["kept_layers"].items()),
+            {name: member.integer() for name, member in products.items()},
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Inverse of ``read``."""
-        return {"method": self.method, "data_hash": self.data_hash, "kept_layers": list(self.kept_layers)}
+        return {
+            "method": self.method,
+            "data_hash": self.data_hash,
+            "kept_layers": list(self.kept_layers),
+            "products": dict(self.products),
+        }
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ On x86 ONNX Runtime has no bfloat16 kernels and hardly any for float16: it puts 
 float32 and then removes the casts that meet, so that most of the graph runs in float32 without a single rounding. That
 does not show what a 16-bit engine computes. Here every operator that the graph runs in 16 bit takes float32 inputs that
 hold 16-bit numbers, computes in float32 as tensor cores accumulate, and rounds what it returns. ONNX Runtime keeps a
-cast that loses digits and was in the model from the start.
+cast that loses digits and was in the model from the start. FP8 has no kernels there either: QuantizeLinear and
+DequantizeLinear become a division, a cast to FP8 and back, and a multiplication. INT8 needs nothing of the kind.
 
 Fused kernels round less often (a bias is added before the product is stored), so the error found here is an upper
 estimate of theirs, but for one thing: attention as one operator also rounds its probabilities inside.
@@ -19,6 +20,8 @@ import onnx_ir as ir
 from .graphs import FLOAT32, is_sixteen_bit, load_graph, save_variant
 from .policy import LAYOUT
 
+FP8 = ir.DataType.FLOAT8E4M3FN
+
 
 def runnable(path: Path, scratch: Path) -> Path:
     """A file that ONNX Runtime runs on the CPU and that computes what the stage ``path`` says, rounding included.
@@ -31,17 +34,53 @@ def runnable(path: Path, scratch: Path) -> Path:
             shares the file of the weights, in another one it gets a copy.
 
     Returns:
-        ``path`` itself if nothing in it is 16 bit, otherwise ``<scratch>/<stage>.emulated.onnx``.
+        ``path`` itself if nothing in it is 16 bit or FP8, otherwise ``<scratch>/<stage>.emulated.onnx``.
 
     Raises:
         ExportError: the file is missing or is no ONNX file.
     """
     model = load_graph(path, path.stem)
     values = [*model.graph.inputs, *model.graph.initializers.values(), *(v for n in model.graph for v in n.outputs)]
-    if not any(is_sixteen_bit(value) for value in values):
+    has_fp8 = any(value.dtype == FP8 for value in values)
+    if not has_fp8 and not any(is_sixteen_bit(value) for value in values):
         return path
+    if has_fp8:
+        _write_out_fp8(model.graph)
     _Emulation(model.graph).run()
     return save_variant(model, path, scratch / f"{path.stem}.emulated.onnx")
+
+
+def _write_out_fp8(graph: ir.Graph) -> None:
+    """Replace FP8's QuantizeLinear and DequantizeLinear, in place, by float32 arithmetic around casts."""
+    for node in list(graph):
+        values, scale = node.inputs[0], node.inputs[1] if len(node.inputs) > 1 else None
+        assert values is not None
+        is_fp8 = FP8 in (values.dtype, node.outputs[0].dtype)
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or not is_fp8 or scale is None:
+            continue
+        result = node.outputs[0]
+        wide, factor = (_before(graph, node, "Cast", [value], {"to": int(FLOAT32)}) for value in (values, scale))
+        if node.op_type == "QuantizeLinear":
+            source = _before(graph, node, "Div", [wide, factor])
+        else:  # a scale per output channel is one per column, the last axis
+            source = _before(graph, node, "Mul", [wide, factor])
+        assert result.dtype is not None
+        cast = ir.node("Cast", [source], {"to": int(result.dtype)}, name=node.name)
+        graph.insert_before(node, cast)
+        ir.convenience.replace_all_uses_with(result, cast.outputs[0])
+        cast.outputs[0].type, cast.outputs[0].shape = result.type, result.shape
+        graph.remove(node, safe=True)
+        cast.outputs[0].name = result.name
+
+
+def _before(
+    graph: ir.Graph, node: ir.Node, operator: str, inputs: list[ir.Value], attributes: dict[str, int] | None = None
+) -> ir.Value:
+    """The float32 result of a new node before another one."""
+    new = ir.node(operator, inputs, attributes or {})
+    graph.insert_before(node, new)
+    new.outputs[0].type, new.outputs[0].shape = ir.TensorType(FLOAT32), inputs[0].shape
+    return new.outputs[0]
 
 
 class _Emulation:

@@ -81,7 +81,7 @@ def lower_precision(
         raise ExportError(f"{stage}: {target} is the float32 stage itself; give another file for the result")
     model = load_float32_graph(source, stage)
     assignment = assign_types(model, stage, precision, policy, ranges)
-    with _removed_on_failure(target):
+    with removed_on_failure(target):
         _Rewriter(model, assignment).run()
         data_path = save_model(model, target)
         onnx.checker.check_model(str(target))
@@ -201,7 +201,8 @@ def _spec(value: ir.Value) -> TensorSpec:
 
 
 @contextlib.contextmanager
-def _removed_on_failure(target: Path) -> Iterator[None]:
+def removed_on_failure(target: Path) -> Iterator[None]:
+    """Remove a stage's files where writing them does not end well."""
     try:
         yield
     except BaseException:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from mapengine.runtime.backend_info import parse_version
 from mapengine.runtime.backends.tensorrt.flavour import Flavour, driver_problem
 from mapengine.runtime.errors import BackendUnavailableError, ExportError, InputError
 from mapengine.runtime.profile import CHUNKED_STAGES, Profile, Range
@@ -25,6 +26,8 @@ still need more than the GPU at hand has at its largest request; it serves small
 """
 WARN_SCORE_BYTES = 256 * 2**20
 """Scores from here on are worth a warning: a fused attention holds none."""
+FP8_SINCE = (8, 9)
+"""First compute capability with FP8 (Ada)."""
 
 
 def check_gpu(flavour: Flavour) -> None:
@@ -42,13 +45,20 @@ def check_gpu(flavour: Flavour) -> None:
 
 
 def check_limits(
-    flavour: Flavour, *, precision: str, attention: str, profile: Profile, heads: Mapping[str, int]
+    flavour: Flavour,
+    *,
+    precision: str,
+    attention: str,
+    profile: Profile,
+    heads: Mapping[str, int],
+    targets: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Refuse what cannot be built, from the options alone, before anything is exported.
 
     Args:
         precision: of the bundle; ``fp32`` has float32 attention. attention: form of the export.
         heads: attention heads per stage that has attention (``image_encoder``, ``aggregator``).
+        targets: compute capabilities such as ``8.9``; empty for the flavour's default.
 
     Returns:
         Warnings, one sentence each.
@@ -58,6 +68,16 @@ def check_limits(
         BackendUnavailableError: there is no GPU to build on.
     """
     check_gpu(flavour)
+    for target in targets if precision == "fp8" else ():
+        if parse_version(target) < FP8_SINCE:
+            raise InputError(
+                f"sm_{target.replace('.', '')} has no FP8; use --precision int8 or fp16, or a target from sm_89"
+            )
+    if precision == "int8" and flavour.is_rtx:
+        return (
+            f"{flavour.name} is documented to multiply in INT8 with 8-bit weights only; the plan asks for INT8 on both "
+            "sides, so compare its speed with --precision fp8 (from sm_89) or fp16",
+        )
     if precision != "fp32" or not flavour.is_rtx:
         return ()
     if attention == "attention":

@@ -33,18 +33,42 @@ class OnnxRuntimeBackend(HostBackend):
 
     def load_stage(self, name: str, path: Path) -> StageRunner:
         """See :class:`.base.HostBackend`."""
+        return _Stage(name, self._session(name, path, self._options()))
+
+    def profile_stage(self, path: Path, inputs: Arrays, prefix: Path) -> str:
+        """Run a stage once with the library's profiler and return what it wrote: JSON, an event per node that ran.
+
+        Args:
+            prefix: of the file that the profiler writes.
+
+        Raises:
+            BackendError: the library refuses or fails.
+        """
+        options = self._options()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(prefix)
+        session = self._session(path.stem, path, options)
+        try:
+            _Stage(path.stem, session).run(inputs)
+        finally:
+            written = Path(session.end_profiling())
+        return written.read_text(encoding="utf-8")
+
+    def _options(self) -> Any:
         options = self._library.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 3  # errors only: the warnings speak of the graph's internals
+        return options
+
+    def _session(self, name: str, path: Path, options: Any) -> Any:
         try:
-            session = self._library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            return self._library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library raises a dozen private types
             raise BackendError(
                 f"onnxruntime {self.version} cannot load the stage {name}: {one_line(error)}; build the bundle again"
             ) from error
-        return _Stage(name, session)
 
 
 class _Stage:

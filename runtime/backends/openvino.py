@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,18 @@ from numpy.typing import NDArray
 
 from ..errors import BackendError
 from .base import Arrays, HostBackend, StageRunner, cannot_import, cpu_name, default_threads, one_line
+
+
+@dataclass(frozen=True)
+class ExecutedNode:
+    """A node of the execution graph: kind (``FullyConnected``), kernel (``brgemm_avx512_amx_i8``), precision (``i8``),
+    and the shapes of the last run, -1 where the graph does not say."""
+
+    kind: str
+    kernel: str
+    precision: str
+    inputs: tuple[tuple[int, ...], ...]
+    output: tuple[int, ...]
 
 
 class OpenVinoBackend(HostBackend):
@@ -36,19 +49,39 @@ class OpenVinoBackend(HostBackend):
 
     def load_stage(self, name: str, path: Path) -> StageRunner:
         """See :class:`.base.HostBackend`."""
+        return _Stage(name, self._compile(name, path))
+
+    def executed_nodes(self, path: Path, inputs: Arrays) -> list[ExecutedNode]:
+        """Run a stage once and list the nodes of its execution graph.
+
+        Raises:
+            BackendError: the library refuses or fails.
+        """
+        compiled = self._compile(path.stem, path)
+        _Stage(path.stem, compiled).run(inputs)
+        nodes = []
+        for node in compiled.get_runtime_model().get_ops():
+            facts = {key: _text(node.get_rt_info()[key]) for key in ("layerType", "primitiveType", "runtimePrecision")}
+            shapes = tuple(_shape(port.get_partial_shape()) for port in node.inputs())
+            made = _shape(node.output(0).get_partial_shape()) if node.outputs() else ()
+            nodes.append(
+                ExecutedNode(facts["layerType"], facts["primitiveType"], facts["runtimePrecision"], shapes, made)
+            )
+        return nodes
+
+    def _compile(self, name: str, path: Path) -> Any:
         options = {
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": str(self.threads),
         }
         try:
-            compiled = self._core.compile_model(self._core.read_model(str(path)), "CPU", options)
+            return self._core.compile_model(self._core.read_model(str(path)), "CPU", options)
         except Exception as error:
             raise BackendError(
                 f"openvino {self.version} cannot load the stage {name}: {one_line(error)}; "
                 f"use the backend onnxruntime or build the bundle again"
             ) from error
-        return _Stage(name, compiled)
 
 
 class _Stage:
@@ -82,6 +115,15 @@ class _Stage:
         with self._lock:
             self._idle.append(request)
         return outputs
+
+
+def _text(value: Any) -> str:
+    """Runtime information, which versions of the library wrap differently."""
+    return str(getattr(value, "value", value))
+
+
+def _shape(partial: Any) -> tuple[int, ...]:
+    return tuple(int(side.get_length()) if side.is_static else -1 for side in partial)
 
 
 def _listed(inputs: Mapping[str, np.dtype[Any]]) -> str:

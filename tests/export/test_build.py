@@ -167,18 +167,22 @@ def test_openvino_checks_the_same_files(tiny: MapAnything, tmp_path: Path) -> No
 
 
 WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"precision": "fp64"}, "precision 'fp64' is not built for onnxruntime by this version; use fp32 or fp16$"),
-    ({"precision": "int8"}, "precision 'int8'.*use fp32 or fp16"),
+    ({"precision": "fp64"}, "precision 'fp64' is not built for onnxruntime by this version; use fp32 or fp16 or int8$"),
+    ({"precision": "fp8"}, "'fp8' is not built for onnxruntime.*, or the backend tensorrt-rtx or tensorrt"),
     ({"precision": "bf16"}, "'bf16' is not built for onnxruntime.*, or the backend tensorrt-rtx or tensorrt"),
     (
-        {"precision": "int8", "backend": "tensorrt-rtx"},
-        "'int8' is not built for tensorrt-rtx.*use fp32 or fp16 or bf16",
+        {"precision": "int4", "backend": "tensorrt-rtx"},
+        "'int4' is not built for tensorrt-rtx.*use fp32 or fp16 or bf16 or int8 or fp8",
     ),
     ({"backend": "cuda"}, "backend 'cuda' is unknown; use onnxruntime, openvino, tensorrt-rtx, tensorrt"),
     ({"settings": PlanSettings(("8.9",))}, "targets, memory_limit and optimization_level are options of tensorrt-rtx"),
     (
         {"backend": "tensorrt-rtx", "settings": PlanSettings(("8.7",))},
         r"not for sm_87; build on a machine with that GPU",
+    ),
+    (
+        {"precision": "fp8", "backend": "tensorrt-rtx", "settings": PlanSettings(("8.9", "8.6"))},
+        r"sm_86 has no FP8; use --precision int8 or fp16, or a target from sm_89",
     ),
     ({"backend": "tensorrt-rtx", "settings": PlanSettings(("ada",))}, "target 'ada' is no compute capability"),
     ({"backend": "tensorrt-rtx", "attention": "attention"}, "no kernel for the operator Attention in float32"),

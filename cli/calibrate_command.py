@@ -1,0 +1,156 @@
+"""``mapengine calibrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .console import Steps, say, show_table
+from .options import AccuracyMetric, LowPrecision, Model, RangeMethod, Revision, import_export, parse_size
+
+if TYPE_CHECKING:
+    from mapengine.calibration.quantization import Calibration
+
+
+def calibrate(
+    model: Model,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, such as build/calibration.json.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Images, or views.json with depth, cameras and poses; sub-folders are sequences. Rendered views if "
+            "not given.",
+            show_default=False,
+        ),
+    ] = None,
+    precision: Annotated[LowPrecision, typer.Option(help="Number format to calibrate for.")] = LowPrecision.int8,
+    method: Annotated[RangeMethod, typer.Option(help="How activation ranges are chosen.")] = RangeMethod.mse,
+    accuracy: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PERCENT",
+            help="Leave layers in higher precision until this much of float32's accuracy is kept, such as 99.",
+            show_default=False,
+        ),
+    ] = None,
+    metric: Annotated[
+        AccuracyMetric,
+        typer.Option(
+            help="What --accuracy and --compare mean: the largest difference of the stages' outputs from float32, or "
+            "the worst geometry metric on rendered scenes (for trained models)."
+        ),
+    ] = AccuracyMetric.outputs,
+    scenes: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Scenes of --metric geometry; 20 if not given.", show_default=False),
+    ] = None,
+    smooth: Annotated[bool, typer.Option(help="Move outlier channels into weights (SmoothQuant).")] = True,
+    rotate: Annotated[bool, typer.Option(help="Rotate attention values where that is better.")] = True,
+    correct_bias: Annotated[bool, typer.Option(help="Correct the mean error of every layer.")] = True,
+    compare: Annotated[bool, typer.Option("--compare", help="Measure what each of these buys.")] = False,
+    cases: Annotated[int, typer.Option(min=1, metavar="N", help="Number of cases to run.")] = 8,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Image size; fitting or 140x112 if not given.", show_default=False)
+    ] = None,
+    revision: Revision = None,
+) -> None:
+    """Find the ranges that MODEL needs in INT8 or FP8, and write them to OUT.
+
+    An OUT of the same model, data and options is kept. An interrupted run goes on where it stopped.
+
+    \b
+    Example:
+      mapengine calibrate preset:tiny build/calibration.json --compare
+      mapengine calibrate preset:nano build/calibration.json --accuracy 99 --metric geometry
+      mapengine calibrate facebook/map-anything-apache build/calibration.json --data photos --accuracy 99
+      mapengine build preset:tiny build/engine --precision int8 --calibration build/calibration.json
+    """
+    sides = None if size is None else parse_size(size, "--size")
+    if accuracy is not None and not 0 < accuracy < 100:
+        raise typer.BadParameter(f"{accuracy:g} is not between 0 and 100, such as 99", param_hint="--accuracy")
+    by_geometry = metric is AccuracyMetric.geometry
+    if by_geometry and accuracy is None and not compare:
+        raise typer.BadParameter("it belongs to --accuracy or --compare, which are not given", param_hint="--metric")
+    if scenes is not None and not by_geometry:
+        raise typer.BadParameter("it belongs to --metric geometry, which is not given", param_hint="--scenes")
+    package = import_export("quantization")
+    from mapengine.calibration.quantization import save_calibration
+    from mapengine.calibration.quantization.cases import folder_cases, rendered_cases
+
+    options = package.CalibrationOptions(precision.value, method.value, smooth, rotate, correct_bias, accuracy, compare)
+    with Steps() as step:
+        step(f"loading {model}")
+        network = import_export("reference").load_model(model, revision)
+        step("preparing the views")
+        norm = network.data_norm_type
+        if data is None:
+            prepared = rendered_cases(cases, sides or (140, 112), norm)
+        else:
+            prepared = folder_cases(data, count=cases, size=sides, data_norm_type=norm)
+        count, shown_size = scenes or 20, sides or (140, 112)
+        measure = None
+        if accuracy is not None or compare:
+            measure = package.budget.OutputQuality.description
+            if by_geometry:
+                measure = package.geometry.describe(count, shown_size)
+        found = _reusable(out, network.weights_hash(), prepared.sha256, options, measure)
+        if found is None:
+            quality = None
+            if by_geometry:
+                step(f"measuring the {measure}")
+                quality = package.GeometryQuality(network, count, shown_size)
+            unfinished = out.with_name(f"{out.name}.unfinished.npz")
+            found = package.calibrate(
+                network, prepared, options, quality=quality, report=step, fraction=step.part, unfinished=unfinished
+            )
+            save_calibration(found, out)
+            done = f"Calibrated {network.model_id} for {precision.value} in {out}"
+        else:
+            done = f"{out} is of this model, data and options already; nothing to do"
+        share = import_export("quantization.budget").quantised_share(network, found)
+    _show(found, share)
+    print(done)
+
+
+def _reusable(out: Path, weights: str, data: str, options: object, measure: str | None) -> Calibration | None:
+    """The calibration that is there, if it would come out again, measured by ``measure`` (None: by anything)."""
+    from mapengine.calibration.quantization import load_calibration
+    from mapengine.runtime.errors import CalibrationError
+
+    if not out.exists():
+        return None
+    try:
+        found = load_calibration(out)
+    except CalibrationError:
+        return None  # damaged or of an older version: written anew
+    names = ("precision", "method", "smooth", "rotate", "correct_bias", "accuracy")
+    same = all(getattr(found, name) == getattr(options, name) for name in names)
+    compared = any(name.startswith("naive") for name in found.report) or not getattr(options, "compare", False)
+    measured = measure is None or found.measure == measure
+    return (
+        found
+        if same and compared and measured and (found.weights_sha256, found.data_sha256) == (weights, data)
+        else None
+    )
+
+
+def _show(found: Calibration, share: float) -> None:
+    print()
+    if found.report:
+        say(f"Measured by: {found.measure}\n")
+        show_table(
+            ("rounding", "accuracy kept"), [(k, f"{v:.2%}") for k, v in found.report.items()], right=("accuracy kept",)
+        )
+    widened = [layer.name for layer in found.layers if layer.widened]
+    smoothed = sum(layer.exponents is not None for layer in found.layers)
+    rotated = sum(layer.rotated for layer in found.layers)
+    count, total = len(found.quantised), len(found.layers)
+    say(f"{count} of {total} layers in {found.precision}, {share:.1%} of their multiplications")
+    say(f"{smoothed} layers smoothed, {rotated} rotated; data: {found.data}")
+    if widened:
+        say(f"Ranges widened for class, scale or reference tokens: {', '.join(widened)}")
+    if found.kept_layers:
+        say(f"Kept in higher precision: {', '.join(found.kept_layers)}")

@@ -1,0 +1,23 @@
+"""INT8 and FP8 engines: ranges from the PyTorch reference, exact recoveries folded into weights, and Q/DQ graphs."""
+
+from .budget import OutputQuality, keep_accuracy
+from .calibrate import CalibrationOptions, calibrate
+from .emulate import emulated
+from .fold import folded
+from .geometry import GeometryQuality
+from .layers import LinearLayer, find_layers
+from .qdq import QuantisedStage, quantise_stage
+
+__all__ = [
+    "CalibrationOptions",
+    "GeometryQuality",
+    "LinearLayer",
+    "OutputQuality",
+    "QuantisedStage",
+    "calibrate",
+    "emulated",
+    "find_layers",
+    "folded",
+    "keep_accuracy",
+    "quantise_stage",
+]

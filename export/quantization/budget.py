@@ -1,0 +1,167 @@
+"""How much accuracy rounding costs, per group of layers and in all, and which groups to leave in higher precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from mapengine.calibration.quantization import Calibration, LayerCalibration
+from mapengine.calibration.quantization.cases import Views
+from mapengine.runtime.errors import CalibrationError
+
+from ..reference import MapAnything
+from .emulate import emulated
+from .layers import find_layers, linear
+from .observe import run_trunk
+
+
+class Quality(Protocol):
+    """Measures a network that may round: 1 is as good as float32, 0.99 keeps 99 % of it.
+
+    Attributes:
+        description: what is measured, for the calibration's file.
+    """
+
+    description: str
+
+    def __call__(self, model: MapAnything) -> float: ...
+
+
+class OutputQuality:
+    """One minus the relative error of the outputs of the stages against float32, over some cases.
+
+    The error of an output is the root mean square of its difference over that of its values, so that 0.99 is a
+    signal-to-noise ratio of 40 dB. The output that loses most counts.
+
+    Attributes:
+        description: for the calibration's file.
+        decibels: signal-to-noise ratio by output, of the last measurement.
+    """
+
+    description = "outputs of the stages over the calibration data"
+
+    def __init__(self, reference: MapAnything, cases: Mapping[str, Views]) -> None:
+        self._cases = dict(cases)
+        self._wanted = {name: run_trunk(reference, views) for name, views in self._cases.items()}
+        self.decibels: dict[str, float] = {}
+
+    def __call__(self, model: MapAnything) -> float:
+        noise: dict[str, float] = {}
+        signal: dict[str, float] = {}
+        for name, views in self._cases.items():
+            for output, found in run_trunk(model, views).items():
+                wanted = self._wanted[name][output].astype(np.float64)
+                noise[output] = noise.get(output, 0.0) + float(np.square(found - wanted).sum())
+                signal[output] = signal.get(output, 0.0) + float(np.square(wanted).sum())
+        ratios = {output: noise[output] / max(signal[output], 1e-30) for output in noise}
+        self.decibels = {output: -10 * float(np.log10(max(ratio, 1e-30))) for output, ratio in ratios.items()}
+        return 1.0 - float(np.sqrt(max(ratios.values())))
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What quantising one group of layers alone loses (1 - quality), and its multiplications per token."""
+
+    group: str
+    loss: float
+    macs: int
+
+
+def measure_sensitivity(
+    model: MapAnything,
+    layers: Sequence[LayerCalibration],
+    precision: str,
+    quality: Quality,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Sensitivity]:
+    """Sensitivity of every group, in running order.
+
+    Args:
+        model: with smoothing and rotation folded.
+        layers: of the calibration.
+    """
+    known = find_layers(model)
+    groups: dict[str, list[LayerCalibration]] = {}
+    for layer in layers:
+        groups.setdefault(known[layer.name].group, []).append(layer)
+    result = []
+    for index, (group, members) in enumerate(groups.items()):
+        with emulated(model, members, precision):
+            loss = 1.0 - quality(model)
+        result.append(Sensitivity(group, loss, sum(linear(model, layer.name).weight.numel() for layer in members)))
+        if progress is not None:
+            progress(index + 1, len(groups))
+    return result
+
+
+def keep_accuracy(
+    model: MapAnything,
+    calibration: Calibration,
+    accuracy: float,
+    quality: Quality,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Calibration, list[Sensitivity]]:
+    """Leave the fewest multiplications in higher precision with which ``accuracy`` percent are kept.
+
+    Groups leave INT8 in the order of the power of the error that they cause per multiplication, and a bisection finds
+    how many have to: more groups in higher precision are taken to be at least as accurate.
+
+    Args:
+        model: with smoothing and rotation folded.
+        accuracy: percent of float32's, as ``quality`` measures it.
+
+    Returns:
+        The calibration with its kept layers and the reached accuracy, and the sensitivities (empty if nothing had to
+        be kept).
+
+    Raises:
+        CalibrationError: even a single quantised group loses too much.
+    """
+    precision, target = calibration.precision, accuracy / 100
+
+    def reached(layers: Sequence[LayerCalibration]) -> float:
+        with emulated(model, layers, precision):
+            return quality(model)
+
+    full = reached(calibration.layers)
+    report = {**calibration.report, "every layer": max(full, 0.0)}
+    if full >= target:
+        return _kept(calibration, (), {**report, "kept accuracy": full}), []
+    sensitivities = measure_sensitivity(model, calibration.layers, precision, quality, progress)
+    order = sorted(sensitivities, key=lambda entry: (-(max(entry.loss, 0.0) ** 2) / entry.macs, entry.group))
+    known = find_layers(model)
+
+    def without(count: int) -> list[LayerCalibration]:
+        dropped = {entry.group for entry in order[:count]}
+        return [layer for layer in calibration.layers if known[layer.name].group not in dropped]
+
+    low, high = 0, len(order)  # with low the accuracy is not kept, with high it is
+    best = 1.0
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = reached(without(middle))
+        if found >= target:
+            high, best = middle, found
+        else:
+            low = middle
+    if high == len(order):
+        raise CalibrationError(
+            f"{calibration.precision} cannot keep {accuracy:g} % of the accuracy in any layer; calibrate with more "
+            "data, or lower --accuracy"
+        )
+    used = {layer.name for layer in without(high)}
+    kept = tuple(layer.name for layer in calibration.layers if layer.name not in used)
+    return _kept(calibration, kept, {**report, "kept accuracy": best}), sensitivities
+
+
+def _kept(calibration: Calibration, names: tuple[str, ...], report: dict[str, float]) -> Calibration:
+    return replace(calibration, kept_layers=names, report=report)
+
+
+def quantised_share(model: MapAnything, calibration: Calibration) -> float:
+    """Share of the multiplications of the blocks' linear layers that are quantised, per token."""
+    sizes = {name: linear(model, name).weight.numel() for name in find_layers(model)}
+    return sum(sizes[layer.name] for layer in calibration.quantised) / sum(sizes.values())

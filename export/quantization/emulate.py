@@ -1,0 +1,59 @@
+"""The PyTorch network with the rounding of INT8 or FP8, to measure what it costs without an engine."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mapengine.calibration.quantization import FORMATS, LayerCalibration, NumberFormat, weight_scales
+
+from .layers import linear
+
+
+@contextlib.contextmanager
+def emulated(network: nn.Module, layers: Iterable[LayerCalibration], precision: str) -> Iterator[None]:
+    """Inside the block the given layers round their inputs and weights, and add the corrections of their biases.
+
+    Weights are rounded at each call and not kept, so that a full-size network needs no second copy.
+
+    Args:
+        network: with the smoothing and rotation folded (:func:`.fold.folded`).
+        layers: those that are quantised. A layer of range 0 is left as it is.
+        precision: ``int8`` or ``fp8``.
+    """
+    form = FORMATS[precision]
+    changed = []
+    try:
+        for layer in layers:
+            if layer.largest > 0:
+                module = linear(network, layer.name)
+                module.forward = _rounding(module, layer, form)  # type: ignore[method-assign, assignment]
+                changed.append(module)
+        yield
+    finally:
+        for module in changed:
+            del module.forward
+
+
+def _rounding(module: nn.Linear, layer: LayerCalibration, form: NumberFormat) -> Callable[[Tensor], Tensor]:
+    scale = float(np.float32(layer.largest / form.largest))
+    scales = torch.from_numpy(weight_scales(module.weight.detach().numpy().T, form))[:, None]
+    bias = module.bias if layer.bias is None else module.bias + torch.tensor(layer.bias, dtype=torch.float32)
+
+    def forward(x: Tensor) -> Tensor:
+        return F.linear(rounded(x, scale, form), rounded(module.weight, scales, form), bias)
+
+    return forward
+
+
+def rounded(x: Tensor, scale: float | Tensor, form: NumberFormat) -> Tensor:
+    """:func:`mapengine.calibration.quantization.quantise` in PyTorch."""
+    scaled = (x / scale).clamp(-form.largest, form.largest)
+    if form.name == "int8":
+        return scaled.round_() * scale
+    return scaled.to(torch.float8_e4m3fn).to(x.dtype) * scale

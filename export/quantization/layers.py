@@ -1,0 +1,78 @@
+"""Which layers are quantised, and where a change of their input folds into the layer before.
+
+Quantised are the linear layers of the blocks of the image encoder and of the aggregator: nearly all of the work. Never
+quantised: the products inside attention (QK and PV), patch embedding and positional grid, geometry encoders, the dense
+head, and the pose and scale heads, which a whole view or scene depends on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from ..network import MapAnythingNetwork
+from ..network.transformer import Block, SwiGlu
+
+Kind = Literal["qkv", "proj", "w12", "w3", "fc1", "fc2"]
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A linear layer that may be quantised.
+
+    Attributes:
+        name: module. stage: that it is exported in.
+        block: name of its block. index: of the block in its stack.
+        kind: what it is in the block. qkv and w12 (or fc1) read a LayerNorm, proj the result of attention, w3 the
+            product of gate and value, fc2 a GELU.
+        head_dim: channels of an attention head.
+    """
+
+    name: str
+    stage: str
+    block: str
+    index: int
+    kind: Kind
+    head_dim: int
+
+    @property
+    def group(self) -> str:
+        """Layers of one group are quantised together: the attention or the MLP of a block."""
+        return f"{self.block}.{'attn' if self.kind in ('qkv', 'proj') else 'mlp'}"
+
+
+def find_layers(network: MapAnythingNetwork) -> dict[str, LinearLayer]:
+    """The layers by name, in running order."""
+    layers = {}
+    for stage, prefix, blocks in (
+        ("image_encoder", "encoder.model.blocks", network.encoder.model.blocks),
+        ("aggregator", "info_sharing.self_attention_blocks", network.info_sharing.self_attention_blocks),
+    ):
+        for index, block in enumerate(blocks):
+            assert isinstance(block, Block)
+            name = f"{prefix}.{index}"
+            head_dim = block.attn.proj.in_features // block.attn.num_heads
+            for kind, path in _linears(block):
+                layers[f"{name}.{path}"] = LinearLayer(f"{name}.{path}", stage, name, index, kind, head_dim)
+    return layers
+
+
+def linear(network: nn.Module, name: str) -> nn.Linear:
+    """The module of that name."""
+    module = network.get_submodule(name)
+    assert isinstance(module, nn.Linear)
+    return module
+
+
+def _linears(block: Block) -> Iterator[tuple[Kind, str]]:
+    yield "qkv", "attn.qkv"
+    yield "proj", "attn.proj"
+    if isinstance(block.mlp, SwiGlu):
+        yield "w12", "mlp.w12"
+        yield "w3", "mlp.w3"
+    else:
+        yield "fc1", "mlp.fc1"
+        yield "fc2", "mlp.fc2"

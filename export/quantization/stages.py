@@ -1,0 +1,113 @@
+"""The stages of a bundle in INT8 or FP8, and the tolerance that the calibrated network itself shows."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mapengine.calibration.quantization import Calibration
+from mapengine.runtime.manifest import Quantization
+
+from ..onnx_export import ExportedStage
+from ..precision import LoweredStage
+from ..reference import MapAnything
+from .emulate import emulated
+from .fold import folded, with_corrected_biases
+from .qdq import quantise_stage
+
+Stages = Sequence[ExportedStage | LoweredStage]
+Stage = TypeVar("Stage", ExportedStage, LoweredStage)
+Views = Sequence[Mapping[str, Any]]
+
+MARGIN = 2.0
+"""Times the error of the rounded network that an engine's may have. Kernels add in another order, so that numbers near
+the middle of a step round to the other side and errors differ from run to run, but not in size; a kernel that computes
+something else is outside."""
+
+
+def write_quantised(
+    model: MapAnything,
+    folder: Path,
+    calibration: Calibration,
+    export: Callable[[MapAnything, Path], Stages],
+    lower: Callable[[Stages, Path], Stages] | None,
+    report: Callable[[str], None],
+) -> tuple[tuple[ExportedStage | LoweredStage, ...], Quantization, Stages]:
+    """Write the stages with the layers of a calibration in 8 bits.
+
+    Args:
+        model: that was calibrated.
+        folder: to write into.
+        export: writes the stages of a network in float32 into a folder.
+        lower: writes such stages in 16 bit into another folder; None to leave the rest in float32.
+
+    Returns:
+        The stages, what the manifest says of them, and the stages before quantisation (their files are gone).
+    """
+    network = with_corrected_biases(folded(model, calibration.layers), calibration)
+    written = []
+    products: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        full_folder, low_folder = Path(scratch) / "full", Path(scratch) / "low"
+        full_folder.mkdir()
+        low_folder.mkdir()
+        full = export(network, full_folder)
+        del network
+        sources = full if lower is None else lower(full, low_folder)
+        for exact, source in zip(full, sources, strict=True):
+            layers = [layer for layer in calibration.quantised if layer.stage == source.name]
+            target = folder / source.path.name
+            if not layers:
+                written.append(_moved(source, folder))
+                continue
+            report(f"writing {source.name} in {calibration.precision}")
+            result = quantise_stage(
+                source.path,
+                target,
+                stage=source.name,
+                layers=layers,
+                precision=calibration.precision,
+                weights=None if lower is None else exact.path,
+            )
+            products[source.name] = len(result.quantised)
+            written.append(replace(source, path=result.path, data_path=result.data_path, opset=result.opset))
+    names = tuple(calibration.kept_layers)
+    record = Quantization(calibration.described(), calibration.data_sha256, names, dict(products))
+    return tuple(written), record, sources
+
+
+def _moved(stage: ExportedStage | LoweredStage, folder: Path) -> ExportedStage | LoweredStage:
+    data = None if stage.data_path is None else Path(shutil.move(stage.data_path, folder / stage.data_path.name))
+    return replace(stage, path=Path(shutil.move(stage.path, folder / stage.path.name)), data_path=data)
+
+
+def measured_tolerance(
+    model: MapAnything, calibration: Calibration, cases: Mapping[str, Views], rest: float
+) -> dict[str, float]:
+    """Allowed difference per output, relative to its largest value: :data:`MARGIN` times the rounded network's own.
+
+    Args:
+        model: float32 reference.
+        cases: that the difference is measured over.
+        rest: what the parts in higher precision are allowed.
+    """
+    network = folded(model, calibration.layers)
+    worst: dict[str, float] = {}
+    for views in cases.values():
+        wanted = model.predict(views, use_amp=False)
+        with emulated(network, calibration.quantised, calibration.precision):
+            found = network.predict(views, use_amp=False)
+        for got, want in zip(found, wanted, strict=True):
+            for key, value in want.items():
+                if value.dtype.kind == "f":
+                    difference = float(np.abs(got[key].astype(np.float64) - value).max(initial=0.0))
+                    relative = difference / max(float(np.abs(value).max(initial=0.0)), 1e-12)
+                    worst[key] = max(worst.get(key, 0.0), relative)
+    return {key: MARGIN * value + rest for key, value in worst.items()}

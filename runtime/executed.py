@@ -1,0 +1,207 @@
+"""Which precision the matrix products of a bundle really run in, from the backend's own words.
+
+A graph that asks for INT8 may run in float32: a kernel is missing, or a fusion does not match. Each stage runs once on
+the bundle's golden input. ONNX Runtime's profiler and OpenVINO's execution graph say which kernel computed what;
+for TensorRT the layers that the builder listed are in the manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends import StageRunner
+from .backends.base import Arrays, HostBackend
+from .backends.onnxruntime import OnnxRuntimeBackend
+from .backends.openvino import OpenVinoBackend
+from .bundle import Bundle
+from .errors import BackendError, ParityError
+from .golden import run_golden
+from .manifest import Manifest
+from .pipeline import Pipeline
+
+LOW: Mapping[str, tuple[str, ...]] = {"int8": ("int8", "uint8"), "fp8": ("float8_e4m3fn",)}
+"""Element types that count as a precision."""
+
+_ONNX_TYPES = {"float": "float32", "double": "float64", "float16": "float16", "int8": "int8", "uint8": "uint8"}
+_PRODUCTS = re.compile("MatMul|Gemm|Conv|FullyConnected|Deconvolution|Convolution")
+_NO_PRODUCT = re.compile("Convert|Nchwc?Reorder")
+_OPENVINO_TYPES = {"i8": "int8", "u8": "uint8", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_TENSORRT_TYPES = {
+    "Int8": "int8",
+    "FP8": "float8_e4m3fn",
+    "Half": "float16",
+    "Float": "float32",
+    "BFloat16": "bfloat16",
+}
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product or convolution that ran.
+
+    Attributes:
+        kernel: as the backend calls it. dtype: that it computes in, such as ``int8`` (or ``uint8``, its twin with an
+            offset). macs: multiplications; 0 where the backend does not say.
+    """
+
+    kernel: str
+    dtype: str
+    macs: int
+
+
+@dataclass(frozen=True)
+class Executed:
+    """The products of one stage."""
+
+    stage: str
+    products: tuple[Product, ...]
+
+    def counts(self) -> dict[str, int]:
+        """Number of products by type."""
+        return dict(Counter(product.dtype for product in self.products).most_common())
+
+    def share(self, dtypes: Iterable[str]) -> float | None:
+        """Share of the multiplications in the given types; None where the backend does not say."""
+        total = sum(product.macs for product in self.products)
+        wanted = set(dtypes)
+        return sum(p.macs for p in self.products if p.dtype in wanted) / total if total else None
+
+
+def executed_products(bundle: Bundle, backend: str, threads: int | None = None) -> list[Executed]:
+    """Run the golden input with a CPU backend and list the products of every stage that it used.
+
+    For plans, what the builder listed, without multiplications.
+
+    Raises:
+        BackendError: the backend cannot run a stage or does not say what it ran.
+    """
+    if bundle.manifest.format == "plan":
+        return listed_products(bundle.manifest)
+    library: HostBackend = OpenVinoBackend(threads) if backend == "openvino" else OnnxRuntimeBackend(threads)
+    inputs = _stage_inputs(bundle, library)
+    look = _openvino if isinstance(library, OpenVinoBackend) else _onnxruntime
+    return [Executed(stage, tuple(look(library, bundle.stage_path(stage), given))) for stage, given in inputs.items()]
+
+
+def check_executed(manifest: Manifest, executed: Iterable[Executed], backend: str) -> None:
+    """Refuse a backend that ran fewer products in 8 bits than the bundle asks for.
+
+    Raises:
+        ParityError: stage, numbers, and what to do.
+    """
+    if manifest.quantization is None:
+        return
+    found = {entry.stage: sum(entry.counts().get(dtype, 0) for dtype in LOW[manifest.precision]) for entry in executed}
+    for stage, wanted in manifest.quantization.products.items():
+        if found.get(stage, 0) < wanted:
+            raise ParityError(
+                f"{backend} ran {found.get(stage, 0)} of the {wanted} products of {stage} in {manifest.precision} that "
+                "this bundle asks for; use another backend or version, or a bundle in fp16 or fp32"
+            )
+
+
+class _Recorder:
+    """A stage that keeps the inputs of its first call."""
+
+    def __init__(self, stage: StageRunner) -> None:
+        self._stage = stage
+        self.inputs: dict[str, NDArray[Any]] | None = None
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
+        if self.inputs is None:
+            self.inputs = {name: np.array(value) for name, value in inputs.items()}
+        return self._stage.run(inputs)
+
+
+def _stage_inputs(bundle: Bundle, library: HostBackend) -> dict[str, dict[str, NDArray[Any]]]:
+    stages = {name: _Recorder(library.load_stage(name, bundle.stage_path(name))) for name in bundle.manifest.stages}
+    run_golden(bundle, Pipeline(dict[str, StageRunner](stages)))
+    return {name: stage.inputs for name, stage in stages.items() if stage.inputs is not None}
+
+
+def _onnxruntime(library: HostBackend, path: Path, inputs: Mapping[str, NDArray[Any]]) -> list[Product]:
+    """From the profile of one run: operator, types and shapes of every node after fusion."""
+    assert isinstance(library, OnnxRuntimeBackend)
+    with tempfile.TemporaryDirectory() as folder:
+        events = parse_profile(library.profile_stage(path, inputs, Path(folder) / "profile"))
+    products = []
+    for event in events:
+        arguments = event.get("args", {})
+        operator = str(arguments.get("op_name", ""))
+        if not str(event.get("name", "")).endswith("_kernel_time") or not _is_product(operator):
+            continue
+        # One entry per input, such as {"int8": [64, 192]}. A weight that the library packed has left the list, so the
+        # type is that of the activations, which the kernel of a product shares with its weights.
+        given = [next(iter(entry.items())) for entry in arguments["input_type_shape"] if entry]
+        made = next(iter(arguments["output_type_shape"][0].values()))
+        dtype, data = given[0]
+        length = data[-1] if data else 1
+        if "Conv" in operator:
+            length = math.prod(given[1][1][1:]) if len(given) > 1 and len(given[1][1]) == len(data) else 0
+        products.append(Product(operator, _ONNX_TYPES.get(dtype, dtype), math.prod(made) * length))
+    return products
+
+
+def _openvino(library: HostBackend, path: Path, inputs: Mapping[str, NDArray[Any]]) -> list[Product]:
+    """From the execution graph after one run: kernel and precision of every node, and the shapes that it had."""
+    assert isinstance(library, OpenVinoBackend)
+    products = []
+    for node in library.executed_nodes(path, inputs):
+        if not _is_product(node.kind):
+            continue
+        weight = node.inputs[1]
+        length = weight[-1] if node.kind.startswith("FullyConnected") else _length(node.kind, weight)
+        macs = math.prod(node.output) * length if all(side >= 0 for side in (*node.output, length)) else 0
+        products.append(Product(node.kernel, _OPENVINO_TYPES.get(node.precision, node.precision), macs))
+    return products
+
+
+def _length(kind: str, weight: tuple[int, ...]) -> int:
+    return math.prod(weight[1:]) if kind in ("Convolution", "Deconvolution") else weight[-2]
+
+
+def listed_products(manifest: Manifest) -> list[Executed]:
+    """The products of plans as their builder listed them, without multiplications.
+
+    Raises:
+        BackendError: the manifest lists no layers.
+    """
+    entries = []
+    for name, stage in manifest.stages.items():
+        if stage.layers is None:
+            raise BackendError(f"the manifest lists no layers of the stage {name}; build the bundle again")
+        products = []
+        for types, count in stage.layers.gemms.items():
+            # ``Half x Int8 -> Half`` is weight-only quantisation, which computes in the type of the activations.
+            source = types.partition(" x ")[0]
+            products += [Product(types, _TENSORRT_TYPES.get(source, source), 0)] * count
+        entries.append(Executed(name, tuple(products)))
+    return entries
+
+
+def _is_product(operator: str) -> bool:
+    return bool(_PRODUCTS.search(operator)) and not _NO_PRODUCT.search(operator)
+
+
+def parse_profile(text: str) -> list[dict[str, Any]]:
+    """The events of a profile that ONNX Runtime wrote.
+
+    Raises:
+        BackendError: it is no such profile.
+    """
+    try:
+        events = json.loads(text)
+    except ValueError as error:
+        raise BackendError("onnxruntime wrote a profile that cannot be read; use another version") from error
+    return [event for event in events if isinstance(event, dict) and event.get("cat") == "Node"]

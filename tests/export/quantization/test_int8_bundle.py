@@ -1,0 +1,210 @@
+"""Bundles in INT8: what the manifest says, what the backends run, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from mapengine.calibration.quantization import Calibration, save_calibration
+from mapengine.calibration.quantization.cases import Cases
+from mapengine.calibration.quantization.smoothing import rotate
+from mapengine.export import build_engine, compile_engine, onnx_bundle
+from mapengine.export.layer_comparison import compare_layers
+from mapengine.export.onnx_export import ExportedStage
+from mapengine.export.quantization import CalibrationOptions, calibrate
+from mapengine.export.quantization.layers import find_layers
+from mapengine.export.quantization.stages import measured_tolerance
+from mapengine.export.reference import MapAnything
+from mapengine.export.stages import make_stages
+from mapengine.runtime import Engine
+from mapengine.runtime.build_record import LayerRecord
+from mapengine.runtime.bundle import Bundle
+from mapengine.runtime.errors import CalibrationError, InputError, ParityError
+from mapengine.runtime.executed import LOW, Executed, Product, check_executed, executed_products, listed_products
+from mapengine.runtime.parity import measure_parity
+
+PRODUCTS = {"image_encoder": 12, "aggregator": 24}
+
+
+@pytest.fixture(scope="module")
+def plain(reference: Callable[..., MapAnything], cases: Cases) -> Calibration:
+    """Of ``preset:tiny``, with nothing to fold, so that its stages need not be traced again."""
+    return calibrate(
+        reference("preset:tiny"), cases, CalibrationOptions(smooth=False, rotate=False, correct_bias=False)
+    )
+
+
+@pytest.fixture
+def bundle(
+    plain: Calibration, reference: Callable[..., MapAnything], traced: list[dict[str, Any]], tmp_path: Path
+) -> Bundle:
+    path = tmp_path / "calibration.json"
+    save_calibration(plain, path)
+    build_engine(reference("preset:tiny"), tmp_path / "bundle", precision="int8", calibration=path)
+    return Bundle.open(tmp_path / "bundle")
+
+
+def test_bundle(bundle: Bundle, plain: Calibration, reference: Callable[..., MapAnything], tiny_bundle: Path) -> None:
+    model = reference("preset:tiny")
+    manifest = bundle.manifest
+    assert manifest.precision == "int8"
+    assert manifest.quantization is not None
+    assert manifest.quantization.products == PRODUCTS
+    assert manifest.quantization.data_hash == plain.data_sha256
+    assert manifest.quantization.method == "mse ranges"
+    assert manifest.parity is not None
+    # The tolerance is twice what the rounded PyTorch network shows, and the engine shows as much.
+    for output, tolerance in manifest.golden.tolerance.items():
+        assert 0.1 * tolerance.rtol < manifest.parity.outputs[output].max_rel < tolerance.rtol
+    for stage in ("geometry_encoder", "dense_head"):
+        assert manifest.stages[stage].file == Bundle.open(tiny_bundle).manifest.stages[stage].file
+    for stage in PRODUCTS:
+        # Three of four bytes of every quantised weight; scales and nodes are new.
+        numbers = sum(model.get_submodule(e.name).weight.numel() for e in plain.layers if e.stage == stage)
+        saved = (tiny_bundle / f"{stage}.onnx").stat().st_size - bundle.stage_path(stage).stat().st_size
+        assert 0.9 * 3 * numbers < saved < 3 * numbers
+    Engine.load(bundle.folder, "openvino").verify()
+    with pytest.raises(InputError, match="int8"):
+        compare_layers(bundle, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_backends_run_integer_products(backend: str, bundle: Bundle, tiny_bundle: Path) -> None:
+    executed = executed_products(bundle, backend, 1)
+    check_executed(bundle.manifest, executed, backend)
+    found = {entry.stage: entry for entry in executed}
+    for stage, wanted in PRODUCTS.items():
+        assert sum(found[stage].counts().get(dtype, 0) for dtype in LOW["int8"]) == wanted
+    share = found["aggregator"].share(LOW["int8"])
+    assert share is not None
+    assert share > 0.99
+    assert found["dense_head"].share(LOW["int8"]) == 0
+    # The same question about the float32 bundle: nothing is INT8, and an INT8 manifest would not accept it.
+    full = executed_products(Bundle.open(tiny_bundle), backend, 1)
+    assert all(set(entry.counts()) == {"float32"} for entry in full)
+    with pytest.raises(ParityError, match=f"{backend} ran 0 of the 12 products of image_encoder in int8"):
+        check_executed(bundle.manifest, full, backend)
+    macs = [sum(p.macs for p in next(e for e in side if e.stage == "aggregator").products) for side in (executed, full)]
+    assert macs[0] == macs[1] > 0
+
+
+def test_a_folded_bundle(
+    network: MapAnything,
+    folded_network: MapAnything,
+    folded_stages: Path,
+    mixed_calibration: Calibration,
+    cases: Cases,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Smoothing, rotation and bias correction reach the files, and the engine keeps what they buy."""
+    layers = {layer.name: layer for layer in mixed_calibration.layers}
+    smoothed = [layer for layer in layers.values() if layer.exponents is not None]
+    rotated = [layer for layer in layers.values() if layer.rotated]
+    assert {layer.stage for layer in smoothed} == set(PRODUCTS)
+    assert {layer.stage for layer in rotated} == {"aggregator"}
+
+    def copy(given: MapAnything, folder: Path, **options: Any) -> list[ExportedStage]:
+        """Tracing takes long: the build has to ask for the network that was traced."""
+        known = folded_network.state_dict()
+        assert all(torch.equal(known[name], value) for name, value in given.state_dict().items())
+        stages = []
+        for name, stage in make_stages(given).items():
+            path = Path(shutil.copy(folded_stages / f"{name}.onnx", folder))
+            stages.append(ExportedStage(name, path, None, 20, stage.inputs, stage.outputs))
+        return stages
+
+    monkeypatch.setattr(onnx_bundle, "export_stages", copy)
+    build_engine(network, tmp_path / "bundle", precision="int8", calibration=mixed_calibration)
+    bundle = Bundle.open(tmp_path / "bundle")
+    record = bundle.manifest.quantization
+    assert record is not None
+    assert record.products == PRODUCTS
+    assert record.method == "mse ranges, smoothing, rotation, bias correction"
+
+    stored = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for stage in PRODUCTS
+        for tensor in onnx.load(bundle.stage_path(stage)).graph.initializer
+    }
+    for layer in smoothed:
+        if layer.name.endswith("attn.qkv"):
+            norm = layer.name.replace("attn.qkv", "norm1")
+            wanted = network.get_submodule(norm).weight.numpy() / np.exp2(layer.exponents).astype(np.float32)
+            np.testing.assert_array_equal(stored[f"{norm}.weight"], wanted)
+    for layer in rotated:
+        weight = network.get_submodule(layer.name).weight.numpy()
+        head = find_layers(network)[layer.name].head_dim
+        read = stored[f"{layer.name}.weight"].astype(np.float32) * stored[f"{layer.name}.weight_scale"]
+        np.testing.assert_allclose(read.T, rotate(weight, head), atol=stored[f"{layer.name}.weight_scale"].max())
+    for layer in layers.values():
+        assert layer.bias is not None
+        bias = network.get_submodule(layer.name).bias.numpy()
+        if layer.name.endswith((".proj", ".w3")):  # no other layer folds anything into these
+            np.testing.assert_allclose(stored[f"{layer.name}.bias"], bias + np.float32(layer.bias), atol=1e-6)
+
+    naive = calibrate(network, cases, CalibrationOptions("int8", "max", False, False, False))
+    views = {"mixed": cases.views["mixed"]}
+    lost = measured_tolerance(network, naive, views, 0.0)
+    kept = measured_tolerance(network, mixed_calibration, views, 0.0)
+    wanted = network.predict(views["mixed"], use_amp=False)
+    for backend in ("onnxruntime", "openvino"):
+        engine = Engine.load(bundle.folder, backend)
+        engine.verify()
+        check_executed(bundle.manifest, executed_products(bundle, backend, 1), backend)
+        parity = measure_parity({"mixed": engine.predict(views["mixed"])}, {"mixed": wanted}, backend)
+        for output in ("depth_along_ray", "pts3d"):
+            assert parity.outputs[output].max_rel < kept[output] < lost[output] / 2
+
+
+@pytest.mark.filterwarnings("ignore")  # of what INT8 and float32 attention cost on this library
+def test_plans_multiply_in_int8(bundle: Bundle, tmp_path: Path) -> None:
+    """A build fails if the library's own list of layers has fewer; qkv is three products there."""
+    manifest = compile_engine(bundle.folder, tmp_path / "plans", backend="tensorrt-rtx")
+    assert manifest.quantization is not None
+    assert manifest.quantization.products == {"image_encoder": 12 + 2 * 3, "aggregator": 24 + 2 * 6}
+    counts = {entry.stage: entry.counts() for entry in listed_products(manifest)}
+    assert {stage: counts[stage]["int8"] for stage in PRODUCTS} == manifest.quantization.products
+    assert "int8" not in counts["dense_head"]
+
+
+def test_weights_alone_are_no_product_in_int8(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    stages = {
+        name: replace(stage, layers=LayerRecord(0, 0, (), {"Half x Int8 -> Half": 40}))
+        for name, stage in manifest.stages.items()
+    }
+    listed = listed_products(replace(manifest, stages=stages))
+    assert all(entry.counts() == {"float16": 40} for entry in listed)
+    with pytest.raises(ParityError, match="tensorrt ran 0 of the 12 products of image_encoder in int8"):
+        check_executed(manifest, listed, "tensorrt")
+
+
+def test_share_of_what_is_not_known() -> None:
+    assert Executed("x", (Product("a", "int8", 0),)).share(LOW["int8"]) is None
+    assert Executed("x", (Product("a", "int8", 3), Product("b", "float32", 1))).share(LOW["int8"]) == 0.75
+
+
+def test_refusals(plain: Calibration, reference: Callable[..., MapAnything], tmp_path: Path) -> None:
+    model, out = reference("preset:tiny"), tmp_path / "bundle"
+    other = replace(plain, weights_sha256="0" * 64)
+    for options, error, said in (
+        ({"precision": "int8", "calibration": other}, CalibrationError, "calibrate this model"),
+        ({"precision": "int8", "calibration": replace(plain, precision="fp8")}, CalibrationError, "calibrate for int8"),
+        ({"precision": "int8", "calibration": tmp_path / "none.json"}, CalibrationError, "check the path"),
+        ({"precision": "int8", "calibration": 3}, InputError, "is a int"),
+        ({"precision": "fp32", "calibration": plain}, InputError, "for int8 and fp8; leave it out for fp32"),
+        ({"precision": "fp8", "calibration": plain}, InputError, "tensorrt-rtx or tensorrt|tensorrt or tensorrt-rtx"),
+    ):
+        with pytest.raises(error, match=said):
+            build_engine(model, out, **options)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,59 @@
+"""Quantised products of ``qkv`` become three, and compute the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from mapengine.export.tensorrt.split_products import split_quantised_products
+
+
+def write_graph(path: Path, quantised: bool) -> None:
+    rng = np.random.default_rng(0)
+    stored = {
+        "w": rng.integers(-127, 128, (4, 12)).astype(np.int8),
+        "s": rng.uniform(0.01, 0.1, 12).astype(np.float32),
+        "full": rng.standard_normal((4, 12)).astype(np.float32),
+    }
+    weight = "wide" if quantised else "full"
+    nodes = [helper.make_node("MatMul", ["x", weight], ["y"], name="blocks.0.attn.qkv/MatMul")]
+    if quantised:
+        nodes.insert(0, helper.make_node("DequantizeLinear", ["w", "s"], ["wide"], axis=1, name="read"))
+        del stored["full"]
+    else:
+        del stored["w"], stored["s"]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", size]) for n, size in (("x", 4), ("y", 12))]
+    tensors = [numpy_helper.from_array(value, name) for name, value in stored.items()]
+    graph = helper.make_graph(nodes, "stage", ends[:1], ends[1:], tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
+
+
+def run(path: Path, x: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": x})[0])
+
+
+def test_three_products_compute_the_same(tmp_path: Path) -> None:
+    path, scratch = tmp_path / "stage.onnx", tmp_path / "scratch"
+    scratch.mkdir()
+    write_graph(path, quantised=True)
+    written, count = split_quantised_products(path, scratch)
+    assert (written, count) == (scratch / "stage.onnx", 1)
+    onnx.checker.check_model(str(written), full_check=True)
+    graph = onnx.load(written).graph
+    assert [node.op_type for node in graph.node].count("MatMul") == 3
+    assert "blocks.0.attn.qkv/MatMul.0" in {node.name for node in graph.node}
+    assert {tuple(tensor.dims) for tensor in graph.initializer} == {(4, 4), (4,)}
+    assert {tensor.data_type for tensor in graph.initializer} == {TensorProto.INT8, TensorProto.FLOAT}
+    x = np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
+    np.testing.assert_allclose(run(written, x), run(path, x), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_not_quantised_stays(tmp_path: Path) -> None:
+    path = tmp_path / "stage.onnx"
+    write_graph(path, quantised=False)
+    assert split_quantised_products(path, tmp_path / "scratch") == (path, 0)
