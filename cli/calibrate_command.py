@@ -57,9 +57,10 @@ def calibrate(
     ] = None,
     revision: Revision = None,
 ) -> None:
-    """Find the ranges that MODEL needs in INT8 or FP8, and write them to OUT.
+    """Find the ranges that MODEL needs in INT8 or FP8.
 
-    An OUT of the same model, data and options is kept. An interrupted run goes on where it stopped.
+    They are written to OUT. An OUT of the same model, data and options is kept. An interrupted run goes on where it
+    stopped.
 
     \b
     Example:

@@ -240,6 +240,7 @@ class Trainer:
         }
         with atomic_write(folder / "model.safetensors") as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
+            temporary.chmod(0o644)  # safetensors lets only the owner read what it writes
         with atomic_write(folder / "config.json") as temporary:
             temporary.write_text(json.dumps(self.config.model, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         return folder
