@@ -65,7 +65,7 @@ def balance_heads(network: MapAnything, batch: Batch) -> None:
     def scale(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         size = output.float().pow(2).mean().sqrt().clamp(min=1e-6)
         for parameter in layer.parameters():
-            parameter /= size
+            parameter.div_(size)
         return output / size
 
     kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
