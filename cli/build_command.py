@@ -127,9 +127,10 @@ def build(
                 "--views": views,
                 "--resolution": resolution,
                 "--revision": revision,
+                "--calibration": calibration,
+                "--attention": None if attention is Attention.auto else attention,
             }
-            fixed["--calibration"] = calibration
-            _refuse({**fixed, "--attention": None if attention is Attention.auto else attention}, model)
+            _refuse(fixed, model)
             manifest = import_export("plan_bundle").compile_engine(
                 model, out, backend=backend.value, settings=settings, progress=step, fraction=step.part
             )

@@ -106,16 +106,28 @@ def load_preset(name: str) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
 
 
 def save_preset(name: str, folder: str | Path) -> Path:
-    """Write a preset as a folder in upstream's format (``config.json``, ``model.safetensors``) and return it.
+    """Write a preset with :func:`save_model` and return the folder. Raises ModelNotFoundError, OutputError."""
+    _, tensors = load_preset(name)
+    return save_model(folder, preset_config(name), tensors, "preset")
 
-    Raises ModelNotFoundError if there is no such preset, OutputError if the folder cannot be written; files already
-    there are replaced only once their successors are complete.
+
+def save_model(
+    folder: str | Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], what: str = "model"
+) -> Path:
+    """Write a folder in upstream's format (``config.json``, ``model.safetensors``) and return it.
+
+    Raises OutputError if the folder cannot be written; files already there are replaced only once their successors are
+    complete.
     """
     folder = Path(folder)
-    _, tensors = load_preset(name)
-    text = json.dumps(preset_config(name), indent=2, sort_keys=True) + "\n"
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    def weights(path: Path) -> None:
+        save_file(tensors, path, metadata={"format": "pt"})
+        path.chmod(0o644)  # safetensors lets only the owner read what it writes
+
     steps: list[tuple[str, Callable[[Path], object]]] = [
-        ("model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"})),
+        ("model.safetensors", weights),
         ("config.json", lambda path: path.write_text(text, encoding="utf-8")),
     ]
     temporary = folder / f".{os.getpid()}.part"
@@ -127,7 +139,7 @@ def save_preset(name: str, folder: str | Path) -> Path:
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise OutputError(f"{folder}: cannot write the preset ({error})") from None
+        raise OutputError(f"{folder}: cannot write the {what} ({error})") from None
     return folder
 
 

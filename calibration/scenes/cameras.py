@@ -11,8 +11,8 @@ from .draws import Draws, Matrix, Vector, frame
 from .shapes import Array, Components, to_world
 from .world import FARTHEST, NEAREST_DEPTH, CameraRange, World, cast
 
-_PROBE = (20, 16)
-"""Columns and rows of the coarse depth maps that decide whether a camera is any good."""
+_PROBE_WIDTH = 20
+"""Columns of the coarse depth maps that decide whether a camera is any good."""
 _MIN_OVERLAP, _MAX_OVERLAP = 0.3, 0.97
 _MIN_VALID = 0.55
 _TANGENTS = (0.4663077, 1.1917536)
@@ -194,8 +194,7 @@ def _looking(draws: Draws, position: Vector, target: Vector, jitter: float) -> M
 
 
 def _probe(world: World, camera: Camera, aspect: float) -> _Probe:
-    width, height = _PROBE
-    height = max(4, round(width / aspect)) if aspect else height
+    width, height = _PROBE_WIDTH, max(4, round(_PROBE_WIDTH / aspect))
     pose, intrinsics = camera.pose(), camera.lens.intrinsics(width, height)
     depth = np.array(cast(world, *camera_rays(pose, intrinsics, width, height)).distance)
     depth[depth > FARTHEST] = 0
@@ -206,9 +205,8 @@ def _is_good(probe: _Probe) -> bool:
     seen = probe.depth[probe.depth > 0]
     if seen.size < _MIN_VALID * probe.depth.size or seen.min() < NEAREST_DEPTH * 1.1:
         return False
-    near, far = np.partition(seen, [seen.size // 20, seen.size - 1 - seen.size // 20])[
-        [seen.size // 20, seen.size - 1 - seen.size // 20]
-    ]
+    ends = [seen.size // 20, seen.size - 1 - seen.size // 20]
+    near, far = np.partition(seen, ends)[ends]
     return bool(far > 1.25 * near)  # a bare wall right ahead shows nothing
 
 

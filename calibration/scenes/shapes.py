@@ -7,7 +7,7 @@ float32, and only operations that IEEE 754 rounds exactly are used.
 
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -53,17 +53,12 @@ def to_world(matrix: Matrix, vector: Components) -> Components:
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(ABC):
     """A solid with a centre, a rotation (local to world) and a first material."""
 
     centre: Vector
     rotation: Matrix
     material: int
-
-    @property
-    def radius(self) -> float:
-        """Of a sphere around the centre that holds the shape; infinite for the surroundings."""
-        return math.inf
 
     def local_ray(self, origin: Components, direction: Components) -> tuple[Components, Components]:
         """The ray in the shape's own axes, seen from its centre."""
@@ -72,9 +67,9 @@ class Shape:
             return offset, direction
         return to_local(self.rotation, offset), to_local(self.rotation, direction)
 
+    @abstractmethod
     def distance(self, origin: Components, direction: Components) -> Array:
         """Distance to the first hit beyond ``NEAREST``; infinite where there is none."""
-        raise NotImplementedError
 
     def surface(self, point: Components) -> Surface:
         """Normal and material coordinates at points (N,) of the surface, in world axes."""
@@ -83,8 +78,9 @@ class Shape:
         world = normal if self.rotation is IDENTITY else to_world(self.rotation, normal)
         return Surface(world, u, v, face)
 
+    @abstractmethod
     def _local_surface(self, point: Components) -> Surface:
-        raise NotImplementedError
+        """:meth:`surface` in the shape's own axes."""
 
 
 def _slabs(half: Vector, origin: Components, direction: Components) -> tuple[Any, Any]:
@@ -110,10 +106,6 @@ class Box(Shape):
     """A box with half sizes ``half``; a thin one is a plane."""
 
     half: Vector
-
-    @property
-    def radius(self) -> float:
-        return math.sqrt(sum(size * size for size in self.half))
 
     def distance(self, origin: Components, direction: Components) -> Array:
         enter, leave = _slabs(self.half, *self.local_ray(origin, direction))
@@ -172,10 +164,6 @@ class Sphere(Shape):
 
     size: float
 
-    @property
-    def radius(self) -> float:
-        return self.size
-
     def distance(self, origin: Components, direction: Components) -> Array:
         o, d = self.local_ray(origin, direction)
         a = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
@@ -206,10 +194,6 @@ class Cylinder(Shape):
 
     size: float
     half_height: float
-
-    @property
-    def radius(self) -> float:
-        return math.sqrt(self.size * self.size + self.half_height * self.half_height)
 
     def distance(self, origin: Components, direction: Components) -> Array:
         o, d = self.local_ray(origin, direction)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +48,7 @@ class World:
     sky: Material
     focus: Vector
     """Where cameras look, roughly."""
-    cameras: CameraRange = field(default_factory=lambda: CameraRange((0.5, 1.5), (0.5, 3.0), (0.0, 1.0)))
+    cameras: CameraRange
 
 
 @dataclass(frozen=True)

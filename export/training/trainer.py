@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 
 from mapengine.calibration.evaluation import evaluate
 from mapengine.runtime.errors import CheckpointError, MapEngineError
 from mapengine.runtime.files import atomic_write
 
 from ..config_json import parse_config
+from ..presets import save_model
 from ..reference import MapAnything, load_model
 from .batch import Batch, Sampler
 from .config import TrainingConfig
@@ -74,9 +74,10 @@ class Trainer:
         self.step = 0
         self._seconds = 0.0
         self._rank, self._world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self._fresh = not self._resume() and start is None
-        if self.step == 0 and start is not None:
+        resumed = self._resume()
+        if start is not None and not resumed:
             self._begin_with(start)
+        self._fresh = start is None and not resumed
 
     # ---- state --------------------------------------------------------------------------------------------------
 
@@ -138,27 +139,27 @@ class Trainer:
         sums: dict[str, float] = {}
         started = time.perf_counter()
         for batch in _ahead(self._batches(sampler)):
-            values = self._train(batch, until is not None and time.time() >= until)
+            values, stop = self._train(batch, until is not None and time.time() >= until)
             now = time.perf_counter()
             self._seconds += now - started
             started = now
             self.step += 1
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value / _LOG_EVERY
-            if self.step % _LOG_EVERY == 0 and self._rank == 0:
-                self._log({"train": {name: round(value, 5) for name, value in sums.items() if name != "stop"}})
-                text = " ".join(f"{name} {value:.3f}" for name, value in sums.items() if name != "stop")
-                self._report(f"step {self.step}/{config.steps}  {self._seconds:.0f} s  {text}")
+            finished = self.step >= config.steps
+            if self._rank == 0:
+                if self.step % _LOG_EVERY == 0:
+                    self._log({"train": {name: round(value, 5) for name, value in sums.items()}})
+                    text = " ".join(f"{name} {value:.3f}" for name, value in sums.items())
+                    self._report(f"step {self.step}/{config.steps}  {self._seconds:.0f} s  {text}")
+                if self.step % config.checkpoint_every == 0 or finished or stop:
+                    self.save()
+                if self.step % config.evaluate_every == 0 or finished:
+                    self.evaluate()
             if self.step % _LOG_EVERY == 0:
                 sums = {}
-            last = self.step >= config.steps or bool(values["stop"])
-            if self._rank == 0:
-                if self.step % config.checkpoint_every == 0 or last:
-                    self.save()
-                if self.step % config.evaluate_every == 0 or self.step >= config.steps:
-                    self.evaluate()
             started = time.perf_counter()  # saving and evaluating is not training time
-            if last:
+            if finished or stop:
                 break
         return self.step >= config.steps
 
@@ -179,7 +180,8 @@ class Trainer:
             samples = max(1, phase.views_per_step // (views * self._world))
             yield lambda s=step, n=samples, v=views, p=phase: sampler.batch(s, n, v, p.shrink)  # type: ignore[misc]
 
-    def _train(self, batch: Batch, stop: bool) -> dict[str, float]:
+    def _train(self, batch: Batch, stop: bool) -> tuple[dict[str, float], bool]:
+        """One step: the loss, its terms and the gradient's norm, and whether any process wants to stop."""
         config = self.config
         offset = np.random.default_rng((config.seed, self.step, 2)).integers(2, size=2)
         predicted, targets = self._model(batch.to(self.device), (int(offset[0]), int(offset[1])))
@@ -192,7 +194,7 @@ class Trainer:
         rate = learning_rate_at(self.step, config.steps, config.learning_rate, config.warmup, config.decay)
         self._optimizers.step(rate)
         values = {"loss": loss, **terms, "norm": norm}
-        return {**{name: value.item() for name, value in values.items()}, "stop": float(stop)}
+        return {name: value.item() for name, value in values.items()}, stop
 
     def _average_gradients(self, stop: bool) -> bool:
         """Average over the processes, in one message; whether any of them wants to stop."""
@@ -233,17 +235,11 @@ class Trainer:
         return result
 
     def export(self, folder: Path) -> Path:
-        """Write the network in upstream's format, weights in float16."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write the network in upstream's format, weights in float16 (:func:`..presets.save_model`)."""
         tensors = {
             name: x.detach().to("cpu", torch.float16).contiguous() for name, x in self.network.state_dict().items()
         }
-        with atomic_write(folder / "model.safetensors") as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt"})
-            temporary.chmod(0o644)  # safetensors lets only the owner read what it writes
-        with atomic_write(folder / "config.json") as temporary:
-            temporary.write_text(json.dumps(self.config.model, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        return folder
+        return save_model(folder, self.config.model, tensors)
 
 
 def _ahead(jobs: Iterator[Callable[[], Batch]]) -> Iterator[Batch]:
