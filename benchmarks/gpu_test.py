@@ -120,8 +120,9 @@ def run(name: str, precision: str, model: Any, folder: Path) -> dict[str, Any]:
             result["checks"][check] = value
             if not value <= result["tolerance"]:
                 result["status"] = f"failed: {check} differs by {value:.1e}"
-    except MapEngineError as error:
-        result["status"] = f"failed: {error}"
+    except Exception as error:  # whatever went wrong is a result
+        name = "" if isinstance(error, MapEngineError) else f"{type(error).__name__}: "
+        result["status"] = f"failed: {name}{error}"
     return result
 
 
@@ -145,12 +146,6 @@ def main() -> int:
     device = open_device()
     model = load_model(args.model)
     results: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in names:
-            for precision in args.precisions:
-                print(f"{name} {precision} ...", flush=True)
-                results[f"{name} {precision}"] = run(name, precision, model, Path(folder))
-                print(f"{name} {precision}: {results[f'{name} {precision}']['status']}", flush=True)
     record = {
         "benchmark": "gpu_test",
         "what": "largest difference from the float32 PyTorch reference, relative to the largest value of an output",
@@ -164,8 +159,14 @@ def main() -> int:
         "compute_capability": device.compute_capability,
         "driver": device.driver_version,
     }
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            for precision in args.precisions:
+                print(f"{name} {precision} ...", flush=True)
+                results[f"{name} {precision}"] = run(name, precision, model, Path(folder))
+                print(f"{name} {precision}: {results[f'{name} {precision}']['status']}", flush=True)
+                write_record(record, args.json)  # as far as it is: the next one may take the process with it
     print(json.dumps(record, indent=2))
-    write_record(record, args.json)
     return 0 if all(result["status"] == "passed" for result in results.values()) else 1
 
 

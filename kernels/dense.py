@@ -70,7 +70,7 @@ def dense_attention_kernel(
         k = tl.load(key_tile)
         v = tl.load(value_tile)
         scores = dot(q, k, tl.zeros([BLOCK_M, BLOCK_N], tl.float32))  # (M, N)
-        peak, total, acc = softmax_step(scores, scale, peak, total, acc, v, False)
+        peak, total, acc = softmax_step(scores, scale, peak, total, acc, v, False, False)
         key_tile += step
         value_tile += step
     left = length - blocks * BLOCK_N
@@ -80,7 +80,7 @@ def dense_attention_kernel(
         v = tl.load(value_tile, mask=valid[:, None], other=0.0)
         scores = dot(q, k, tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
         scores = tl.where(valid[None, :], scores, float("-inf"))
-        peak, total, acc = softmax_step(scores, scale, peak, total, acc, v, False)
+        peak, total, acc = softmax_step(scores, scale, peak, total, acc, v, False, False)
 
     acc = acc / total[:, None]
     tile = out + wide(batch) * out_batch + head * out_head + wide(start_m) * out_token

@@ -67,7 +67,7 @@ def int8_attention_kernel(
     row_scale = tl.load(
         query_scale + sequence * tl.cdiv(length, GROUP) + (start_m + rows) // GROUP, mask=row_valid, other=1.0
     )
-    row_scale = (row_scale * scale)[:, None]  # (M, 1)
+    row_scale *= scale  # (M,)
     key_tile = key + wide(sequence) * length * D + columns[None, :] * D + channels[:, None]  # (D, N) transposed
     value_tile = value + batch * value_batch + head * value_head  # (N, D)
     if VALUE_FP8:
@@ -87,7 +87,7 @@ def int8_attention_kernel(
         v = tl.load(value_tile)
         scores = dot(q, k, tl.zeros([BLOCK_M, BLOCK_N], tl.int32)).to(tl.float32)  # (M, N)
         logit_scale = row_scale * tl.load(scales + block)
-        peak, total, acc = softmax_step(scores, logit_scale, peak, total, acc, v, VALUE_FP8)
+        peak, total, acc = softmax_step(scores, logit_scale, peak, total, acc, v, True, VALUE_FP8)
         key_tile += BLOCK_N * D
         value_tile += value_step
     left = length - blocks * BLOCK_N
@@ -98,7 +98,7 @@ def int8_attention_kernel(
         scores = dot(q, k, tl.zeros([BLOCK_M, BLOCK_N], tl.int32)).to(tl.float32)
         scores = tl.where(valid[None, :], scores, float("-inf"))  # scales are never zero: no -inf * 0
         logit_scale = row_scale * tl.load(scales + blocks)
-        peak, total, acc = softmax_step(scores, logit_scale, peak, total, acc, v, VALUE_FP8)
+        peak, total, acc = softmax_step(scores, logit_scale, peak, total, acc, v, True, VALUE_FP8)
 
     acc = acc / total[:, None]
     if VALUE_FP8:

@@ -78,7 +78,7 @@ def sparse_attention_kernel(
         row_scale = tl.load(
             query_scale + sequence * tl.cdiv(length, GROUP) + (start_m + rows) // GROUP, mask=row_valid, other=1.0
         )
-        row_scale = (row_scale * scale)[:, None]  # (M, 1)
+        row_scale *= scale  # (M,)
         scales = key_scale + sequence * tl.cdiv(length, BLOCK_N)
     key_tile = key + origin + columns[None, :] * in_token + channels[:, None]  # (D, N) transposed
     value_tile = value + batch * value_batch + head * value_head  # (N, D)
@@ -108,7 +108,7 @@ def sparse_attention_kernel(
         else:
             scores = dot(q, k, tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
             logit_scale = scale
-        peak, total, acc = softmax_step(scores, logit_scale, peak, total, acc, v, VALUE_FP8)
+        peak, total, acc = softmax_step(scores, logit_scale, peak, total, acc, v, INT8, VALUE_FP8)
     if left > 0:  # the last block of keys is not full
         start_n = wide(length - left)
         valid = columns < left  # (N,)
@@ -121,7 +121,7 @@ def sparse_attention_kernel(
             scores = dot(q, k, tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
             logit_scale = scale
         scores = tl.where(valid[None, :], scores, float("-inf"))  # scales are never zero: no -inf * 0
-        peak, total, acc = softmax_step(scores, logit_scale, peak, total, acc, v, VALUE_FP8)
+        peak, total, acc = softmax_step(scores, logit_scale, peak, total, acc, v, INT8, VALUE_FP8)
 
     acc = acc / total[:, None]
     if VALUE_FP8:

@@ -74,12 +74,12 @@ def cast(x, dtype: tl.constexpr):
 
 
 @inlined
-def softmax_step(scores, scale, peak, total, acc, value, VALUE_FP8: tl.constexpr):
+def softmax_step(scores, scale, peak, total, acc, value, PER_ROW: tl.constexpr, VALUE_FP8: tl.constexpr):
     """Fold one block of keys into the running softmax.
 
     Args:
         scores: (M, N) float32 unscaled; -inf where there is no key.
-        scale: scalar or (M, 1) positive factor to base-2 logits.
+        scale: positive factor to base-2 logits, a scalar; or with PER_ROW one for each row, (M,).
         peak: (M,) largest base-2 logit so far; -inf before the first block.
         total: (M,) sum of 2^(logit - peak) so far.
         acc: (M, D) float32 the same sum weighted by the values.
@@ -88,10 +88,12 @@ def softmax_step(scores, scale, peak, total, acc, value, VALUE_FP8: tl.constexpr
     Returns:
         (peak, total, acc) with the block.
     """
-    logits = scores * scale  # (M, N)
-    new_peak = tl.maximum(peak, tl.max(logits, 1))  # (M,)
+    # A positive factor does not move the maximum, so only M products are needed for it; those of the exponents are
+    # one instruction with the difference.
+    new_peak = tl.maximum(peak, tl.max(scores, 1) * scale)  # (M,)
     offset = new_peak - FP8_LOG2 if VALUE_FP8 else new_peak
-    weights = tl.exp2(logits - offset[:, None])  # (M, N) in [0, 1], or [0, 256]
+    factor = scale[:, None] if PER_ROW else scale
+    weights = tl.exp2(scores * factor - offset[:, None])  # (M, N) in [0, 1], or [0, 256], within rounding
     rescale = tl.exp2(peak - new_peak)  # (M,)
     total = total * rescale + tl.sum(weights, 1)
     acc = acc * rescale[:, None]

@@ -2,18 +2,22 @@
 
 A shard is one ``.npz`` of ``SHARD`` scenes with all their views. Depth is stored in float16 (relative error below
 5e-4, less than the network can resolve), which halves what a training run keeps in memory.
+
+Training may begin while scenes are still rendered: :class:`SceneStore` grows, and batches are drawn from what it has.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+import threading
+from collections.abc import Generator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mapengine.calibration.scenes import MAX_VIEWS, render_scene
@@ -23,21 +27,9 @@ SHARD = 50
 """Scenes per file."""
 
 
-@dataclass(frozen=True)
-class SceneArrays:
-    """N scenes of V views: what :class:`mapengine.calibration.scenes.RenderedScene` holds, stacked.
-
-    ``images`` (N, V, H, W, 3) uint8, ``depth_z`` (N, V, H, W) float16 metres with 0 for none, ``intrinsics``
-    (N, V, 3, 3) and ``poses`` (N, V, 4, 4) float32.
-    """
-
-    images: NDArray[np.uint8]
-    depth_z: NDArray[np.float16]
-    intrinsics: NDArray[np.float32]
-    poses: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.images)
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def render_shard(path: Path, first: int, count: int, width: int, height: int) -> Path:
@@ -56,16 +48,84 @@ def render_shard(path: Path, first: int, count: int, width: int, height: int) ->
     return path
 
 
-def prepare_scenes(
-    folder: Path,
-    count: int,
-    width: int,
-    height: int,
-    first_seed: int = 0,
-    workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Path]:
-    """Render what is missing of ``count`` scenes.
+class SceneStore:
+    """Scenes in the memory of the device that trains; appended to while others read.
+
+    Attributes:
+        images: (N, V, H, W, 3) uint8, on the device.
+        depth_z: (N, V, H, W) float16 metres with 0 for none, on the device.
+        intrinsics: (N, V, 3, 3) float32.
+        poses: (N, V, 4, 4) float32, camera to world.
+    """
+
+    def __init__(self, capacity: int, width: int, height: int, device: torch.device | str = "cpu") -> None:
+        """Room for ``capacity`` scenes of ``MAX_VIEWS`` views: about 80 KB per view of 140x112 pixels."""
+        views, self._device = MAX_VIEWS, torch.device(device)
+        self.images = torch.empty((capacity, views, height, width, 3), dtype=torch.uint8, device=device)
+        self.depth_z = torch.empty((capacity, views, height, width), dtype=torch.float16, device=device)
+        self.intrinsics: NDArray[np.float32] = np.zeros((capacity, views, 3, 3), np.float32)
+        self.poses: NDArray[np.float32] = np.zeros((capacity, views, 4, 4), np.float32)
+        self._filled = 0
+
+    def __len__(self) -> int:
+        """Scenes that are there."""
+        return self._filled
+
+    def append(self, path: Path) -> None:
+        """Read a shard; what does not fit is left out. One thread may append while others read."""
+        with np.load(path) as shard:
+            start, stop = self._filled, min(self._filled + len(shard["poses"]), len(self.poses))
+            count = stop - start
+            # A stream of its own, so that the copy does not wait for the training steps that are queued.
+            stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+            with torch.cuda.stream(stream) if stream else nullcontext():
+                self.images[start:stop].copy_(torch.from_numpy(shard["images"][:count]))
+                self.depth_z[start:stop].copy_(torch.from_numpy(shard["depth_z"][:count]))
+            if stream:
+                stream.synchronize()
+            self.intrinsics[start:stop] = shard["intrinsics"][:count]
+            self.poses[start:stop] = shard["poses"][:count]
+        self._filled = stop  # last, for those who read meanwhile
+
+
+class SceneFeed:
+    """Appends files to a store from a thread, while the context is open."""
+
+    def __init__(self, store: SceneStore, files: Generator[Path], first_scenes: int) -> None:
+        """Returns once ``first_scenes`` are there."""
+        self._store, self._files = store, files
+        self._closed = threading.Event()
+        self._error: Exception | None = None
+        while len(store) < first_scenes:
+            store.append(next(files))
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        """Stop rendering; raises what went wrong in the thread."""
+        self._closed.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            for path in self._files:
+                self._store.append(path)
+                if self._closed.is_set():
+                    break
+        except Exception as error:
+            self._error = error
+        finally:
+            self._files.close()  # the processes that render end, too
+
+
+def render_scenes(
+    folder: Path, count: int, width: int, height: int, first_seed: int = 0, workers: int | None = None
+) -> Generator[Path]:
+    """Files of ``count`` scenes, each as soon as it is there; those that are missing are rendered.
 
     Args:
         folder: gets one file per ``SHARD`` scenes, named by seed and size.
@@ -73,33 +133,19 @@ def prepare_scenes(
         width, height: pixels.
         first_seed: seed of the first scene.
         workers: processes; by default one per processor.
-        progress: called with the shards that are there and those wanted.
 
-    Returns:
-        The files, in the order of the seeds.
+    Yields:
+        The files that were there in the order of the seeds, then the others in the order in which they are rendered.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shards = -(-count // SHARD)
-    starts = [first_seed + SHARD * index for index in range(shards)]
-    paths = [folder / f"scenes-{width}x{height}-{start:07d}.npz" for start in starts]
-    missing = [(path, start) for path, start in zip(paths, starts, strict=True) if not path.exists()]
-    done = shards - len(missing)
+    starts = range(first_seed, first_seed + count, SHARD)
+    files = {start: folder / f"scenes-{width}x{height}-{start:07d}.npz" for start in starts}
+    missing = {start: path for start, path in files.items() if not path.exists()}
+    yield from (path for start, path in files.items() if start not in missing)
     if missing:
-        with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
-            jobs = [pool.submit(render_shard, path, start, SHARD, width, height) for path, start in missing]
-            for job in jobs:
-                job.result()
-                done += 1
-                if progress:
-                    progress(done, shards)
-    return paths
-
-
-def load_scenes(paths: list[Path]) -> SceneArrays:
-    """All shards in memory: about 80 KB per view of 140x112 pixels."""
-    parts: dict[str, list[NDArray[np.generic]]] = {"images": [], "depth_z": [], "intrinsics": [], "poses": []}
-    for path in paths:
-        with np.load(path) as shard:
-            for name, arrays in parts.items():
-                arrays.append(shard[name])
-    return SceneArrays(**{name: np.concatenate(arrays) for name, arrays in parts.items()})
+        with ProcessPoolExecutor(workers or processors(), mp_context=get_context("spawn")) as pool:
+            try:
+                jobs = [pool.submit(render_shard, path, start, SHARD, width, height) for start, path in missing.items()]
+                yield from (job.result() for job in as_completed(jobs))
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)

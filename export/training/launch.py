@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch.distributed as dist
 from mapengine.runtime.errors import MapEngineError
 
 from .config import TrainingConfig
-from .trainer import Trainer
+from .trainer import Clock, Trainer
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,8 @@ class Run:
     config: Path
     out: Path
     device: str
-    until: float | None
+    clock: Clock
+    first_scenes: int | None
     export: Path | None
     start: str | None
     threads: int
@@ -55,7 +55,7 @@ def _train(rank: int, processes: int, run: Run, meeting: str | None) -> int:
         if meeting is not None:
             dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
         trainer = Trainer(TrainingConfig.read(run.config), run.out, run.device, report, run.start)
-        finished = trainer.run(run.until)
+        finished = trainer.run(run.clock, run.first_scenes)
         if rank == 0 and finished and run.export:
             report(f"wrote {trainer.export(run.export)}")
     except MapEngineError as error:
@@ -70,8 +70,3 @@ def _train(rank: int, processes: int, run: Run, meeting: str | None) -> int:
         if dist.is_initialized():
             dist.destroy_process_group()
     return 0
-
-
-def threads() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -39,18 +39,15 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, shape: tuple[int, int], parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         momentum, rate = group["momentum"], group["lr"]
-        directions = []
-        for parameter in parameters:
-            state, gradient = self.state[parameter], parameter.grad
-            assert gradient is not None
-            average = state.setdefault("momentum", torch.zeros_like(parameter))
-            average.lerp_(gradient, 1 - momentum)
-            directions.append(gradient.lerp(average, momentum).reshape(shape))
-        update = orthogonal(torch.stack(directions))
+        gradients = [parameter.grad for parameter in parameters]
+        averages = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
+        torch._foreach_lerp_(averages, gradients, 1 - momentum)
+        directions = torch._foreach_lerp(gradients, averages, momentum)
+        update = orthogonal(torch.stack([direction.reshape(shape) for direction in directions]))
         size = 0.2 * math.sqrt(max(shape))  # root mean square of an update: 0.2 times the rate, AdamW's usual one
-        for parameter, direction in zip(parameters, update, strict=True):
-            parameter.mul_(1 - rate * group["weight_decay"])
-            parameter.add_(direction.reshape(parameter.shape), alpha=-rate * size)
+        torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+        changes = [change.reshape(p.shape) for p, change in zip(parameters, update, strict=True)]
+        torch._foreach_add_(parameters, changes, alpha=-rate * size)
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -115,11 +112,12 @@ def _is_inner_matrix(name: str, parameter: Tensor) -> bool:
     return min(len(parameter), parameter.numel() // len(parameter)) >= _LEAST_SIDE
 
 
-def learning_rate_at(step: int, steps: int, peak: float, warmup: int, decay: float) -> float:
-    """Linear rise over ``warmup`` steps, a plateau, and a linear fall to zero over the last ``decay`` of all steps.
+def learning_rate_at(step: int, progress: float, peak: float, warmup: int, decay: float) -> float:
+    """Linear rise over ``warmup`` steps, a plateau, and a linear fall to zero over the last ``decay`` of the run.
 
-    The plateau lets a run be extended from any checkpoint before the fall.
+    ``progress`` is the share of the run that is done. The plateau lets a run be extended from any checkpoint before
+    the fall.
     """
     rise = min(1.0, (step + 1) / max(warmup, 1))
-    fall = min(1.0, (steps - step) / max(decay * steps, 1))
-    return peak * min(rise, fall)
+    fall = min(1.0, (1 - progress) / max(decay, 1e-9))
+    return peak * max(0.0, min(rise, fall))

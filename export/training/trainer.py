@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from mapengine.calibration.evaluation import evaluate
 from mapengine.runtime.errors import CheckpointError, MapEngineError
@@ -25,9 +26,9 @@ from mapengine.runtime.files import atomic_write
 from ..config_json import parse_config
 from ..presets import save_model
 from ..reference import MapAnything, load_model
-from .batch import Batch, Sampler
+from .batch import Sampler
 from .config import TrainingConfig
-from .dataset import load_scenes, prepare_scenes
+from .dataset import SHARD, SceneFeed, SceneStore, processors, render_scenes
 from .losses import training_loss
 from .network import TrainableNetwork, balance_heads, new_network
 from .optimizer import Optimizers, learning_rate_at
@@ -38,6 +39,23 @@ _LOG_EVERY = 25
 _VALIDATION_TASKS = ("image-only-4", "posed", "depth", "depth-completion")
 
 Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """When a run stops: at ``until`` (``time.time()``), or at the last of its steps."""
+
+    until: float = math.inf
+    anneal: bool = False
+    """The run is to be complete by then: the learning rate falls with the time, if the steps would take longer."""
+
+    def progress(self, began: float) -> float:
+        """Share of the time that has gone by since ``began``; 0 if the run does not have to be complete by then."""
+        return (time.time() - began) / max(self.until - began, 1e-9) if self.anneal else 0.0
+
+    def is_over(self) -> bool:
+        """Whether it is time to stop."""
+        return time.time() >= self.until
 
 
 class Trainer:
@@ -66,6 +84,8 @@ class Trainer:
         """
         self.config, self.folder, self.device, self._report = config, folder, torch.device(device), report
         folder.mkdir(parents=True, exist_ok=True)
+        torch.backends.cudnn.benchmark = True  # all batches have the same number of views
+        torch.backends.cudnn.allow_tf32 = False  # convolutions outside of autocast are there to be exact
         network = new_network(parse_config(config.model, "training configuration"), config.seed).to(self.device)
         self.network: MapAnything = network
         # BF16 on a CPU too: processors with matrix units gain twice the speed, others lose nothing but time.
@@ -119,90 +139,115 @@ class Trainer:
 
     # ---- the loop -----------------------------------------------------------------------------------------------
 
-    def run(self, until: float | None = None) -> bool:
-        """Train to the end, or until the clock (``time.time()``) reaches ``until``; returns whether it is the end."""
-        config = self.config
+    def run(self, clock: Clock | None = None, first_scenes: int | None = None) -> bool:
+        """Train to the end, or as far as the clock lets it; returns whether it is the end.
+
+        Args:
+            clock: when to stop; see :class:`Clock`.
+            first_scenes: begin when so many scenes are there, and render the others beside the training. Which scenes
+                a step draws then depends on how fast they come. By default all are rendered first.
+        """
+        config, clock = self.config, clock or Clock()
         if self._rank == 0:
             with atomic_write(self.folder / "config.json") as temporary:
                 temporary.write_text(json.dumps(config.to_json(), indent=1) + "\n", encoding="utf-8")
-            files = self._scene_files()
+        store = SceneStore(config.scenes, config.width, config.height, self.device)
+        if first_scenes is None:
+            self._load_all(store)
+            return self._loop(store, clock)
+        files = render_scenes(
+            self._scene_folder, config.scenes, config.width, config.height, workers=max(1, processors() - 2)
+        )
+        with SceneFeed(store, files, min(first_scenes, config.scenes)):
+            return self._loop(store, clock)
+
+    @property
+    def _scene_folder(self) -> Path:
+        return self.folder.parent / "scenes"
+
+    def _load_all(self, store: SceneStore) -> None:
+        config = self.config
+        what = self._scene_folder, config.scenes, config.width, config.height
+        if self._rank == 0:
+            for done, _ in enumerate(render_scenes(*what), 1):
+                if done % 10 == 0:
+                    self._report(f"{done * SHARD} of {config.scenes} scenes are rendered")
         if self._world > 1:
             dist.barrier()
-            files = self._scene_files()
-        scenes = load_scenes(files)
-        self._report(f"{len(scenes)} scenes of {scenes.images.shape[1]} views")
+        for path in render_scenes(*what):  # all are there: in the order of the seeds
+            store.append(path)
+
+    def _loop(self, scenes: SceneStore, clock: Clock) -> bool:
+        config = self.config
         if self._fresh:
             samples = max(1, 8 // max(config.view_counts))  # the same ones in every process
             first = Sampler(scenes, config.mix, config.seed).batch(0, samples, max(config.view_counts))
-            balance_heads(self.network, first.to(self.device))
+            balance_heads(self.network, first)
         sampler = Sampler(scenes, config.mix, config.seed, self._rank)
-        sums: dict[str, float] = {}
-        started = time.perf_counter()
-        for batch in _ahead(self._batches(sampler)):
-            values, stop = self._train(batch, until is not None and time.time() >= until)
-            now = time.perf_counter()
-            self._seconds += now - started
-            started = now
+        sums: dict[str, Tensor] = {}
+        began = last = time.time()
+        finished, stop = self.step >= config.steps, False
+        while not (finished or stop):
+            progress = max(self.step / config.steps, clock.progress(began))
+            values, stop = self._train(sampler, progress, clock.is_over())
+            now = time.time()
+            self._seconds += now - last
+            last = now
             self.step += 1
             for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value / _LOG_EVERY
-            finished = self.step >= config.steps
+                sums[name] = sums.get(name, 0) + value
+            finished = self.step >= config.steps or (stop and clock.anneal)
+            logged, saved = self.step % _LOG_EVERY == 0, self.step % config.checkpoint_every == 0
+            if logged or saved or finished or stop:
+                self._require_finite(values["loss"])
             if self._rank == 0:
-                if self.step % _LOG_EVERY == 0:
-                    self._log({"train": {name: round(value, 5) for name, value in sums.items()}})
-                    text = " ".join(f"{name} {value:.3f}" for name, value in sums.items())
-                    self._report(f"step {self.step}/{config.steps}  {self._seconds:.0f} s  {text}")
-                if self.step % config.checkpoint_every == 0 or finished or stop:
+                if logged:
+                    means = {name: value.item() / _LOG_EVERY for name, value in sums.items()}
+                    self._log({"train": {name: round(value, 5) for name, value in means.items()}})
+                    text = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+                    self._report(
+                        f"step {self.step}/{config.steps}  {self._seconds:.0f} s  {len(scenes)} scenes  {text}"
+                    )
+                if saved or finished or stop:
                     self.save()
                 if self.step % config.evaluate_every == 0 or finished:
                     self.evaluate()
-            if self.step % _LOG_EVERY == 0:
+                    last = time.time()  # evaluating is not training time
+            if logged:
                 sums = {}
-            started = time.perf_counter()  # saving and evaluating is not training time
-            if finished or stop:
-                break
-        return self.step >= config.steps
+        return finished
 
-    def _scene_files(self) -> list[Path]:
-        config = self.config
-
-        def rendered(done: int, wanted: int) -> None:
-            self._report(f"rendered {done} of {wanted} files of scenes")
-
-        return prepare_scenes(
-            self.folder.parent / "scenes", config.scenes, config.width, config.height, progress=rendered
-        )
-
-    def _batches(self, sampler: Sampler) -> Iterator[Callable[[], Batch]]:
-        for step in range(self.step, self.config.steps):
-            phase = self.config.phase_at(step)
-            views = int(np.random.default_rng((self.config.seed, step, 1)).choice(self.config.view_counts))
-            samples = max(1, phase.views_per_step // (views * self._world))
-            yield lambda s=step, n=samples, v=views, p=phase: sampler.batch(s, n, v, p.shrink)  # type: ignore[misc]
-
-    def _train(self, batch: Batch, stop: bool) -> tuple[dict[str, float], bool]:
+    def _train(self, sampler: Sampler, progress: float, stop: bool) -> tuple[dict[str, Tensor], bool]:
         """One step: the loss, its terms and the gradient's norm, and whether any process wants to stop."""
         config = self.config
+        phase = config.phase_at(self.step)
+        views = int(np.random.default_rng((config.seed, self.step, 1)).choice(config.view_counts))
+        samples = max(1, phase.views_per_step // (views * self._world))
+        batch = sampler.batch(self.step, samples, views, phase.shrink)
         offset = np.random.default_rng((config.seed, self.step, 2)).integers(2, size=2)
-        predicted, targets = self._model(batch.to(self.device), (int(offset[0]), int(offset[1])))
+        predicted, targets = self._model(batch, (int(offset[0]), int(offset[1])))
         loss, terms = training_loss(predicted, targets, config.loss)
         loss.backward()
-        stop = self._average_gradients(stop)
+        stop, progress = self._average_gradients(stop, progress)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_norm)
-        if not math.isfinite(norm.item()):
-            raise MapEngineError(f"step {self.step}: the gradient is not finite; lower the learning rate")
-        rate = learning_rate_at(self.step, config.steps, config.learning_rate, config.warmup, config.decay)
-        self._optimizers.step(rate)
-        values = {"loss": loss, **terms, "norm": norm}
-        return {name: value.item() for name, value in values.items()}, stop
+        self._optimizers.step(learning_rate_at(self.step, progress, config.learning_rate, config.warmup, config.decay))
+        return {"loss": loss.detach(), **terms, "norm": norm}, stop
 
-    def _average_gradients(self, stop: bool) -> bool:
-        """Average over the processes, in one message; whether any of them wants to stop."""
+    def _require_finite(self, loss: Tensor) -> None:
+        # Looked at now and then only: reading a number waits for everything that a GPU was given to do.
+        if not math.isfinite(loss.item()) or not all(bool(x.isfinite().all()) for x in self.network.parameters()):
+            raise MapEngineError(
+                f"step {self.step}: the network is not finite any more; lower the learning rate and go on from the last "
+                "checkpoint"
+            )
+
+    def _average_gradients(self, stop: bool, progress: float) -> tuple[bool, float]:
+        """Average over the processes, in one message; whether any of them wants to stop, and one progress for all."""
         if self._world == 1:
-            return stop
+            return stop, progress
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         parts = [p.grad.reshape(-1) for p in parameters if p.grad is not None]
-        message = torch.cat([*parts, torch.tensor([float(stop)], device=self.device)])
+        message = torch.cat([*parts, torch.tensor([float(stop), progress], device=self.device)])
         dist.all_reduce(message)
         message /= self._world
         position = 0
@@ -210,7 +255,7 @@ class Trainer:
             assert parameter.grad is not None
             parameter.grad.copy_(message[position : position + parameter.numel()].view_as(parameter))
             position += parameter.numel()
-        return bool(message[-1].item() > 0)
+        return bool(message[-2].item() > 0), message[-1].item()
 
     # ---- results ------------------------------------------------------------------------------------------------
 
@@ -220,7 +265,7 @@ class Trainer:
         shrink = config.phase_at(self.step - 1).shrink
         self.network.eval()
         result = evaluate(
-            self.network,
+            _OnHost(self.network),
             config.evaluation_scenes,
             tasks=_VALIDATION_TASKS,
             seed=VALIDATION_SEED,
@@ -242,14 +287,11 @@ class Trainer:
         return save_model(folder, self.config.model, tensors)
 
 
-def _ahead(jobs: Iterator[Callable[[], Batch]]) -> Iterator[Batch]:
-    """Results of jobs in order, the next one made while the current one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        pending = None
-        for job in jobs:
-            following = pool.submit(job)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
-            yield pending.result()
+class _OnHost:
+    """A network for :func:`..calibration.evaluation.evaluate`, which computes with NumPy."""
+
+    def __init__(self, network: MapAnything) -> None:
+        self._network, self.data_norm_type = network, network.data_norm_type
+
+    def infer(self, views: Sequence[Mapping[str, Any]], **options: Any) -> list[dict[str, Any]]:
+        return [{key: value.cpu() for key, value in p.items()} for p in self._network.infer(views, **options)]

@@ -9,7 +9,7 @@ import pytest
 
 from mapengine.export.presets import preset_config
 from mapengine.export.training.config import Phase, TrainingConfig
-from mapengine.export.training.dataset import SceneArrays, load_scenes, prepare_scenes
+from mapengine.export.training.dataset import SceneStore, render_scenes
 
 SIZE = 28
 
@@ -17,13 +17,16 @@ SIZE = 28
 @pytest.fixture(scope="session")
 def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training") / "scenes"
-    prepare_scenes(folder, 50, SIZE, SIZE, workers=1)
+    assert len(list(render_scenes(folder, 50, SIZE, SIZE, workers=1))) == 1
     return folder
 
 
 @pytest.fixture(scope="session")
-def scenes(scene_folder: Path) -> SceneArrays:
-    return load_scenes(sorted(scene_folder.iterdir()))
+def scenes(scene_folder: Path) -> SceneStore:
+    store = SceneStore(50, SIZE, SIZE)
+    for path in scene_folder.iterdir():
+        store.append(path)
+    return store
 
 
 @pytest.fixture

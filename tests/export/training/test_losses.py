@@ -8,19 +8,19 @@ import torch
 
 from mapengine.export.training.batch import Batch, Targets, make_batch
 from mapengine.export.training.config import InputMix, LossWeights
-from mapengine.export.training.dataset import SceneArrays
+from mapengine.export.training.dataset import SceneStore
 from mapengine.export.training.losses import Predictions, loss_terms, training_loss
 
 GEOMETRY = ("pointmap", "local_points", "depth", "rays", "rotation", "translation", "gradient", "normal")
 
 
 @pytest.fixture(scope="module")
-def batch(scenes: SceneArrays) -> Batch:
-    with_sky = np.flatnonzero((scenes.depth_z[:, :4] == 0).mean(axis=(1, 2, 3)) > 0.05)
+def batch(scenes: SceneStore) -> Batch:
+    with_sky = np.flatnonzero((scenes.depth_z[:, :4].numpy() == 0).mean(axis=(1, 2, 3)) > 0.05)
     part = with_sky[:3], slice(0, 4)
     return make_batch(
         scenes.images[part],
-        scenes.depth_z[part].astype(np.float32),
+        scenes.depth_z[part].float(),
         scenes.intrinsics[part],
         scenes.poses[part],
         InputMix(),

@@ -16,7 +16,7 @@ from mapengine.export import load_model
 from mapengine.export.presets import preset_config
 from mapengine.export.training.config import InputMix, Phase, TrainingConfig
 from mapengine.export.training.optimizer import learning_rate_at
-from mapengine.export.training.trainer import Trainer
+from mapengine.export.training.trainer import Clock, Trainer
 from mapengine.runtime.errors import CheckpointError, ConfigError
 
 NANO = Path(__file__).parents[3] / "export" / "training" / "nano.json"
@@ -45,7 +45,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(config: TrainingConfig, r
         assert all(torch.equal(value, start[name]) for name, value in weights(trainer).items())
     whole.evaluate = pieces.evaluate = lambda: {}  # type: ignore[method-assign]
     assert whole.run()
-    assert not pieces.run(until=0.0)  # stops after one step
+    assert not pieces.run(Clock(0.0))  # stops after one step
     assert pieces.step == 1
     again = Trainer(config, run_folder / "pieces", report=quiet)
     assert again.step == 1
@@ -160,7 +160,7 @@ def test_the_configuration_of_nano_is_read_and_written() -> None:
 
 
 def test_learning_rate() -> None:
-    rates = [learning_rate_at(step, 100, 2.0, 10, 0.3) for step in range(100)]
+    rates = [learning_rate_at(step, step / 100, 2.0, 10, 0.3) for step in range(100)]
     assert rates[0] == pytest.approx(0.2)
     assert rates[9:70] == pytest.approx([2.0] * 61)
     assert rates[85] == pytest.approx(1.0)

@@ -1,0 +1,152 @@
+"""Time the attention kernels with every number of warps and pipeline stages on this GPU. Writes JSON.
+
+    python benchmarks/attention_tuning.py --json benchmarks/results/attention-tuning.json
+
+For each kernel, head size and choice: the median of runs at L = 1370 V tokens, in turn, after a warm-up. The best ones
+go into ``kernels/tuning.py``. Compiling takes longest, so it is shared out over processes first; the timed process
+finds the results in Triton's cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from attention import HEADS, TOKENS, gpu
+from record import origin, write_record
+
+from mapengine.kernels.costs import attention_cost
+from mapengine.kernels.tuning import KEY_BLOCK, QUERY_BLOCK, Tile
+
+HEAD_DIM = 64
+KERNELS = ("dense", "int8", "int8-fp8", "sparse", "sparse-int8", "sparse-int8-fp8")
+CHOICES = [Tile(QUERY_BLOCK, KEY_BLOCK, warps, stages) for warps in (4, 8) for stages in (2, 3, 4)]
+WIDE = [Tile(QUERY_BLOCK, 2 * KEY_BLOCK, warps, stages) for warps in (4, 8) for stages in (2, 3)]
+"""For the dense kernel, whose blocks of keys are tied to nothing."""
+
+Job = tuple[str, int, Tile]
+
+
+def jobs(head_dims: list[int]) -> list[Job]:
+    """Everything that is timed."""
+    return [
+        (kernel, dim, tile)
+        for kernel, dim in itertools.product(KERNELS, head_dims)
+        for tile in (CHOICES + WIDE if kernel == "dense" else CHOICES)
+    ]
+
+
+def runner(job: Job) -> Callable[[Any, Any, Any], Any]:
+    """A function of queries, keys and values (B, L, H, D)."""
+    from mapengine.kernels import Selection, dense, int8, sparse
+
+    kernel, _, tile = job
+    for module in (dense, int8, sparse):
+        module.tile_for = lambda *_: tile
+    if kernel == "dense":
+        return dense.dense_attention
+    fp8 = kernel.endswith("fp8")
+    if kernel.startswith("int8"):
+        return lambda q, k, v: int8.int8_attention(q, k, v, fp8_values=fp8)
+    selection = Selection(0.9, 0.1, view_tokens=TOKENS, extra_tokens=1)
+    quantized = "int8" in kernel
+    return lambda q, k, v: sparse.sparse_attention(q, k, v, selection, int8=quantized, fp8_values=fp8)[0]
+
+
+def inputs(length: int, dim: int) -> tuple[Any, Any, Any]:
+    """Random queries, keys and values of one packed tensor."""
+    import torch
+
+    from mapengine.kernels import split_qkv
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    heads = HEADS * HEAD_DIM // dim
+    qkv = torch.randn(1, length, 3 * heads * dim, device="cuda", dtype=torch.float16, generator=generator)
+    return split_qkv(qkv, heads)
+
+
+def compile_only(job: Job) -> str | None:
+    """Compile into Triton's cache; returns what went wrong."""
+    import torch
+
+    try:
+        runner(job)(*inputs(TOKENS, job[1]))
+        torch.cuda.synchronize()
+    except Exception as error:  # a choice that does not fit this GPU is a result
+        return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return None
+
+
+def timed(all_jobs: list[Job], views: int, rounds: int) -> list[dict[str, Any]]:
+    """Median milliseconds and TFLOP/s of the dense count, one record per job."""
+    import torch
+
+    times: dict[Job, list[float]] = {job: [] for job in all_jobs}
+    tensors = {dim: inputs(TOKENS * views, dim) for _, dim, _ in all_jobs}
+    for attempt in range(rounds + 1):
+        for job in all_jobs:
+            run = runner(job)
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            run(*tensors[job[1]])
+            end.record()
+            torch.cuda.synchronize()
+            if attempt:
+                times[job].append(start.elapsed_time(end))
+    results = []
+    for (kernel, dim, tile), samples in times.items():
+        flops = attention_cost(1, HEADS * HEAD_DIM // dim, TOKENS * views, dim, block_m=QUERY_BLOCK).flops
+        median = statistics.median(samples)
+        chosen = {"keys": tile.block_n, "warps": tile.warps, "stages": tile.stages}
+        results.append(
+            {"kernel": kernel, "head_dim": dim, **chosen, "median_ms": median, "tflops": flops / median / 1e9}
+        )
+    return sorted(results, key=lambda r: (r["kernel"], r["head_dim"], r["median_ms"]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--views", type=int, default=16)
+    parser.add_argument("--head-dims", type=int, nargs="+", default=[HEAD_DIM])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that compile")
+    parser.add_argument("--json", type=Path, help="write the results there")
+    args = parser.parse_args()
+    device = gpu()
+    if device is None:
+        print("Nothing was timed: there is no NVIDIA GPU that PyTorch can use.", file=sys.stderr)
+        return 1
+    wanted = jobs(args.head_dims)
+    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
+        problems = dict(zip(wanted, pool.map(compile_only, wanted), strict=True))
+    usable = [job for job in wanted if problems[job] is None]
+    record = {
+        "benchmark": "attention_tuning",
+        "what": f"attention of {TOKENS * args.views} tokens, {HEADS * HEAD_DIM} channels, FP16",
+        **origin("mapengine", "torch", "triton", "numpy"),
+        "views": args.views,
+        "rounds": args.rounds,
+        "refused": [
+            {"kernel": kernel, "head_dim": dim, **vars(tile), "error": problems[kernel, dim, tile]}
+            for kernel, dim, tile in wanted
+            if problems[kernel, dim, tile] is not None
+        ],
+        "results": timed(usable, args.views, args.rounds),
+    }
+    record["machine"]["gpu"] = device
+    print(json.dumps(record, indent=1))
+    write_record(record, args.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
