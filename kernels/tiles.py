@@ -54,7 +54,7 @@ def dot(a, b, acc):
         # Exact: 8 and 16-bit operands have exact products in float32, and 128 INT8 products stay below 2^24.
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc.to(tl.float32), input_precision="ieee").to(acc.dtype)
     else:
-        return tl.dot(a, b, acc)
+        return tl.dot(a, b, acc, out_dtype=acc.dtype)
 
 
 @inlined
