@@ -3,6 +3,7 @@
     make kernels
     python benchmarks/attention.py --json benchmarks/results/attention.json
 
+Always: which share of the key blocks the selection keeps on inputs of a trained network (``attention_inputs.py``).
 With a GPU: TFLOP/s (of the dense count, so that sparse kernels show their gain) and the error against float64 of some
 queries, for our kernels and for every backend of PyTorch's SDPA, flash-attn and SageAttention where they are
 installed, at L = 1370 V tokens. Each time is the median of runs in turn, after a warm-up, with the preparation of
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from attention_inputs import MODEL, trained_qkv
 from record import origin, write_record
 
 from mapengine.kernels.compile import read_manifest
@@ -31,6 +33,8 @@ TOKENS = 1370
 """Tokens of a view of 518 x 518 pixels: 37 x 37 patches and the class token."""
 HEADS, HEAD_DIM = 24, 64
 VIEWS = (1, 2, 4, 8, 16, 32, 64)
+TRAINED_VIEWS, TRAINED_SIDE = 8, 518
+THRESHOLDS = (0.5, 0.7, 0.9, 0.95)
 KERNELS = ("dense-fp16", "int8-fp16", "int8-fp8-fp16", "sparse-fp16", "sparse-int8-fp16", "sparse-int8-fp8-fp16")
 
 # Per compute capability: threads that a multiprocessor holds, and KiB of shared memory it has for them. (Its limit of
@@ -169,30 +173,71 @@ def timed(views: int, threshold: float, rounds: int) -> dict[str, dict[str, Any]
     exact = torch.stack(heads, 1)[None]  # (1, rows, HEADS, HEAD_DIM)
     flops = attention_cost(1, HEADS, length, HEAD_DIM, block_m=QUERY_BLOCK).flops
     results: dict[str, dict[str, Any]] = {}
-    running = {}
+    running: dict[str, Callable[[], Any]] = {}
     for name, run in candidates(threshold, TOKENS).items():
         try:
             out = run(query, key, value)  # also compiles
             torch.cuda.synchronize()
         except Exception as error:  # a backend that refuses is a result
-            results[name] = {"refused": str(error).splitlines()[0][:200] if str(error) else type(error).__name__}
+            results[name] = {"refused": reason(error)}
             continue
         error = (out[:, rows].double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
         results[name] = {"relative_error": float(error)}
-        running[name] = run
-    times: dict[str, list[float]] = {name: [] for name in running}
-    for _ in range(rounds):
-        for name, run in running.items():
+        running[name] = lambda run=run: run(query, key, value)  # type: ignore[misc]
+    for name, median in median_ms(running, rounds).items():
+        results[name] |= {"median_ms": median, "tflops": flops / median / 1e9}
+    return results
+
+
+def reason(error: Exception) -> str:
+    """What an exception says, in a line; the cause of a compiler's."""
+    lines = [line for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    return f"{type(error.__cause__ or error).__name__}: {lines[-1].strip()[:160] if lines else 'no message'}"
+
+
+def trained(rounds: int) -> dict[str, Any]:
+    """What sparse attention keeps on the inputs of a trained network, and with a GPU how fast that makes it."""
+    import torch
+
+    from mapengine.kernels import Selection, dense_attention, sparse_attention
+    from mapengine.kernels.selection import select_reference
+
+    qkv = trained_qkv(TRAINED_VIEWS, TRAINED_SIDE)
+    choices = {t: Selection(t, 0.0, view_tokens=TOKENS, extra_tokens=1) for t in THRESHOLDS}
+    kept = {t: float(select_reference(*qkv[:2], choice).float().mean()) for t, choice in choices.items()}
+    result: dict[str, Any] = {
+        "model": MODEL,
+        "views": TRAINED_VIEWS,
+        "length": qkv[0].shape[1],
+        "heads": qkv[0].shape[2],
+        "thresholds": {str(t): {"kept": share} for t, share in kept.items()},
+    }
+    if torch.cuda.is_available():
+        on_gpu = [x.cuda() for x in qkv]
+        runs: dict[str, Callable[[], Any]] = {"dense": lambda: dense_attention(*on_gpu)}
+        runs |= {str(t): lambda c=choice: sparse_attention(*on_gpu, c) for t, choice in choices.items()}  # type: ignore[misc]
+        medians = median_ms(runs, rounds)
+        result["dense_ms"] = medians.pop("dense")
+        for threshold, median in medians.items():
+            result["thresholds"][threshold]["median_ms"] = median
+    return result
+
+
+def median_ms(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median times of runs in turn on the GPU, after one round that is not counted."""
+    import torch
+
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for attempt in range(rounds + 1):
+        for name, run in runs.items():
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
-            run(query, key, value)
+            run()
             end.record()
             torch.cuda.synchronize()
-            times[name].append(start.elapsed_time(end))
-    for name, samples in times.items():
-        median = statistics.median(samples)
-        results[name] |= {"median_ms": median, "min_ms": min(samples), "tflops": flops / median / 1e9}
-    return results
+            if attempt:
+                times[name].append(start.elapsed_time(end))
+    return {name: statistics.median(samples) for name, samples in times.items()}
 
 
 def gpu() -> dict[str, Any] | None:
@@ -227,6 +272,7 @@ def main() -> int:
         "compiler": read_manifest(args.kernels).get("versions", {}),
         "compiled": kernels,
         "work": {str(v): {kernel: work(v, kernel) for kernel in KERNELS[:3]} for v in args.views},
+        "trained": trained(args.rounds),
         "speed": "not measured: there is no GPU",
     }
     record["machine"]["gpu"] = device

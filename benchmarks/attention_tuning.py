@@ -13,7 +13,6 @@ import argparse
 import itertools
 import json
 import os
-import statistics
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -21,7 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from attention import HEADS, TOKENS, gpu
+from attention import HEADS, TOKENS, gpu, median_ms, reason
 from record import origin, write_record
 
 from mapengine.kernels.costs import attention_cost
@@ -82,30 +81,19 @@ def compile_only(job: Job) -> str | None:
         runner(job)(*inputs(TOKENS, job[1]))
         torch.cuda.synchronize()
     except Exception as error:  # a choice that does not fit this GPU is a result
-        return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        return reason(error)
     return None
 
 
 def timed(all_jobs: list[Job], views: int, rounds: int) -> list[dict[str, Any]]:
     """Median milliseconds and TFLOP/s of the dense count, one record per job."""
-    import torch
-
-    times: dict[Job, list[float]] = {job: [] for job in all_jobs}
     tensors = {dim: inputs(TOKENS * views, dim) for _, dim, _ in all_jobs}
-    for attempt in range(rounds + 1):
-        for job in all_jobs:
-            run = runner(job)
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            run(*tensors[job[1]])
-            end.record()
-            torch.cuda.synchronize()
-            if attempt:
-                times[job].append(start.elapsed_time(end))
+    runs = {str(job): lambda job=job: runner(job)(*tensors[job[1]]) for job in all_jobs}  # type: ignore[misc]
+    medians = median_ms(runs, rounds)
     results = []
-    for (kernel, dim, tile), samples in times.items():
+    for kernel, dim, tile in all_jobs:
         flops = attention_cost(1, HEADS * HEAD_DIM // dim, TOKENS * views, dim, block_m=QUERY_BLOCK).flops
-        median = statistics.median(samples)
+        median = medians[str((kernel, dim, tile))]
         chosen = {"keys": tile.block_n, "warps": tile.warps, "stages": tile.stages}
         results.append(
             {"kernel": kernel, "head_dim": dim, **chosen, "median_ms": median, "tflops": flops / median / 1e9}

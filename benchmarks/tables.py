@@ -182,6 +182,21 @@ def _attention(record: dict[str, Any]) -> str:
     ]
     head = ["kernel", "GPU", "registers", "spilled", "shared memory", "warps per multiprocessor", "tensor cores"]
     parts = [_table(head, rows)] if rows else []
+    speed = record["speed"]
+    if isinstance(speed, str):
+        parts += [_attention_work(record), f"Speed {speed}."]
+    else:
+        parts.append(_attention_speed(speed))
+    if "trained" in record:
+        parts.append(_attention_kept(record["trained"]))
+    compiler = ", ".join(f"{name} {version}" for name, version in record["compiler"].items())
+    gpu = record["machine"]["gpu"]
+    where = f"{gpu['name']}, CUDA {gpu['cuda']}; " if gpu else ""
+    what = f"{record['what'][0].upper()}{record['what'][1:]}." + (f" Compiled by {compiler}." if compiler else "")
+    return "\n\n".join([*parts, f"{what} {where}{_origin(record)}"])
+
+
+def _attention_work(record: dict[str, Any]) -> str:
     rows = [
         [
             views,
@@ -196,24 +211,51 @@ def _attention(record: dict[str, Any]) -> str:
         for name, figures in kernels.items()
     ]
     head = ["views", "tokens", "kernel", "TFLOP", "DRAM, at least", "loads and stores", "FLOP per byte loaded"]
-    parts.append(_table(head, rows))
-    speed = record["speed"]
-    if isinstance(speed, str):
-        parts.append(f"Speed {speed}.")
-    else:
-        rows = [
-            [views, name, *_speed(figures)] for views, results in speed.items() for name, figures in results.items()
+    return _table(head, rows)
+
+
+def _attention_speed(speed: dict[str, Any]) -> str:
+    rows = []
+    for views, results in speed.items():
+        flash = results["torch flash"].get("median_ms")
+        for name, figures in results.items():
+            if "refused" in figures:
+                rows.append([views, name, "refused", "", "", figures["refused"]])
+                continue
+            median = figures["median_ms"]
+            ratio = f"{flash / median:.2f}" if flash else ""
+            error = f"{figures['relative_error']:.1e}"
+            rows.append([views, name, f"{median:.2f} ms", f"{figures['tflops']:.0f}", ratio, error])
+    return _table(["views", "attention", "time", "TFLOP/s", "times torch flash", "error"], rows)
+
+
+def _attention_kept(trained: dict[str, Any]) -> str:
+    rows = []
+    for threshold, figures in trained["thresholds"].items():
+        timed = "median_ms" in figures
+        speed = f"{trained['dense_ms'] / figures['median_ms']:.2f}" if timed else "not measured"
+        rows.append([threshold, f"{100 * figures['kept']:.0f} %", speed])
+    what = f"Inputs of `{trained['model']}`, {trained['views']} views, {trained['length']} tokens, global layers"
+    return f"{what}:\n\n{_table(['threshold', 'blocks kept', 'times dense'], rows)}"
+
+
+def _attention_tuning(record: dict[str, Any]) -> str:
+    rows = [
+        [
+            figures["kernel"],
+            f"{figures['keys']}",
+            f"{figures['warps']}",
+            f"{figures['stages']}",
+            f"{figures['median_ms']:.2f} ms",
+            f"{figures['tflops']:.0f}",
         ]
-        parts.append(_table(["views", "attention", "time", "TFLOP/s", "error"], rows))
-    compiler = ", ".join(f"{name} {version}" for name, version in record["compiler"].items())
-    parts.append(f"{record['what'][0].upper()}{record['what'][1:]}. Compiled by {compiler}. {_origin(record)}")
-    return "\n\n".join(parts)
-
-
-def _speed(figures: dict[str, Any]) -> list[str]:
-    if "refused" in figures:
-        return ["refused", "", figures["refused"]]
-    return [f"{figures['median_ms']:.2f} ms", f"{figures['tflops']:.0f}", f"{figures['relative_error']:.1e}"]
+        for figures in record["results"]
+    ]
+    refused = sorted({figures["kernel"] for figures in record["refused"]})
+    note = f" Refused by this Triton: {', '.join(refused)}." if refused else ""
+    head = ["kernel", "keys per step", "warps", "stages", "time", "TFLOP/s"]
+    what = f"{record['what'][0].upper()}{record['what'][1:]}, {record['machine']['gpu']['name']}."
+    return f"{_table(head, rows)}\n\n{what}{note} {_origin(record)}"
 
 
 def _evaluation(record: dict[str, Any]) -> str:
@@ -247,11 +289,13 @@ def _training(record: dict[str, Any]) -> str:
         for point in chosen
     ]
     config = record["config"]
+    run = record["runs"][-1]
+    views = " then ".join(str(phase["views_per_step"]) for phase in config["phases"])
     what = (
-        f"{record['steps']} steps in {record['hours']} hours with {record['processes']} processes on "
+        f"{record['steps']} steps of {views} views in {record['minutes']} minutes on {run['device']}, "
         f"{config['scenes']} scenes; validation on {config['evaluation_scenes']} others."
     )
-    return f"{_table(head, rows)}\n\n{what} {_origin(record)}"
+    return f"{_table(head, rows)}\n\n{what} python {run['python']}, torch {run['torch']}."
 
 
 RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -263,6 +307,7 @@ RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "precision": _precision,
     "precision_range": _precision_range,
     "attention": _attention,
+    "attention_tuning": _attention_tuning,
     "evaluation": _evaluation,
     "scenes": _scenes,
     "training": _training,

@@ -23,14 +23,14 @@ _SHOWN = {"depth_abs_rel": "depth AbsRel", "rotation_degrees": "rotation error (
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Records in order; of a stretch that was trained again after an interruption, the last try."""
-    by_step: dict[tuple[int, bool], dict[str, Any]] = {}
+    by_step: dict[tuple[int, str], dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        by_step[record["step"], "train" in record] = record
+        by_step[record["step"], list(record)[-1]] = record
     return [by_step[key] for key in sorted(by_step)]
 
 
-def summary(folder: Path, processes: int) -> dict[str, Any]:
+def summary(folder: Path) -> dict[str, Any]:
     """The record of a run."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     log = read_log(folder / "log.jsonl")
@@ -43,11 +43,11 @@ def summary(folder: Path, processes: int) -> dict[str, Any]:
         "config": config,
         "model": model["encoder_config"]["name"],
         "steps": log[-1]["step"],
-        "hours": round(log[-1]["seconds"] / 3600, 2),
-        "processes": processes,
+        "minutes": round(log[-1]["seconds"] / 60, 1),
+        "runs": [{"step": record["step"], **record["run"]} for record in log if "run" in record],
         "train": [{"step": train[i]["step"], **train[i]["train"]} for i in chosen],
         "validation": [{"step": r["step"], **r["validation"]} for r in log if "validation" in r],
-        **origin("mapengine", "torch", "numpy"),
+        "commit": origin()["commit"],
     }
 
 
@@ -60,7 +60,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     steps = [point["step"] for point in record["train"]]
-    for name in ("depth", "pointmap", "rotation", "rays", "scale"):
+    for name in ("depth", "local_points", "rotation", "rays", "scale"):
         axes[0].plot(steps, [point[name] for point in record["train"]], label=name, linewidth=1.2)
     axes[0].set_ylabel("training loss (terms, unweighted)")
     for axis, (metric, label) in zip(axes[1:], _SHOWN.items(), strict=True):
@@ -71,10 +71,11 @@ def plot(record: dict[str, Any], path: Path) -> None:
             )
         axis.set_ylabel(f"{label}, held-out scenes")
         axis.set_ylim(bottom=0)
-    switch = record["config"]["phases"][0]["steps"]
+    switches = np.cumsum([phase["steps"] for phase in record["config"]["phases"]])[:-1]
     for axis in axes:
         axis.set_xlabel("step")
-        axis.axvline(switch, color="grey", linewidth=0.8, linestyle=":")
+        for switch in switches:
+            axis.axvline(switch, color="grey", linewidth=0.8, linestyle=":")
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8, frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
@@ -89,15 +90,14 @@ def plot(record: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("--processes", type=int, default=1, help="that the run had")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    record = summary(options.run, options.processes)
+    record = summary(options.run)
     write_record(record, options.json)
     if options.plot:
         plot(record, options.plot)
-    print(f"{record['steps']} steps in {record['hours']} hours")
+    print(f"{record['steps']} steps in {record['minutes']} minutes")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mapengine.calibration.evaluation import evaluate
+from mapengine.runtime.backends.base import cpu_name
 from mapengine.runtime.errors import CheckpointError, MapEngineError
 from mapengine.runtime.files import atomic_write
 
@@ -133,6 +135,16 @@ class Trainer:
         with atomic_write(self.folder / "checkpoint.pt") as temporary:
             torch.save(state, temporary)
 
+    def _origin(self) -> dict[str, Any]:
+        """What trains: for those who look at the log later."""
+        cuda = self.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(self.device) if cuda else cpu_name(),
+            "processes": self._world,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        }
+
     def _log(self, record: dict[str, Any]) -> None:
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, "seconds": round(self._seconds, 1), **record}) + "\n")
@@ -151,6 +163,7 @@ class Trainer:
         if self._rank == 0:
             with atomic_write(self.folder / "config.json") as temporary:
                 temporary.write_text(json.dumps(config.to_json(), indent=1) + "\n", encoding="utf-8")
+            self._log({"run": self._origin()})
         store = SceneStore(config.scenes, config.width, config.height, self.device)
         if first_scenes is None:
             self._load_all(store)
@@ -237,8 +250,8 @@ class Trainer:
         # Looked at now and then only: reading a number waits for everything that a GPU was given to do.
         if not math.isfinite(loss.item()) or not all(bool(x.isfinite().all()) for x in self.network.parameters()):
             raise MapEngineError(
-                f"step {self.step}: the network is not finite any more; lower the learning rate and go on from the last "
-                "checkpoint"
+                f"step {self.step}: the network is not finite any more; lower the learning rate and go on from the "
+                "last checkpoint"
             )
 
     def _average_gradients(self, stop: bool, progress: float) -> tuple[bool, float]:
