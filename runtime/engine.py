@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,11 @@ from PIL import Image
 
 from .backends import Backend, make_backend
 from .bundle import Bundle
+from .encoded import EncodedView, unpack_views
 from .errors import ImageSizeError, InputError
 from .geometry import Array
 from .golden import check_golden
-from .inference import MultiViewInference, Progress, RunOptions
+from .inference import MultiViewInference, Progress, RunOptions, check_known_options
 from .inputs import raw_views
 from .manifest import Manifest
 from .parity import measure_parity
@@ -26,7 +26,7 @@ from .preprocess import preprocess_inputs
 from .profile import PATCH_SIZE, Profile, rounded_to_patches
 from .scene import Scene
 from .verified import is_verified, remember_verified
-from .views import PreparedViews
+from .views import PreparedViews, prepare_views
 
 
 class Engine(MultiViewInference):
@@ -113,11 +113,47 @@ class Engine(MultiViewInference):
     def __repr__(self) -> str:
         return f"Engine({self.manifest.model.id!r}, {self.manifest.precision}, {self.backend} on {self.device})"
 
+    def encode(
+        self, views: Sequence[Mapping[str, Any] | EncodedView], *, progress: Progress | None = None
+    ) -> list[EncodedView]:
+        """Run the image encoder alone, for views that are used in several calls.
+
+        Args:
+            views: as in :meth:`infer`; what they bring besides the image is kept with them. Encoded ones stay as they
+                are.
+            progress: called with stage, views done and views in all.
+
+        Returns:
+            One :class:`.encoded.EncodedView` per view, which ``infer``, ``infer_stream`` and ``predict`` of this engine
+            take in place of a dictionary. The numbers are those of a call with the plain views: bit for bit where the
+            encoder takes one view at a time, as on a CPU; else within the rounding that its chunks make.
+
+        Raises:
+            InputError, ProfileError, BackendError: as in :meth:`infer`.
+        """
+        plain, known = unpack_views(views, self._encoder)
+        prepared = prepare_views(plain, data_norm_type=self.data_norm_type)
+        self.manifest.profile.check(self.manifest.profile.views.min, prepared.height, prepared.width)
+        images = [image for image, features in zip(prepared.images, known, strict=True) if features is None]
+        fresh = iter(self._pipeline.encode(images, progress=progress) if images else ())
+        return [
+            view if isinstance(view, EncodedView) else EncodedView(entry, features or next(fresh), self._encoder)
+            for view, entry, features in zip(views, plain, known, strict=True)
+        ]
+
+    @property
+    def _encoder(self) -> str:
+        return self._bundle.digest
+
     def _predict(self, prepared: PreparedViews, options: RunOptions) -> list[dict[str, Array]]:
+        with closing(self._stream(prepared, options)) as views:
+            return list(views)
+
+    def _stream(self, prepared: PreparedViews, options: RunOptions) -> Generator[dict[str, Array], None, None]:
         self.manifest.profile.check(len(prepared.images), prepared.height, prepared.width)
         default = self._pipeline.chunks
         chunks = ChunkSizes(default.image_encoder, default.geometry_encoder, options.head_chunk or default.dense_head)
-        return self._pipeline.forward(prepared, chunks, options.progress)
+        return self._pipeline.stream(prepared, chunks, options.progress, options.encoded)
 
     def reconstruct(
         self,
@@ -153,7 +189,7 @@ class Engine(MultiViewInference):
         Raises:
             InputError: as in :meth:`infer`, for files that cannot be read, and for an unknown option.
         """
-        _check_options(options)  # before files are read
+        check_known_options(options)  # before files are read
         raw, names = raw_views(images, intrinsics, poses, depths, metric, depth_scale)
         return self.reconstruct_views(raw, names, size=size, progress=progress, **options)
 
@@ -170,16 +206,19 @@ class Engine(MultiViewInference):
         if isinstance(raw, Mapping | str) or not isinstance(raw, Sequence) or not raw:
             raise InputError("there are no views; give a list with a dictionary for each")
         # Refused before the images are resized: that takes longer than the refusal.
-        _check_options(options)
+        check_known_options(options)
         if isinstance(names, str) or (names is not None and len(names) != len(raw)):
             raise InputError(f"names is {names!r} for {len(raw)} views; give a list with one name per view")
         self.manifest.profile.check_views(len(raw))
+        views = self.preprocess(raw, size=size)
+        return Scene.from_predictions(self.infer(views, progress=progress, **options), names)
+
+    def preprocess(self, raw: Sequence[dict[str, Any]], *, size: tuple[int, int] | None = None) -> list[dict[str, Any]]:
+        """:func:`.preprocess.preprocess_inputs` for this engine: its normalisation, and a size that it serves."""
         target = self._target_size(raw) if size is None else _checked_size(size, self.manifest.profile)
         if target is None:
-            views = preprocess_inputs(raw, norm_type=self.data_norm_type)
-        else:
-            views = preprocess_inputs(raw, resize_mode="fixed_size", size=target, norm_type=self.data_norm_type)
-        return Scene.from_predictions(self.infer(views, progress=progress, **options), names)
+            return preprocess_inputs(raw, norm_type=self.data_norm_type)
+        return preprocess_inputs(raw, resize_mode="fixed_size", size=target, norm_type=self.data_norm_type)
 
     def _target_size(self, raw: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
         """(width, height) among the sizes that were built, or None where MapAnything's own table applies."""
@@ -212,13 +251,3 @@ def _checked_size(size: Any, profile: Profile) -> tuple[int, int]:
         raise ImageSizeError(f"size {width}x{height} is not a multiple of {PATCH_SIZE}; the nearest is {near}")
     profile.check(profile.views.min, height, width)
     return width, height
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    """Refuse what ``infer`` does not know, before any work is done."""
-    known = list(inspect.signature(MultiViewInference.infer).parameters)[2:]
-    for option in options:
-        if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"the nearest is {near[0]!r}" if near else f"there are {', '.join(known)}"
-            raise InputError(f"there is no option {option!r}; {hint}")

@@ -6,14 +6,17 @@ The numbers do not depend on the chunk sizes beyond float32 rounding. Arrays are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .backends import StageRunner
+from .encoded import ImageFeatures
 from .inference import Progress
 from .postprocess import forward_outputs
 from .views import MODALITIES, PreparedViews, ViewGeometry
@@ -37,66 +40,133 @@ class ChunkSizes:
         return asdict(self)
 
 
-class StagePipeline(Protocol):
+class StagePipeline(ABC):
     """The loaded stages of a bundle. Threads may share one."""
 
     chunks: ChunkSizes
     """Views per call of each stage, where a call does not say otherwise."""
 
     def forward(
-        self, prepared: PreparedViews, chunks: ChunkSizes | None = None, progress: Progress | None = None
+        self,
+        prepared: PreparedViews,
+        chunks: ChunkSizes | None = None,
+        progress: Progress | None = None,
+        encoded: Sequence[ImageFeatures | None] = (),
     ) -> list[dict[str, Array]]:
-        """See :meth:`Pipeline.forward`."""
-        ...
+        """The views of :meth:`stream`, all at once."""
+        with closing(self.stream(prepared, chunks, progress, encoded)) as views:
+            return list(views)
+
+    @abstractmethod
+    def stream(
+        self,
+        prepared: PreparedViews,
+        chunks: ChunkSizes | None = None,
+        progress: Progress | None = None,
+        encoded: Sequence[ImageFeatures | None] = (),
+    ) -> Generator[dict[str, Array], None, None]:
+        """Predictions view by view, metric-scaled and unmasked; a view is decoded when it is asked for.
+
+        Args:
+            prepared: V views of B samples.
+            chunks: overrides the sizes that the pipeline was made with.
+            progress: see :data:`.inference.Progress`.
+            encoded: per view the features that it has already; nothing where none has any.
+
+        Yields:
+            V dictionaries; keys and shapes as in :func:`.postprocess.forward_outputs`.
+
+        Raises:
+            ProfileError: the stages were not built for so many views, or for their size.
+            BackendError: the backend failed.
+        """
+
+    @abstractmethod
+    def encode(
+        self, images: Sequence[NDArray[Any]], chunks: ChunkSizes | None = None, progress: Progress | None = None
+    ) -> list[ImageFeatures]:
+        """Run the image encoder alone over V images (B, 3, H, W); V is at least 1.
+
+        Raises:
+            ProfileError, BackendError: as :meth:`stream`.
+        """
 
 
-class Pipeline:
+class Pipeline(StagePipeline):
     """The loaded stages, keyed by name. Holds no state of a call, so threads may share it."""
 
     def __init__(self, stages: Mapping[str, StageRunner], chunks: ChunkSizes | None = None) -> None:
         self._stages = stages
         self.chunks = chunks or ChunkSizes()
 
-    def forward(
-        self, prepared: PreparedViews, chunks: ChunkSizes | None = None, progress: Progress | None = None
-    ) -> list[dict[str, Array]]:
-        """Predictions per view, metric-scaled and unmasked.
-
-        Args:
-            prepared: V views of B samples.
-            chunks: overrides the sizes that the pipeline was made with.
-            progress: see :data:`.inference.Progress`.
-
-        Returns:
-            V dictionaries; keys and shapes as in :func:`.postprocess.forward_outputs`.
-        """
+    def stream(
+        self,
+        prepared: PreparedViews,
+        chunks: ChunkSizes | None = None,
+        progress: Progress | None = None,
+        encoded: Sequence[ImageFeatures | None] = (),
+    ) -> Generator[dict[str, Array], None, None]:
+        """See :meth:`StagePipeline.stream`."""
         sizes = chunks or self.chunks
         report = progress or (lambda stage, done, total: None)
         views, batch = len(prepared.images), prepared.batch
-        features, extra = self._encode_images(prepared, sizes.image_encoder, report)
+        known = list(encoded) or [None] * views
+        features, extra = self._encode_images(prepared.images, known, sizes.image_encoder, report)
         self._add_geometry(features, prepared, sizes.geometry_encoder, report)
         per_sample = [self._aggregate(features, extra, sample, batch) for sample in range(batch)]
         del features, extra
         report("aggregator", views, views)
         scale = np.stack([np.asarray(outputs["metric_scaling_factor"]).reshape(1) for outputs in per_sample])
-        predictions: list[dict[str, Array]] = []
         for raw in self._decode(per_sample, views, sizes.dense_head, report):
-            predictions.append(forward_outputs(**raw, scale=scale))
-        return predictions
+            yield forward_outputs(**raw, scale=scale)
 
-    def _encode_images(self, prepared: PreparedViews, chunk: int, report: Progress) -> tuple[Array, Array | None]:
-        views, batch = len(prepared.images), prepared.batch
-        features: Array | None = None
-        extra: Array | None = None
-        for start, stop in chunk_ranges(0, views, chunk):
-            images = np.concatenate(prepared.images[start:stop]).astype(np.float32, copy=False)
-            outputs = self._stages["image_encoder"].run({"images": images})
-            features = _store(features, outputs["patch_features"], views * batch, start * batch)
-            if "extra_tokens" in outputs:
-                extra = _store(extra, outputs["extra_tokens"], views * batch, start * batch)
-            report("image_encoder", stop, views)
-        assert features is not None
-        return features, extra
+    def encode(
+        self, images: Sequence[NDArray[Any]], chunks: ChunkSizes | None = None, progress: Progress | None = None
+    ) -> list[ImageFeatures]:
+        """See :meth:`StagePipeline.encode`."""
+        chunk = (chunks or self.chunks).image_encoder
+        report = progress or (lambda stage, done, total: None)
+        batch = len(images[0])
+        result = []
+        for start, stop in chunk_ranges(0, len(images), chunk):
+            outputs = self._run_encoder(images[start:stop])
+            for position in range(0, (stop - start) * batch, batch):
+                # Copies: a part would keep the chunk alive.
+                parts = {name: value[position : position + batch].copy() for name, value in outputs.items()}
+                result.append(ImageFeatures(parts["patch_features"], parts.get("extra_tokens")))
+            report("image_encoder", stop, len(images))
+        return result
+
+    def _run_encoder(self, images: Sequence[NDArray[Any]]) -> dict[str, Array]:
+        inputs = np.concatenate(images).astype(np.float32, copy=False)
+        return self._stages["image_encoder"].run({"images": inputs})
+
+    def _encode_images(
+        self, images: Sequence[NDArray[Any]], known: Sequence[ImageFeatures | None], chunk: int, report: Progress
+    ) -> tuple[Array, Array | None]:
+        """Features of all views, view-major; only those that are not known are computed."""
+        views, batch = len(images), len(images[0])
+        missing = [view for view, features in enumerate(known) if features is None]
+        buffers: dict[str, Array] = {}
+
+        def put(view: int, name: str, part: Array) -> None:
+            if name not in buffers:
+                buffers[name] = np.empty((views * batch, *part.shape[1:]), np.float32)
+            buffers[name][view * batch : (view + 1) * batch] = part
+
+        for view, features in enumerate(known):
+            if features is not None:
+                put(view, "patch_features", features.patches)
+                if features.extra is not None:
+                    put(view, "extra_tokens", features.extra)
+        for start, stop in chunk_ranges(0, len(missing), chunk):
+            part = missing[start:stop]
+            outputs = self._run_encoder([images[view] for view in part])
+            for position, view in enumerate(part):
+                for name, value in outputs.items():
+                    put(view, name, value[position * batch : (position + 1) * batch])
+            report("image_encoder", stop, len(missing))
+        return buffers["patch_features"], buffers.get("extra_tokens")
 
     def _add_geometry(self, features: Array, prepared: PreparedViews, chunk: int, report: Progress) -> None:
         """Add geometry features in place; views without geometry cost nothing."""
@@ -164,13 +234,3 @@ def geometry_inputs(
 def chunk_ranges(start: int, stop: int, chunk: int) -> list[tuple[int, int]]:
     """Stretches of at most ``chunk`` from ``start`` to ``stop``, as (start, stop)."""
     return [(first, min(first + chunk, stop)) for first in range(start, stop, chunk)]
-
-
-def _store(buffer: Array | None, part: Array, total: int, start: int) -> Array:
-    """Copy ``part`` into a buffer of ``total`` entries; the part itself when it is everything."""
-    if buffer is None:
-        if len(part) == total:
-            return part
-        buffer = np.empty((total, *part.shape[1:]), np.float32)
-    buffer[start : start + len(part)] = part
-    return buffer

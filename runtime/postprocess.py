@@ -17,6 +17,9 @@ from .errors import InputError
 from .geometry import Array
 from .normalization import norm_constants
 
+_EXACT = ("intrinsics", "camera_poses", "mask", "non_ambiguous_mask")
+"""What :func:`halved` leaves as it is, besides vectors: cameras, and what has no fraction."""
+
 
 def forward_outputs(
     ray_directions: Array,
@@ -163,6 +166,15 @@ def finish_view(
         edges.zero_outside(result[key], keep)
     edges.zero_outside(result["depth_z"], result["mask"])
     return result
+
+
+def halved(prediction: Mapping[str, Array]) -> dict[str, Array]:
+    """One view with float16 for what has a value per pixel; values beyond its range become the largest one."""
+    most = np.finfo(np.float16).max
+    return {
+        key: np.clip(value, -most, most).astype(np.float16) if value.ndim >= 3 and key not in _EXACT else value
+        for key, value in prediction.items()
+    }
 
 
 def confidence_mask(confidence: Array, percentile: float) -> Array:

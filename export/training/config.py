@@ -72,7 +72,9 @@ class TrainingConfig:
     width: int = 140
     height: int = 112
     scenes: int = 6000
-    """Rendered once, from the seeds 0 .. scenes - 1; every one has eight views."""
+    """How many are rendered, once; every one has eight views."""
+    first_seed: int = 0
+    """Seed of the first scene; the others have the numbers after it."""
     phases: tuple[Phase, ...] = (Phase(2000, 64, 2), Phase(2000, 32))
     """What is trained after what, with one optimiser and one learning rate curve."""
     view_counts: tuple[int, ...] = (1, 2, 4, 4, 4, 8)

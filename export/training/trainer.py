@@ -168,26 +168,24 @@ class Trainer:
         if first_scenes is None:
             self._load_all(store)
             return self._loop(store, clock)
-        files = render_scenes(
-            self._scene_folder, config.scenes, config.width, config.height, workers=max(1, processors() - 2)
-        )
+        files = render_scenes(*self._rendered, workers=max(1, processors() - 2))
         with SceneFeed(store, files, min(first_scenes, config.scenes)):
             return self._loop(store, clock)
 
     @property
-    def _scene_folder(self) -> Path:
-        return self.folder.parent / "scenes"
+    def _rendered(self) -> tuple[Path, int, int, int, int]:
+        """Folder, number, width, height and first seed of the scenes."""
+        config = self.config
+        return self.folder.parent / "scenes", config.scenes, config.width, config.height, config.first_seed
 
     def _load_all(self, store: SceneStore) -> None:
-        config = self.config
-        what = self._scene_folder, config.scenes, config.width, config.height
         if self._rank == 0:
-            for done, _ in enumerate(render_scenes(*what), 1):
+            for done, _ in enumerate(render_scenes(*self._rendered), 1):
                 if done % 10 == 0:
-                    self._report(f"{done * SHARD} of {config.scenes} scenes are rendered")
+                    self._report(f"{done * SHARD} of {self.config.scenes} scenes are rendered")
         if self._world > 1:
             dist.barrier()
-        for path in render_scenes(*what):  # all are there: in the order of the seeds
+        for path in render_scenes(*self._rendered):  # all are there: in the order of the seeds
             store.append(path)
 
     def _loop(self, scenes: SceneStore, clock: Clock) -> bool:

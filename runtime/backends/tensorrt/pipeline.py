@@ -5,28 +5,29 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...encoded import ImageFeatures
 from ...inference import Progress
-from ...pipeline import ChunkSizes
+from ...pipeline import ChunkSizes, StagePipeline
 from ...postprocess import forward_outputs
 from ...profile import PATCH_SIZE
 from ...views import PreparedViews, ViewGeometry
 from .cuda import Device, OutOfMemory
 from .plans import Plan
 from .runtime_cache import RuntimeCaches
-from .session import Request, Session
+from .session import Request, Session, Work
 
 _MOST_IDLE = 4
 """Sessions that are kept for the next call: a few shapes are usual, and each holds the memory of its largest stage."""
 
 
-class DevicePipeline:
+class DevicePipeline(StagePipeline):
     """Threads may share it: a call takes a session that nobody uses, or makes one."""
 
     def __init__(self, device: Device, plans: Mapping[str, Plan], chunks: ChunkSizes, caches: RuntimeCaches) -> None:
@@ -38,34 +39,65 @@ class DevicePipeline:
         self.close = weakref.finalize(self, self._sessions.close)
         """Give the GPU's memory back, after the last call. It happens by itself when the object goes away."""
 
-    def forward(
-        self, prepared: PreparedViews, chunks: ChunkSizes | None = None, progress: Progress | None = None
-    ) -> list[dict[str, NDArray[Any]]]:
-        """As :meth:`mapengine.runtime.pipeline.Pipeline.forward`. Samples run one after the other.
+    def stream(
+        self,
+        prepared: PreparedViews,
+        chunks: ChunkSizes | None = None,
+        progress: Progress | None = None,
+        encoded: Sequence[ImageFeatures | None] = (),
+    ) -> Generator[dict[str, NDArray[Any]], None, None]:
+        """See :meth:`.StagePipeline.stream`. Samples run one after the other: several come when all are done.
 
         Raises:
-            ProfileError: the plans were not built for so many views, or for their size.
             OutOfMemory: the GPU's memory does not suffice.
-            BackendError: the GPU or the library failed.
         """
         sizes = self._limited(chunks or self.chunks)
-        with self._device.current():
-            if prepared.batch == 1:
-                with contextlib.closing(self._run(prepared, 0, sizes, progress)) as views:
-                    return [forward_outputs(**raw, scale=scale) for raw, scale in views]
-            samples = [list(self._run(prepared, sample, sizes, progress)) for sample in range(prepared.batch)]
-        predictions = []
+        known = list(encoded) or [None] * len(prepared.images)
+        if prepared.batch == 1:
+            for raw, scale in self._run(prepared, 0, known, sizes, progress):
+                yield forward_outputs(**raw, scale=scale)
+            return
+        samples = [list(self._run(prepared, i, known, sizes, progress)) for i in range(prepared.batch)]
         for parts in zip(*samples, strict=True):
             raw = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
-            predictions.append(forward_outputs(**raw, scale=np.concatenate([part[1] for part in parts])))
-        return predictions
+            yield forward_outputs(**raw, scale=np.concatenate([part[1] for part in parts]))
+
+    def encode(
+        self, images: Sequence[NDArray[Any]], chunks: ChunkSizes | None = None, progress: Progress | None = None
+    ) -> list[ImageFeatures]:
+        """See :meth:`.StagePipeline.encode`."""
+        batch, _, height, width = images[0].shape
+        sizes = self._limited(chunks or self.chunks)
+        every = [np.asarray(image[sample : sample + 1], np.float32) for image in images for sample in range(batch)]
+        request = Request(len(every), height // PATCH_SIZE, width // PATCH_SIZE, sizes)
+        work = Work(range(len(every)), (), encode_only=True)
+        with self._device.current(), self._sessions.taken(request, work) as session:
+            found = session.encode(every, progress)
+        parts = [found[view * batch : (view + 1) * batch] for view in range(len(images))]
+        return [
+            ImageFeatures(
+                np.concatenate([part.patches for part in view]),
+                None
+                if view[0].extra is None
+                else np.concatenate([part.extra for part in view if part.extra is not None]),
+            )
+            for view in parts
+        ]
 
     def _run(
-        self, prepared: PreparedViews, sample: int, chunks: ChunkSizes, progress: Progress | None
+        self,
+        prepared: PreparedViews,
+        sample: int,
+        known: Sequence[ImageFeatures | None],
+        chunks: ChunkSizes,
+        progress: Progress | None,
     ) -> Generator[tuple[dict[str, NDArray[Any]], NDArray[np.float32]], None, None]:
+        """The views of one sample. The GPU is this thread's between two of them no longer than a step takes."""
         images = [np.asarray(image[sample : sample + 1], np.float32) for image in prepared.images]
         geometry = [_of_sample(view, sample) for view in prepared.geometry]
+        features = [None if view is None else _features_of(view, sample) for view in known]
         request = Request(len(images), prepared.height // PATCH_SIZE, prepared.width // PATCH_SIZE, chunks)
+        work = Work.of(features, geometry)
         report = progress
         if progress is not None and prepared.batch > 1:
             before, batch, tell = sample, prepared.batch, progress
@@ -73,8 +105,16 @@ class DevicePipeline:
             def report(stage: str, done: int, total: int) -> None:
                 tell(stage, before * total + done, batch * total)
 
-        with self._sessions.taken(request, sum(view is not None for view in geometry)) as session:
-            yield from session.run(images, geometry, report)
+        with contextlib.ExitStack() as held:
+            with self._device.current():
+                session = held.enter_context(self._sessions.taken(request, work))
+                views = session.run(images, geometry, features, report)
+            while True:
+                with self._device.current():
+                    view = next(views, None)
+                if view is None:
+                    break
+                yield view
 
     def _limited(self, chunks: ChunkSizes) -> ChunkSizes:
         """What was asked for, as far as the plans' profiles go."""
@@ -95,20 +135,22 @@ class _Sessions:
         self._making = threading.Lock()
 
     @contextlib.contextmanager
-    def taken(self, request: Request, geometry: int) -> Iterator[Session]:
-        """A session for one call with ``geometry`` views that bring geometry; the block's failure closes it."""
+    def taken(self, request: Request, work: Work) -> Iterator[Session]:
+        """A session for one call; the block's failure closes it."""
         session = self._find(request)
-        is_new = session is None or not session.is_prepared(geometry)
+        is_new = session is None or not session.is_prepared(work)
         if session is None or is_new:
-            session = self._make(request, geometry, session)
+            session = self._make(request, work, session)
         with self._changed:
             self._running += 1
         try:
             yield session
             if is_new:  # its kernels were compiled now
-                self._caches.save()
-        except BaseException:
-            session.close()
+                with self._device.current():
+                    self._caches.save()
+        except BaseException:  # also of a stream that is left before its end
+            with self._device.current():
+                session.close()
             with self._changed:
                 self._running -= 1
                 self._changed.notify_all()
@@ -118,8 +160,9 @@ class _Sessions:
             self._idle.append(session)
             surplus, self._idle = self._idle[:-_MOST_IDLE], self._idle[-_MOST_IDLE:]
             self._changed.notify_all()
-        for old in surplus:
-            old.close()
+        with self._device.current():
+            for old in surplus:
+                old.close()
 
     def close(self) -> None:
         """Save what the library compiled and give back what no call uses. Never raises."""
@@ -135,13 +178,13 @@ class _Sessions:
                     return session
         return None
 
-    def _make(self, request: Request, geometry: int, session: Session | None) -> Session:
+    def _make(self, request: Request, work: Work, session: Session | None) -> Session:
         # One at a time: two calls could each hold a part of the memory that either needs.
         with self._making:
             while True:
                 session = session or Session(self._device, self._plans, request)
                 try:
-                    session.prepare(geometry)
+                    session.prepare(work)
                     return session
                 except OutOfMemory:
                     session.close()
@@ -176,3 +219,8 @@ def _of_sample(view: ViewGeometry | None, sample: int) -> ViewGeometry | None:
     part = slice(sample, sample + 1)
     values = (getattr(view, name) for name in ViewGeometry.__dataclass_fields__)
     return ViewGeometry(*(None if value is None else value[part] for value in values))  # type: ignore[arg-type]
+
+
+def _features_of(view: ImageFeatures, sample: int) -> ImageFeatures:
+    part = slice(sample, sample + 1)
+    return ImageFeatures(view.patches[part], None if view.extra is None else view.extra[part])

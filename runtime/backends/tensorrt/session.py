@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...encoded import ImageFeatures
 from ...errors import BackendError
 from ...inference import Progress
 from ...manifest import TensorSpec
@@ -50,6 +51,24 @@ class Request:
     rows: int
     columns: int
     chunks: ChunkSizes
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call has to compute: the views that go through the image encoder and through the geometry encoder, and
+    whether that is all."""
+
+    images: Sequence[int]
+    geometry: Sequence[int]
+    encode_only: bool = False
+
+    @classmethod
+    def of(cls, features: Sequence[ImageFeatures | None], geometry: Sequence[ViewGeometry | None]) -> Work:
+        """The work of a whole call, from what is known of each view."""
+        return cls(
+            [view for view, known in enumerate(features) if known is None],
+            [view for view, brings in enumerate(geometry) if brings is not None],
+        )
 
 
 @dataclass(frozen=True)
@@ -126,19 +145,19 @@ class Session:
             self.close()
             raise
 
-    def is_prepared(self, geometry: int) -> bool:
+    def is_prepared(self, work: Work) -> bool:
         """Whether :meth:`prepare` has nothing left to do."""
-        return not self._missing(geometry)
+        return not self._missing(work)
 
-    def prepare(self, geometry: int) -> None:
-        """Make what a call with ``geometry`` views that bring geometry needs and that is not there yet.
+    def prepare(self, work: Work) -> None:
+        """Make what a call needs and that is not there yet.
 
         Raises:
             OutOfMemory: the GPU's memory does not suffice.
             ProfileError: the plans were not built for the request.
             BackendError: the library refuses.
         """
-        added = {key: self._make_launch(*key) for key in sorted(self._missing(geometry))}
+        added = {key: self._make_launch(*key) for key in sorted(self._missing(work))}
         self._launches |= added
         needed = max(launch.memory for launch in self._launches.values())
         if self._memory is not None and self._memory.size < needed:
@@ -154,6 +173,7 @@ class Session:
         self,
         images: Sequence[NDArray[np.float32]],
         geometry: Sequence[ViewGeometry | None],
+        features: Sequence[ImageFeatures | None],
         report: Progress | None = None,
     ) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.float32]]]:
         """Run the network on one sample, after :meth:`prepare`.
@@ -163,15 +183,17 @@ class Session:
         Args:
             images: V times (1, 3, H, W).
             geometry: V times what the view brings, of this sample only; None for nothing.
+            features: V times what the image encoder gave before, of this sample only; None for what it has to do.
             report: called when the GPU has finished a step, with the stage, views done and views in all.
 
         Yields:
             Per view, in order: the dense head's outputs with a leading dimension of 1, and the metric scaling factor
             (1, 1). The arrays are the caller's.
         """
-        given = [view for view, brings in enumerate(geometry) if brings is not None]
+        work = Work.of(features, geometry)
+        self._put_features(features)
         sources: dict[str, Sequence[Any]] = {"image_encoder": images, "geometry_encoder": geometry}
-        totals = {"geometry_encoder": len(given)}
+        totals = {"image_encoder": len(work.images), "geometry_encoder": len(work.geometry)}
         done = dict.fromkeys(self._plans, 0)
         scale: NDArray[Any] = np.empty(0)
 
@@ -188,7 +210,7 @@ class Session:
                 report(step.stage, done[step.stage], totals.get(step.stage, len(images)))
 
         previous: tuple[_Step, int] | None = None
-        for index, step in enumerate(self._steps(given)):
+        for index, step in enumerate(self._steps(work)):
             slot = index % _SLOTS
             if step.stage in sources:
                 self._marks[slot].wait()  # the buffers that this step fills were used two steps ago
@@ -210,6 +232,24 @@ class Session:
         if previous is not None:
             yield from finish(*previous)
 
+    def encode(self, images: Sequence[NDArray[np.float32]], report: Progress | None = None) -> list[ImageFeatures]:
+        """The image encoder alone, after :meth:`prepare` for ``encode_only``: images V times (1, 3, H, W)."""
+        plan, found = self._plans["image_encoder"], []
+        for step in self._steps(Work(range(len(images)), (), encode_only=True)):
+            self._upload(step, 0, [images[view] for view in step.views])
+            self._launches[step.stage, len(step.views)].run(self._stream)
+            for name in plan.outputs:
+                self._stream.download(self._address(step.stage, len(step.views), name), self._host(step, name, 0))
+            self._marks[0].record(self._stream)
+            self._marks[0].wait()
+            values = {name: self._host(step, name, 0).array for name in plan.outputs}
+            for position in range(len(step.views)):
+                parts = {name: value[position : position + 1].astype(np.float32) for name, value in values.items()}
+                found.append(ImageFeatures(parts["patch_features"], parts.get("extra_tokens")))
+            if report is not None:
+                report(step.stage, len(found), len(images))
+        return found
+
     def close(self) -> None:
         """Give everything back. Errors are dropped: they were raised where they happened."""
         with contextlib.suppress(BackendError, AttributeError):  # perhaps there is no stream yet
@@ -229,21 +269,23 @@ class Session:
         self._owned.append(resource)
         return resource
 
-    def _steps(self, given: Sequence[int]) -> Iterator[_Step]:
-        """All launches of a call in order; ``given`` are the views that bring geometry."""
+    def _steps(self, work: Work) -> Iterator[_Step]:
+        """All launches of a call in order."""
         every = range(self.request.views)
         chunks = self.request.chunks
-        for stage, views, size in (
-            ("image_encoder", every, chunks.image_encoder),
-            ("geometry_encoder", given, chunks.geometry_encoder),
-            ("aggregator", every, len(every)),
-            ("dense_head", every, chunks.dense_head),
-        ):
+        stages: list[tuple[str, Sequence[int], int]] = [("image_encoder", work.images, chunks.image_encoder)]
+        if not work.encode_only:
+            stages += [
+                ("geometry_encoder", work.geometry, chunks.geometry_encoder),
+                ("aggregator", every, len(every)),
+                ("dense_head", every, chunks.dense_head),
+            ]
+        for stage, views, size in stages:
             for start, stop in chunk_ranges(0, len(views), size):
                 yield _Step(stage, views[start:stop])
 
-    def _missing(self, geometry: int) -> set[tuple[str, int]]:
-        return {(step.stage, len(step.views)) for step in self._steps(range(geometry))} - set(self._launches)
+    def _missing(self, work: Work) -> set[tuple[str, int]]:
+        return {(step.stage, len(step.views)) for step in self._steps(work)} - set(self._launches)
 
     def _axes(self, stage: str, views: int) -> dict[str, int]:
         leading = next(iter(self._plans[stage].inputs.values())).shape[0]
@@ -299,6 +341,24 @@ class Session:
                 self._host(step, name, slot).array[...] = value
         for name in names:
             self._stream.upload(self._host(step, name, slot), self._address(step.stage, len(step.views), name))
+
+    def _put_features(self, features: Sequence[ImageFeatures | None]) -> None:
+        """Bring what the image encoder gave before to where the aggregator reads it."""
+        plan = self._plans["image_encoder"]
+        for view, known in enumerate(features):
+            if known is None:
+                continue
+            self._marks[0].wait()  # one page-locked copy serves all views
+            step = _Step("image_encoder", [view])
+            for name, value in (("patch_features", known.patches), ("extra_tokens", known.extra)):
+                if value is None:
+                    continue
+                pinned = self._host(step, name, 0)
+                pinned.array[...] = value
+                size = tensor_bytes(plan.tensors[name], self._axes("image_encoder", 1))
+                whole = self._buffer("aggregator", _WHOLE_NAMES.get(name, name)).address
+                self._stream.upload(pinned, whole + view * size)
+            self._marks[0].record(self._stream)
 
     def _move(self, step: _Step, tensors: Mapping[str, TensorSpec], *, into_chunk: bool) -> None:
         """Copy a step's views between the tensors of all views and the buffers that the stage works on."""
