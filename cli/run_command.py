@@ -92,6 +92,24 @@ def run(
     mask_edges: Annotated[
         bool, typer.Option("--mask-edges/--no-mask-edges", help="Leave out pixels at depth edges.")
     ] = True,
+    stream: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write what infer returns for each view to FOLDER/view-0000.npz, ... as it comes, in place of a "
+            "scene: for more views than fit in memory.",
+            show_default=False,
+        ),
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="With --stream: maps in float16.")] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Refuse what would take more memory, such as 8GB; needs `mapengine plan BUNDLE` once.",
+            show_default=False,
+        ),
+    ] = None,
     formats: Annotated[
         list[Format] | None,
         typer.Option(
@@ -109,11 +127,21 @@ def run(
       mapengine run build/engine a.jpg b.jpg --out scene.glb --preview scene.png
       mapengine run build/engine photos/ --intrinsics K.txt --out colmap/
       mapengine run build/engine views.json --out scene.ply --max-points 200000
+      mapengine run build/engine video-frames/ --stream predictions/ --half --memory 8GB
     """
     from mapengine.runtime import Engine
     from mapengine.runtime.bundle import Bundle
+    from mapengine.runtime.view_files import check_no_views, save_views
 
     _check_inputs(inputs, intrinsics)
+    if stream is not None and (out or preview is not None or max_points is not None):
+        raise typer.BadParameter(
+            "a stream makes no scene; leave out --out, --preview and --max-points", param_hint="--stream"
+        )
+    if half and stream is None:
+        raise typer.BadParameter("it belongs to --stream, which is not given", param_hint="--half")
+    if stream is not None:
+        check_no_views(stream)
     target = None if size is None else parse_size(size, "--size")
     outputs = plan_outputs(out or [], formats or [], preview, [bundle, *inputs])
     # Cheap, and says what is wrong with the bundle before images are read.
@@ -130,22 +158,26 @@ def run(
         else:
             profile.check(len(views), height=target[1], width=target[0])
         step("loading the engine")
-        engine = Engine.load(bundle, backend.value, threads=threads)
+        engine = Engine.load(bundle, backend.value, threads=threads, memory_limit=memory)
+    options: dict[str, Any] = {
+        "minibatch_size": minibatch_size,
+        "mask_edges": mask_edges,
+        "apply_confidence_mask": confidence_percentile > 0,
+        "confidence_percentile": confidence_percentile,
+    }
     with Steps() as reconstruction:
         # Without a line of its own: the bars of the stages show it.
         reconstruction.start_silently("reconstructing")
         with_geometry = sum(len(view.keys() - {"img"}) > 0 for view in views)
         with stage_progress(len(views), with_geometry) as progress:
-            scene = engine.reconstruct_views(
-                views,
-                names,
-                size=target,
-                progress=progress,
-                minibatch_size=minibatch_size,
-                mask_edges=mask_edges,
-                apply_confidence_mask=confidence_percentile > 0,
-                confidence_percentile=confidence_percentile,
-            )
+            if stream is not None:
+                prepared = engine.preprocess(views, size=target)
+                del views  # the images of the files: those of the network are enough
+                dtype = "float16" if half else "float32"
+                files = save_views(stream, engine.infer_stream(prepared, dtype=dtype, progress=progress, **options))
+                say(f"{len(files)} views in {stream}, {megabytes(sum(file.stat().st_size for file in files))}")
+                return
+            scene = engine.reconstruct_views(views, names, size=target, progress=progress, **options)
     if any(output.kind == "glb" for output in outputs):
         with interrupts_later(), suppress(ImportError):  # saving says what is missing
             importlib.import_module("trimesh")

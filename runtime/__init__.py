@@ -7,6 +7,7 @@ scene = engine.reconstruct(["a.jpg", "b.jpg"])
 scene.save("scene.glb")
 """
 
+from .encoded import EncodedView
 from .engine import Engine
 from .errors import (
     BackendError,
@@ -22,11 +23,14 @@ from .errors import (
 from .manifest import Manifest
 from .preprocess import load_images, preprocess_inputs
 from .scene import Scene
+from .video import Session
+from .view_files import load_view, save_views
 
 __all__ = [
     "BackendError",
     "BackendUnavailableError",
     "BundleError",
+    "EncodedView",
     "Engine",
     "ImageReadError",
     "InputError",
@@ -36,6 +40,9 @@ __all__ = [
     "ParityError",
     "ProfileError",
     "Scene",
+    "Session",
     "load_images",
+    "load_view",
     "preprocess_inputs",
+    "save_views",
 ]

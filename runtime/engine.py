@@ -19,6 +19,7 @@ from .golden import check_golden
 from .inference import MultiViewInference, Progress, RunOptions, check_known_options
 from .inputs import raw_views
 from .manifest import Manifest
+from .memory_plan import MemoryGuard, guard_for
 from .parity import measure_parity
 from .parity_record import Parity
 from .pipeline import ChunkSizes, StagePipeline
@@ -32,9 +33,12 @@ from .views import PreparedViews, prepare_views
 class Engine(MultiViewInference):
     """MapAnything without PyTorch. Threads may share one engine; it keeps nothing of a call."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, pipeline: StagePipeline) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: Backend, pipeline: StagePipeline, memory: MemoryGuard | None = None
+    ) -> None:
         """Use :meth:`load`."""
         self._bundle = bundle
+        self._memory = memory
         self._backend = backend
         self._pipeline = pipeline
         self.data_norm_type = bundle.manifest.model.data_norm_type
@@ -47,6 +51,7 @@ class Engine(MultiViewInference):
         *,
         threads: int | None = None,
         verify: bool = True,
+        memory_limit: int | str | None = None,
     ) -> Engine:
         """Load an engine bundle.
 
@@ -59,9 +64,13 @@ class Engine(MultiViewInference):
                 ``"tensorrt-rtx"``; the bundle must be for it.
             threads: processor threads of a CPU backend, by default all that this process may use.
             verify: ``False`` skips hashing the files and the golden check, for a bundle that nobody else can write.
+            memory_limit: memory that a call may take, in bytes or as ``"8GB"``; larger calls are refused before they
+                begin. Needs what ``mapengine plan`` measured on this machine. Without a limit what is free counts, if
+                the bundle was planned here.
 
         Raises:
-            InputError: an unknown backend or number of threads.
+            InputError: an unknown backend or number of threads; a limit that is no size, or for a bundle that was not
+                planned.
             BundleError: the folder is no intact bundle for this backend and device; the subclass says which.
             BackendUnavailableError: the backend is not installed, or its GPU is not there.
             ParityError: the golden check failed.
@@ -74,12 +83,13 @@ class Engine(MultiViewInference):
         info = manifest.backend(library.name)
         info.check_version(library.version)
         info.check_device(library.compute_capability)
-        pipeline = library.open_pipeline(bundle, ChunkSizes(**manifest.profile.chunks))
         identity = (bundle.digest, library.name, library.version, library.device)
+        memory = guard_for(*identity, memory_limit)
+        pipeline = library.open_pipeline(bundle, ChunkSizes(**manifest.profile.chunks))
         if verify and not is_verified(*identity):
             check_golden(bundle, pipeline, f"{library.name} {library.version} on {library.device}")
             remember_verified(*identity)
-        return cls(bundle, library, pipeline)
+        return cls(bundle, library, pipeline, memory)
 
     def verify(self) -> Parity:
         """Run the golden check now and return the measured differences from the reference.
@@ -132,7 +142,7 @@ class Engine(MultiViewInference):
             InputError, ProfileError, BackendError: as in :meth:`infer`.
         """
         plain, known = unpack_views(views, self._encoder)
-        prepared = prepare_views(plain, data_norm_type=self.data_norm_type)
+        prepared = prepare_views(_images_of(plain), data_norm_type=self.data_norm_type)
         self.manifest.profile.check(self.manifest.profile.views.min, prepared.height, prepared.width)
         images = [image for image, features in zip(prepared.images, known, strict=True) if features is None]
         fresh = iter(self._pipeline.encode(images, progress=progress) if images else ())
@@ -146,11 +156,21 @@ class Engine(MultiViewInference):
         return self._bundle.digest
 
     def _predict(self, prepared: PreparedViews, options: RunOptions) -> list[dict[str, Array]]:
-        with closing(self._stream(prepared, options)) as views:
+        with closing(self._started(prepared, options, collect=True)) as views:
             return list(views)
 
     def _stream(self, prepared: PreparedViews, options: RunOptions) -> Generator[dict[str, Array], None, None]:
+        return self._started(prepared, options, collect=False)
+
+    def _started(
+        self, prepared: PreparedViews, options: RunOptions, *, collect: bool
+    ) -> Generator[dict[str, Array], None, None]:
+        """Refuse what does not fit now, and run when the first view is asked for."""
         self.manifest.profile.check(len(prepared.images), prepared.height, prepared.width)
+        if self._memory is not None:
+            geometry = any(view is not None and view.has_any for view in prepared.geometry)
+            shape = len(prepared.images) * prepared.batch, prepared.width, prepared.height
+            self._memory.check(*shape, geometry=geometry, collect=collect)
         default = self._pipeline.chunks
         chunks = ChunkSizes(default.image_encoder, default.geometry_encoder, options.head_chunk or default.dense_head)
         return self._pipeline.stream(prepared, chunks, options.progress, options.encoded)
@@ -251,3 +271,11 @@ def _checked_size(size: Any, profile: Profile) -> tuple[int, int]:
         raise ImageSizeError(f"size {width}x{height} is not a multiple of {PATCH_SIZE}; the nearest is {near}")
     profile.check(profile.views.min, height, width)
     return width, height
+
+
+def _images_of(views: Any) -> Any:
+    """Views without what they bring besides the image: that is checked in the call which uses it."""
+    if isinstance(views, Mapping | str) or not isinstance(views, Sequence):
+        return views
+    wanted = ("img", "data_norm_type")
+    return [{key: v[key] for key in wanted if key in v} if isinstance(v, Mapping) else v for v in views]

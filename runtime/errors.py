@@ -36,6 +36,10 @@ class ProfileError(InputError):
     """A request lies outside the view counts or sizes that a bundle was built for."""
 
 
+class MemoryLimitError(MapEngineError, MemoryError):
+    """A call would take more memory than there is; it was refused before it began."""
+
+
 class OutputError(MapEngineError, OSError):
     """A result could not be written; nothing half-written is left."""
 

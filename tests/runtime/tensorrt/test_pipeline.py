@@ -47,6 +47,36 @@ def given_views(kinds: str, batch: int = 1, width: int = 42, height: int = 28) -
 # Numbers
 
 
+@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("chunks", [ChunkSizes(1, 1, 1), ChunkSizes(2, 3, 2), ChunkSizes(8, 8, 8)], ids=str)
+def test_encoded_views_and_streams_give_the_numbers_of_the_host(
+    name: str,
+    batch: int,
+    chunks: ChunkSizes,
+    small: Engine,
+    plan_bundles: dict[str, Path],
+    make_driver: MakeDriver,
+    make_library: MakeLibrary,
+) -> None:
+    driver = make_driver("lazy")
+    make_library(name, driver)
+    engine = Engine.load(plan_bundles[name], name, verify=False)
+    views = given_views("gigig", batch)
+    prepared = prepare_views(views)
+    expected = forward(small, views)
+    encoded = engine._pipeline.encode(prepared.images, chunks)
+    for known in (encoded, [encoded[0], None, None, encoded[3], None], [None] * 4 + encoded[4:]):
+        for _ in range(2):
+            assert_close(list(engine._pipeline.stream(prepared, chunks, None, known)), expected)
+    stream = engine._pipeline.stream(prepared, chunks)
+    next(stream)
+    stream.close()  # left before its end
+    assert_close(forward(engine, views, chunks), expected)
+    engine._pipeline.close()
+    assert (driver.blocks, driver.pinned, driver.handles) == ({}, {}, {})
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kinds=st.text("ig", min_size=1, max_size=8),

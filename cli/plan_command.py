@@ -1,0 +1,129 @@
+"""``mapengine plan``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from .console import say, show_facts, show_table
+from .options import BundleArgument, RunBackend, parse_size
+
+
+def plan(
+    bundle: BundleArgument,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="How many views fit into so much memory, such as 8GB.", show_default=False),
+    ] = None,
+    views: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How much memory so many views need.", show_default=False)
+    ] = None,
+    resolution: Annotated[
+        str | None,
+        typer.Option(metavar="WxH", help="Size of the images; the bundle's first if not given.", show_default=False),
+    ] = None,
+    backend: Annotated[
+        RunBackend, typer.Option(help="What runs the network; auto is the fastest that is installed.")
+    ] = RunBackend.auto,
+    geometry: Annotated[
+        bool, typer.Option("--geometry/--images-only", help="Whether views bring cameras, depth or poses.")
+    ] = True,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Predictions are taken one by one (`mapengine run --stream`).")
+    ] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure again what is known of this bundle.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say how many views of BUNDLE fit into memory, or how much memory views need.
+
+    The first plan of a bundle on a machine runs it a few times, in processes of their own, and keeps what it measured.
+    With both --memory and --views the exit code is 1 if the views do not fit.
+
+    \b
+    Example:
+      mapengine plan build/engine
+      mapengine plan build/engine --views 50 --resolution 518x392
+      mapengine plan build/engine --memory 8GB
+    """
+    from mapengine.runtime.bundle import Bundle
+    from mapengine.runtime.memory_plan import free_bytes, gigabytes, model_path, parse_memory, table
+
+    opened = Bundle.open(bundle, verify=False)
+    profile = opened.manifest.profile
+    limit = None if memory is None else parse_memory(memory)
+    width, height = _default_size(profile) if resolution is None else parse_size(resolution, "--resolution")
+    profile.check(profile.views.min, height, width)
+    model = _model(bundle, opened, backend.value, measure, quiet=as_json)
+    options = {"geometry": geometry, "collect": not stream}
+    room = free_bytes() if limit is None else limit
+    most = None if room is None else model.most_views(room, width, height, **options)
+    counts = [views] if views is not None else _counts(profile.views.max)
+    if as_json:
+        facts: dict[str, Any] = {
+            "bundle": str(bundle),
+            "backend": dict(model.key),
+            "size": [width, height],
+            **options,
+            "memory_bytes": room,
+            "most_views": most,
+            "built_for": profile.views.max,
+            "peaks_bytes": {str(n): model.peaks(n, width, height, **options) for n in counts},
+            "samples": [sample.to_json() for sample in model.samples],
+        }
+        print(json.dumps(facts, indent=2))
+    else:
+        what = "cameras, depth and poses with every view" if geometry else "images only"
+        show_facts(
+            [
+                ("bundle", f"{bundle}: {opened.manifest.model.id}, {opened.manifest.precision}"),
+                ("runs on", f"{model.key['backend']} {model.key['version']}, {model.key['device']}"),
+                (
+                    "call",
+                    f"{width}x{height}, {what}; {'one prediction at a time' if stream else 'all predictions kept'}",
+                ),
+                ("measured", str(model_path(model.key) or "not kept: there is no cache folder")),
+            ]
+        )
+        heads = ["resident memory", *(f"{n} view{'s' if n > 1 else ''}" for n in counts)]
+        show_table(heads, table(model, counts, width, height, **options))
+        if room is not None and most is not None:
+            where = f"{gigabytes(room)} ({'given' if limit is not None else 'free now'})"
+            say(f"{where} are enough for {most} views of {width}x{height}.{_built(most, profile.views.max)}")
+    if limit is not None and views is not None:
+        model.check(limit, views, width, height, **options)
+
+
+def _model(bundle: Any, opened: Any, backend: str, measure: bool, quiet: bool) -> Any:
+    from mapengine.runtime import memory_plan
+
+    key = memory_plan.model_key(opened, backend)
+    model = None if measure else memory_plan.known_model(key)
+    if model is not None:
+        return model
+
+    def progress(done: int, total: int) -> None:
+        if not quiet:
+            say(f"measuring call {done + 1} of {total}" if done < total else "measured")
+
+    return memory_plan.measure(bundle, backend, progress)
+
+
+def _default_size(profile: Any) -> tuple[int, int]:
+    if isinstance(profile.sizes, tuple):
+        return profile.sizes[0]  # type: ignore[no-any-return]
+    largest = min(518, profile.sizes.max)
+    return largest, max(profile.sizes.min, min(392, largest))
+
+
+def _counts(most: int) -> list[int]:
+    """Some numbers of views up to what was built for."""
+    usual = [n for n in (1, 4, 16, 64, 256) if n < most]
+    return [*usual, most]
+
+
+def _built(most: int, built: int) -> str:
+    if most <= built:
+        return ""
+    return f" The bundle was built for up to {built}; for more, build it with --views."
