@@ -61,7 +61,7 @@ def main() -> None:
             }
     record = {
         "benchmark": "memory",
-        "what": "peak resident memory of a process that loads the bundle and makes one call, with geometry in each view",
+        "what": "peak resident memory of a process that loads the bundle and makes one call; views with geometry",
         "model": args.model,
         "size": "{}x{}".format(*args.size),
         **origin("mapengine", "onnxruntime", "openvino", "numpy"),

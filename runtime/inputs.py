@@ -16,6 +16,7 @@ from PIL import Image
 
 from .errors import ImageReadError, InputError
 from .images import IMAGE_EXTENSIONS
+from .parallel import in_order
 from .view_values import camera_matrix, check_camera, number_matrix, read_view_depth, read_view_image
 
 Array = NDArray[Any]
@@ -120,9 +121,9 @@ def raw_views(
     scales = _per_view(depth_scale, count, "depth_scale", shared_shapes=((),))
     views: list[dict[str, Any]] = []
     names: list[str] = []
-    for index, source in enumerate(sources):
+    read = in_order(lambda index: read_view_image(sources[index], f"view {index}: image"), range(count))
+    for index, (source, (image, size, stored_sideways)) in enumerate(zip(sources, read, strict=True)):
         where = f"view {index}"
-        image, size, stored_sideways = read_view_image(source, f"{where}: image")
         view: dict[str, Any] = {"img": image}
         if cameras[index] is not None:
             view["intrinsics"] = camera_matrix(cameras[index], f"{where}: intrinsics")

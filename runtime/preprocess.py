@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,14 +20,13 @@ from .errors import ImageReadError, InputError
 from .geometry import intrinsics_from_rays
 from .images import IMAGE_EXTENSIONS, PathLike, image_size, read_image, to_rgb
 from .normalization import norm_constants
+from .parallel import in_order
 from .resize import normalize_image, resize_and_crop
 from .resolution import Size, positive_int, target_size
 from .view_checks import MAX_FOCAL, as_array
 
 Array = npt.NDArray[Any]
 Views = list[dict[str, Any]]
-
-_MOST_LOADERS = 8  # threads that decode files; each holds one decoded photo
 
 
 def load_images(
@@ -85,12 +83,11 @@ def load_images(
     # The size comes from the headers, so that photos need not all be in memory. A file that turns out to be unreadable
     # only when it is decoded must not count, so its loss may change the size; then the others are read again.
     target = choose([width / height for width, height in keep([_attempt(image_size, path) for path in paths])])
-    with ThreadPoolExecutor(min(_MOST_LOADERS, os.cpu_count() or 1)) as pool:
-        while True:
-            loaded = keep(pool.map(partial(_attempt, partial(_load, target=target)), paths))
-            before, target = target, choose([width / height for _, (width, height) in loaded])
-            if target == before:
-                break
+    while True:
+        loaded = keep(in_order(partial(_attempt, partial(_load, target=target)), paths))
+        before, target = target, choose([width / height for _, (width, height) in loaded])
+        if target == before:
+            break
     if verbose:
         print(f"Loaded {len(loaded)} images at {target[0]}x{target[1]} (width x height)")
     return [
@@ -150,8 +147,8 @@ def preprocess_inputs(
     if verbose:
         print(f"Preparing {len(sources)} views at {target[0]}x{target[1]} (width x height)")
 
-    results: Views = []
-    for index, source in enumerate(sources):
+    def prepare(index: int) -> dict[str, Any]:
+        source = sources[index]
         try:
             pixels, depth, intrinsics = resize_and_crop(source.image, target, source.depth, source.intrinsics)
         except InputError as error:
@@ -161,8 +158,9 @@ def preprocess_inputs(
             result["depth_z"] = depth[None]
         if intrinsics is not None:
             result["intrinsics"] = intrinsics[None]
-        results.append(result)
-    return results
+        return result
+
+    return list(in_order(prepare, range(len(sources))))
 
 
 class _Source(NamedTuple):

@@ -1,0 +1,27 @@
+"""Work on files and images with several threads: Pillow and NumPy let go of the interpreter while they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from .backends.base import default_threads
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MOST_THREADS = 8
+"""Each may hold a decoded photo."""
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Results of ``function`` in the order of the items, as ``map`` gives them.
+
+    The first item that fails raises, whatever happened to later ones, and what has not begun by then is not done.
+    """
+    with ThreadPoolExecutor(min(MOST_THREADS, default_threads())) as pool:
+        try:
+            yield from pool.map(function, items)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
