@@ -21,6 +21,7 @@ SAMPLES    ?= build/samples
 DEMO       ?= build/demo
 
 KERNELS    ?=
+PROFILE    ?=
 
 WORKERS    ?= 2
 PYTEST     ?=
@@ -31,7 +32,7 @@ BIN        := .venv/bin
 STAMP      := .venv/.installed
 PACKAGES   := calibration cli export kernels runtime
 
-.PHONY: help setup engine verify kernels test gpu-test lint typecheck clean
+.PHONY: help setup engine verify kernels profile test gpu-test lint typecheck clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -67,6 +68,10 @@ verify: $(STAMP)  ## Check the bundle OUT on this machine
 
 kernels: $(STAMP)  ## Compile the attention kernels for every GPU into build/kernels (KERNELS="--arch 87 --head-dim 64" for some)
 	$(BIN)/python -m mapengine.kernels compile $(KERNELS)
+
+profile: $(STAMP)  ## Time the bundle OUT beside PyTorch, from files to a scene (PROFILE="--views 1,4 --baselines none" passes options on)
+	@test -f "$(OUT)/manifest.json" || $(MAKE) engine
+	$(BIN)/mapengine profile "$(OUT)" $(PROFILE) --json build/profile.json --markdown build/profile.md --plot build/profile.png
 
 gpu-test: $(STAMP)  ## Compare every installed TensorRT with PyTorch on this machine's GPU, and write benchmarks/results/gpu_test.json
 	$(BIN)/python benchmarks/gpu_test.py --model "$(MODEL)" --json benchmarks/results/gpu_test.json

@@ -24,7 +24,17 @@ DOCUMENTS = (
     ROOT / "export" / "weights" / "nano" / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("performance", "precision", "gpu", "kernels", "evaluation", "scenes", "training")
+        for name in (
+            "performance",
+            "precision",
+            "gpu",
+            "kernels",
+            "evaluation",
+            "scenes",
+            "training",
+            "many-views",
+            "benchmarks",
+        )
     ),
 )
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- end -->)", re.S)
@@ -298,6 +308,59 @@ def _training(record: dict[str, Any]) -> str:
     return f"{_table(head, rows)}\n\n{what} python {run['python']}, torch {run['torch']}."
 
 
+def _memory(record: dict[str, Any]) -> str:
+    rows = []
+    for backend, counts in record["results"].items():
+        for views, calls in counts.items():
+            cells = [backend, views]
+            for how in ("kept", "streamed"):
+                figures = calls[how]
+                cells += [
+                    f"{figures['measured_mb']:.0f} MB",
+                    f"{figures['planned_mb']:.0f} MB ({100 * (figures['ratio'] - 1):+.0f} %)",
+                ]
+            rows.append(cells)
+    head = ["backend", "views", "all predictions kept", "planned", "streamed", "planned"]
+    what = f"`{record['model']}`, {record['size']}: {record['what']}"
+    return f"{_table(head, rows)}\n\n{what}. {_origin(record)}"
+
+
+def _loading(record: dict[str, Any]) -> str:
+    results = record["results"]
+    rows = [
+        [
+            f"{1e3 * results['seconds']['plain']:.0f} ms",
+            f"{1e3 * results['seconds']['mapengine']:.0f} ms",
+            f"{results['ratio']:.2f}",
+            "identical" if results["largest_difference"] == 0 else f"{results['largest_difference']:.0e}",
+        ]
+    ]
+    head = ["one after the other", "`load_images`", "ratio", "pixels"]
+    return f"{_table(head, rows)}\n\n{record['what'][0].upper()}{record['what'][1:]}. {_origin(record)}"
+
+
+def _profile(record: dict[str, Any]) -> str:
+    # The program's own tables, so that the documentation shows what `mapengine profile` shows.
+    from mapengine.runtime.profiling.report import markdown
+
+    return f"{markdown(record)}\n\n{_origin(record)}"
+
+
+def _saved(record: dict[str, Any]) -> str:
+    rows = [
+        [views, f"{figures['tflop']:.2f}", *(f"{100 * figures[key]:.0f} %" for key in ("encoder", "window", "pose"))]
+        for views, figures in record["results"].items()
+    ]
+    head = [
+        "views in use",
+        "TFLOP of a call",
+        "image encoder",
+        "saved by a session, one new frame",
+        "saved when only poses change",
+    ]
+    return f"{_table(head, rows)}\n\n{record['what']}."
+
+
 RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "engine": _engine,
     "cpu_options": _cpu_options,
@@ -311,6 +374,10 @@ RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "evaluation": _evaluation,
     "scenes": _scenes,
     "training": _training,
+    "memory": _memory,
+    "loading": _loading,
+    "profile": _profile,
+    "saved": _saved,
 }
 
 

@@ -139,4 +139,4 @@ def _named(outputs: HeadOutputs) -> list[tuple[str, Tensor]]:
 
 
 def _array(x: Tensor) -> NDArray[Any]:
-    return x.cpu().numpy()
+    return (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()  # NumPy has no bfloat16

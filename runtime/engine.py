@@ -111,9 +111,23 @@ class Engine(MultiViewInference):
         return self._backend.name
 
     @property
+    def backend_version(self) -> str:
+        """Version of the backend in use."""
+        return self._backend.version
+
+    @property
     def device(self) -> str:
         """Device in use."""
         return self._backend.device
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the bundle's manifest, which names the hashes of all its files."""
+        return self._bundle.digest
+
+    def device_bytes(self) -> int | None:
+        """Memory in use on the GPU, by all programs; None on a CPU."""
+        return self._pipeline.device_bytes()
 
     @property
     def where(self) -> str:

@@ -66,9 +66,14 @@ def resident_bytes(peak: bool = False) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0)
 
 
+def reset_peak() -> None:
+    """Begin a new peak; only where :func:`can_probe`."""
+    _RESET.write_text("5", encoding="ascii")
+
+
 def _take_peak() -> int:
     value = resident_bytes(peak=True)
-    _RESET.write_text("5", encoding="ascii")
+    reset_peak()
     return value
 
 

@@ -81,6 +81,10 @@ class StagePipeline(ABC):
             BackendError: the backend failed.
         """
 
+    def device_bytes(self) -> int | None:
+        """Memory in use on a device of its own, by all programs; None without one."""
+        return None
+
     @abstractmethod
     def encode(
         self, images: Sequence[NDArray[Any]], chunks: ChunkSizes | None = None, progress: Progress | None = None

@@ -116,6 +116,12 @@ class DevicePipeline(StagePipeline):
                     break
                 yield view
 
+    def device_bytes(self) -> int | None:
+        """See :meth:`.StagePipeline.device_bytes`."""
+        with self._device.current():
+            free, total = self._device.free_memory()
+        return total - free
+
     def _limited(self, chunks: ChunkSizes) -> ChunkSizes:
         """What was asked for, as far as the plans' profiles go."""
         limits = self.chunks.to_json()

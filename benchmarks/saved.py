@@ -1,0 +1,48 @@
+"""What encoding a view once saves, by the formulas of the network's work. Writes JSON; measures nothing.
+
+python benchmarks/saved.py --json benchmarks/results/saved-giant.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from record import write_record
+
+from mapengine.export.config_json import parse_config
+from mapengine.export.costs import Request, stage_costs, total
+from mapengine.export.presets import preset_config
+
+ROWS, COLUMNS = 28, 37
+VIEWS = (2, 4, 8, 16, 32, 64)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="giant", help="a preset")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args()
+    config = parse_config(preset_config(args.model))
+    results = {}
+    for views in VIEWS:
+        costs = stage_costs(config, Request(views, ROWS, COLUMNS))
+        whole, encoder = total(costs).flops, costs["image_encoder"].flops
+        results[str(views)] = {
+            "tflop": whole / 1e12,
+            "encoder": encoder / whole,
+            "window": (views - 1) / views * encoder / whole,
+            "pose": encoder / whole,
+        }
+    record = {
+        "benchmark": "saved",
+        "what": f"`preset:{args.model}` at 518x392, operations of products and convolutions, counted by formula",
+        "results": results,
+    }
+    print(json.dumps(record, indent=2))
+    write_record(record, args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""``mapengine profile``."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import say, show_table
+from .options import Threads, import_export, parse_size
+
+_COLUMNS = ("contender", "precision", "views", "size", "p50", "p90", "p99", "min", "CV", "runs", "speed", "memory")
+
+
+def profile(
+    bundles: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE...", help="Folders that `mapengine build` wrote; they take turns.")
+    ],
+    views: Annotated[str, typer.Option(metavar="N,N,...", help="Numbers of views.")] = "1,2,4",
+    resolution: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH,...",
+            help="Sizes of the images; the first that the bundles serve if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    backends: Annotated[
+        str, typer.Option(metavar="NAME,...", help="What runs the bundles: auto, all that can, or names.")
+    ] = "auto",
+    baselines: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help="Also time the bundles' model in PyTorch: pytorch, pytorch-bf16, pytorch-fp16, pytorch-compile, "
+            "pytorch-compile-bf16, upstream (its own package), or none.",
+        ),
+    ] = "pytorch",
+    runs: Annotated[int, typer.Option(min=1, metavar="N", help="Timed calls of each.")] = 30,
+    seconds: Annotated[
+        float,
+        typer.Option(min=0.1, metavar="S", help="Time for each number of views and size; fewer calls if it ends."),
+    ] = 60,
+    warmup: Annotated[int, typer.Option(min=0, metavar="N", help="Calls before the timed ones.")] = 2,
+    threads: Threads = None,
+    roofline: Annotated[
+        bool, typer.Option("--roofline/--no-roofline", help="Compare the stages with what this machine can do.")
+    ] = True,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Where to write the record.", show_default=False)
+    ] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Where to write the tables.", show_default=False)
+    ] = None,
+    plot_file: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="PNG", help="Where to draw time and memory against views.", show_default=False),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A record of an earlier profile, to say what changed.", show_default=False),
+    ] = None,
+) -> None:
+    """Time BUNDLEs from image files to a scene, beside PyTorch.
+
+    Every contender has a process of its own, and they are called in turn. The output says what is timed.
+
+    \b
+    Example:
+      mapengine profile build/engine --views 1,4,16 --json profile.json
+      mapengine profile build/fp32 build/int8 --backends all --baselines pytorch,pytorch-bf16
+      mapengine profile build/engine --compare profile.json
+    """
+    from mapengine.runtime.files import atomic_write
+    from mapengine.runtime.profiling import Settings
+    from mapengine.runtime.profiling import profile as measure
+    from mapengine.runtime.profiling.environment import clocks, environment
+    from mapengine.runtime.profiling.report import markdown, plot, rows
+
+    old = None if compare is None else _read(compare)
+    manifests = _manifests(bundles)
+    sizes = _sizes(manifests, resolution)
+    settings = Settings(_counts(views, manifests, sizes), sizes, runs, seconds, warmup)
+    contenders = _contenders(bundles, manifests, backends, baselines, threads)
+    before = clocks()
+    with tempfile.TemporaryDirectory() as folder:
+        measured = measure(contenders, _Photos(Path(folder)), settings, say)
+    record: dict[str, Any] = {"benchmark": "profile", **environment(), "clocks": [before, clocks()], **measured}
+    if roofline:
+        from mapengine.export.roofline import add_rooflines, measure_ceilings
+
+        record["ceilings"] = measure_ceilings()
+        add_rooflines(record["results"], record["ceilings"])
+    for result in record["results"]:
+        result.pop("config", None)
+    print()
+    show_table(_COLUMNS, [[cell.replace("`", "").replace("**", "") for cell in row] for row in rows(record)])
+    for entry in record["not_measured"]:
+        say(f"Not measured: {entry['contender']}: {entry['why']}")
+    say(record["boundary"])
+    for path, text in ((json_file, json.dumps(record, indent=1)), (markdown_file, markdown(record))):
+        if path is not None:
+            with atomic_write(path) as temporary:
+                temporary.write_text(text + "\n", encoding="utf-8")
+    if plot_file is not None:
+        plot(record, plot_file)
+    if old is not None:
+        _compare(old, record)
+
+
+def _manifests(bundles: list[Path]) -> list[Any]:
+    from mapengine.runtime.bundle import Bundle
+
+    return [Bundle.open(bundle, verify=False).manifest for bundle in bundles]
+
+
+def _sizes(manifests: list[Any], resolution: str | None) -> tuple[tuple[int, int], ...]:
+    if resolution is not None:
+        sizes = tuple(parse_size(part, "--resolution") for part in resolution.split(","))
+    else:
+        profile = manifests[0].profile
+        sizes = (profile.sizes[0] if isinstance(profile.sizes, tuple) else (518, 392),)
+    for manifest in manifests:
+        for width, height in sizes:
+            manifest.profile.check(manifest.profile.views.min, height, width)
+    return sizes
+
+
+def _counts(text: str, manifests: list[Any], sizes: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{text!r} is no list of numbers such as 1,2,4", param_hint="--views")
+    counts = tuple(dict.fromkeys(int(part) for part in parts))
+    for manifest in manifests:
+        for count in counts:
+            manifest.profile.check_views(count)
+    return counts
+
+
+def _contenders(
+    bundles: list[Path], manifests: list[Any], backends: str, baselines: str, threads: int | None
+) -> list[Any]:
+    from mapengine.runtime.backends import make_backend
+    from mapengine.runtime.profiling import Contender
+
+    contenders = []
+    for bundle, manifest in zip(bundles, manifests, strict=True):
+        known = [info.name for info in manifest.backends]
+        names = known if backends == "all" else [name.strip() for name in backends.split(",")]
+        for name in names:
+            chosen = make_backend("auto", known, threads).name if name == "auto" else name
+            contenders.append(Contender.bundle(bundle, chosen, threads))
+    if baselines != "none":
+        module = import_export("baselines")
+        names = [name.strip() for name in baselines.split(",")]
+        contenders += [module.baseline(name, manifests[0].model.id, threads) for name in names]
+    return contenders
+
+
+class _Photos:
+    """Image files of a rendered scene, made once per size: JPEG of twice the size, as photos are larger."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, views: int, width: int, height: int) -> list[Path]:
+        from PIL import Image
+
+        from mapengine.calibration.scenes import MAX_VIEWS, render_scene
+
+        paths = [self._folder / f"{width}x{height}-{index:04d}.jpg" for index in range(views)]
+        if not all(path.exists() for path in paths):
+            images = render_scene(0, MAX_VIEWS, width, height).images
+            for index, path in enumerate(paths):
+                picture = Image.fromarray(images[index % len(images)])
+                picture.resize((2 * width, 2 * height)).save(path, quality=92)
+        return paths
+
+
+def _read(path: Path) -> Any:
+    from mapengine.runtime.errors import InputError
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as a record ({error}); give a file that --json wrote") from None
+
+
+def _compare(old: Any, new: Any) -> None:
+    from mapengine.runtime.profiling import compare_records
+
+    found, differences = compare_records(old, new)
+    rows = [
+        [
+            c.contender,
+            str(c.views),
+            "{}x{}".format(*c.size),
+            f"{1e3 * c.old_s:.1f} ms",
+            f"{1e3 * c.new_s:.1f} ms",
+            f"{c.ratio:.2f}",
+            c.verdict,
+        ]
+        for c in found
+    ]
+    show_table(("contender", "views", "size", "before", "now", "ratio", "verdict"), rows)
+    for difference in differences:
+        say(f"Hard to compare: {difference}")

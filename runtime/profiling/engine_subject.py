@@ -1,0 +1,68 @@
+"""An engine as a contender: one call from files to a scene, with the time of every phase."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ..engine import Engine
+from ..inputs import raw_views
+from ..scene import Scene
+
+
+class StageClock:
+    """Progress of a call, as seconds by stage: what passed since the stage before it reported last."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Called by ``infer``."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+
+class EngineSubject:
+    """See :class:`.workers.Subject`."""
+
+    def __init__(self, bundle: str, backend: str, threads: int | None) -> None:
+        self._engine = Engine.load(bundle, backend, threads=threads, verify=False)
+        manifest = self._engine.manifest
+        self.facts: dict[str, Any] = {
+            "kind": "bundle",
+            "model": manifest.model.id,
+            "weights_sha256": manifest.model.weights_sha256,
+            "config": manifest.model.config,
+            "bundle_sha256": self._engine.digest,
+            "precision": manifest.precision,
+            "backend": self._engine.backend,
+            "backend_version": self._engine.backend_version,
+            "device": self._engine.device,
+            "chunk": dict(manifest.profile.chunks).get("image_encoder", 1),
+        }
+
+    def call(self, files: Sequence[str], size: tuple[int, int]) -> dict[str, float]:
+        """See :class:`.workers.Subject`."""
+        start = time.perf_counter()
+        raw, names = raw_views(list(files))
+        views = self._engine.preprocess(raw, size=size)
+        loaded = time.perf_counter()
+        clock = StageClock()
+        predictions = self._engine.infer(views, progress=clock)
+        inferred = time.perf_counter()
+        Scene.from_predictions(predictions, names)
+        end = time.perf_counter()
+        network = sum(clock.seconds.values())
+        return {
+            "pre-processing": loaded - start,
+            **clock.seconds,
+            "post-processing": inferred - loaded - network + end - inferred,
+            "total": end - start,
+        }
+
+    def device_bytes(self) -> int | None:
+        """See :class:`.workers.Subject`; None on a CPU, and where the library does not tell."""
+        return self._engine.device_bytes()

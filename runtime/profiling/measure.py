@@ -1,0 +1,193 @@
+"""Sweeps over numbers of views, sizes, bundles and baselines, with the contenders in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, MapEngineError
+from .engine_subject import EngineSubject
+from .statistics import Summary
+from .workers import Load, Run, Worker
+
+BOUNDARY = (
+    "One call is timed from image files on disk to a Scene in memory: reading, decoding, resizing, the network, masks, "
+    "points. Not timed: starting the process, loading the bundle, the warm-up calls, saving. Pre-processing is "
+    "everything before the network, post-processing everything after it, a stage from the report of the one before it "
+    "to its own. Contenders run in turn, each in a process of its own."
+)
+EIGHT_BIT = ("int8", "fp8")
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something that is timed: a name, and how its process loads it."""
+
+    label: str
+    load: Load
+
+    @classmethod
+    def bundle(cls, path: Path, backend: str, threads: int | None) -> Contender:
+        """An engine bundle on a backend."""
+        return cls(f"{path} ({backend})", partial(EngineSubject, str(path), backend, threads))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a sweep is run.
+
+    Attributes:
+        views, sizes: what is swept; sizes are (width, height).
+        runs: timed calls of each contender and configuration.
+        seconds: budget of a configuration, over all its contenders; it may end with fewer runs, but not below
+            ``LEAST_RUNS``.
+        warmup: calls before those.
+    """
+
+    views: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
+    runs: int = 30
+    seconds: float = 60.0
+    warmup: int = 2
+
+    LEAST_RUNS = 3
+
+    def __post_init__(self) -> None:
+        if not self.views or not self.sizes or min(self.views) < 1:
+            raise InputError("there is nothing to profile; give at least one number of views and one size")
+        if self.runs < 1 or not self.seconds > 0 or self.warmup < 0:
+            raise InputError(
+                f"{self.runs} runs in {self.seconds:g} s after {self.warmup} warm-up calls cannot be; runs and seconds "
+                "must be positive"
+            )
+
+
+def profile(
+    contenders: Sequence[Contender],
+    photos: Callable[[int, int, int], list[Path]],
+    settings: Settings,
+    report: Report = lambda text: None,
+) -> dict[str, Any]:
+    """Measure every contender in every configuration.
+
+    Args:
+        contenders: with different labels. One that cannot be loaded or called is left out, and the record says why.
+        photos: image files for (views, width, height).
+        settings: see :class:`Settings`.
+        report: called with a line of progress.
+
+    Returns:
+        ``boundary``, ``settings``, ``results`` (one per contender and configuration) and ``not_measured``.
+
+    Raises:
+        InputError: two contenders of one name, or none.
+        MapEngineError: nothing could be measured.
+    """
+    if not contenders or len({contender.label for contender in contenders}) < len(contenders):
+        raise InputError("contenders must have different names, and there must be one at least")
+    results: list[dict[str, Any]] = []
+    missing: list[dict[str, Any]] = []
+    workers: list[Worker] = []
+    try:
+        for contender in contenders:
+            report(f"loading {contender.label}")
+            try:
+                workers.append(Worker.start(contender.label, contender.load))
+            except MapEngineError as error:
+                missing.append({"contender": contender.label, "why": _reason(error, contender.label)})
+        for size in settings.sizes:
+            for views in settings.views:
+                files = photos(views, *size)
+                found, failed = _configuration(workers, files, size, settings, report)
+                results += found
+                missing += [{**entry, "views": views, "size": list(size)} for entry in failed]
+    finally:
+        for worker in workers:
+            worker.close()
+    if not results:
+        raise MapEngineError("nothing was measured: " + "; ".join(f"{m['contender']}: {m['why']}" for m in missing))
+    _mark_slow(results)
+    return {
+        "boundary": BOUNDARY,
+        "settings": {"runs": settings.runs, "seconds": settings.seconds, "warmup": settings.warmup},
+        "results": results,
+        "not_measured": missing,
+    }
+
+
+def _configuration(
+    workers: Sequence[Worker], files: list[Path], size: tuple[int, int], settings: Settings, report: Report
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    runs: dict[str, list[Run]] = {}
+    failed = []
+    able = []
+    for worker in workers:
+        try:
+            for _ in range(settings.warmup):
+                worker.run(files, size)
+            able.append(worker)
+            runs[worker.label] = []
+        except MapEngineError as error:
+            failed.append({"contender": worker.label, "why": _reason(error, worker.label)})
+    start = time.monotonic()
+    for done in range(settings.runs):
+        if done >= settings.LEAST_RUNS and time.monotonic() - start > settings.seconds:
+            break
+        for worker in able:
+            runs[worker.label].append(worker.run(files, size))
+    results = []
+    for worker in able:
+        summary = Summary.of([run.seconds["total"] for run in runs[worker.label]])
+        what = f"{worker.label}, {len(files)} views of {size[0]}x{size[1]}"
+        report(f"{what}: {1e3 * summary.p50:.1f} ms, {summary.runs} runs")
+        results.append(_result(worker, runs[worker.label], len(files), size))
+    return results, failed
+
+
+def _result(worker: Worker, runs: Sequence[Run], views: int, size: tuple[int, int]) -> dict[str, Any]:
+    phases = {
+        name: Summary.of([run.seconds.get(name, 0.0) for run in runs]).to_json()
+        for name in runs[0].seconds
+        if name != "total"
+    }
+    peaks = [run.peak_bytes for run in runs if run.peak_bytes is not None]
+    device = [run.device_bytes for run in runs if run.device_bytes is not None]
+    return {
+        "contender": worker.label,
+        **worker.facts,
+        "views": views,
+        "size": list(size),
+        "load_s": round(worker.load_s, 3),
+        "end_to_end_s": Summary.of([run.seconds["total"] for run in runs]).to_json(),
+        "phases_s": phases,
+        "peak_process_mb": round(max(peaks) / 1e6, 1) if peaks else None,
+        "device_mb": round(max(device) / 1e6, 1) if device else None,
+    }
+
+
+def _mark_slow(results: Sequence[dict[str, Any]]) -> None:
+    """Say of an 8-bit bundle which wider one of its model, on its backend, is at least as fast."""
+    for result in results:
+        if result.get("precision") not in EIGHT_BIT:
+            continue
+        same = ("model", "backend", "views", "size")
+        wider = [
+            other
+            for other in results
+            if other.get("precision") not in EIGHT_BIT
+            and other.get("kind") == "bundle"
+            and all(other.get(key) == result.get(key) for key in same)
+            and other["end_to_end_s"]["p50"] <= result["end_to_end_s"]["p50"]
+        ]
+        best = min(wider, key=lambda other: other["end_to_end_s"]["p50"], default=None)
+        result["not_faster_than"] = None if best is None else best["contender"]
+
+
+def _reason(error: MapEngineError, label: str) -> str:
+    return str(error).removeprefix(f"{label}: ")

@@ -1,0 +1,127 @@
+"""A profile as Markdown tables and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import BackendUnavailableError
+from ..files import atomic_write
+
+_HEAD = ("contender", "precision", "views", "size", "p50", "p90", "p99", "min", "CV", "runs", "speed", "memory")
+NOT_MEASURED = "not measured"
+
+
+def rows(record: Mapping[str, Any]) -> list[list[str]]:
+    """One row per contender and configuration; speed is how many times that of the first PyTorch baseline."""
+    result = []
+    for entry in record["results"]:
+        times = entry["end_to_end_s"]
+        base = _baseline(record, entry)
+        slow = entry.get("not_faster_than")
+        result.append(
+            [
+                f"`{entry['contender']}`" + (f" **not faster than `{slow}`**" if slow else ""),
+                str(entry["precision"]).upper(),
+                str(entry["views"]),
+                "{}x{}".format(*entry["size"]),
+                *(f"{1e3 * times[key]:.1f} ms" for key in ("p50", "p90", "p99", "min")),
+                f"{100 * times['cv']:.1f} %",
+                str(times["runs"]),
+                NOT_MEASURED if base is None else f"{base / times['p50']:.2f}",
+                NOT_MEASURED if entry["peak_process_mb"] is None else f"{entry['peak_process_mb']:.0f} MB",
+            ]
+        )
+    return result
+
+
+def _baseline(record: Mapping[str, Any], entry: Mapping[str, Any]) -> float | None:
+    """Median of the eager float32 reference in the same configuration."""
+    for other in record["results"]:
+        same = (other["views"], other["size"]) == (entry["views"], entry["size"])
+        if same and other.get("kind") == "pytorch" and other["contender"] == "pytorch":
+            return float(other["end_to_end_s"]["p50"])
+    return None
+
+
+def phase_rows(record: Mapping[str, Any]) -> list[list[str]]:
+    """Median milliseconds of every phase, and how near the stages come to the machine's limit."""
+    result = []
+    for entry in record["results"]:
+        for phase, times in entry["phases_s"].items():
+            roof = entry.get("roofline", {}).get(phase)
+            share = None if roof is None else roof["share"]
+            result.append(
+                [
+                    f"`{entry['contender']}`",
+                    f"{entry['views']} of {entry['size'][0]}x{entry['size'][1]}",
+                    phase.replace("_", " "),
+                    f"{1e3 * times['p50']:.1f} ms",
+                    f"{100 * times['p50'] / entry['end_to_end_s']['p50']:.0f} %",
+                    "" if roof is None else f"{roof['gflop']:.3g}",
+                    "" if roof is None else f"{roof['gflops']:.3g}",
+                    "" if roof is None else NOT_MEASURED if share is None else f"{100 * share:.0f} % ({roof['limit']})",
+                ]
+            )
+    return result
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """Both tables, what was not measured, and the timing boundary."""
+    parts = [
+        _table(_HEAD, rows(record)),
+        _table(("contender", "views", "phase", "p50", "share", "GFLOP", "GFLOP/s", "of the limit"), phase_rows(record)),
+    ]
+    ceilings = record.get("ceilings")
+    if ceilings:
+        products = ", ".join(
+            f"{name.upper()} {NOT_MEASURED if value is None else f'{value:.0f} GFLOP/s'}"
+            for name, value in ceilings["gemm_gflops"].items()
+        )
+        parts.append(f"Limits of this machine: products {products}; copying {ceilings['copy_gbytes']:.1f} GB/s.")
+    for entry in record["not_measured"]:
+        where = f", {entry['views']} views" if "views" in entry else ""
+        parts.append(f"Not measured: `{entry['contender']}`{where}: {entry['why']}.")
+    parts.append(f"*{record['boundary']}*")
+    return "\n\n".join(parts)
+
+
+def _table(head: Any, lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in (list(head), ["---"] * len(head), *lines))
+
+
+def plot(record: Mapping[str, Any], path: Path) -> None:
+    """Latency and memory against views, one line per contender and size.
+
+    Raises:
+        BackendUnavailableError: matplotlib is not installed.
+        OutputError: the picture could not be written.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        raise BackendUnavailableError("plots need matplotlib; run: pip install 'mapengine[viz]'") from None
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in record["results"]:
+        lines.setdefault("{} {}x{}".format(entry["contender"], *entry["size"]), []).append(entry)
+    for label, entries in lines.items():
+        views = [entry["views"] for entry in entries]
+        axes[0].plot(views, [entry["end_to_end_s"]["p50"] for entry in entries], marker="o", markersize=3, label=label)
+        known = [entry for entry in entries if entry["peak_process_mb"] is not None]
+        sizes = [entry["peak_process_mb"] for entry in known]
+        axes[1].plot([entry["views"] for entry in known], sizes, marker="o", markersize=3, label=label)
+    for axis, what in zip(axes, ("seconds, files to scene (median)", "peak memory of the process, MB"), strict=True):
+        axis.set_xlabel("views")
+        axis.set_ylabel(what)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(fontsize=7, frameon=False)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    pyplot.close(figure)
