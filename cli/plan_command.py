@@ -112,7 +112,7 @@ def _model(bundle: Any, opened: Any, backend: str, measure: bool, quiet: bool) -
 
 def _default_size(profile: Any) -> tuple[int, int]:
     if isinstance(profile.sizes, tuple):
-        return profile.sizes[0]  # type: ignore[no-any-return]
+        return profile.sizes[0]
     largest = min(518, profile.sizes.max)
     return largest, max(profile.sizes.min, min(392, largest))
 

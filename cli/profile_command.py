@@ -151,7 +151,7 @@ def _contenders(
         known = [info.name for info in manifest.backends]
         names = known if backends == "all" else [name.strip() for name in backends.split(",")]
         for name in names:
-            chosen = make_backend("auto", known, threads).name if name == "auto" else name
+            chosen = make_backend(name, known, threads).name  # also refuses what is unknown or not installed
             contenders.append(Contender.bundle(bundle, chosen, threads))
     if baselines != "none":
         module = import_export("baselines")

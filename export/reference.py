@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mapengine.runtime.encoded import EncodedView
 from mapengine.runtime.inference import MultiViewInference, RunOptions
 from mapengine.runtime.pipeline import geometry_inputs
 from mapengine.runtime.postprocess import forward_outputs
@@ -48,7 +49,9 @@ class MapAnything(MapAnythingNetwork, MultiViewInference):
         """SHA-256 over names, shapes and float32 values; independent of the file format."""
         return weights_sha256(self.state_dict())
 
-    def infer(self, views: Sequence[Mapping[str, Any]], *args: Any, **options: Any) -> list[dict[str, Any]]:
+    def infer(
+        self, views: Sequence[Mapping[str, Any] | EncodedView], *args: Any, **options: Any
+    ) -> list[dict[str, Any]]:
         """See :meth:`mapengine.runtime.inference.MultiViewInference.infer`; returns tensors on the model's device.
 
         ``use_amp`` acts on CUDA only, as mixed precision is slower and less exact than float32 on a CPU: there the

@@ -28,12 +28,13 @@ def measure_ceilings() -> dict[str, Any]:
     left, right = (rng.standard_normal((_SIDE, _SIDE), np.float32) for _ in range(2))
     flops = 2 * _SIDE**3
     gemm: dict[str, float | None] = dict.fromkeys(_BYTES)
-    gemm["fp32"] = flops / _best(lambda: left @ right) / 1e9
+    plain = flops / _best(lambda: left @ right) / 1e9
+    gemm["fp32"] = plain
     if importlib.util.find_spec("torch") is not None:
         import torch
 
         wide = [torch.from_numpy(x) for x in (left, right)]
-        gemm["fp32"] = max(gemm["fp32"], flops / _best(lambda: wide[0] @ wide[1]) / 1e9)
+        gemm["fp32"] = max(plain, flops / _best(lambda: wide[0] @ wide[1]) / 1e9)
         half = [x.bfloat16() for x in wide]
         gemm["bf16"] = flops / _best(lambda: half[0] @ half[1]) / 1e9
         byte = [(20 * x).to(torch.int8) for x in wide]

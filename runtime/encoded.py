@@ -54,9 +54,7 @@ class EncodedView:
         return self.features.patches.nbytes + (0 if extra is None else extra.nbytes)
 
 
-def unpack_views(
-    views: Sequence[Any], encoder: str | None
-) -> tuple[Sequence[Mapping[str, Any]], list[ImageFeatures | None]]:
+def unpack_views(views: Any, encoder: str | None) -> tuple[Sequence[Mapping[str, Any]], list[ImageFeatures | None]]:
     """Views as plain dictionaries, and the features of those that were encoded.
 
     Args:
@@ -67,7 +65,8 @@ def unpack_views(
         InputError: a view was encoded by another bundle.
     """
     if isinstance(views, Mapping | str | EncodedView) or not isinstance(views, Sequence):
-        return views, []  # whoever checks the views says what is wrong  # type: ignore[return-value]
+        nothing: Any = views  # whoever checks the views says what is wrong
+        return nothing, []
     plain: list[Mapping[str, Any]] = []
     features: list[ImageFeatures | None] = []
     for index, view in enumerate(views):

@@ -209,7 +209,7 @@ class MultiViewInference(ABC):
         **post: Any,
     ) -> _Call:
         """Refuse what is wrong before the network runs, not after."""
-        ignored = {
+        ignored: dict[str, Any] = {
             "ignore_calibration_inputs": ignore_calibration_inputs,
             "ignore_depth_inputs": ignore_depth_inputs,
             "ignore_pose_inputs": ignore_pose_inputs,

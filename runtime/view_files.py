@@ -38,7 +38,8 @@ def save_views(folder: str | os.PathLike[str], predictions: Iterable[Mapping[str
     for index, prediction in enumerate(predictions):
         path = target / f"view-{index:04d}.npz"
         with atomic_write(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{name: np.asarray(value) for name, value in prediction.items()})
+            contents: dict[str, Any] = {name: np.asarray(value) for name, value in prediction.items()}
+            np.savez(file, **contents)
         written.append(path)
     return written
 

@@ -39,15 +39,16 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, shape: tuple[int, int], parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         momentum, rate = group["momentum"], group["lr"]
-        gradients = [parameter.grad for parameter in parameters]
+        tensors: list[Tensor] = list(parameters)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]  # all have one
         averages = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
         directions = torch._foreach_lerp(gradients, averages, momentum)
         update = orthogonal(torch.stack([direction.reshape(shape) for direction in directions]))
         size = 0.2 * math.sqrt(max(shape))  # root mean square of an update: 0.2 times the rate, AdamW's usual one
-        torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+        torch._foreach_mul_(tensors, 1 - rate * group["weight_decay"])
         changes = [change.reshape(p.shape) for p, change in zip(parameters, update, strict=True)]
-        torch._foreach_add_(parameters, changes, alpha=-rate * size)
+        torch._foreach_add_(tensors, changes, alpha=-rate * size)
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:

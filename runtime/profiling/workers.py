@@ -112,7 +112,7 @@ def _serve(connection: Connection, load: Load) -> None:
         connection.send(("ready", (subject.facts, time.perf_counter() - start)))
         while (message := connection.recv()) is not None:
             try:
-                result = "run", _measured(subject, *message)
+                result: tuple[str, Any] = ("run", _measured(subject, *message))
             except Exception as error:
                 result = "error", _in_words(error)
             connection.send(result)

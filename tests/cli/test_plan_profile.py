@@ -1,0 +1,111 @@
+"""``mapengine plan``, ``profile`` and ``run --stream``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mapengine.runtime import memory_plan
+from mapengine.runtime.memory_probe import can_probe
+from mapengine.runtime.view_files import load_view
+
+from .conftest import Cli
+
+linux = pytest.mark.skipif(not can_probe(), reason="this system does not tell a process's peak memory")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MAPENGINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(memory_plan, "measuring_shapes", lambda profile: [(1, 112, 84), (3, 112, 84)])
+    return tmp_path / "cache"
+
+
+@linux
+def test_plans(cli: Cli, tiny_bundle: Path, samples: Path, cache: Path, tmp_path: Path) -> None:
+    common = (tiny_bundle, "--resolution", "112x84", "--backend", "onnxruntime")
+    first = cli("plan", *common, "--views", "2", "--memory", "8GB")
+    assert first.code == 0, first.err
+    assert "dense head" in first.out
+    assert "8.00 GB (given) are enough for" in first.out
+    assert len(list((cache / "memory").iterdir())) == 1
+    found = json.loads(cli("plan", *common, "--views", "2", "--stream", "--images-only", "--json").out)
+    assert set(found["peaks_bytes"]["2"]) == {"load", "image_encoder", "aggregator", "dense_head"}
+    assert (found["geometry"], found["collect"]) == (False, False)
+    small = cli("plan", *common, "--views", "2", "--memory", "1MB")
+    assert small.code == 1
+    assert "2 views of 112x84 need" in small.problems[0]
+    run = ("run", tiny_bundle, samples, "--backend", "onnxruntime", "--size", "112x84")
+    refused = cli(*run, "--memory", "1MB", "--stream", tmp_path / "none")
+    assert refused.code == 1
+    assert "not even one view fits" in refused.problems[0]
+    assert not list((tmp_path / "none").glob("*"))
+    assert cli(*run, "--memory", "8GB").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--memory", "lots"), "8GB or 512MiB"),
+        (("--resolution", "112x85"), "not a multiple"),
+        (("--views", "0"), "greater than or equal to 1"),
+        (("--backend", "tensorrt"), "tensorrt"),
+    ],
+)
+def test_wrong_plans(cli: Cli, tiny_bundle: Path, cache: Path, options: tuple[str, ...], problem: str) -> None:
+    result = cli("plan", tiny_bundle, *options)
+    assert result.code in (1, 2)
+    assert len(result.problems) == 1
+    assert problem in result.problems[0]
+
+
+def test_streams(cli: Cli, tiny_bundle: Path, samples: Path, quick: tuple[str, ...], tmp_path: Path) -> None:
+    result = cli("run", tiny_bundle, samples, *quick, "--stream", tmp_path / "views", "--half")
+    assert result.code == 0, result.err
+    files = sorted((tmp_path / "views").iterdir())
+    assert [file.name for file in files] == ["view-0000.npz", "view-0001.npz"]
+    assert load_view(files[1])["pts3d"].dtype == "float16"
+    again = cli("run", tiny_bundle, samples, *quick, "--stream", tmp_path / "views")
+    assert "views of another run" in again.problems[0]
+    for wrong in (("--stream", tmp_path / "x", "--out", tmp_path / "a.ply"), ("--half",)):
+        assert cli("run", tiny_bundle, samples, *quick, *wrong).code == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_profiles(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ("--views", "1", "--resolution", "84x56", "--runs", "3", "--warmup", "0", "--backends", "onnxruntime")
+    record, table = tmp_path / "profile.json", tmp_path / "profile.md"
+    more = ("--baselines", "none", "--no-roofline", "--json", record, "--markdown", table)
+    result = cli("profile", tiny_bundle, *options, *more)
+    assert result.code == 0, result.err
+    found = json.loads(record.read_text())
+    assert found["benchmark"] == "profile"
+    assert [r["views"] for r in found["results"]] == [1]
+    assert "config" not in found["results"][0]
+    assert "files on disk to a Scene" in result.out
+    assert table.read_text().startswith("| contender |")
+    again = cli("profile", tiny_bundle, *options, "--baselines", "none", "--no-roofline", "--compare", record)
+    assert again.code == 0, again.err
+    assert "verdict" in again.out
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--views", "1,x"), "no list of numbers"),
+        (("--views", "9999"), "9999 views"),
+        (("--resolution", "15x15"), "not a multiple"),
+        (("--backends", "cuda"), "cuda"),
+        (("--baselines", "torch"), "no baseline 'torch'"),
+        (("--seconds", "0"), "greater than or equal to 0.1"),
+        (("--compare", "none.json"), "cannot be read as a record"),
+    ],
+)
+def test_wrong_profiles(cli: Cli, tiny_bundle: Path, options: tuple[str, ...], problem: str) -> None:
+    result = cli("profile", tiny_bundle, *options)
+    assert result.code in (1, 2)
+    assert len(result.problems) == 1
+    assert problem in result.problems[0]
+    assert cli("profile", tiny_bundle / "nothing").code == 1
