@@ -249,6 +249,24 @@ def _attention_kept(trained: dict[str, Any]) -> str:
     return f"{what}:\n\n{_table(['threshold', 'blocks kept', 'times dense'], rows)}"
 
 
+def _attention_accuracy(record: dict[str, Any]) -> str:
+    rows = [
+        [
+            views,
+            name,
+            f"{100 * figures['kept']:.0f} %",
+            f"{figures['depth_abs_rel']:.4f}",
+            f"{figures['points_abs_rel']:.4f}",
+            f"{figures['rotation_degrees']:.2f}°",
+            f"{figures['metric_scale_abs_rel']:.4f}",
+        ]
+        for views, variants in record["results"].items()
+        for name, figures in variants.items()
+    ]
+    head = ["views", "attention", "blocks kept", "depth AbsRel", "points AbsRel", "rotation", "scale AbsRel"]
+    return f"{_table(head, rows)}\n\n{record['what']}, {record['size']}. {_origin(record)}"
+
+
 def _attention_tuning(record: dict[str, Any]) -> str:
     rows = [
         [
@@ -371,6 +389,7 @@ RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "precision_range": _precision_range,
     "attention": _attention,
     "attention_tuning": _attention_tuning,
+    "attention_accuracy": _attention_accuracy,
     "evaluation": _evaluation,
     "scenes": _scenes,
     "training": _training,
