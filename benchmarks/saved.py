@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from record import write_record
+from record import origin, write_record
 
 from mapengine.export.config_json import parse_config
 from mapengine.export.costs import Request, stage_costs, total
@@ -38,6 +38,7 @@ def main() -> None:
     record = {
         "benchmark": "saved",
         "what": f"`preset:{args.model}` at 518x392, operations of products and convolutions, counted by formula",
+        **origin("mapengine", "numpy"),
         "results": results,
     }
     print(json.dumps(record, indent=2))

@@ -41,7 +41,8 @@ def build(
     precision: Annotated[
         Precision | None,
         typer.Option(
-            help="Number format of the engine; fp32 if not given. bf16 and fp8 are for TensorRT.", show_default=False
+            help="Number format of the engine; fp32 if not given. bf16 is for OpenVINO and TensorRT, fp8 for TensorRT.",
+            show_default=False,
         ),
     ] = None,
     backend: Annotated[

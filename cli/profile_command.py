@@ -78,7 +78,7 @@ def profile(
     from mapengine.runtime.profiling import Settings
     from mapengine.runtime.profiling import profile as measure
     from mapengine.runtime.profiling.environment import clocks, environment
-    from mapengine.runtime.profiling.report import markdown, plot, rows
+    from mapengine.runtime.profiling.report import markdown, rows
 
     old = None if compare is None else _read(compare)
     manifests = _manifests(bundles)
@@ -106,6 +106,8 @@ def profile(
             with atomic_write(path) as temporary:
                 temporary.write_text(text + "\n", encoding="utf-8")
     if plot_file is not None:
+        from .profile_plot import plot
+
         plot(record, plot_file)
     if old is not None:
         _compare(old, record)

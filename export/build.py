@@ -47,7 +47,7 @@ def build_engine(
     Args:
         model: from :func:`.load_model`.
         out: folder of the bundle. An older bundle there is replaced; anything else is not touched.
-        precision: ``"fp32"``, ``"fp16"``, ``"int8"``, or (TensorRT only) ``"bf16"`` or ``"fp8"``.
+        precision: ``"fp32"``, ``"fp16"``, ``"int8"``, ``"bf16"`` (OpenVINO and TensorRT) or ``"fp8"`` (TensorRT).
         backend: ``"onnxruntime"`` or ``"openvino"``: the one that the build is checked with, the files serve both;
             ``"tensorrt-rtx"``, which needs no GPU to build; or ``"tensorrt"``, which builds for the GPU that is there.
         views: fewest, usual and most views of one call.

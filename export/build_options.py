@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 PRECISIONS: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": ("fp32", "fp16", "int8"),
-    "openvino": ("fp32", "fp16", "int8"),
+    "openvino": ("fp32", "fp16", "bf16", "int8"),
     **dict.fromkeys(TENSORRT, ("fp32", "fp16", "bf16", "int8", "fp8")),
 }
-"""What is built per backend. The CPU backends have no bfloat16 and FP8 kernels for these graphs."""
+"""What is built per backend. ONNX Runtime's CPU has no bfloat16 kernels for these graphs, no CPU backend FP8 ones."""
 
 QUANTISED = ("int8", "fp8")
 """Precisions that need a calibration."""

@@ -84,6 +84,7 @@ def write_graphs(
     report: Progress,
     calibration: Calibration | None = None,
     rest: str = "fp32",
+    loose: bool = False,
 ) -> Graphs:
     """Write ``<stage>.onnx`` in ``precision`` into ``folder``, with ``origin`` as metadata of each file.
 
@@ -92,6 +93,7 @@ def write_graphs(
 
     Args:
         calibration: for int8 and fp8. rest: precision of what they leave, ``"fp32"`` or ``"fp16"``.
+        loose: float32 files, which the backend runs in ``precision``.
     """
 
     def export(network: MapAnything, into: Path) -> tuple[ExportedStage, ...]:
@@ -109,8 +111,8 @@ def write_graphs(
             model, folder, calibration, export, None if rest == "fp32" else lower, report
         )
         return Graphs(stages, _reduced([s for s in sources if isinstance(s, LoweredStage)]), quantization)
-    if precision == "fp32":
-        return Graphs(export(model, folder), None)
+    if precision == "fp32" or loose:
+        return Graphs(export(model, folder), ReducedPrecision() if loose else None)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         lowered = lower(export(model, Path(scratch)), folder)
     return Graphs(tuple(lowered), _reduced(lowered))
@@ -175,6 +177,7 @@ def write_onnx_bundle(
         calibration.check_model(weights, model.model_id, precision)
     origin = model_metadata(model, weights)
     rest = "fp32" if backend is not None else "fp16"
+    loose = precision == "bf16" and backend is not None
     graphs = write_graphs(
         model,
         writer.folder,
@@ -184,6 +187,7 @@ def write_onnx_bundle(
         report=report,
         calibration=calibration,
         rest=rest,
+        loose=loose,
     )
     report("computing reference outputs")
     views = golden_views(model.data_norm_type, _small_size(profile, GOLDEN_SIZE), profile.views)
@@ -202,7 +206,7 @@ def write_onnx_bundle(
         quantization=graphs.quantization,
         attention=attention,
         format="onnx",
-        backends=_backends(),
+        backends=_backends((backend,) if loose and backend is not None else tuple(MINIMUM_VERSIONS)),
         profile=profile,
         stages={stage.name: _stage_spec(stage, writer, profile) for stage in graphs.stages},
         golden=golden,
@@ -321,11 +325,12 @@ def _stage_spec(stage: ExportedStage | LoweredStage, writer: BundleWriter, profi
     )
 
 
-def _backends() -> tuple[BackendInfo, ...]:
+def _backends(names: Sequence[str]) -> tuple[BackendInfo, ...]:
     installed = available_backends()
+    minimum = MINIMUM_VERSIONS
     return tuple(
-        BackendInfo(name, metadata.version(name) if name in installed else minimum, minimum)
-        for name, minimum in MINIMUM_VERSIONS.items()
+        BackendInfo(name, metadata.version(name) if name in installed else minimum[name], minimum[name])
+        for name in names
     )
 
 

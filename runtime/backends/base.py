@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from ..bundle import Bundle
     from ..pipeline import ChunkSizes, StagePipeline
 
+LOOSE_STAGES = ("image_encoder", "aggregator")
+"""What a BF16 bundle for a CPU runs in bfloat16, though its files are float32: the transformers, as upstream's autocast
+does. What turns numbers into features and features into numbers stays in float32."""
+
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -59,8 +63,13 @@ class HostBackend(ABC):
     compute_capability: str | None = None
 
     @abstractmethod
-    def load_stage(self, name: str, path: Path) -> StageRunner:
+    def load_stage(self, name: str, path: Path, precision: str = "fp32") -> StageRunner:
         """Load a checked stage file.
+
+        Args:
+            name: of the stage.
+            path: its file.
+            precision: of the bundle; it matters where the file does not say it, see :data:`LOOSE_STAGES`.
 
         Raises:
             BackendError: the library refuses the file.
@@ -70,7 +79,8 @@ class HostBackend(ABC):
         """See :class:`Backend`."""
         from ..pipeline import Pipeline  # which needs this module
 
-        stages = {name: self.load_stage(name, bundle.stage_path(name)) for name in bundle.manifest.stages}
+        manifest = bundle.manifest
+        stages = {name: self.load_stage(name, bundle.stage_path(name), manifest.precision) for name in manifest.stages}
         return Pipeline(stages, chunks)
 
 

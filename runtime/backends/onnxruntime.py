@@ -31,8 +31,8 @@ class OnnxRuntimeBackend(HostBackend):
         self.device = f"CPU: {cpu_name()}"
         self.threads = threads or default_threads()
 
-    def load_stage(self, name: str, path: Path) -> StageRunner:
-        """See :class:`.base.HostBackend`."""
+    def load_stage(self, name: str, path: Path, precision: str = "fp32") -> StageRunner:
+        """See :class:`.base.HostBackend`; the file says every precision that this library has."""
         return _Stage(name, self._session(name, path, self._options()))
 
     def profile_stage(self, path: Path, inputs: Arrays, prefix: Path) -> str:

@@ -1,7 +1,8 @@
 """OpenVINO on the CPU (x86 and Arm): the fastest CPU backend that was measured.
 
-Its default precision is bfloat16 wherever the processor has it. This backend asks for float32, because a bundle
-promises parity with the reference; reduced precision is a property of the bundle, never of the machine.
+Its default precision is bfloat16 wherever the processor has it. This backend asks for float32 unless the bundle is a
+BF16 one: a bundle promises a parity with the reference, so reduced precision is a property of the bundle, never of the
+machine. A BF16 bundle has float32 files, and the library rounds inside its transformers.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError
-from .base import Arrays, HostBackend, StageRunner, cannot_import, cpu_name, default_threads, one_line
+from ..errors import BackendError, BackendUnavailableError
+from .base import LOOSE_STAGES, Arrays, HostBackend, StageRunner, cannot_import, cpu_name, default_threads, one_line
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,22 @@ class OpenVinoBackend(HostBackend):
         self.device = f"CPU: {cpu_name()}"
         self.threads = threads or default_threads()
 
-    def load_stage(self, name: str, path: Path) -> StageRunner:
-        """See :class:`.base.HostBackend`."""
-        return _Stage(name, self._compile(name, path))
+    def load_stage(self, name: str, path: Path, precision: str = "fp32") -> StageRunner:
+        """See :class:`.base.HostBackend`.
+
+        Raises:
+            BackendUnavailableError: a BF16 bundle on a processor without bfloat16.
+        """
+        loose = precision == "bf16" and name in LOOSE_STAGES
+        if loose and not self.has_bf16():
+            raise BackendUnavailableError(
+                f"{self.device} has no bfloat16 products; build the bundle in fp32 or int8 for it"
+            )
+        return _Stage(name, self._compile(name, path, "bf16" if loose else "f32"))
+
+    def has_bf16(self) -> bool:
+        """Whether this processor multiplies bfloat16."""
+        return "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
     def executed_nodes(self, path: Path, inputs: Arrays) -> list[ExecutedNode]:
         """Run a stage once and list the nodes of its execution graph.
@@ -69,9 +83,9 @@ class OpenVinoBackend(HostBackend):
             )
         return nodes
 
-    def _compile(self, name: str, path: Path) -> Any:
+    def _compile(self, name: str, path: Path, precision: str = "f32") -> Any:
         options = {
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": str(self.threads),
         }

@@ -18,7 +18,7 @@ import typer
 from mapengine.cli import app as app_module
 from mapengine.runtime.bundle import Bundle
 
-COMMANDS = ("export", "calibrate", "build", "verify", "run", "demo", "eval", "info")
+COMMANDS = ("export", "calibrate", "build", "verify", "run", "plan", "profile", "demo", "eval", "info")
 PROGRAM = Path(sys.executable).parent / "mapengine"
 
 

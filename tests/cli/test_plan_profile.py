@@ -77,7 +77,17 @@ def test_streams(cli: Cli, tiny_bundle: Path, samples: Path, quick: tuple[str, .
 def test_profiles(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
     options = ("--views", "1", "--resolution", "84x56", "--runs", "3", "--warmup", "0", "--backends", "onnxruntime")
     record, table = tmp_path / "profile.json", tmp_path / "profile.md"
-    more = ("--baselines", "none", "--no-roofline", "--json", record, "--markdown", table)
+    more = (
+        "--baselines",
+        "none",
+        "--no-roofline",
+        "--json",
+        record,
+        "--markdown",
+        table,
+        "--plot",
+        tmp_path / "profile.png",
+    )
     result = cli("profile", tiny_bundle, *options, *more)
     assert result.code == 0, result.err
     found = json.loads(record.read_text())
@@ -86,6 +96,7 @@ def test_profiles(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
     assert "config" not in found["results"][0]
     assert "files on disk to a Scene" in result.out
     assert table.read_text().startswith("| contender |")
+    assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
     again = cli("profile", tiny_bundle, *options, "--baselines", "none", "--no-roofline", "--compare", record)
     assert again.code == 0, again.err
     assert "verdict" in again.out

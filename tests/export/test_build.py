@@ -169,7 +169,10 @@ def test_openvino_checks_the_same_files(tiny: MapAnything, tmp_path: Path) -> No
 WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"precision": "fp64"}, "precision 'fp64' is not built for onnxruntime by this version; use fp32 or fp16 or int8$"),
     ({"precision": "fp8"}, "'fp8' is not built for onnxruntime.*, or the backend tensorrt-rtx or tensorrt"),
-    ({"precision": "bf16"}, "'bf16' is not built for onnxruntime.*, or the backend tensorrt-rtx or tensorrt"),
+    (
+        {"precision": "bf16"},
+        "'bf16' is not built for onnxruntime.*, or the backend openvino or tensorrt-rtx or tensorrt",
+    ),
     (
         {"precision": "int4", "backend": "tensorrt-rtx"},
         "'int4' is not built for tensorrt-rtx.*use fp32 or fp16 or bf16 or int8 or fp8",

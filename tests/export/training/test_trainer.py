@@ -107,8 +107,9 @@ def test_validation_is_logged(config: TrainingConfig, run_folder: Path) -> None:
     shown: list[str] = []
     Trainer(config, run_folder / "run", report=shown.append).run()
     records = [json.loads(line) for line in (run_folder / "run" / "log.jsonl").read_text().splitlines()]
-    assert [set(r) & {"train", "validation"} for r in records] == [{"validation"}]
-    assert set(records[0]["validation"]) == {"image-only-4", "posed", "depth", "depth-completion"}
+    assert [list(record)[-1] for record in records] == ["run", "validation"]
+    assert {"device", "torch"} <= set(records[0]["run"])
+    assert set(records[1]["validation"]) == {"image-only-4", "posed", "depth", "depth-completion"}
     assert any("image-only-4" in line for line in shown)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.profiling import Summary, compare_records, is_beyond_noise
-from mapengine.runtime.profiling.report import markdown, plot, rows
+from mapengine.runtime.profiling.report import markdown, rows
 
 
 def test_a_summary_is_what_it_says() -> None:
@@ -104,6 +104,3 @@ def test_tables_say_what_is_missing_and_what_is_slow(record: dict[str, Any], tmp
     assert "What is timed." in text
     record["results"].pop(0)
     assert [row[-2] for row in rows(record)] == ["not measured"] * 2
-    pytest.importorskip("matplotlib")
-    plot(record, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,31 +17,13 @@ from mapengine.runtime import Engine
 from mapengine.runtime.backends.tensorrt import pipeline as device_pipeline
 from mapengine.runtime.backends.tensorrt.cuda import OutOfMemory
 from mapengine.runtime.errors import BackendError
-from mapengine.runtime.inference import Progress
 from mapengine.runtime.pipeline import ChunkSizes
 from mapengine.runtime.views import prepare_views
 
-from ...random_views import Views, assert_close, mixed_views, random_views
-from .stand_in_driver import LAUNCH_FAILED, StandInDriver
+from ...random_views import assert_close, mixed_views, random_views
+from .requests import LIBRARIES, MakeDriver, MakeLibrary, forward, given_views
+from .stand_in_driver import StandInDriver
 from .stand_in_tensorrt import StandInTensorRt
-
-MakeDriver = Callable[..., StandInDriver]
-MakeLibrary = Callable[[str, StandInDriver], StandInTensorRt]
-LIBRARIES = ("tensorrt", "tensorrt-rtx")
-
-
-def forward(engine: Engine, views: Views, chunks: ChunkSizes | None = None, progress: Progress | None = None) -> Any:
-    return engine._pipeline.forward(prepare_views(views), chunks, progress)
-
-
-def given_views(kinds: str, batch: int = 1, width: int = 42, height: int = 28) -> Views:
-    """One view per letter: image only (i), or with geometry (g); poses only if the first view has one."""
-    views = random_views(len(kinds), "kdp" if kinds[0] == "g" else "kd", width, height, batch)
-    return [
-        view if kind == "g" else {key: view[key] for key in ("img", "data_norm_type")}
-        for view, kind in zip(views, kinds, strict=True)
-    ]
-
 
 # Numbers
 
@@ -349,129 +330,3 @@ def test_a_failed_call_is_not_waited_for(
     driver.memory = 10_000
     with ThreadPoolExecutor(1) as pool, pytest.raises(OutOfMemory):
         pool.submit(forward, device_engine, random_views(1)).result(60)
-
-
-# Failures
-
-
-@pytest.mark.parametrize(
-    "function", ["cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuEventRecord", "cuEventSynchronize", "cuMemHostAlloc"]
-)
-def test_after_a_passing_failure_the_next_call_runs(
-    function: str, device_engine: Engine, small: Engine, driver: StandInDriver
-) -> None:
-    for _ in range(2):  # the first call, and one that finds a session
-        driver.faults[function] = 400
-        with pytest.raises(BackendError, match="CUDA_ERROR_INVALID_HANDLE"):
-            forward(device_engine, given_views("gig"), ChunkSizes(1, 1, 1))
-        assert (driver.blocks, driver.pinned) == ({}, {})
-        assert_close(forward(device_engine, given_views("gig")), forward(small, given_views("gig")))
-        driver.faults.clear()
-        device_engine._pipeline._sessions.close()
-
-
-def test_a_callers_own_exception_ends_the_call(device_engine: Engine, small: Engine, driver: StandInDriver) -> None:
-    def stop(stage: str, done: int, total: int) -> None:
-        if stage == "aggregator":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        forward(device_engine, random_views(4), None, stop)
-    assert (driver.blocks, driver.pinned) == ({}, {})
-    assert_close(forward(device_engine, random_views(4)), forward(small, random_views(4)))
-
-
-def test_a_failure_of_the_host_part_ends_the_call(
-    device_engine: Engine, driver: StandInDriver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(device_pipeline, "forward_outputs", lambda **arguments: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            forward(device_engine, random_views(4))
-    assert (driver.blocks, driver.pinned) == ({}, {})
-    assert len(forward(device_engine, random_views(4))) == 4
-
-
-def test_a_fatal_error_is_said_by_every_engine_of_the_process(
-    device_engine: Engine, driver: StandInDriver, library: StandInTensorRt, plan_bundle: Path
-) -> None:
-    other = Engine.load(plan_bundle, verify=False)
-    forward(device_engine, random_views(2))
-    driver.faults["cuEventSynchronize"] = LAUNCH_FAILED
-    with pytest.raises(BackendError, match=r"\(CUDA_ERROR_LAUNCH_FAILED\).*restart the process"):
-        forward(device_engine, random_views(2))
-    for engine in (device_engine, other):
-        with pytest.raises(BackendError, match=r"an earlier error \(CUDA_ERROR_LAUNCH_FAILED\).*restart the process"):
-            forward(engine, random_views(2))
-    with pytest.raises(BackendError, match="an earlier error"):
-        Engine.load(plan_bundle, verify=False)
-    del engine, other
-    gc.collect()  # raises nothing
-
-
-def test_a_failing_graph_of_many_is_a_failure_of_the_call(
-    driver: StandInDriver, make_library: MakeLibrary, plan_bundles: dict[str, Path]
-) -> None:
-    make_library("tensorrt", driver)
-    engine = Engine.load(plan_bundles["tensorrt"], verify=False)
-    for _ in range(2):
-        forward(engine, random_views(2))
-    driver.faults["cuGraphLaunch"] = 400
-    with pytest.raises(BackendError, match=r"failed to run the network \(CUDA_ERROR_INVALID_HANDLE\)"):
-        forward(engine, random_views(2))
-
-
-# Threads
-
-
-@pytest.mark.parametrize("schedule", ["lazy", "eager", 11])
-@pytest.mark.parametrize("name", LIBRARIES)
-def test_threads_get_what_serial_calls_get(
-    schedule: str | int,
-    name: str,
-    small: Engine,
-    plan_bundles: dict[str, Path],
-    make_driver: MakeDriver,
-    make_library: MakeLibrary,
-) -> None:
-    make_library(name, make_driver(schedule))
-    engine = Engine.load(plan_bundles[name], verify=False)
-    requests = [given_views(kinds, width=width) for kinds, width in (("gi", 42), ("gi", 42), ("iigg", 42), ("g", 70))]
-    expected = [forward(small, views) for views in requests]
-    start = threading.Barrier(len(requests))
-
-    def call(index: int) -> None:
-        start.wait()
-        for _ in range(4):
-            assert_close(forward(engine, requests[index]), expected[index])
-
-    with ThreadPoolExecutor(len(requests)) as pool:
-        list(pool.map(call, range(len(requests))))
-
-
-def test_a_failing_thread_does_not_disturb_the_others(device_engine: Engine, small: Engine) -> None:
-    views = given_views("gi")
-    expected = forward(small, views)
-    start = threading.Barrier(4)
-
-    def stop(stage: str, done: int, total: int) -> None:
-        raise ArithmeticError
-
-    def call(index: int) -> None:
-        start.wait()
-        for _ in range(4):
-            if index % 2:
-                with pytest.raises(ArithmeticError):
-                    forward(device_engine, views, None, stop)
-            else:
-                assert_close(forward(device_engine, views), expected)
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(call, range(4)))
-
-
-def test_the_callers_context_is_as_before(device_engine: Engine, driver: StandInDriver) -> None:
-    driver.cuCtxPushCurrent(0xABC)
-    forward(device_engine, random_views(2))
-    assert driver.cuCtxPopCurrent() == 0xABC
-    assert not driver.has_context()
