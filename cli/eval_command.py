@@ -138,7 +138,8 @@ def load_predictor(
     """An engine for the folder of a bundle, otherwise the PyTorch reference in float32.
 
     Returns:
-        What answers ``infer``, and what a record says of it: ``model``, ``precision`` and ``where`` it runs.
+        What answers ``infer``, and what a record says of it: ``model``, ``weights_sha256``, ``precision`` and
+        ``where`` it runs.
 
     Raises:
         typer.BadParameter: an option that does not belong to such a model.
@@ -153,7 +154,7 @@ def load_predictor(
 
         engine = Engine.load(folder, backend, threads=threads)
         manifest = engine.manifest
-        return engine, {"model": manifest.model.id, "precision": manifest.precision, "where": engine.where}
+        return engine, _facts(manifest.model.id, manifest.model.weights_sha256, manifest.precision, engine.where)
     if backend != "auto":
         raise typer.BadParameter(f"it belongs to a bundle, and {model} runs in PyTorch", param_hint="--backend")
     reference = import_export("reference").load_model(model, revision)
@@ -162,7 +163,11 @@ def load_predictor(
     if threads is not None:
         torch.set_num_threads(threads)
     where = f"PyTorch {torch.__version__} on {reference.device}"
-    return reference, {"model": reference.model_id, "precision": "fp32", "where": where}
+    return reference, _facts(reference.model_id, reference.weights_hash(), "fp32", where)
+
+
+def _facts(model: str, weights_sha256: str, precision: str, where: str) -> dict[str, Any]:
+    return {"model": model, "weights_sha256": weights_sha256, "precision": precision, "where": where}
 
 
 def _check_outputs(json_file: Path | None, markdown: Path | None, model: str, rgbd: Path | None) -> None:

@@ -57,7 +57,20 @@ def profile(
     ] = None,
     plot_file: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="PNG", help="Where to draw time and memory against views.", show_default=False),
+        typer.Option(
+            "--plot",
+            metavar="PNG",
+            help="Where to draw time and memory against views, and accuracy against time.",
+            show_default=False,
+        ),
+    ] = None,
+    accuracy: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A record of `mapengine eval --json` for one of what is timed: its errors stand beside the times.",
+            show_default=False,
+        ),
     ] = None,
     compare: Annotated[
         Path | None,
@@ -77,10 +90,12 @@ def profile(
     from mapengine.runtime.files import atomic_write
     from mapengine.runtime.profiling import Settings
     from mapengine.runtime.profiling import profile as measure
+    from mapengine.runtime.profiling.accuracy import add_accuracy
     from mapengine.runtime.profiling.environment import clocks, environment
     from mapengine.runtime.profiling.report import markdown, rows
 
     old = None if compare is None else _read(compare)
+    evaluations = [_read(path) for path in accuracy or ()]
     manifests = _manifests(bundles)
     sizes = _sizes(manifests, resolution)
     settings = Settings(_counts(views, manifests, sizes), sizes, runs, seconds, warmup)
@@ -94,6 +109,7 @@ def profile(
 
         record["ceilings"] = measure_ceilings()
         add_rooflines(record["results"], record["ceilings"])
+    add_accuracy(record["results"], evaluations)
     for result in record["results"]:
         result.pop("config", None)
     print()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 
 def plot(record: Mapping[str, Any], path: Path) -> None:
-    """Latency and memory against views, one line per contender and size.
+    """Latency and memory against views, one line per contender and size; accuracy against latency where it is known.
 
     Raises:
         BackendUnavailableError: matplotlib is not installed.
@@ -24,7 +24,9 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
         from matplotlib import pyplot
     except ImportError:
         raise BackendUnavailableError("plots need matplotlib; run: pip install 'mapengine[viz]'") from None
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    accurate = [entry for entry in record["results"] if entry.get("accuracy")]
+    panels = 3 if accurate else 2
+    figure, axes = pyplot.subplots(1, panels, figsize=(5.5 * panels, 4), layout="constrained")
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for entry in record["results"]:
         lines.setdefault("{} {}x{}".format(entry["contender"], *entry["size"]), []).append(entry)
@@ -34,13 +36,36 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
         known = [entry for entry in entries if entry["peak_process_mb"] is not None]
         sizes = [entry["peak_process_mb"] for entry in known]
         axes[1].plot([entry["views"] for entry in known], sizes, marker="o", markersize=3, label=label)
-    for axis, what in zip(axes, ("seconds, files to scene (median)", "peak memory of the process, MB"), strict=True):
+    if accurate:
+        _accuracy(axes[2], record["results"], max(entry["views"] for entry in accurate))
+    for axis, what in zip(
+        axes[:2], ("seconds, files to scene (median)", "peak memory of the process, MB"), strict=True
+    ):
         axis.set_xlabel("views")
         axis.set_ylabel(what)
         axis.set_ylim(bottom=0)
+    for axis in axes:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=7, frameon=False)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     pyplot.close(figure)
+
+
+def _accuracy(axis: Any, results: Sequence[Mapping[str, Any]], views: int) -> None:
+    """Error against time at one number of views, with the line of those that nothing beats in both."""
+    from mapengine.runtime.profiling.accuracy import pareto
+
+    for entry in results:
+        if entry["views"] == views and entry.get("accuracy"):
+            point = entry["end_to_end_s"]["p50"], entry["accuracy"]["depth_abs_rel"]
+            axis.plot(*point, marker="o", linestyle="none")
+            axis.annotate(entry["contender"], point, textcoords="offset points", xytext=(5, 4), fontsize=7)
+    front = pareto(results, views)
+    seconds = [entry["end_to_end_s"]["p50"] for entry in front]
+    axis.plot(seconds, [entry["accuracy"]["depth_abs_rel"] for entry in front], color="grey", linewidth=0.8)
+    axis.set_xlim(left=0)
+    axis.margins(x=0.3, y=0.3)
+    axis.set_xlabel(f"seconds, files to scene (median), {views} views")
+    axis.set_ylabel("depth AbsRel, images only")

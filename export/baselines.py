@@ -94,6 +94,10 @@ class TorchSubject:
             "total": end - start,
         }
 
+    def device_seconds(self) -> dict[str, float] | None:
+        """Not told."""
+        return None
+
     def device_bytes(self) -> int | None:
         """Most memory that PyTorch took on the GPU."""
         return int(torch.cuda.max_memory_allocated()) if self._device.type == "cuda" else None
@@ -128,6 +132,10 @@ class UpstreamSubject:
             "post-processing": end - inferred,
             "total": end - start,
         }
+
+    def device_seconds(self) -> dict[str, float] | None:
+        """Not told."""
+        return None
 
     def device_bytes(self) -> int | None:
         """Most memory that PyTorch took on the GPU."""

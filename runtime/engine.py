@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -128,6 +128,15 @@ class Engine(MultiViewInference):
     def device_bytes(self) -> int | None:
         """Memory in use on the GPU, by all programs; None on a CPU."""
         return self._pipeline.device_bytes()
+
+    def time_device(self) -> Callable[[], dict[str, float]] | None:
+        """Time copies and stages on the GPU from now on, for calls from one thread; None on a CPU.
+
+        Returns:
+            What gives the seconds since it was called last: one entry per stage, ``"host to device"``, ``"device to
+            host"`` and ``"between buffers"``. They do not overlap each other, but do overlap what the host does.
+        """
+        return self._pipeline.time_device()
 
     @property
     def where(self) -> str:

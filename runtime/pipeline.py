@@ -7,7 +7,7 @@ The numbers do not depend on the chunk sizes beyond float32 rounding. Arrays are
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -83,6 +83,14 @@ class StagePipeline(ABC):
 
     def device_bytes(self) -> int | None:
         """Memory in use on a device of its own, by all programs; None without one."""
+        return None
+
+    def time_device(self) -> Callable[[], dict[str, float]] | None:
+        """Time copies and stages on the device from now on; None without one.
+
+        Returns:
+            What gives the seconds by stage and direction of copying since it was called last, for one thread.
+        """
         return None
 
     @abstractmethod

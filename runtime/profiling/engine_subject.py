@@ -30,6 +30,7 @@ class EngineSubject:
 
     def __init__(self, bundle: str, backend: str, threads: int | None) -> None:
         self._engine = Engine.load(bundle, backend, threads=threads, verify=False)
+        self._device_clock = self._engine.time_device()
         manifest = self._engine.manifest
         self.facts: dict[str, Any] = {
             "kind": "bundle",
@@ -62,6 +63,10 @@ class EngineSubject:
             "post-processing": inferred - loaded - network + end - inferred,
             "total": end - start,
         }
+
+    def device_seconds(self) -> dict[str, float] | None:
+        """See :class:`.workers.Subject`."""
+        return None if self._device_clock is None else self._device_clock()
 
     def device_bytes(self) -> int | None:
         """See :class:`.workers.Subject`; None on a CPU, and where the library does not tell."""

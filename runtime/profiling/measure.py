@@ -18,7 +18,8 @@ BOUNDARY = (
     "One call is timed from image files on disk to a Scene in memory: reading, decoding, resizing, the network, masks, "
     "points. Not timed: starting the process, loading the bundle, the warm-up calls, saving. Pre-processing is "
     "everything before the network, post-processing everything after it, a stage from the report of the one before it "
-    "to its own. Contenders run in turn, each in a process of its own."
+    "to its own. What a GPU does is timed once more by marks in its queue, copies apart. Contenders run in turn, each "
+    "in a process of its own."
 )
 EIGHT_BIT = ("int8", "fp8")
 
@@ -151,11 +152,8 @@ def _configuration(
 
 
 def _result(worker: Worker, runs: Sequence[Run], views: int, size: tuple[int, int]) -> dict[str, Any]:
-    phases = {
-        name: Summary.of([run.seconds.get(name, 0.0) for run in runs]).to_json()
-        for name in runs[0].seconds
-        if name != "total"
-    }
+    phases = _summaries([{k: v for k, v in run.seconds.items() if k != "total"} for run in runs])
+    on_device = [run.device_seconds for run in runs if run.device_seconds is not None]
     peaks = [run.peak_bytes for run in runs if run.peak_bytes is not None]
     device = [run.device_bytes for run in runs if run.device_bytes is not None]
     return {
@@ -166,9 +164,14 @@ def _result(worker: Worker, runs: Sequence[Run], views: int, size: tuple[int, in
         "load_s": round(worker.load_s, 3),
         "end_to_end_s": Summary.of([run.seconds["total"] for run in runs]).to_json(),
         "phases_s": phases,
+        "device_s": _summaries(on_device) if on_device else None,
         "peak_process_mb": round(max(peaks) / 1e6, 1) if peaks else None,
         "device_mb": round(max(device) / 1e6, 1) if device else None,
     }
+
+
+def _summaries(runs: Sequence[dict[str, float]]) -> dict[str, Any]:
+    return {name: Summary.of([run.get(name, 0.0) for run in runs]).to_json() for name in runs[0]}
 
 
 def _mark_slow(results: Sequence[dict[str, Any]]) -> None:

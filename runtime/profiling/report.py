@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .accuracy import pareto
+
 _HEAD = ("contender", "precision", "views", "size", "p50", "p90", "p99", "min", "CV", "runs", "speed", "memory")
+_ACCURACY_HEAD = (
+    "contender",
+    "precision",
+    "views",
+    "p50",
+    "depth AbsRel",
+    "rotation, degrees",
+    "scenes",
+    "best of its time",
+)
 NOT_MEASURED = "not measured"
 
 
@@ -42,7 +54,7 @@ def _baseline(record: Mapping[str, Any], entry: Mapping[str, Any]) -> float | No
 
 
 def phase_rows(record: Mapping[str, Any]) -> list[list[str]]:
-    """Median milliseconds of every phase, and how near the stages come to the machine's limit."""
+    """Median milliseconds of every phase, and how near the stages come to the machine's limit; and what the GPU did."""
     result = []
     for entry in record["results"]:
         for phase, times in entry["phases_s"].items():
@@ -60,6 +72,41 @@ def phase_rows(record: Mapping[str, Any]) -> list[list[str]]:
                     "" if roof is None else NOT_MEASURED if share is None else f"{100 * share:.0f} % ({roof['limit']})",
                 ]
             )
+        for what, times in (entry.get("device_s") or {}).items():
+            result.append(
+                [
+                    f"`{entry['contender']}`",
+                    f"{entry['views']} of {entry['size'][0]}x{entry['size'][1]}",
+                    f"GPU: {what.replace('_', ' ')}",
+                    f"{1e3 * times['p50']:.2f} ms",
+                    f"{100 * times['p50'] / entry['end_to_end_s']['p50']:.0f} %",
+                    *[""] * 3,
+                ]
+            )
+    return result
+
+
+def accuracy_rows(record: Mapping[str, Any]) -> list[list[str]]:
+    """Time beside the errors that an evaluation found, and whether nothing else is better in both."""
+    result = []
+    for views in sorted({entry["views"] for entry in record["results"] if entry.get("accuracy")}):
+        front = pareto(record["results"], views)
+        for entry in record["results"]:
+            if entry["views"] != views or not entry.get("accuracy"):
+                continue
+            rotation = entry["accuracy"]["rotation_degrees"]
+            result.append(
+                [
+                    f"`{entry['contender']}`",
+                    str(entry["precision"]).upper(),
+                    str(views),
+                    f"{1e3 * entry['end_to_end_s']['p50']:.1f} ms",
+                    f"{entry['accuracy']['depth_abs_rel']:.4f}",
+                    "" if rotation is None else f"{rotation:.2f}",
+                    str(entry["accuracy"]["scenes"]),
+                    "yes" if any(entry is best for best in front) else "no",
+                ]
+            )
     return result
 
 
@@ -69,6 +116,8 @@ def markdown(record: Mapping[str, Any]) -> str:
         _table(_HEAD, rows(record)),
         _table(("contender", "views", "phase", "p50", "share", "GFLOP", "GFLOP/s", "of the limit"), phase_rows(record)),
     ]
+    if accurate := accuracy_rows(record):
+        parts.append(_table(_ACCURACY_HEAD, accurate))
     ceilings = record.get("ceilings")
     if ceilings:
         products = ", ".join(

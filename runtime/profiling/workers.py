@@ -29,6 +29,10 @@ class Subject(Protocol):
         """From image files to a scene; seconds by phase, ``total`` among them."""
         ...
 
+    def device_seconds(self) -> dict[str, float] | None:
+        """Seconds of the last call by what a device of its own did; None without one, or where it cannot be told."""
+        ...
+
     def device_bytes(self) -> int | None:
         """Memory that is in use on a device of its own."""
         ...
@@ -40,9 +44,11 @@ Load = Callable[[], Subject]
 
 @dataclass(frozen=True)
 class Run:
-    """One call: seconds by phase, peak bytes of the process while it ran, and bytes on the device."""
+    """One call: seconds by phase, and by what the device did; peak bytes of the process while it ran, bytes on the
+    device."""
 
     seconds: dict[str, float]
+    device_seconds: dict[str, float] | None
     peak_bytes: int | None
     device_bytes: int | None
 
@@ -127,7 +133,8 @@ def _measured(subject: Subject, files: Sequence[str], size: tuple[int, int]) -> 
     if measured:
         reset_peak()
     seconds = subject.call(files, size)
-    return Run(seconds, resident_bytes(peak=True) if measured else None, subject.device_bytes())
+    peak = resident_bytes(peak=True) if measured else None
+    return Run(seconds, subject.device_seconds(), peak, subject.device_bytes())
 
 
 def _in_words(error: Exception) -> str:

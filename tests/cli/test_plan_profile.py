@@ -77,23 +77,19 @@ def test_streams(cli: Cli, tiny_bundle: Path, samples: Path, quick: tuple[str, .
 def test_profiles(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
     options = ("--views", "1", "--resolution", "84x56", "--runs", "3", "--warmup", "0", "--backends", "onnxruntime")
     record, table = tmp_path / "profile.json", tmp_path / "profile.md"
-    more = (
-        "--baselines",
-        "none",
-        "--no-roofline",
-        "--json",
-        record,
-        "--markdown",
-        table,
-        "--plot",
-        tmp_path / "profile.png",
-    )
+    errors = tmp_path / "eval.json"
+    few = ("--scenes", "1", "--tasks", "image-only-1", "--size", "84x56", "--backend", "onnxruntime")
+    assert cli("eval", tiny_bundle, *few, "--json", errors).code == 0
+    more = ("--baselines", "none", "--no-roofline", "--accuracy", errors, "--json", record)
+    more = (*more, "--markdown", table, "--plot", tmp_path / "profile.png")
     result = cli("profile", tiny_bundle, *options, *more)
     assert result.code == 0, result.err
     found = json.loads(record.read_text())
     assert found["benchmark"] == "profile"
     assert [r["views"] for r in found["results"]] == [1]
     assert "config" not in found["results"][0]
+    assert found["results"][0]["accuracy"]["scenes"] == 1
+    assert "| yes |" in table.read_text()
     assert "files on disk to a Scene" in result.out
     assert table.read_text().startswith("| contender |")
     assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")

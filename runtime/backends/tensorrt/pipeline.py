@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from .cuda import Device, OutOfMemory
 from .plans import Plan
 from .runtime_cache import RuntimeCaches
 from .session import Request, Session, Work
+from .timing import GpuClock
 
 _MOST_IDLE = 4
 """Sessions that are kept for the next call: a few shapes are usual, and each holds the memory of its largest stage."""
@@ -108,7 +109,7 @@ class DevicePipeline(StagePipeline):
         with contextlib.ExitStack() as held:
             with self._device.current():
                 session = held.enter_context(self._sessions.taken(request, work))
-                views = session.run(images, geometry, features, report)
+                views = session.run(images, geometry, features, report, self._sessions.clock)
             while True:
                 with self._device.current():
                     view = next(views, None)
@@ -121,6 +122,12 @@ class DevicePipeline(StagePipeline):
         with self._device.current():
             free, total = self._device.free_memory()
         return total - free
+
+    def time_device(self) -> Callable[[], dict[str, float]]:
+        """See :meth:`.StagePipeline.time_device`."""
+        if self._sessions.clock is None:
+            self._sessions.clock = GpuClock(self._device)
+        return self._sessions.clock.read
 
     def _limited(self, chunks: ChunkSizes) -> ChunkSizes:
         """What was asked for, as far as the plans' profiles go."""
@@ -135,6 +142,7 @@ class _Sessions:
         self._device = device
         self._plans = plans
         self._caches = caches
+        self.clock: GpuClock | None = None
         self._idle: list[Session] = []  # the newest last
         self._running = 0
         self._changed = threading.Condition()
@@ -175,6 +183,8 @@ class _Sessions:
         with contextlib.suppress(Exception), self._device.current():
             self._caches.save()
             self._close_idle()
+            if self.clock is not None:
+                self.clock.close()
 
     def _find(self, request: Request) -> Session | None:
         with self._changed:

@@ -27,6 +27,7 @@ from ...profile import PATCH_SIZE
 from ...views import ViewGeometry
 from .cuda import Buffer, Device, Event, Graph, Pinned, Stream
 from .plans import Plan, tensor_bytes, tensor_shape
+from .timing import DEVICE_TO_HOST, HOST_TO_DEVICE, ON_DEVICE, GpuClock
 
 SCALE = "metric_scaling_factor"
 """The output of the aggregator that goes to the host."""
@@ -175,6 +176,7 @@ class Session:
         geometry: Sequence[ViewGeometry | None],
         features: Sequence[ImageFeatures | None],
         report: Progress | None = None,
+        clock: GpuClock | None = None,
     ) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.float32]]]:
         """Run the network on one sample, after :meth:`prepare`.
 
@@ -185,13 +187,19 @@ class Session:
             geometry: V times what the view brings, of this sample only; None for nothing.
             features: V times what the image encoder gave before, of this sample only; None for what it has to do.
             report: called when the GPU has finished a step, with the stage, views done and views in all.
+            clock: times copies and stages on the GPU.
 
         Yields:
             Per view, in order: the dense head's outputs with a leading dimension of 1, and the metric scaling factor
             (1, 1). The arrays are the caller's.
         """
+
+        def timed(what: str) -> contextlib.AbstractContextManager[None]:
+            return contextlib.nullcontext() if clock is None else clock.span(what, self._stream)
+
         work = Work.of(features, geometry)
-        self._put_features(features)
+        with timed(HOST_TO_DEVICE):
+            self._put_features(features)
         sources: dict[str, Sequence[Any]] = {"image_encoder": images, "geometry_encoder": geometry}
         totals = {"image_encoder": len(work.images), "geometry_encoder": len(work.geometry)}
         done = dict.fromkeys(self._plans, 0)
@@ -214,15 +222,22 @@ class Session:
             slot = index % _SLOTS
             if step.stage in sources:
                 self._marks[slot].wait()  # the buffers that this step fills were used two steps ago
-                self._upload(step, slot, [sources[step.stage][view] for view in step.views])
+                values = [sources[step.stage][view] for view in step.views]
+                uploads = self._fill(step, slot, values)
+                with timed(HOST_TO_DEVICE):
+                    self._upload(step, slot, uploads)
             plan = self._plans[step.stage]
-            self._move(step, plan.inputs, into_chunk=True)
-            self._launches[step.stage, len(step.views)].run(self._stream)
-            self._move(step, plan.outputs, into_chunk=False)
-            for name in plan.outputs:
-                if _WHOLE_NAMES.get(name, name) not in self._whole:
-                    source = self._address(step.stage, len(step.views), name)
-                    self._stream.download(source, self._host(step, name, slot))
+            with timed(ON_DEVICE):
+                self._move(step, plan.inputs, into_chunk=True)
+            with timed(step.stage):
+                self._launches[step.stage, len(step.views)].run(self._stream)
+            with timed(ON_DEVICE):
+                self._move(step, plan.outputs, into_chunk=False)
+            with timed(DEVICE_TO_HOST):
+                for name in plan.outputs:
+                    if _WHOLE_NAMES.get(name, name) not in self._whole:
+                        source = self._address(step.stage, len(step.views), name)
+                        self._stream.download(source, self._host(step, name, slot))
             if step.stage == "aggregator":
                 scale = self._host(step, SCALE, slot).array
             self._marks[slot].record(self._stream)
@@ -236,7 +251,7 @@ class Session:
         """The image encoder alone, after :meth:`prepare` for ``encode_only``: images V times (1, 3, H, W)."""
         plan, found = self._plans["image_encoder"], []
         for step in self._steps(Work(range(len(images)), (), encode_only=True)):
-            self._upload(step, 0, [images[view] for view in step.views])
+            self._upload(step, 0, self._fill(step, 0, [images[view] for view in step.views]))
             self._launches[step.stage, len(step.views)].run(self._stream)
             for name in plan.outputs:
                 self._stream.download(self._address(step.stage, len(step.views), name), self._host(step, name, 0))
@@ -328,17 +343,19 @@ class Session:
 
     # One call
 
-    def _upload(self, step: _Step, slot: int, views: Sequence[Any]) -> None:
-        """Bring the inputs of a step to the GPU."""
+    def _fill(self, step: _Step, slot: int, views: Sequence[Any]) -> list[str]:
+        """Write the inputs of a step into page-locked memory; returns their names."""
         if step.stage == "image_encoder":
-            names = ["images"]
             np.concatenate(views, out=self._host(step, "images", slot).array, casting="same_kind")
-        else:
-            sides = self.request.rows * PATCH_SIZE, self.request.columns * PATCH_SIZE
-            inputs = geometry_inputs(views, 1, *sides)
-            names = list(inputs)
-            for name, value in inputs.items():
-                self._host(step, name, slot).array[...] = value
+            return ["images"]
+        sides = self.request.rows * PATCH_SIZE, self.request.columns * PATCH_SIZE
+        inputs = geometry_inputs(views, 1, *sides)
+        for name, value in inputs.items():
+            self._host(step, name, slot).array[...] = value
+        return list(inputs)
+
+    def _upload(self, step: _Step, slot: int, names: Sequence[str]) -> None:
+        """Bring the inputs of a step to the GPU."""
         for name in names:
             self._stream.upload(self._host(step, name, slot), self._address(step.stage, len(step.views), name))
 

@@ -39,6 +39,9 @@ class Fake:
             os._exit(9)
         return {"network": self._seconds / 2, "total": self._seconds * len(files)}
 
+    def device_seconds(self) -> dict[str, float] | None:
+        return {"host to device": 0.25}
+
     def device_bytes(self) -> int | None:
         return 5_000_000
 
@@ -64,6 +67,7 @@ def test_contenders_are_measured_in_every_configuration() -> None:
         }  # fmt: skip
         assert set(result["phases_s"]) == {"network"}
         assert result["device_mb"] == 5.0
+        assert result["device_s"]["host to device"]["p50"] == 0.25
     assert "files on disk to a Scene" in record["boundary"]
     assert record["not_measured"] == []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,8 @@ import pytest
 
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.profiling import Summary, compare_records, is_beyond_noise
-from mapengine.runtime.profiling.report import markdown, rows
+from mapengine.runtime.profiling.accuracy import add_accuracy, pareto
+from mapengine.runtime.profiling.report import accuracy_rows, markdown, rows
 
 
 def test_a_summary_is_what_it_says() -> None:
@@ -94,12 +94,55 @@ def test_what_is_no_record(record: dict[str, Any], wrong: Any) -> None:
         compare_records({**record, "results": [entry("other", 1.0)]}, record)
 
 
-def test_tables_say_what_is_missing_and_what_is_slow(record: dict[str, Any], tmp_path: Path) -> None:
+def evaluation(precision: str, error: float, **facts: Any) -> dict[str, Any]:
+    metrics = {"depth_abs_rel": error, "rotation_degrees": None}
+    return {
+        "benchmark": "evaluation",
+        "data": "rendered",
+        "model": "m",
+        "weights_sha256": "w",
+        "precision": precision,
+        "where": "onnxruntime 1.32 on CPU",
+        "size": "56x42",
+        "results": {"image-only-2": {"scenes": 7, "metrics": metrics}},
+        **facts,
+    }
+
+
+def test_errors_stand_beside_times(record: dict[str, Any]) -> None:
+    results = record["results"]
+    for result in results:
+        result.update(model="m", weights_sha256="w", views=2, size=[56, 42])
+        result["backend"] = "torch eager" if result["kind"] == "pytorch" else "onnxruntime"
+    found = [evaluation("fp32", 0.1), evaluation("int8", 0.2), evaluation("fp32", 0.1, where="PyTorch 2 on cpu")]
+    add_accuracy(results, found)
+    assert [result["accuracy"]["depth_abs_rel"] for result in results] == [0.1, 0.1, 0.2]
+    assert pareto(results, 2) == [results[1]]  # as right as PyTorch and faster; the third is slower and worse
+    assert [row[-1] for row in accuracy_rows(record)] == ["no", "yes", "no"]
+    assert "| 0.2000 |" in markdown(record)
+    results[2]["views"] = 3
+    add_accuracy(results, found)
+    assert results[2]["accuracy"] is None  # nobody evaluated three views
+    for wrong in (
+        evaluation("fp16", 0.1),
+        evaluation("fp32", 0.1, weights_sha256="x"),
+        evaluation("fp32", 0, size="1x1"),
+    ):
+        with pytest.raises(InputError, match="which was not timed"):
+            add_accuracy(results, [wrong])
+    for wrong in ({}, [], {"benchmark": "profile"}):  # type: ignore[assignment]
+        with pytest.raises(InputError, match="no record of `mapengine eval`"):
+            add_accuracy(results, [wrong])
+
+
+def test_tables_say_what_is_missing_and_what_is_slow(record: dict[str, Any]) -> None:
     table = rows(record)
     assert [row[-2] for row in table] == ["1.00", "2.00", "1.60"]
     assert "not faster than `a (onnxruntime)`" in table[2][0]
     assert table[2][-1] == "not measured"
+    record["results"][1]["device_s"] = {"host to device": Summary.of([0.5] * 3).to_json()}
     text = markdown(record)
+    assert "| GPU: host to device | 500.00 ms | 25 % |" in text
     assert "Not measured: `upstream`: not installed." in text
     assert "What is timed." in text
     record["results"].pop(0)

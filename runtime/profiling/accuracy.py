@@ -1,0 +1,65 @@
+"""Joins what `mapengine eval` found with what was timed: accuracy beside latency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import InputError
+
+FIGURES = ("depth_abs_rel", "rotation_degrees")
+
+
+def add_accuracy(results: Sequence[dict[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> None:
+    """Give every result the errors that were found for its model, precision and backend, from images alone.
+
+    Args:
+        results: of a profile; ``accuracy`` is added: ``scenes`` and :data:`FIGURES`, or None where nobody evaluated
+            that number of views.
+        evaluations: records of `mapengine eval`.
+
+    Raises:
+        InputError: something else than such a record, or one that belongs to none of the results.
+    """
+    used = [False] * len(evaluations)
+    for result in results:
+        result["accuracy"] = None
+        for index, record in enumerate(evaluations):
+            if not _belongs(result, record):
+                continue
+            used[index] = True
+            task = record["results"].get(f"image-only-{result['views']}")
+            if task is not None:
+                result["accuracy"] = {
+                    "scenes": task["scenes"],
+                    **{name: task["metrics"].get(name) for name in FIGURES},
+                }
+    for was_used, record in zip(used, evaluations, strict=True):
+        if not was_used:
+            what = f"{record['model']} in {record['precision']} with {record['where']}"
+            raise InputError(f"an evaluation is of {what}, which was not timed; evaluate what is profiled")
+
+
+def _belongs(result: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
+    try:
+        same = all(record[key] == result[key] for key in ("model", "precision", "weights_sha256"))
+        size = record["size"] == "{}x{}".format(*result["size"])
+        rendered = record["benchmark"] == "evaluation" and record["data"] == "rendered"
+        where = str(record["where"])
+    except (KeyError, TypeError):
+        raise InputError(
+            "a file is no record of `mapengine eval` on rendered scenes; give one that --json wrote"
+        ) from None
+    runs_it = where.startswith(f"{result['backend']} ") or (result["kind"] == "pytorch" and where.startswith("PyTorch"))
+    return same and size and rendered and runs_it
+
+
+def pareto(results: Sequence[Mapping[str, Any]], views: int) -> list[Mapping[str, Any]]:
+    """Of the results with an accuracy at ``views``, those that no other beats in both time and error, fastest first."""
+    known = [result for result in results if result["views"] == views and result.get("accuracy")]
+    known.sort(key=lambda result: (result["end_to_end_s"]["p50"], result["accuracy"]["depth_abs_rel"]))
+    front: list[Mapping[str, Any]] = []
+    for result in known:
+        if not front or result["accuracy"]["depth_abs_rel"] < front[-1]["accuracy"]["depth_abs_rel"]:
+            front.append(result)
+    return front
