@@ -379,6 +379,25 @@ def _saved(record: dict[str, Any]) -> str:
     return f"{_table(head, rows)}\n\n{record['what']}."
 
 
+def _speed_work(record: dict[str, Any]) -> str:
+    rows = [
+        [
+            stage,
+            backend,
+            name,
+            f"{1e3 * figures['median_s']:.1f} ms",
+            f"{figures['times_built']:.2f}",
+            "0" if figures["max_rel_error"] == 0 else f"{figures['max_rel_error']:.0e}",
+        ]
+        for stage, backends in record["results"].items()
+        for backend, variants in backends.items()
+        for name, figures in variants.items()
+    ]
+    head = ["stage", "backend", "graph", "median", "time / as built", "largest difference"]
+    what = f"`{record['model']}`, {record['views']} views of {record['size']}, {record['rounds']} rounds in turn."
+    return f"{_table(head, rows)}\n\n{what} {_origin(record)}"
+
+
 RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "engine": _engine,
     "cpu_options": _cpu_options,
@@ -397,6 +416,7 @@ RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "loading": _loading,
     "profile": _profile,
     "saved": _saved,
+    "speed_work": _speed_work,
 }
 
 

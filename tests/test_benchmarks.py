@@ -73,6 +73,17 @@ def test_cpu_options(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> N
     assert chosen["max_rel_error"] == 0
 
 
+def test_speed_work(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ("--bundle", str(tiny_bundle), "--stages", "image_encoder", "dense_head", "--size", "84x56")
+    record = run("speed_work.py", *options, "--rounds", "1", "--json", str(tmp_path / "record.json"))
+    check(record, tables)
+    for stage, places in (("image_encoder", 6), ("dense_head", 4)):
+        for backend in ("onnxruntime", "openvino"):  # the variants give what the stage gives
+            figures = record["results"][stage][backend]
+            assert all(variant["max_rel_error"] < 1e-5 for variant in figures.values())
+            assert [variant["places"] for variant in figures.values()][1] == places
+
+
 def test_build(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     options = (
         "--model",

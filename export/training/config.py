@@ -41,6 +41,7 @@ class LossWeights:
     pointmap: float = 3.0
     local_points: float = 1.0
     depth: float = 3.0
+    relative: float = 0.0
     rays: float = 2.0
     rotation: float = 5.0
     translation: float = 1.0

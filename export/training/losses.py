@@ -11,6 +11,7 @@ translation :math:`\hat T_i` (camera to world, in the frame of view 0), all in o
     rot    = mean min(|Q^ - Q|, |Q^ + Q|)
     trans  = mean |T^ / z^ - T / z|
     depth  = mean |log(D^ / z^) - log(D / z)|
+    rel    = mean |(D^ / z^) / (D / z) - 1|
     local  = mean |f(L^ / z^) - f(L / z)|
     points = mean C |f(X^ / z^) - f(X / z)| - alpha log C      C is the confidence (DUSt3R, arXiv 2312.14132)
     scale  = |log(m stop(z^)) - log(z)|
@@ -19,9 +20,11 @@ translation :math:`\hat T_i` (camera to world, in the frame of view 0), all in o
     mask   = binary cross entropy of the mask logits           1 where there is depth
 
 Where this differs from the paper: depth is compared in plain logarithms and not through f, since what is judged is the
-relative error; so is the scale; terms are averaged over pixels without the paper's exclusion of the worst 5 % and its
-robust kernel, as rendered depth has no outliers. Gradient and normal terms apply to all data, because all of it is
-synthetic.
+relative error; so is the scale. The term ``rel`` is that error itself, for the last part of a run: at an edge the
+logarithm asks for the likelier of two surfaces, the relative error for the nearer one unless that is very unlikely,
+because too far costs more than too near. Terms are averaged over pixels without the paper's exclusion of the worst 5 %
+and its robust kernel, as rendered depth has no outliers. Gradient and normal terms apply to all data, because all of it
+is synthetic.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ from .batch import Targets
 from .config import LossWeights
 
 _MIN = 1e-6
+_MOST = 4.0
+"""Log depth error above which the relative error grows no more: networks at their start are off by any factor."""
 _EDGE = 0.1
 """Log depth step between neighbours above which they lie on different surfaces."""
 
@@ -88,6 +93,7 @@ def loss_terms(predicted: Predictions, targets: Targets, alpha: float) -> dict[s
         "pointmap": ((predicted.confidence * point_error - alpha * log_confidence) * weight).sum(),
         "local_points": (_norm(_log_space(local / vector) - _log_space(true_local / true_vector)) * weight).sum(),
         "depth": (log_ratio.abs() * weight).sum(),
+        "relative": (torch.expm1(log_ratio.clamp(max=_MOST)).abs() * weight).sum(),
         "rays": _norm(predicted.rays - targets.rays).mean(),
         "rotation": sign_error.mean(),
         "translation": translation_error.mean(),

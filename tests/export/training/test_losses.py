@@ -11,7 +11,7 @@ from mapengine.export.training.config import InputMix, LossWeights
 from mapengine.export.training.dataset import SceneStore
 from mapengine.export.training.losses import Predictions, loss_terms, training_loss
 
-GEOMETRY = ("pointmap", "local_points", "depth", "rays", "rotation", "translation", "gradient", "normal")
+GEOMETRY = ("pointmap", "local_points", "depth", "relative", "rays", "rotation", "translation", "gradient", "normal")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_every_error_is_noticed_by_its_term(batch: Batch) -> None:
 
     for field, names in {
         "rays": ("rays", "local_points", "pointmap", "normal"),
-        "depth": ("depth", "local_points", "pointmap", "gradient", "normal"),
+        "depth": ("depth", "relative", "local_points", "pointmap", "gradient", "normal"),
         "quaternions": ("rotation", "pointmap"),
         "translations": ("translation", "pointmap"),
         "mask_logits": (),
@@ -87,7 +87,7 @@ def test_pixels_without_depth_do_not_count(batch: Batch) -> None:
     assert not valid.all()
     wild = exact._replace(depth=torch.where(valid, exact.depth, 1e4))
     first, second = (loss_terms(p, batch.targets, 0.2) for p in (exact, wild))
-    for name in ("pointmap", "local_points", "depth", "translation", "scale", "gradient", "normal"):
+    for name in ("pointmap", "local_points", "depth", "relative", "translation", "scale", "gradient", "normal"):
         assert first[name].item() == pytest.approx(second[name].item(), abs=1e-6), name
 
 

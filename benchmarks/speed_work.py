@@ -1,0 +1,218 @@
+"""What changes of the graphs buy on the CPU backends: each stage as it is built, beside variants of its graph.
+
+    python benchmarks/speed_work.py --bundle build/giant --json benchmarks/results/speed_work-giant.json
+
+Variants are written from the stage's own file, so that they differ in nothing else; both are called in turn, each in a
+process of its own. The ratio is variant / stage as built (above 1: the variant is slower), per round. A variant with
+``static`` in its name also gets fixed shapes, with which OpenVINO folds everything that depends on them: the most that
+constants instead of resized position embeddings could save.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from contest import take_turns
+from cpu_options import load_variant, make_inputs
+from record import origin, write_record
+
+from mapengine.runtime.backends.base import default_threads
+from mapengine.runtime.bundle import Bundle
+
+Change = Callable[[ir.Model], int]
+"""Rewrites a graph; returns in how many places."""
+
+
+def convolve_after_upsampling(model: ir.Model) -> int:
+    """Put the 1 x 1 convolutions of the fusion blocks behind the bilinear upsampling, where upstream has them."""
+    done = 0
+    for resize in [node for node in model.graph if node.op_type == "Resize"]:
+        value = resize.inputs[0]
+        convolution = None if value is None else value.producer()
+        if value is None or convolution is None or convolution.op_type != "Conv" or len(value.uses()) > 2:
+            continue
+        kernel = convolution.inputs[1]
+        if kernel is None or kernel.shape is None or list(kernel.shape)[2:] != [1, 1]:
+            continue
+        # The Shape of the convolution's output gives the size of the upsampling; it is that of its input as well.
+        source, upsampled = convolution.inputs[0], resize.outputs[0]
+        for user, index in list(value.uses()):
+            user.replace_input_with(index, source)
+        users = list(upsampled.uses())
+        model.graph.remove(convolution)
+        convolution.replace_input_with(0, upsampled)
+        model.graph.insert_after(resize, convolution)
+        for user, index in users:
+            user.replace_input_with(index, convolution.outputs[0])
+        convolution.outputs[0].shape = None
+        upsampled.shape = None
+        done += 1
+    return done
+
+
+def separate_products(model: ir.Model) -> int:
+    """Cut queries, keys and values, and gate and value of SwiGLU, out of the weights instead of out of the results."""
+    done = 0
+    for split in [node for node in model.graph if node.op_type == "Split"]:
+        total = split.inputs[0]
+        add = None if total is None else total.producer()
+        if add is None or add.op_type != "Add":
+            continue
+        product = next((v.producer() for v in add.inputs if v is not None and v.producer() is not None), None)
+        bias = next((v for v in add.inputs if v is not None and v.const_value is not None), None)
+        if product is None or product.op_type != "MatMul" or bias is None:
+            continue
+        weight = product.inputs[1]
+        if weight is None or weight.const_value is None or bias.const_value is None:
+            continue
+        parts = len(split.outputs)
+        for index, output in enumerate(split.outputs):
+            columns = np.split(weight.const_value.numpy(), parts, axis=1)[index]
+            offsets = np.split(bias.const_value.numpy(), parts)[index]
+            values = []
+            for name, array in (("weight", columns), ("bias", offsets)):
+                value = ir.Value(
+                    name=f"{product.name}.{name}.{index}", const_value=ir.tensor(np.ascontiguousarray(array))
+                )
+                value.type, value.shape = weight.type, ir.Shape(array.shape)
+                model.graph.register_initializer(value)
+                values.append(value)
+            multiply = ir.node("MatMul", [product.inputs[0], values[0]], name=f"{product.name}.{index}")
+            shift = ir.node("Add", [multiply.outputs[0], values[1]], name=f"{add.name}.{index}")
+            shift.outputs[0].type, multiply.outputs[0].type = output.type, output.type
+            model.graph.insert_before(split, [multiply, shift])
+            for user, position in list(output.uses()):
+                user.replace_input_with(position, shift.outputs[0])
+        for node in (split, add, product):
+            model.graph.remove(node, safe=True)
+        for value in (weight, bias):
+            if not value.uses() and value.name is not None:
+                model.graph.initializers.pop(value.name)
+        done += 1
+    return done
+
+
+CHANGES: dict[str, dict[str, Change]] = {
+    "image_encoder": {"products cut apart": separate_products},
+    "aggregator": {"products cut apart": separate_products},
+    "dense_head": {"1 x 1 convolutions after upsampling": convolve_after_upsampling},
+}
+
+
+def load_openvino(path: Path, threads: int, precision: str = "f32", shapes: dict[str, list[int]] | None = None) -> Any:
+    """A stage in OpenVINO; returns its last output."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    if shapes is not None:
+        model.reshape({name: openvino.PartialShape(shape) for name, shape in shapes.items()})
+    options = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": str(threads),
+    }
+    request = core.compile_model(model, "CPU", options).create_infer_request()
+    last = len(model.outputs) - 1
+    return lambda inputs: np.array(request.infer(inputs, share_inputs=True)[min(last, 3)])
+
+
+def load_first(path: Path, threads: int) -> Any:
+    """A stage in ONNX Runtime, with the output that :func:`load_openvino` returns."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda inputs: session.run([names[min(len(names) - 1, 3)]], inputs)[0]
+
+
+def measure(bundle: Bundle, stage: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Time a stage and its variants on every backend and precision."""
+    inputs = make_inputs(bundle, stage, args.views, *args.size)
+    paths = {"as built": bundle.stage_path(stage)}
+    places = {}
+    for name, change in CHANGES.get(stage, {}).items():
+        model = ir.load(bundle.stage_path(stage))
+        places[name] = change(model)
+        paths[name] = folder / f"{stage}-{len(paths)}.onnx"
+        ir.save(model, paths[name], external_data=f"{paths[name].name}.data")
+        del model
+    chunk = args.views if stage == "aggregator" else 1
+    shapes = {name: [min(chunk, len(value)), *value.shape[1:]] for name, value in inputs.items()}
+    results: dict[str, Any] = {}
+    for backend, load, options in BACKENDS:
+        loaders: dict[str, Callable[[], Any]] = {
+            name: functools.partial(load_variant, load, path, chunk, inputs, threads=args.threads, **options)
+            for name, path in paths.items()
+        }
+        if backend.startswith("openvino"):
+            more = {**options, "shapes": shapes}
+            built = paths["as built"]
+            loaders["static shapes"] = functools.partial(
+                load_variant, load, built, chunk, inputs, threads=args.threads, **more
+            )
+        figures = take_turns(loaders, args.rounds)
+        built_figure = figures["as built"]
+        scale = np.abs(built_figure.first_output).max()
+        results[backend] = {
+            name: {
+                "median_s": round(figure.median_s, 4),
+                "times_built": round(figure.ratio(built_figure), 3),
+                "max_rel_error": float(f"{np.abs(figure.first_output - built_figure.first_output).max() / scale:.1e}"),
+                "places": places.get(name),
+            }
+            for name, figure in figures.items()
+        }
+    return results
+
+
+BACKENDS: tuple[tuple[str, Callable[..., Any], dict[str, Any]], ...] = (
+    ("onnxruntime", load_first, {}),
+    ("openvino", load_openvino, {}),
+    ("openvino bf16", load_openvino, {"precision": "bf16"}),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", required=True)
+    parser.add_argument(
+        "--stages", nargs="+", default=["image_encoder", "geometry_encoder", "aggregator", "dense_head"]
+    )
+    parser.add_argument("--size", default="518x392", type=lambda text: tuple(map(int, text.split("x"))))
+    parser.add_argument("--views", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args()
+    bundle = Bundle.open(args.bundle, verify=False)
+    results = {}
+    for stage in args.stages:
+        with tempfile.TemporaryDirectory(dir=args.bundle + "/..") as folder:
+            results[stage] = measure(bundle, stage, args, Path(folder))
+    record = {
+        "benchmark": "speed_work",
+        "model": bundle.manifest.model.id,
+        "views": args.views,
+        "size": "{}x{}".format(*args.size),
+        "threads": args.threads,
+        "rounds": args.rounds,
+        **origin("mapengine", "onnxruntime", "openvino", "numpy"),
+        "results": results,
+    }
+    write_record(record, args.json)
+
+
+if __name__ == "__main__":
+    main()
