@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ Run = Callable[[Arrays], np.ndarray]
 Variant = tuple[Callable[..., Run], int, dict[str, Any]]
 """Loader, views per call, options."""
 OUTPUT = 3
-"""Aggregator: the last map; dense head: mask logits."""
+"""Aggregator: the last map; dense head: mask logits. The last output of stages that have fewer."""
 
 
 def load_onnxruntime(path: Path, threads: int, arena: bool = False, spinning: bool = True) -> Run:
@@ -41,23 +41,32 @@ def load_onnxruntime(path: Path, threads: int, arena: bool = False, spinning: bo
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    output = session.get_outputs()[OUTPUT].name
+    output = session.get_outputs()[: OUTPUT + 1][-1].name
     return lambda inputs: session.run([output], inputs)[0]
 
 
-def load_openvino(path: Path, threads: int, precision: str = "f32", hint: str = "LATENCY") -> Run:
-    """A stage in OpenVINO; the defaults are what the runtime chose."""
+def load_openvino(
+    path: Path,
+    threads: int,
+    precision: str = "f32",
+    hint: str = "LATENCY",
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Run:
+    """A stage in OpenVINO; the defaults are what the runtime chose. With ``shapes`` its inputs have only those."""
     import openvino
 
     core = openvino.Core()
+    model = core.read_model(str(path))
+    if shapes is not None:
+        model.reshape({name: openvino.PartialShape(list(shape)) for name, shape in shapes.items()})
     options = {
         "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": hint,
         "INFERENCE_NUM_THREADS": str(threads),
     }
-    compiled = core.compile_model(core.read_model(str(path)), "CPU", options)
-    request = compiled.create_infer_request()
-    return lambda inputs: np.array(request.infer(inputs, share_inputs=True)[OUTPUT])
+    request = core.compile_model(model, "CPU", options).create_infer_request()
+    output = min(OUTPUT, len(model.outputs) - 1)
+    return lambda inputs: np.array(request.infer(inputs, share_inputs=True)[output])
 
 
 def load_variant(load: Callable[..., Run], path: Path, chunk: int, inputs: Arrays, **options: Any) -> Callable[[], Any]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from contest import take_turns
-from cpu_options import load_variant, make_inputs
+from cpu_options import load_onnxruntime, load_openvino, load_variant, make_inputs
 from record import origin, write_record
 
 from mapengine.runtime.backends.base import default_threads
@@ -106,37 +106,6 @@ CHANGES: dict[str, dict[str, Change]] = {
 }
 
 
-def load_openvino(path: Path, threads: int, precision: str = "f32", shapes: dict[str, list[int]] | None = None) -> Any:
-    """A stage in OpenVINO; returns its last output."""
-    import openvino
-
-    core = openvino.Core()
-    model = core.read_model(str(path))
-    if shapes is not None:
-        model.reshape({name: openvino.PartialShape(shape) for name, shape in shapes.items()})
-    options = {
-        "INFERENCE_PRECISION_HINT": precision,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": str(threads),
-    }
-    request = core.compile_model(model, "CPU", options).create_infer_request()
-    last = len(model.outputs) - 1
-    return lambda inputs: np.array(request.infer(inputs, share_inputs=True)[min(last, 3)])
-
-
-def load_first(path: Path, threads: int) -> Any:
-    """A stage in ONNX Runtime, with the output that :func:`load_openvino` returns."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.enable_cpu_mem_arena = False
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda inputs: session.run([names[min(len(names) - 1, 3)]], inputs)[0]
-
-
 def measure(bundle: Bundle, stage: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Time a stage and its variants on every backend and precision."""
     inputs = make_inputs(bundle, stage, args.views, *args.size)
@@ -178,7 +147,7 @@ def measure(bundle: Bundle, stage: str, args: argparse.Namespace, folder: Path) 
 
 
 BACKENDS: tuple[tuple[str, Callable[..., Any], dict[str, Any]], ...] = (
-    ("onnxruntime", load_first, {}),
+    ("onnxruntime", load_onnxruntime, {}),
     ("openvino", load_openvino, {}),
     ("openvino bf16", load_openvino, {"precision": "bf16"}),
 )

@@ -16,7 +16,7 @@ from mapengine.runtime import preprocess_inputs
 from mapengine.runtime.errors import BackendUnavailableError, InputError
 from mapengine.runtime.inputs import raw_views
 from mapengine.runtime.profiling import Contender
-from mapengine.runtime.profiling.engine_subject import StageClock
+from mapengine.runtime.profiling.engine_subject import StageClock, phases
 from mapengine.runtime.scene import Scene
 
 from .reference import load_model
@@ -83,16 +83,8 @@ class TorchSubject:
                 views, use_amp=self._amp is not None, amp_dtype=self._amp or "fp32", progress=clock
             )
         predictions = [{key: value.cpu().numpy() for key, value in p.items()} for p in found]
-        inferred = time.perf_counter()
         Scene.from_predictions(predictions, names)
-        end = time.perf_counter()
-        network = sum(clock.seconds.values())
-        return {
-            "pre-processing": loaded - start,
-            **clock.seconds,
-            "post-processing": inferred - loaded - network + end - inferred,
-            "total": end - start,
-        }
+        return phases(clock, start, loaded, time.perf_counter())
 
     def device_seconds(self) -> dict[str, float] | None:
         """Not told."""

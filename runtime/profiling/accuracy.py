@@ -42,7 +42,7 @@ def add_accuracy(results: Sequence[dict[str, Any]], evaluations: Sequence[Mappin
 
 def _belongs(result: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
     try:
-        same = all(record[key] == result[key] for key in ("model", "precision", "weights_sha256"))
+        same = all(record[key] == result.get(key) for key in ("model", "precision", "weights_sha256"))
         size = record["size"] == "{}x{}".format(*result["size"])
         rendered = record["benchmark"] == "evaluation" and record["data"] == "rendered"
         where = str(record["where"])

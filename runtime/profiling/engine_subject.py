@@ -25,6 +25,17 @@ class StageClock:
         self._last = now
 
 
+def phases(clock: StageClock, start: float, loaded: float, end: float) -> dict[str, float]:
+    """Seconds by phase of a call that had its views at ``loaded``: what no stage took is before or after them."""
+    network = sum(clock.seconds.values())
+    return {
+        "pre-processing": loaded - start,
+        **clock.seconds,
+        "post-processing": end - loaded - network,
+        "total": end - start,
+    }
+
+
 class EngineSubject:
     """See :class:`.workers.Subject`."""
 
@@ -53,16 +64,8 @@ class EngineSubject:
         loaded = time.perf_counter()
         clock = StageClock()
         predictions = self._engine.infer(views, progress=clock)
-        inferred = time.perf_counter()
         Scene.from_predictions(predictions, names)
-        end = time.perf_counter()
-        network = sum(clock.seconds.values())
-        return {
-            "pre-processing": loaded - start,
-            **clock.seconds,
-            "post-processing": inferred - loaded - network + end - inferred,
-            "total": end - start,
-        }
+        return phases(clock, start, loaded, time.perf_counter())
 
     def device_seconds(self) -> dict[str, float] | None:
         """See :class:`.workers.Subject`."""
