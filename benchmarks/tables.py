@@ -291,7 +291,48 @@ def _evaluation(record: dict[str, Any]) -> str:
     from mapengine.calibration.evaluation import markdown_table
 
     what = f"`{record['model']}`, {record['precision'].upper()}, {record['where']}"
-    return f"{markdown_table(record)}\n\n{what}. {_origin(record)}"
+    float32 = _float32_of(record)
+    table = markdown_table(record) if float32 is None else _kept(record, float32)
+    return f"{table}\n\n{what}. {_origin(record)}"
+
+
+def _float32_of(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The evaluation of the same weights on the same scenes in float32, if this is one of reduced precision."""
+    if record["precision"] == "fp32":
+        return None
+    for path in sorted((ROOT / "benchmarks" / "results").glob("eval-*.json")):
+        other: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        same = ("weights_sha256", "scenes", "seed", "size")
+        if other["precision"] == "fp32" and all(other.get(key) == record[key] for key in same):
+            return other
+    return None
+
+
+def _kept(record: dict[str, Any], float32: dict[str, Any]) -> str:
+    """Part of every metric of every task that a reduced precision keeps."""
+    from mapengine.calibration.evaluation import METRICS, kept_parts
+
+    found, wanted = ({name: task["metrics"] for name, task in r["results"].items()} for r in (record, float32))
+    parts = kept_parts(found, wanted)
+    shown = [metric for metric in METRICS if any(key == metric.key for _, key in parts)]
+    rows = [
+        [
+            f"`{task}`",
+            *(f"{100 * parts[task, m.key]:.1f}" if (task, m.key) in parts else "-" for m in shown),
+        ]
+        for task in found
+    ]
+    task, key = min(parts, key=lambda each: parts[each])
+    title = next(metric.title for metric in METRICS if metric.key == key)
+    many = " and ".join(
+        f"{sum(part >= bar for part in parts.values())} of {len(parts)} figures are {100 * bar:g} or more"
+        for bar in (0.99, 0.999)
+    )
+    what = (
+        f"Per cent of float32's accuracy that is kept, over the same {record['scenes']} scenes: {many}; the least is "
+        f"{100 * parts[task, key]:.1f}, {title} of `{task}`."
+    )
+    return f"{_table(['task', *(metric.title for metric in shown)], rows)}\n\n{what}"
 
 
 _STAGES = ("image_encoder", "geometry_encoder", "aggregator", "dense_head")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from mapengine.calibration.evaluation import METRICS, evaluate
+from mapengine.calibration.evaluation import TaskMetrics, evaluate, kept_parts
 from mapengine.calibration.evaluation.tasks import HELD_OUT_SEED
 from mapengine.calibration.scenes import RenderedScene, render_scene
 from mapengine.runtime.errors import InputError
@@ -15,18 +13,14 @@ TASKS = ("image-only-1", "image-only-4", "depth", "mixed", "all")
 """Of :data:`mapengine.calibration.evaluation.TASKS`: one and more views, and every kind of input."""
 FIRST_SEED = 600_000
 """Of the scenes: none that is calibrated with, and none that an evaluation holds out."""
-LEAST_SHARE = 0.02
-"""A share (of inliers, or under a curve) that is smaller in float32 already says nothing of rounding."""
 
 _VIEWS = 4
-_SHARES = frozenset(metric.key for metric in METRICS if metric.form.endswith("%"))
 
 
 class GeometryQuality:
     """The least part of a metric that is kept, over all metrics of all tasks; at most 1.
 
-    Of a share (inliers, area under a recall curve, overlap of masks) ``found / float32`` is kept, of an error
-    ``float32 / found``. Shares below :data:`LEAST_SHARE` and errors of 0 in float32 are left out.
+    Parts are those of :func:`mapengine.calibration.evaluation.kept_parts`.
 
     Attributes:
         description: for the calibration's file.
@@ -48,25 +42,16 @@ class GeometryQuality:
             raise InputError(f"{scenes} scenes are none to measure geometry on; give at least 1")
         self.description = describe(scenes, size)
         self._scenes = [render_scene(FIRST_SEED + index, _VIEWS, *size) for index in range(scenes)]
-        self._wanted = dict(self._measure(reference))
+        self._wanted = self._measure(reference)
         self.kept: dict[tuple[str, str], float] = {}
 
     def __call__(self, model: MapAnything) -> float:
-        self.kept = {}
-        for (task, key), found in self._measure(model):
-            wanted = self._wanted[task, key]
-            if key in _SHARES and wanted >= LEAST_SHARE:
-                self.kept[task, key] = found / wanted
-            elif key not in _SHARES and wanted > 0:
-                self.kept[task, key] = wanted / max(found, 1e-30)
+        self.kept = kept_parts(self._measure(model), self._wanted)
         return min([1.0, *self.kept.values()])
 
-    def _measure(self, model: MapAnything) -> Iterator[tuple[tuple[str, str], float]]:
+    def _measure(self, model: MapAnything) -> TaskMetrics:
         scenes: list[RenderedScene] = self._scenes
-        for result in evaluate(model, scenes, tasks=TASKS).tasks:
-            for key, value in result.metrics.items():
-                if value is not None:
-                    yield (result.name, key), value
+        return {result.name: result.metrics for result in evaluate(model, scenes, tasks=TASKS).tasks}
 
 
 def describe(scenes: int, size: tuple[int, int]) -> str:
