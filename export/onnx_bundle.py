@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mapengine.calibration.quantization import Calibration
 from mapengine.runtime import Engine
@@ -49,6 +50,8 @@ Progress = Callable[[str], None]
 MINIMUM_VERSIONS = {"onnxruntime": "1.22", "openvino": "2026.0"}
 """Oldest versions that serve the exported operators (contrib MultiHeadAttention with float32 on the CPU)."""
 
+LOOSE_MARGIN = 4.0
+"""Of the golden check of a BF16 bundle for a CPU, over the error of PyTorch's BF16 autocast."""
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
 """Allowed difference of an engine from the float32 reference, relative to the largest value of an output.
 
@@ -192,7 +195,9 @@ def write_onnx_bundle(
     report("computing reference outputs")
     views = golden_views(model.data_norm_type, _small_size(profile, GOLDEN_SIZE), profile.views)
     limits: Mapping[str, float] | float
-    if calibration is None:
+    if loose:
+        limits = _loose_tolerance(model, views)
+    elif calibration is None:
         limits = TOLERANCE[precision]
     else:
         limits = measured_tolerance(model, calibration, {"golden": views, **_cases(model, profile)}, TOLERANCE[rest])
@@ -281,6 +286,18 @@ def _reduced(lowered: Sequence[LoweredStage]) -> ReducedPrecision:
     room = sorted((entry for stage in lowered for entry in stage.headroom), key=lambda entry: entry.factor)
     kept = tuple(f"{stage.name}: {module}" for stage in lowered for module in stage.kept_layers)
     return ReducedPrecision(kept, tuple(room[:_TIGHTEST]))
+
+
+def _loose_tolerance(model: MapAnything, views: list[dict[str, Any]]) -> dict[str, float]:
+    """Allowed difference per output of a bundle whose backend rounds: from what BF16 autocast does to this network.
+
+    OpenVINO rounds more than autocast (LayerNorm, softmax and gates as well), by two bits at most in what was measured.
+    """
+    wanted = model.predict(views, use_amp=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.predict(views, use_amp=False)
+    parity = measure_parity({"golden": found}, {"golden": wanted}, "PyTorch, BF16 autocast")
+    return {key: max(TOLERANCE["bf16"], LOOSE_MARGIN * output.max_rel) for key, output in parity.outputs.items()}
 
 
 def _golden(

@@ -10,10 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from mapengine.calibration.quantization import Calibration
 from mapengine.runtime.manifest import Quantization
+from mapengine.runtime.parity import measure_parity
 
 from ..onnx_export import ExportedStage
 from ..precision import LoweredStage
@@ -99,15 +98,8 @@ def measured_tolerance(
         rest: what the parts in higher precision are allowed.
     """
     network = folded(model, calibration.layers)
-    worst: dict[str, float] = {}
-    for views in cases.values():
-        wanted = model.predict(views, use_amp=False)
-        with emulated(network, calibration.quantised, calibration.precision):
-            found = network.predict(views, use_amp=False)
-        for got, want in zip(found, wanted, strict=True):
-            for key, value in want.items():
-                if value.dtype.kind == "f":
-                    difference = float(np.abs(got[key].astype(np.float64) - value).max(initial=0.0))
-                    relative = difference / max(float(np.abs(value).max(initial=0.0)), 1e-12)
-                    worst[key] = max(worst.get(key, 0.0), relative)
-    return {key: MARGIN * value + rest for key, value in worst.items()}
+    wanted = {name: model.predict(views, use_amp=False) for name, views in cases.items()}
+    with emulated(network, calibration.quantised, calibration.precision):
+        found = {name: network.predict(views, use_amp=False) for name, views in cases.items()}
+    parity = measure_parity(found, wanted, "PyTorch, rounding")
+    return {key: MARGIN * output.max_rel + rest for key, output in parity.outputs.items()}
