@@ -111,10 +111,14 @@ def accuracy_rows(record: Mapping[str, Any]) -> list[list[str]]:
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """Both tables, what was not measured, and the timing boundary."""
+    """All tables, phases for the most views only; what was not measured, and the timing boundary."""
+    most = max(entry["views"] for entry in record["results"])
+    longest = {**record, "results": [entry for entry in record["results"] if entry["views"] == most]}
     parts = [
         _table(_HEAD, rows(record)),
-        _table(("contender", "views", "phase", "p50", "share", "GFLOP", "GFLOP/s", "of the limit"), phase_rows(record)),
+        _table(
+            ("contender", "views", "phase", "p50", "share", "GFLOP", "GFLOP/s", "of the limit"), phase_rows(longest)
+        ),
     ]
     if accurate := accuracy_rows(record):
         parts.append(_table(_ACCURACY_HEAD, accurate))
