@@ -14,9 +14,12 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from attention_tables import attention, attention_accuracy, attention_tuning
+from table_text import origin_text, table
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = (
@@ -40,18 +43,6 @@ DOCUMENTS = (
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- end -->)", re.S)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _origin(record: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    machine = record["machine"]
-    threads = f", {record['threads']} threads" if "threads" in record else ""
-    return f"{machine['cpu']}{threads}; {versions}."
-
-
 def _engine(record: dict[str, Any]) -> str:
     rows = [
         [
@@ -66,7 +57,7 @@ def _engine(record: dict[str, Any]) -> str:
     ]
     head = ["engine", "median", "range", f"times the speed of {record['baseline']}", "memory", "load"]
     what = f"`{record['model']}`, {record['views']} views of {record['size']}, FP32, {record['rounds']} rounds in turn"
-    return f"{_table(head, rows)}\n\n{what}. {_origin(record)}"
+    return f"{table(head, rows)}\n\n{what}. {origin_text(record)}"
 
 
 def _cpu_options(record: dict[str, Any]) -> str:
@@ -84,7 +75,7 @@ def _cpu_options(record: dict[str, Any]) -> str:
     ]
     head = ["stage", "variant", "median", "time / chosen", "memory", "largest error"]
     what = f"`{record['model']}`, {record['views']} views of {record['size']}, {record['rounds']} rounds in turn"
-    return f"{_table(head, rows)}\n\n{what}. {_origin(record)}"
+    return f"{table(head, rows)}\n\n{what}. {origin_text(record)}"
 
 
 def _postprocess(record: dict[str, Any]) -> str:
@@ -99,7 +90,7 @@ def _postprocess(record: dict[str, Any]) -> str:
     ]
     head = ["scene", "plain NumPy transcription", "mapengine", "ratio"]
     what = f"One view of {record['size']}, default options, {record['rounds']} runs in turn, one thread"
-    return f"{_table(head, rows)}\n\n{what}. {_origin(record)}"
+    return f"{table(head, rows)}\n\n{what}. {origin_text(record)}"
 
 
 def _build(record: dict[str, Any]) -> str:
@@ -120,7 +111,7 @@ def _build(record: dict[str, Any]) -> str:
     ]
     head = ["precision", "views, sizes", "stage", "time", "host memory", "plan", "device memory", "attention fused"]
     what = f"`{record['model']}` compiled with {record['backend']} for its default GPUs, on a machine without one"
-    return f"{_table(head, rows)}\n\n{what}. {_origin(record)}"
+    return f"{table(head, rows)}\n\n{what}. {origin_text(record)}"
 
 
 def _gpu_test(record: dict[str, Any]) -> str:
@@ -138,7 +129,7 @@ def _gpu_test(record: dict[str, Any]) -> str:
     what = (
         f"`{record['model']}` on {gpu['name']} (compute capability {gpu['compute_capability']}, CUDA {gpu['driver']})"
     )
-    return f"{_table(head, rows)}\n\n{what}. {_origin(record)}"
+    return f"{table(head, rows)}\n\n{what}. {origin_text(record)}"
 
 
 def _precision(record: dict[str, Any]) -> str:
@@ -158,9 +149,9 @@ def _precision(record: dict[str, Any]) -> str:
         if tight is not None:
             room = f" Least room in FP16: {tight['tensor']} fits {tight['factor']:.0f} times."
         stages_are = "Stages: root mean square error of the worst output over that output's root mean square"
-        parts.append(f"{_table(head, rows)}\n\n{stages_are}; *same* as the policy.{room}")
+        parts.append(f"{table(head, rows)}\n\n{stages_are}; *same* as the policy.{room}")
     what = f"`{record['model']}`, {record['size']}, cases: {', '.join(record['cases'])}"
-    return "\n\n".join([*parts, f"{what}. {_origin(record)}"])
+    return "\n\n".join([*parts, f"{what}. {origin_text(record)}"])
 
 
 def _precision_range(record: dict[str, Any]) -> str:
@@ -173,117 +164,7 @@ def _precision_range(record: dict[str, Any]) -> str:
             rows.append([place, precision.upper(), f"{results['largest']:.0e}", *depths, kept])
     head = ["scaled", "precision", "largest", "depth AbsRel without ranges", "with ranges", "layers kept in float32"]
     what = f"`{record['model']}`, {record['size']}, cases: {', '.join(record['cases'])}"
-    return f"{_table(head, rows)}\n\n{what}. {_origin(record)}"
-
-
-def _attention(record: dict[str, Any]) -> str:
-    rows = [
-        [
-            f"`{name}`",
-            f"sm_{architecture}",
-            str(figures["registers"]),
-            f"{figures['spilled_bytes']} B",
-            f"{figures['shared_bytes'] / 1024:.0f} KiB",
-            f"{figures['warps_per_multiprocessor']} ({100 * figures['occupancy']:.0f} %)",
-            ", ".join(f"`{name}`" for name in figures["tensor_cores"]),
-        ]
-        for name, architectures in record["compiled"].items()
-        for architecture, figures in architectures.items()
-    ]
-    head = ["kernel", "GPU", "registers", "spilled", "shared memory", "warps per multiprocessor", "tensor cores"]
-    parts = [_table(head, rows)] if rows else []
-    speed = record["speed"]
-    if isinstance(speed, str):
-        parts += [_attention_work(record), f"Speed {speed}."]
-    else:
-        parts.append(_attention_speed(speed))
-    if "trained" in record:
-        parts.append(_attention_kept(record["trained"]))
-    compiler = ", ".join(f"{name} {version}" for name, version in record["compiler"].items())
-    gpu = record["machine"]["gpu"]
-    where = f"{gpu['name']}, CUDA {gpu['cuda']}; " if gpu else ""
-    what = f"{record['what'][0].upper()}{record['what'][1:]}." + (f" Compiled by {compiler}." if compiler else "")
-    return "\n\n".join([*parts, f"{what} {where}{_origin(record)}"])
-
-
-def _attention_work(record: dict[str, Any]) -> str:
-    rows = [
-        [
-            views,
-            str(figures["length"]),
-            name,
-            f"{figures['tflop']:.3g}",
-            f"{figures['dram_mb']:.0f} MB",
-            f"{figures['l2_gb']:.3g} GB",
-            f"{figures['flop_per_l2_byte']:.0f}",
-        ]
-        for views, kernels in record["work"].items()
-        for name, figures in kernels.items()
-    ]
-    head = ["views", "tokens", "kernel", "TFLOP", "DRAM, at least", "loads and stores", "FLOP per byte loaded"]
-    return _table(head, rows)
-
-
-def _attention_speed(speed: dict[str, Any]) -> str:
-    rows = []
-    for views, results in speed.items():
-        flash = results["torch flash"].get("median_ms")
-        for name, figures in results.items():
-            if "refused" in figures:
-                rows.append([views, name, "refused", "", "", figures["refused"]])
-                continue
-            median = figures["median_ms"]
-            ratio = f"{flash / median:.2f}" if flash else ""
-            error = f"{figures['relative_error']:.1e}"
-            rows.append([views, name, f"{median:.2f} ms", f"{figures['tflops']:.0f}", ratio, error])
-    return _table(["views", "attention", "time", "TFLOP/s", "times torch flash", "error"], rows)
-
-
-def _attention_kept(trained: dict[str, Any]) -> str:
-    rows = []
-    for threshold, figures in trained["thresholds"].items():
-        timed = "median_ms" in figures
-        speed = f"{trained['dense_ms'] / figures['median_ms']:.2f}" if timed else "not measured"
-        rows.append([threshold, f"{100 * figures['kept']:.0f} %", speed])
-    what = f"Inputs of `{trained['model']}`, {trained['views']} views, {trained['length']} tokens, global layers"
-    return f"{what}:\n\n{_table(['threshold', 'blocks kept', 'times dense'], rows)}"
-
-
-def _attention_accuracy(record: dict[str, Any]) -> str:
-    rows = [
-        [
-            views,
-            name,
-            f"{100 * figures['kept']:.0f} %",
-            f"{figures['depth_abs_rel']:.4f}",
-            f"{figures['points_abs_rel']:.4f}",
-            f"{figures['rotation_degrees']:.2f}°",
-            f"{figures['metric_scale_abs_rel']:.4f}",
-        ]
-        for views, variants in record["results"].items()
-        for name, figures in variants.items()
-    ]
-    head = ["views", "attention", "blocks kept", "depth AbsRel", "points AbsRel", "rotation", "scale AbsRel"]
-    return f"{_table(head, rows)}\n\n{record['what']}, {record['size']}. {_origin(record)}"
-
-
-def _attention_tuning(record: dict[str, Any]) -> str:
-    rows = [
-        [
-            figures["kernel"],
-            f"{figures['keys']}",
-            f"{figures['warps']}",
-            f"{figures['stages']}",
-            f"{figures['median_ms']:.2f} ms",
-            f"{figures['tflops']:.0f}",
-        ]
-        for figures in record["results"]
-    ]
-    refused = sorted({figures["kernel"] for figures in record["refused"]})
-    note = f" Refused by this Triton: {', '.join(refused)}." if refused else ""
-    head = ["kernel", "keys per step", "warps", "stages", "time", "TFLOP/s"]
-    what = f"{record['what'][0].upper()}{record['what'][1:]}, {record['machine']['gpu']['name']}."
-    return f"{_table(head, rows)}\n\n{what}{note} {_origin(record)}"
+    return f"{table(head, rows)}\n\n{what}. {origin_text(record)}"
 
 
 def _evaluation(record: dict[str, Any]) -> str:
@@ -292,8 +173,8 @@ def _evaluation(record: dict[str, Any]) -> str:
 
     what = f"`{record['model']}`, {record['precision'].upper()}, {record['where']}"
     float32 = _float32_of(record)
-    table = markdown_table(record) if float32 is None else _kept(record, float32)
-    return f"{table}\n\n{what}. {_origin(record)}"
+    figures = markdown_table(record) if float32 is None else _kept(record, float32)
+    return f"{figures}\n\n{what}. {origin_text(record)}"
 
 
 def _float32_of(record: dict[str, Any]) -> dict[str, Any] | None:
@@ -332,7 +213,7 @@ def _kept(record: dict[str, Any], float32: dict[str, Any]) -> str:
         f"Per cent of float32's accuracy that is kept, over the same {record['scenes']} scenes: {many}; the least is "
         f"{100 * parts[task, key]:.1f}, {title} of `{task}`."
     )
-    return f"{_table(['task', *(metric.title for metric in shown)], rows)}\n\n{what}"
+    return f"{table(['task', *(metric.title for metric in shown)], rows)}\n\n{what}"
 
 
 _STAGES = ("image_encoder", "geometry_encoder", "aggregator", "dense_head")
@@ -342,7 +223,7 @@ def _scenes(record: dict[str, Any]) -> str:
     rate = record["views_per_second"]
     row = [f"{rate['median']:.0f}", f"{rate['min']:.0f} to {rate['max']:.0f}", str(record["processes"]), record["size"]]
     head = ["views per second", "range", "processes", "size"]
-    return f"{_table(head, [row])}\n\n{record['views_per_round']} views a round. {_origin(record)}"
+    return f"{table(head, [row])}\n\n{record['views_per_round']} views a round. {origin_text(record)}"
 
 
 def _training(record: dict[str, Any]) -> str:
@@ -364,7 +245,7 @@ def _training(record: dict[str, Any]) -> str:
         f"{record['steps']} steps of {views} views in {record['minutes']} minutes on {run['device']}, "
         f"{config['scenes']} scenes; validation on {config['evaluation_scenes']} others."
     )
-    return f"{_table(head, rows)}\n\n{what} python {run['python']}, torch {run['torch']}."
+    return f"{table(head, rows)}\n\n{what} python {run['python']}, torch {run['torch']}."
 
 
 def _memory(record: dict[str, Any]) -> str:
@@ -381,7 +262,7 @@ def _memory(record: dict[str, Any]) -> str:
             rows.append(cells)
     head = ["backend", "views", "all predictions kept", "planned", "streamed", "planned"]
     what = f"`{record['model']}`, {record['size']}: {record['what']}"
-    return f"{_table(head, rows)}\n\n{what}. {_origin(record)}"
+    return f"{table(head, rows)}\n\n{what}. {origin_text(record)}"
 
 
 def _loading(record: dict[str, Any]) -> str:
@@ -395,14 +276,14 @@ def _loading(record: dict[str, Any]) -> str:
         ]
     ]
     head = ["one after the other", "`load_images`", "ratio", "pixels"]
-    return f"{_table(head, rows)}\n\n{record['what'][0].upper()}{record['what'][1:]}. {_origin(record)}"
+    return f"{table(head, rows)}\n\n{record['what'][0].upper()}{record['what'][1:]}. {origin_text(record)}"
 
 
 def _profile(record: dict[str, Any]) -> str:
     # The program's own tables, so that the documentation shows what `mapengine profile` shows.
     from mapengine.runtime.profiling.report import markdown
 
-    return f"{markdown(record)}\n\n{_origin(record)}"
+    return f"{markdown(record)}\n\n{origin_text(record)}"
 
 
 def _saved(record: dict[str, Any]) -> str:
@@ -417,7 +298,7 @@ def _saved(record: dict[str, Any]) -> str:
         "saved by a session, one new frame",
         "saved when only poses change",
     ]
-    return f"{_table(head, rows)}\n\n{record['what']}."
+    return f"{table(head, rows)}\n\n{record['what']}."
 
 
 def _speed_work(record: dict[str, Any]) -> str:
@@ -436,7 +317,7 @@ def _speed_work(record: dict[str, Any]) -> str:
     ]
     head = ["stage", "backend", "graph", "median", "time / as built", "largest difference"]
     what = f"`{record['model']}`, {record['views']} views of {record['size']}, {record['rounds']} rounds in turn."
-    return f"{_table(head, rows)}\n\n{what} {_origin(record)}"
+    return f"{table(head, rows)}\n\n{what} {origin_text(record)}"
 
 
 RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -447,9 +328,9 @@ RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "gpu_test": _gpu_test,
     "precision": _precision,
     "precision_range": _precision_range,
-    "attention": _attention,
-    "attention_tuning": _attention_tuning,
-    "attention_accuracy": _attention_accuracy,
+    "attention": attention,
+    "attention_tuning": attention_tuning,
+    "attention_accuracy": attention_accuracy,
     "evaluation": _evaluation,
     "scenes": _scenes,
     "training": _training,
@@ -464,14 +345,14 @@ RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
 def rendered(text: str) -> str:
     """``text`` with every marked table made anew from its results."""
 
-    def table(match: re.Match[str]) -> str:
+    def filled(match: re.Match[str]) -> str:
         path = ROOT / "benchmarks" / "results" / f"{match[2]}.json"
         if not path.exists():
             return f"{match[1]}*Not measured yet.*\n{match[3]}"
         record = json.loads(path.read_text(encoding="utf-8"))
         return f"{match[1]}{RENDER[record['benchmark']](record)}\n{match[3]}"
 
-    return MARKED.sub(table, text)
+    return MARKED.sub(filled, text)
 
 
 def main() -> int:

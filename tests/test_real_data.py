@@ -177,8 +177,8 @@ KNOWN: dict[str, dict[str, Any]] = {
     "all": {"intrinsics": CAMERA, "depths": DEPTHS, "poses": POSES},
     "mixed": {
         "intrinsics": [CAMERA if i in (0, 1, 3, 6) else None for i in range(8)],
-        "depths": [DEPTHS[i] if i in (1, 3) else None for i in range(8)],
-        "poses": [POSES[i] if i in (0, 2, 3, 7) else None for i in range(8)],
+        "depths": [path if i in (1, 3) else None for i, path in enumerate(DEPTHS)],
+        "poses": [path if i in (0, 2, 3, 7) else None for i, path in enumerate(POSES)],
         "metric": [True, True, None, True, None, None, None, True],
     },
 }
