@@ -36,7 +36,7 @@ def plan(
     measure: Annotated[bool, typer.Option("--measure", help="Measure again what is known of this bundle.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what views of BUNDLE fit into memory.
+    """Say how many views of BUNDLE fit into memory.
 
     The first plan of a bundle on a machine runs it a few times, in processes of their own, and keeps what it measured.
     With both --memory and --views the exit code is 1 if the views do not fit.

@@ -90,12 +90,14 @@ def profile(
     from mapengine.runtime.files import atomic_write
     from mapengine.runtime.profiling import Settings
     from mapengine.runtime.profiling import profile as measure
-    from mapengine.runtime.profiling.accuracy import add_accuracy
+    from mapengine.runtime.profiling.accuracy import add_accuracy, check_evaluation
     from mapengine.runtime.profiling.environment import clocks, environment
     from mapengine.runtime.profiling.report import markdown, rows
 
     old = None if compare is None else _read(compare)
     evaluations = [_read(path) for path in accuracy or ()]
+    for evaluation in evaluations:
+        check_evaluation(evaluation)
     manifests = _manifests(bundles)
     sizes = _sizes(manifests, resolution)
     settings = Settings(_counts(views, manifests, sizes), sizes, runs, seconds, warmup)

@@ -33,7 +33,7 @@ from mapengine.runtime.manifest import (
     StageSpec,
     TensorSpec,
 )
-from mapengine.runtime.parity import measure_parity
+from mapengine.runtime.parity import Predictions, measure_parity
 from mapengine.runtime.parity_record import Parity, Tolerance
 from mapengine.runtime.pipeline import Pipeline
 from mapengine.runtime.profile import AnySize, Profile
@@ -194,14 +194,15 @@ def write_onnx_bundle(
     )
     report("computing reference outputs")
     views = golden_views(model.data_norm_type, _small_size(profile, GOLDEN_SIZE), profile.views)
+    predictions = model.predict(views, use_amp=False)
     limits: Mapping[str, float] | float
     if loose:
-        limits = _loose_tolerance(model, views)
+        limits = _loose_tolerance(model, views, predictions)
     elif calibration is None:
         limits = TOLERANCE[precision]
     else:
         limits = measured_tolerance(model, calibration, {"golden": views, **_cases(model, profile)}, TOLERANCE[rest])
-    golden = _golden(model, writer, views, limits)
+    golden = _golden(writer, views, predictions, limits)
     manifest = Manifest(
         created_by=metadata.version("mapengine"),
         tools=_tool_versions(),
@@ -288,12 +289,11 @@ def _reduced(lowered: Sequence[LoweredStage]) -> ReducedPrecision:
     return ReducedPrecision(kept, tuple(room[:_TIGHTEST]))
 
 
-def _loose_tolerance(model: MapAnything, views: list[dict[str, Any]]) -> dict[str, float]:
+def _loose_tolerance(model: MapAnything, views: list[dict[str, Any]], wanted: Predictions) -> dict[str, float]:
     """Allowed difference per output of a bundle whose backend rounds: from what BF16 autocast does to this network.
 
     OpenVINO rounds more than autocast (LayerNorm, softmax and gates as well), by two bits at most in what was measured.
     """
-    wanted = model.predict(views, use_amp=False)
     with torch.autocast("cpu", torch.bfloat16):
         found = model.predict(views, use_amp=False)
     parity = measure_parity({"golden": found}, {"golden": wanted}, "PyTorch, BF16 autocast")
@@ -301,9 +301,8 @@ def _loose_tolerance(model: MapAnything, views: list[dict[str, Any]]) -> dict[st
 
 
 def _golden(
-    model: MapAnything, writer: BundleWriter, views: list[dict[str, Any]], limits: Mapping[str, float] | float
+    writer: BundleWriter, views: list[dict[str, Any]], predictions: Predictions, limits: Mapping[str, float] | float
 ) -> Golden:
-    predictions = model.predict(views, use_amp=False)
     tolerance = {}
     for key, value in predictions[0].items():
         if value.dtype.kind == "f":

@@ -10,6 +10,20 @@ from ..errors import InputError
 FIGURES = ("depth_abs_rel", "rotation_degrees")
 
 
+_NEEDED = {"model", "weights_sha256", "precision", "where", "size", "results"}
+
+
+def check_evaluation(record: Any) -> None:
+    """Refuse what :func:`add_accuracy` cannot use, before minutes are spent on what it would be joined with.
+
+    Raises:
+        InputError: no record of `mapengine eval` on rendered scenes.
+    """
+    fits = isinstance(record, Mapping) and record.keys() >= _NEEDED
+    if not fits or (record.get("benchmark"), record.get("data")) != ("evaluation", "rendered"):
+        raise InputError("a file is no record of `mapengine eval` on rendered scenes; give one that --json wrote")
+
+
 def add_accuracy(results: Sequence[dict[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> None:
     """Give every result the errors that were found for its model, precision and backend, from images alone.
 
@@ -21,6 +35,8 @@ def add_accuracy(results: Sequence[dict[str, Any]], evaluations: Sequence[Mappin
     Raises:
         InputError: something else than such a record, or one that belongs to none of the results.
     """
+    for record in evaluations:
+        check_evaluation(record)
     used = [False] * len(evaluations)
     for result in results:
         result["accuracy"] = None
@@ -41,17 +57,11 @@ def add_accuracy(results: Sequence[dict[str, Any]], evaluations: Sequence[Mappin
 
 
 def _belongs(result: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
-    try:
-        same = all(record[key] == result.get(key) for key in ("model", "precision", "weights_sha256"))
-        size = record["size"] == "{}x{}".format(*result["size"])
-        rendered = record["benchmark"] == "evaluation" and record["data"] == "rendered"
-        where = str(record["where"])
-    except (KeyError, TypeError):
-        raise InputError(
-            "a file is no record of `mapengine eval` on rendered scenes; give one that --json wrote"
-        ) from None
+    same = all(record[key] == result.get(key) for key in ("model", "precision", "weights_sha256"))
+    size = record["size"] == "{}x{}".format(*result["size"])
+    where = record["where"]
     runs_it = where.startswith(f"{result['backend']} ") or (result["kind"] == "pytorch" and where.startswith("PyTorch"))
-    return same and size and rendered and runs_it
+    return same and size and runs_it
 
 
 def pareto(results: Sequence[Mapping[str, Any]], views: int) -> list[Mapping[str, Any]]:
