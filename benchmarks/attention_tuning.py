@@ -2,8 +2,8 @@
 
     python benchmarks/attention_tuning.py --json benchmarks/results/attention-tuning.json
 
-For each kernel, head size and choice: the median of runs at L = 1370 V tokens, in turn, after a warm-up. The best ones
-go into ``kernels/tuning.py``. Compiling takes longest, so it is shared out over processes first; the timed process
+For each kernel, head size and choice: the median of runs at L = 1370 V tokens, in turn, after a warm-up. With
+``--store`` the best ones go into ``kernels/tuned.json``. Compiling takes longest, so it is shared out over processes first; the timed process
 finds the results in Triton's cache.
 """
 
@@ -24,7 +24,8 @@ from attention import HEADS, TOKENS, gpu, median_ms, reason
 from record import origin, write_record
 
 from mapengine.kernels.costs import attention_cost
-from mapengine.kernels.tuning import KEY_BLOCK, QUERY_BLOCK, Tile
+from mapengine.kernels.tuning import KEY_BLOCK, KINDS, QUERY_BLOCK, TUNED, Tile
+from mapengine.runtime.files import atomic_write
 
 HEAD_DIM = 64
 KERNELS = ("dense", "int8", "int8-fp8", "sparse", "sparse-int8", "sparse-int8-fp8")
@@ -35,11 +36,11 @@ WIDE = [Tile(QUERY_BLOCK, 2 * KEY_BLOCK, warps, stages) for warps in (4, 8) for 
 Job = tuple[str, int, Tile]
 
 
-def jobs(head_dims: list[int]) -> list[Job]:
+def jobs(head_dims: list[int], kernels: list[str]) -> list[Job]:
     """Everything that is timed."""
     return [
         (kernel, dim, tile)
-        for kernel, dim in itertools.product(KERNELS, head_dims)
+        for kernel, dim in itertools.product(kernels, head_dims)
         for tile in (CHOICES + WIDE if kernel == "dense" else CHOICES)
     ]
 
@@ -101,11 +102,24 @@ def timed(all_jobs: list[Job], views: int, rounds: int) -> list[dict[str, Any]]:
     return sorted(results, key=lambda r: (r["kernel"], r["head_dim"], r["median_ms"]))
 
 
+def store(results: list[dict[str, Any]], capability: str) -> None:
+    """Keep the fastest warps and stages of each kind of kernel, with blocks as the ahead-of-time kernels have them."""
+    tuned = json.loads(TUNED.read_text(encoding="utf-8"))
+    for result in sorted(results, key=lambda r: r["median_ms"], reverse=True):  # the fastest is written last
+        if result["kernel"] in KINDS and result["keys"] == KEY_BLOCK:
+            of_size = tuned.setdefault(capability.replace(".", ""), {}).setdefault(str(result["head_dim"]), {})
+            of_size[result["kernel"]] = {"warps": result["warps"], "stages": result["stages"]}
+    with atomic_write(TUNED) as temporary:
+        temporary.write_text(json.dumps(tuned, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--views", type=int, default=16)
     parser.add_argument("--head-dims", type=int, nargs="+", default=[HEAD_DIM])
+    parser.add_argument("--kernels", nargs="+", default=list(KERNELS), choices=KERNELS, metavar="KERNEL")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--store", action="store_true", help="keep the best in kernels/tuned.json, for this GPU's kind")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that compile")
     parser.add_argument("--json", type=Path, help="write the results there")
     args = parser.parse_args()
@@ -113,7 +127,7 @@ def main() -> int:
     if device is None:
         print("Nothing was timed: there is no NVIDIA GPU that PyTorch can use.", file=sys.stderr)
         return 1
-    wanted = jobs(args.head_dims)
+    wanted = jobs(args.head_dims, args.kernels)
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         problems = dict(zip(wanted, pool.map(compile_only, wanted), strict=True))
     usable = [job for job in wanted if problems[job] is None]
@@ -133,6 +147,8 @@ def main() -> int:
     record["machine"]["gpu"] = device
     print(json.dumps(record, indent=1))
     write_record(record, args.json)
+    if args.store:
+        store(record["results"], device["compute_capability"])
     return 0
 
 

@@ -96,7 +96,7 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     shape = check_attention(query, key, value)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    tile = tile_for(architecture_of(query), shape.head_dim)
+    tile = tile_for(architecture_of(query), shape.head_dim, "dense")
     grid = (triton.cdiv(shape.length, tile.block_m), shape.batch * shape.heads)
     dense_attention_kernel[grid](
         query,

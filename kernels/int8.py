@@ -24,7 +24,7 @@ from .errors import KernelUnavailableError
 from .launch import architecture_of, check_attention
 from .quantize import quantize_keys, quantize_keys_reference, quantize_queries, quantize_queries_reference
 from .tiles import cast, dot, softmax_step, wide
-from .tuning import FP8_FROM, KEY_BLOCK, QUERY_BLOCK, QUERY_GROUP, tile_for
+from .tuning import FP8_FROM, KEY_BLOCK, QUERY_BLOCK, QUERY_GROUP, kind_of, tile_for
 from .values import quantize_values, quantize_values_reference
 
 
@@ -132,7 +132,7 @@ def int8_attention(query: Tensor, key: Tensor, value: Tensor, *, fp8_values: boo
         check_fp8(query)
         value, value_scale = quantize_values(value)
         value_strides = (value.stride(0), value.stride(2), value.stride(1))
-    tile = tile_for(architecture_of(query), shape.head_dim)
+    tile = tile_for(architecture_of(query), shape.head_dim, kind_of(True, fp8_values))
     grid = (triton.cdiv(shape.length, tile.block_m), shape.batch * shape.heads)
     int8_attention_kernel[grid](
         query8,

@@ -26,7 +26,7 @@ from .launch import architecture_of, check_attention
 from .quantize import quantize_keys, quantize_queries
 from .selection import Selection, select, select_reference
 from .tiles import cast, dot, softmax_step, wide
-from .tuning import KEY_BLOCK, QUERY_BLOCK, QUERY_GROUP, tile_for
+from .tuning import KEY_BLOCK, QUERY_BLOCK, QUERY_GROUP, kind_of, tile_for
 from .values import quantize_values
 
 
@@ -157,7 +157,7 @@ def sparse_attention(
         check_fp8(query)
         value, value_scale = quantize_values(value)
         value_strides = (value.stride(0), value.stride(2), value.stride(1))
-    tile = tile_for(architecture_of(query), shape.head_dim)
+    tile = tile_for(architecture_of(query), shape.head_dim, kind_of(int8, fp8_values))
     grid = (triton.cdiv(shape.length, tile.block_m), shape.batch * shape.heads)
     sparse_attention_kernel[grid](
         query,

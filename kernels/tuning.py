@@ -1,7 +1,8 @@
 """Tile sizes, warps and pipeline stages per kernel, architecture and head size.
 
-The figures behind the choices are registers, spills and shared memory of compiled kernels (`make kernels` records
-them, docs/kernels.md shows them); no GPU was timed. Two rules follow from the hardware:
+Warps and stages that were timed are in ``tuned.json`` (``benchmarks/attention_tuning.py --store`` writes it). For every
+other GPU the figures behind the choices are registers, spills and shared memory of compiled kernels (`make kernels`
+records them, docs/kernels.md shows them). Two rules follow from the hardware:
 
 * Blocks of 128 queries by 64 keys: on every architecture the operands of one step fit in shared memory twice, and the
   128 rows are what the selection of key blocks is made for.
@@ -11,7 +12,10 @@ them, docs/kernels.md shows them); no GPU was timed. Two rules follow from the h
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 QUERY_BLOCK = 128
 """Queries per program, and per row of the block-sparse selection."""
@@ -51,13 +55,33 @@ class Tile:
     stages: int
 
 
-def tile_for(architecture: int, head_dim: int) -> Tile:
+TUNED = Path(__file__).with_name("tuned.json")
+"""Architecture -> head size -> kind -> ``{"warps": ..., "stages": ...}``."""
+
+KINDS = ("dense", "int8", "int8-fp8")
+"""What is tuned. A block-sparse kernel takes the tile of the dense one of its types, whose bits it gives when every
+block is kept."""
+
+
+@cache
+def _tuned() -> dict[str, dict[str, dict[str, dict[str, int]]]]:
+    return json.loads(TUNED.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def tile_for(architecture: int, head_dim: int, kind: str) -> Tile:
     """Tile of the attention kernels.
 
     Args:
         architecture: compute capability times ten (80, 89, ...).
         head_dim: 32, 64 or 128.
+        kind: one of :data:`KINDS`.
     """
     # Three stages at head size 128 spill there, and take the 99 KiB that a program has on sm_86, 89 and 120.
     stages = 2 if head_dim == 128 and architecture in _REGISTER_OPERANDS else 3
-    return Tile(QUERY_BLOCK, KEY_BLOCK, 8, stages)
+    chosen = {"warps": 8, "stages": stages} | _tuned().get(str(architecture), {}).get(str(head_dim), {}).get(kind, {})
+    return Tile(QUERY_BLOCK, KEY_BLOCK, **chosen)
+
+
+def kind_of(int8: bool, fp8_values: bool) -> str:
+    """Kind of a kernel with INT8 queries and keys, and FP8 values, or not."""
+    return ("int8-fp8" if fp8_values else "int8") if int8 else "dense"

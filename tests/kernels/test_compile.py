@@ -70,7 +70,7 @@ def test_builds_once_and_again_only_what_changed(python: Python, sources: Path) 
         assert entry["scratch_pointers"] >= 0
     attention = kernels["int8-fp8-fp16-d64.sm_89"]
     assert attention["grid"] == [{"of": "length", "per": 128}, {"of": "batch*heads", "per": 1}]
-    assert attention["threads"] == 32 * tile_for(89, 64).warps
+    assert attention["threads"] == 32 * tile_for(89, 64, "dense").warps
     assert [a["type"] for a in attention["arguments"]][:3] == ["*i8", "*i8", "*fp8e4nv"]
     assert [a["name"] for a in attention["arguments"]][7:9] == ["length", "heads"]
     assert any("s8.s8" in name for name in attention["tensor_cores"])
