@@ -3,8 +3,8 @@
     python benchmarks/attention_tuning.py --json benchmarks/results/attention-tuning.json
 
 For each kernel, head size and choice: the median of runs at L = 1370 V tokens, in turn, after a warm-up. With
-``--store`` the best ones go into ``kernels/tuned.json``. Compiling takes longest, so it is shared out over processes first; the timed process
-finds the results in Triton's cache.
+``--store`` the best ones go into ``kernels/tuned.json``. Compiling takes longest, so it is shared out over processes
+first; the timed process finds the results in Triton's cache.
 """
 
 from __future__ import annotations

@@ -65,6 +65,13 @@ class Precision(str, Enum):
     fp8 = "fp8"
 
 
+class Rest(str, Enum):
+    """What int8 may leave the rest in."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class ExportPrecision(str, Enum):
     """The precisions that need no calibration."""
 

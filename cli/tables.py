@@ -107,7 +107,7 @@ def show_quantization(manifest: Manifest) -> None:
     if record is None:
         return
     counts = ", ".join(f"{count} in {stage}" for stage, count in record.products.items())
-    say(f"Matrix products in {manifest.precision}: {counts or 'none'} ({record.method})")
+    say(f"Matrix products in {manifest.precision}, the rest in {record.rest}: {counts or 'none'} ({record.method})")
     if record.kept_layers:
         say(f"Kept in higher precision for accuracy: {', '.join(record.kept_layers)}")
     say("")

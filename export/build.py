@@ -37,6 +37,7 @@ def build_engine(
     attention: str = "auto",
     calibration: Calibration | str | os.PathLike[str] | None = None,
     settings: PlanSettings | None = None,
+    rest: str | None = None,
     progress: Progress | None = None,
     fraction: Fraction | None = None,
 ) -> Manifest:
@@ -56,6 +57,8 @@ def build_engine(
         calibration: for INT8 and FP8 only: of :func:`.quantization.calibrate` or its file. By default the model is
             calibrated with rendered views.
         settings: for the TensorRT backends only.
+        rest: for INT8 with ``"openvino"``: ``"bf16"`` runs what is not in 8 bits in the transformers in bfloat16, on
+            processors that have it; float32 if not given.
         progress: called with a line per step.
         fraction: called with how much of a step is done (0 to 1) and what it does, while plans are compiled.
 
@@ -72,7 +75,7 @@ def build_engine(
     report = progress or (lambda line: None)
     settings = settings or PlanSettings()
     _check_model(model)
-    check_options(precision, backend, attention, calibration, settings)
+    check_options(precision, backend, attention, calibration, settings, rest)
     if not isinstance(out, str | os.PathLike):
         raise InputError(f"out is a {type(out).__name__}; give the path of the bundle's folder")
     profile = make_profile(views, resolutions, ChunkSizes().to_json())
@@ -89,6 +92,7 @@ def build_engine(
                 backend=backend,
                 report=report,
                 calibration=ranges,
+                rest=rest,
             )
     flavour = load_flavour(backend)
     form = attention_form(attention, backend, flavour.version)

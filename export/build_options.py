@@ -29,6 +29,9 @@ PRECISIONS: Mapping[str, tuple[str, ...]] = {
 QUANTISED = ("int8", "fp8")
 """Precisions that need a calibration."""
 
+RESTS = ("fp32", "bf16")
+"""What int8 for OpenVINO may leave; for the other backends there is no choice."""
+
 _LARGEST_SIDE = 518
 """Longest side of the sizes that MapAnything was trained at (set 518)."""
 
@@ -58,7 +61,12 @@ def bundle_format(backend: str) -> str:
 
 
 def check_options(
-    precision: str, backend: str, attention: str, calibration: object | None, settings: PlanSettings
+    precision: str,
+    backend: str,
+    attention: str,
+    calibration: object | None,
+    settings: PlanSettings,
+    rest: str | None = None,
 ) -> None:
     """Refuse what this version does not build.
 
@@ -78,6 +86,10 @@ def check_options(
         raise InputError(f"attention {attention!r} is unknown; use auto, {', '.join(ATTENTIONS)}")
     if calibration is not None and precision not in QUANTISED:
         raise InputError(f"calibration is for int8 and fp8; leave it out for {precision}")
+    if rest is not None and rest not in RESTS:
+        raise InputError(f"rest {rest!r} is not built; use {' or '.join(RESTS)}")
+    if rest is not None and (precision, backend) != ("int8", "openvino"):
+        raise InputError(f"rest is for int8 with openvino; leave it out for {precision} with {backend}")
     check_plan_settings(settings, backend)
 
 

@@ -86,8 +86,7 @@ def write_graphs(
     origin: Mapping[str, str],
     report: Progress,
     calibration: Calibration | None = None,
-    rest: str = "fp32",
-    loose: bool = False,
+    around: str | None = None,
 ) -> Graphs:
     """Write ``<stage>.onnx`` in ``precision`` into ``folder``, with ``origin`` as metadata of each file.
 
@@ -95,9 +94,11 @@ def write_graphs(
     float32 (a bf16 engine has parts in FP16 too).
 
     Args:
-        calibration: for int8 and fp8. rest: precision of what they leave, ``"fp32"`` or ``"fp16"``.
-        loose: float32 files, which the backend runs in ``precision``.
+        calibration: for int8 and fp8.
+        around: precision of the files, or of what int8 and fp8 leave in them; that of the bundle if not given. It is
+            float32 where the backend rounds.
     """
+    around = around or precision
 
     def export(network: MapAnything, into: Path) -> tuple[ExportedStage, ...]:
         return tuple(
@@ -107,15 +108,15 @@ def write_graphs(
         )
 
     def lower(full: Sequence[ExportedStage | LoweredStage], into: Path) -> list[LoweredStage]:
-        return _lower(full, into, precision if calibration is None else rest, model.data_norm_type, report)
+        return _lower(full, into, around, model.data_norm_type, report)
 
     if calibration is not None:
         stages, quantization, sources = write_quantised(
-            model, folder, calibration, export, None if rest == "fp32" else lower, report
+            model, folder, calibration, export, None if around == "fp32" else lower, report
         )
         return Graphs(stages, _reduced([s for s in sources if isinstance(s, LoweredStage)]), quantization)
-    if precision == "fp32" or loose:
-        return Graphs(export(model, folder), ReducedPrecision() if loose else None)
+    if around == "fp32":
+        return Graphs(export(model, folder), None if precision == "fp32" else ReducedPrecision())
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         lowered = lower(export(model, Path(scratch)), folder)
     return Graphs(tuple(lowered), _reduced(lowered))
@@ -154,6 +155,7 @@ def write_onnx_bundle(
     backend: str | None,
     report: Progress,
     calibration: Calibration | None = None,
+    rest: str | None = None,
 ) -> Manifest:
     """Fill ``writer`` with the four stages, the golden file and the manifest, and check them with ``backend``.
 
@@ -166,8 +168,9 @@ def write_onnx_bundle(
         backend: ``"onnxruntime"`` or ``"openvino"``; None to run the graphs as they say in ONNX Runtime, see
             :func:`open_graphs`.
         report: called with a line per step.
-        calibration: of this model, for int8 and fp8. What they leave is float32 with a ``backend`` and float16 without
-            one, as the CPU backends have no float16 kernels.
+        calibration: of this model, for int8 and fp8.
+        rest: precision of what they leave: ``"fp32"``, ``"fp16"`` or ``"bf16"``. By default float32 with a ``backend``
+            and float16 without one, as the CPU backends have no float16 kernels.
 
     Returns:
         The manifest, with the measured parity.
@@ -179,8 +182,10 @@ def write_onnx_bundle(
     if calibration is not None:
         calibration.check_model(weights, model.model_id, precision)
     origin = model_metadata(model, weights)
-    rest = "fp32" if backend is not None else "fp16"
-    loose = precision == "bf16" and backend is not None
+    rest = rest or ("fp32" if backend is not None else "fp16")
+    around = precision if calibration is None else rest
+    loose = around == "bf16" and backend is not None
+    written = "fp32" if loose else around
     graphs = write_graphs(
         model,
         writer.folder,
@@ -189,19 +194,15 @@ def write_onnx_bundle(
         origin=origin,
         report=report,
         calibration=calibration,
-        rest=rest,
-        loose=loose,
+        around=written,
     )
     report("computing reference outputs")
     views = golden_views(model.data_norm_type, _small_size(profile, GOLDEN_SIZE), profile.views)
     predictions = model.predict(views, use_amp=False)
-    limits: Mapping[str, float] | float
-    if loose:
-        limits = _loose_tolerance(model, views, predictions)
-    elif calibration is None:
-        limits = TOLERANCE[precision]
-    else:
-        limits = measured_tolerance(model, calibration, {"golden": views, **_cases(model, profile)}, TOLERANCE[rest])
+    limits = _loose_tolerance(model, views, predictions) if loose else dict.fromkeys(predictions[0], TOLERANCE[around])
+    if calibration is not None:
+        rounding = measured_tolerance(model, calibration, {"golden": views, **_cases(model, profile)})
+        limits = {key: limits[key] + rounding[key] for key in rounding}
     golden = _golden(writer, views, predictions, limits)
     manifest = Manifest(
         created_by=metadata.version("mapengine"),
@@ -209,7 +210,7 @@ def write_onnx_bundle(
         model=_model_info(model, weights),
         precision=precision,
         reduced_precision=graphs.reduced,
-        quantization=graphs.quantization,
+        quantization=None if graphs.quantization is None else replace(graphs.quantization, rest=rest),
         attention=attention,
         format="onnx",
         backends=_backends((backend,) if loose and backend is not None else tuple(MINIMUM_VERSIONS)),
@@ -301,12 +302,12 @@ def _loose_tolerance(model: MapAnything, views: list[dict[str, Any]], wanted: Pr
 
 
 def _golden(
-    writer: BundleWriter, views: list[dict[str, Any]], predictions: Predictions, limits: Mapping[str, float] | float
+    writer: BundleWriter, views: list[dict[str, Any]], predictions: Predictions, limits: Mapping[str, float]
 ) -> Golden:
     tolerance = {}
     for key, value in predictions[0].items():
         if value.dtype.kind == "f":
-            limit = limits if isinstance(limits, float) else limits[key]
+            limit = limits[key]
             largest = max(float(np.abs(prediction[key]).max()) for prediction in predictions)
             tolerance[key] = Tolerance(atol=limit * largest, rtol=limit)
     return Golden(writer.golden(pack(views, predictions)), tolerance)

@@ -74,7 +74,7 @@ def compile_engine(
     manifest = source.manifest
     if manifest.format != "onnx":
         raise InputError(f"{bundle} holds plans already; give a bundle that was built with --backend onnxruntime")
-    if manifest.precision == "bf16":
+    if manifest.arithmetic == "bf16":
         raise InputError(
             f"{bundle} is float32 on disk, which OpenVINO runs in bfloat16; build plans in bf16 from the model instead"
         )

@@ -65,7 +65,8 @@ block is kept."""
 
 @cache
 def _tuned() -> dict[str, dict[str, dict[str, dict[str, int]]]]:
-    return json.loads(TUNED.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    stored: dict[str, dict[str, dict[str, dict[str, int]]]] = json.loads(TUNED.read_text(encoding="utf-8"))
+    return stored
 
 
 def tile_for(architecture: int, head_dim: int, kind: str) -> Tile:

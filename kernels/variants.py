@@ -55,7 +55,7 @@ class Variant:
 
     def tile(self, architecture: int) -> Tile:
         """Warps and pipeline stages on ``architecture``; the attention kernels are tuned, the others have 4 warps."""
-        kind = kind_of(self.constants.get("INT8", "int8" in self.name), bool(self.constants.get("VALUE_FP8")))
+        kind = kind_of("int8" in self.name, bool(self.constants.get("VALUE_FP8")))
         tuned = tile_for(architecture, self.head_dim, kind)
         return tuned if self.warps is None else Tile(tuned.block_m, tuned.block_n, self.warps, 2)
 

@@ -91,7 +91,11 @@ def executed_products(bundle: Bundle, backend: str, threads: int | None = None) 
     library: HostBackend = OpenVinoBackend(threads) if backend == "openvino" else OnnxRuntimeBackend(threads)
     inputs = _stage_inputs(bundle, library)
     look = _openvino if isinstance(library, OpenVinoBackend) else _onnxruntime
-    return [Executed(stage, tuple(look(library, bundle.stage_path(stage), given))) for stage, given in inputs.items()]
+    arithmetic = bundle.manifest.arithmetic
+    return [
+        Executed(stage, tuple(look(library, bundle.stage_path(stage), given, arithmetic)))
+        for stage, given in inputs.items()
+    ]
 
 
 def check_executed(manifest: Manifest, executed: Iterable[Executed], backend: str) -> None:
@@ -125,14 +129,19 @@ class _Recorder:
 
 
 def _stage_inputs(bundle: Bundle, library: HostBackend) -> dict[str, dict[str, NDArray[Any]]]:
-    stages = {name: _Recorder(library.load_stage(name, bundle.stage_path(name))) for name in bundle.manifest.stages}
+    manifest, arithmetic = bundle.manifest, bundle.manifest.arithmetic
+    stages = {
+        name: _Recorder(library.load_stage(name, bundle.stage_path(name), arithmetic)) for name in manifest.stages
+    }
     run_golden(bundle, Pipeline(dict[str, StageRunner](stages)))
     return {name: stage.inputs for name, stage in stages.items() if stage.inputs is not None}
 
 
-def _onnxruntime(library: HostBackend, path: Path, inputs: Mapping[str, NDArray[Any]]) -> list[Product]:
+def _onnxruntime(
+    library: HostBackend, path: Path, inputs: Mapping[str, NDArray[Any]], arithmetic: str
+) -> list[Product]:
     """From the profile of one run: operator, types and shapes of every node after fusion."""
-    assert isinstance(library, OnnxRuntimeBackend)
+    assert isinstance(library, OnnxRuntimeBackend)  # which computes what the file says
     with tempfile.TemporaryDirectory() as folder:
         events = parse_profile(library.profile_stage(path, inputs, Path(folder) / "profile"))
     products = []
@@ -153,11 +162,11 @@ def _onnxruntime(library: HostBackend, path: Path, inputs: Mapping[str, NDArray[
     return products
 
 
-def _openvino(library: HostBackend, path: Path, inputs: Mapping[str, NDArray[Any]]) -> list[Product]:
+def _openvino(library: HostBackend, path: Path, inputs: Mapping[str, NDArray[Any]], arithmetic: str) -> list[Product]:
     """From the execution graph after one run: kernel and precision of every node, and the shapes that it had."""
     assert isinstance(library, OpenVinoBackend)
     products = []
-    for node in library.executed_nodes(path, inputs):
+    for node in library.executed_nodes(path, inputs, arithmetic):
         if not _is_product(node.kind):
             continue
         weight = node.inputs[1]

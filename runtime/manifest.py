@@ -25,9 +25,11 @@ __all__ = [
     "TensorSpec", "Tolerance",
 ]  # fmt: skip
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 STAGES = ("image_encoder", "geometry_encoder", "aggregator", "dense_head")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+RESTS = ("fp32", "fp16", "bf16")
+"""What may be around 8-bit products."""
 ATTENTIONS = ("mha", "attention", "matmul")
 """Contrib MultiHeadAttention, the standard ONNX Attention, and MatMul-Softmax-MatMul."""
 BACKENDS_BY_FORMAT = {"onnx": ("onnxruntime", "openvino"), "plan": ("tensorrt", "tensorrt-rtx")}
@@ -199,17 +201,20 @@ class Quantization:
         method: of the ranges, and the recoveries. data_hash: None when no calibration data was used.
         kept_layers: layers that could be quantised and are not.
         products: number of matrix products in 8 bits, by stage; a backend has to run as many.
+        rest: precision of what is not in 8 bits: ``fp32``, ``fp16`` (as in an FP16 engine), or ``bf16`` (float32 files,
+            whose transformers OpenVINO runs in bfloat16).
     """
 
     method: str
     data_hash: str | None
     kept_layers: tuple[str, ...] = ()
     products: Mapping[str, int] = field(default_factory=dict)
+    rest: str = "fp32"
 
     @classmethod
     def read(cls, reader: Reader) -> Quantization:
-        """Read ``{"method", "data_hash", "kept_layers", "products"}``."""
-        fields = reader.fields("method", "data_hash", "kept_layers", "products")
+        """Read ``{"method", "data_hash", "kept_layers", "products", "rest"}``."""
+        fields = reader.fields("method", "data_hash", "kept_layers", "products", "rest")
         data_hash = None if fields["data_hash"].is_null() else fields["data_hash"].sha256()
         products = fields["products"].members()
         for name, member in products.items():
@@ -220,6 +225,7 @@ class Quantization:
             data_hash,
             tuple(item.text() for item in fields["kept_layers"].items()),
             {name: member.integer() for name, member in products.items()},
+            fields["rest"].choice(RESTS),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -229,6 +235,7 @@ class Quantization:
             "data_hash": self.data_hash,
             "kept_layers": list(self.kept_layers),
             "products": dict(self.products),
+            "rest": self.rest,
         }
 
 
@@ -281,6 +288,13 @@ class Manifest:
     golden: Golden
     parity: Parity | None = None
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def arithmetic(self) -> str:
+        """``bf16`` if the files leave it to a CPU backend to run the transformers' float32 tensors in bfloat16; else
+        ``fp32``: as the files say."""
+        around = self.precision if self.quantization is None else self.quantization.rest
+        return "bf16" if self.format == "onnx" and around == "bf16" else "fp32"
 
     @classmethod
     def from_json(cls, document: object) -> Manifest:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ..pipeline import ChunkSizes, StagePipeline
 
 LOOSE_STAGES = ("image_encoder", "aggregator")
-"""What a BF16 bundle for a CPU runs in bfloat16, though its files are float32: the transformers, as upstream's autocast
-does. What turns numbers into features and features into numbers stays in float32."""
+"""What a bundle whose ``arithmetic`` is BF16 runs in bfloat16, though its files are float32: the transformers, as
+upstream's autocast does. What turns numbers into features and features into numbers stays in float32."""
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -64,13 +64,13 @@ class HostBackend(ABC):
     compute_capability: str | None = None
 
     @abstractmethod
-    def load_stage(self, name: str, path: Path, precision: str = "fp32") -> StageRunner:
+    def load_stage(self, name: str, path: Path, arithmetic: str = "fp32") -> StageRunner:
         """Load a checked stage file.
 
         Args:
             name: of the stage.
             path: its file.
-            precision: of the bundle; it matters where the file does not say it, see :data:`LOOSE_STAGES`.
+            arithmetic: of the bundle (:attr:`..manifest.Manifest.arithmetic`), see :data:`LOOSE_STAGES`.
 
         Raises:
             BackendError: the library refuses the file.
@@ -81,7 +81,7 @@ class HostBackend(ABC):
         from ..pipeline import Pipeline  # which needs this module
 
         manifest = bundle.manifest
-        stages = {name: self.load_stage(name, bundle.stage_path(name), manifest.precision) for name in manifest.stages}
+        stages = {name: self.load_stage(name, bundle.stage_path(name), manifest.arithmetic) for name in manifest.stages}
         return Pipeline(stages, chunks)
 
 

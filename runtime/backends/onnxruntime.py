@@ -31,7 +31,7 @@ class OnnxRuntimeBackend(HostBackend):
         self.device = f"CPU: {cpu_name()}"
         self.threads = threads or default_threads()
 
-    def load_stage(self, name: str, path: Path, precision: str = "fp32") -> StageRunner:
+    def load_stage(self, name: str, path: Path, arithmetic: str = "fp32") -> StageRunner:
         """See :class:`.base.HostBackend`; the file says every precision that this library has."""
         return _Stage(name, self._session(name, path, self._options()))
 

@@ -1,8 +1,8 @@
 """OpenVINO on the CPU (x86 and Arm): the fastest CPU backend that was measured.
 
-Its default precision is bfloat16 wherever the processor has it. This backend asks for float32 unless the bundle is a
-BF16 one: a bundle promises a parity with the reference, so reduced precision is a property of the bundle, never of the
-machine. A BF16 bundle has float32 files, and the library rounds inside its transformers.
+Its default precision is bfloat16 wherever the processor has it. This backend asks for float32 unless the bundle says
+otherwise: a bundle promises a parity with the reference, so reduced precision is a property of the bundle, never of
+the machine. Such a bundle has float32 tensors in its files, and the library rounds inside its transformers.
 """
 
 from __future__ import annotations
@@ -48,30 +48,25 @@ class OpenVinoBackend(HostBackend):
         self.device = f"CPU: {cpu_name()}"
         self.threads = threads or default_threads()
 
-    def load_stage(self, name: str, path: Path, precision: str = "fp32") -> StageRunner:
+    def load_stage(self, name: str, path: Path, arithmetic: str = "fp32") -> StageRunner:
         """See :class:`.base.HostBackend`.
 
         Raises:
-            BackendUnavailableError: a BF16 bundle on a processor without bfloat16.
+            BackendUnavailableError: BF16 arithmetic on a processor without bfloat16.
         """
-        loose = precision == "bf16" and name in LOOSE_STAGES
-        if loose and not self.has_bf16():
-            raise BackendUnavailableError(
-                f"{self.device} has no bfloat16 products; build the bundle in fp32 or int8 for it"
-            )
-        return _Stage(name, self._compile(name, path, "bf16" if loose else "f32"))
+        return _Stage(name, self._compile(name, path, arithmetic))
 
     def has_bf16(self) -> bool:
         """Whether this processor multiplies bfloat16."""
         return "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
-    def executed_nodes(self, path: Path, inputs: Arrays) -> list[ExecutedNode]:
-        """Run a stage once and list the nodes of its execution graph.
+    def executed_nodes(self, path: Path, inputs: Arrays, arithmetic: str = "fp32") -> list[ExecutedNode]:
+        """Run a stage once, as :meth:`load_stage` would, and list the nodes of its execution graph.
 
         Raises:
             BackendError: the library refuses or fails.
         """
-        compiled = self._compile(path.stem, path)
+        compiled = self._compile(path.stem, path, arithmetic)
         _Stage(path.stem, compiled).run(inputs)
         nodes = []
         for node in compiled.get_runtime_model().get_ops():
@@ -83,9 +78,14 @@ class OpenVinoBackend(HostBackend):
             )
         return nodes
 
-    def _compile(self, name: str, path: Path, precision: str = "f32") -> Any:
+    def _compile(self, name: str, path: Path, arithmetic: str) -> Any:
+        loose = arithmetic == "bf16" and name in LOOSE_STAGES
+        if loose and not self.has_bf16():
+            raise BackendUnavailableError(
+                f"{self.device} has no bfloat16 products; build the bundle in fp32, or in int8 with fp32 around it"
+            )
         options = {
-            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_PRECISION_HINT": "bf16" if loose else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": str(self.threads),
         }

@@ -1,4 +1,4 @@
-"""BF16 bundles for OpenVINO: float32 files whose transformers the library runs in bfloat16."""
+"""BF16 bundles for OpenVINO, and INT8 ones with BF16 around the products: float32 tensors that the library rounds."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import pytest
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
+from mapengine.calibration.quantization.cases import rendered_cases
 from mapengine.export import build_engine, compile_engine, load_model
+from mapengine.export.quantization import CalibrationOptions, calibrate
 from mapengine.runtime import Engine, InputError
 from mapengine.runtime.backends.openvino import OpenVinoBackend
+from mapengine.runtime.bundle import Bundle
 from mapengine.runtime.errors import BackendUnavailableError, MapEngineError
+from mapengine.runtime.executed import executed_products
 
 from ..engine_views import views_of
 
@@ -68,3 +72,44 @@ def test_a_processor_without_bfloat16_is_told_so(tiny_bundle: Path, monkeypatch:
     with pytest.raises(BackendUnavailableError, match="no bfloat16 products; build the bundle in fp32"):
         library.load_stage("aggregator", tiny_bundle / "aggregator.onnx", "bf16")
     library.load_stage("dense_head", tiny_bundle / "dense_head.onnx", "bf16")
+
+
+def test_what_int8_leaves_runs_in_bfloat16_if_asked_for(tmp_path: Path) -> None:
+    model = load_model("preset:nano")
+    options = CalibrationOptions(method="max", smooth=False, rotate=False, correct_bias=False)
+    ranges = calibrate(model, rendered_cases(2, data_norm_type=model.data_norm_type), options)
+    serving = {"views": (1, 2, 4), "resolutions": [SIZE], "calibration": ranges, "rest": "bf16"}
+    if not HAS_BF16:
+        with pytest.raises(BackendUnavailableError, match="in int8 with fp32 around it"):
+            build_engine(model, tmp_path / "bundle", precision="int8", backend="openvino", **serving)
+        return
+    manifest = build_engine(model, tmp_path / "bundle", precision="int8", backend="openvino", **serving)
+    assert manifest.quantization is not None
+    assert (manifest.quantization.rest, manifest.arithmetic) == ("bf16", "bf16")
+    assert [backend.name for backend in manifest.backends] == ["openvino"]
+    for entry in executed_products(Bundle.open(tmp_path / "bundle"), "openvino"):
+        counts = entry.counts()
+        assert counts.get("int8", 0) + counts.get("uint8", 0) == manifest.quantization.products.get(entry.stage, 0)
+        rounded = entry.stage in ("image_encoder", "aggregator")
+        assert ("bfloat16" in counts) == rounded, (entry.stage, counts)
+        assert ("float32" in counts) != rounded, (entry.stage, counts)
+    assert manifest.parity is not None
+    assert manifest.parity.geometry.depth_abs_rel < 0.02
+    with pytest.raises(InputError, match="build plans in bf16 from the model"):
+        compile_engine(tmp_path / "bundle", tmp_path / "plans", backend="tensorrt-rtx")
+
+
+@pytest.mark.parametrize(
+    ("precision", "backend", "rest", "message"),
+    [
+        ("int8", "onnxruntime", "bf16", "rest is for int8 with openvino; leave it out for int8 with onnxruntime"),
+        ("bf16", "openvino", "bf16", "rest is for int8 with openvino; leave it out for bf16"),
+        ("int8", "openvino", "fp16", "rest 'fp16' is not built; use fp32 or bf16"),
+    ],
+)
+def test_other_builds_have_no_choice_of_the_rest(
+    precision: str, backend: str, rest: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        build_engine(load_model("preset:tiny"), tmp_path / "bundle", precision=precision, backend=backend, rest=rest)
+    assert not (tmp_path / "bundle").exists()

@@ -114,7 +114,7 @@ def test_infinities_of_the_configuration_survive_strict_json(manifest: Manifest)
         ("precision", "int8", "quantization must be set for int8"),
         (
             "quantization",
-            {"method": "m", "data_hash": None, "kept_layers": [], "products": {}},
+            {"method": "m", "data_hash": None, "kept_layers": [], "products": {}, "rest": "fp32"},
             "quantization must be set for int8",
         ),
         ("attention", "flash", "attention must be one of mha"),

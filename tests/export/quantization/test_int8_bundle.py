@@ -154,8 +154,8 @@ def test_a_folded_bundle(
 
     naive = calibrate(network, cases, CalibrationOptions("int8", "max", False, False, False))
     views = {"mixed": cases.views["mixed"]}
-    lost = measured_tolerance(network, naive, views, 0.0)
-    kept = measured_tolerance(network, mixed_calibration, views, 0.0)
+    lost = measured_tolerance(network, naive, views)
+    kept = measured_tolerance(network, mixed_calibration, views)
     wanted = network.predict(views["mixed"], use_amp=False)
     for backend in ("onnxruntime", "openvino"):
         engine = Engine.load(bundle.folder, backend)
