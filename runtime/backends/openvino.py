@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import BackendError, BackendUnavailableError
 from .base import LOOSE_STAGES, Arrays, HostBackend, StageRunner, cannot_import, cpu_name, default_threads, one_line
+from .mapped_files import release_pages
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class OpenVinoBackend(HostBackend):
         Raises:
             BackendUnavailableError: BF16 arithmetic on a processor without bfloat16.
         """
-        return _Stage(name, self._compile(name, path, arithmetic))
+        return _Stage(name, self._compile(name, path, arithmetic), path.with_name(f"{path.name}.data"))
 
     def has_bf16(self) -> bool:
         """Whether this processor multiplies bfloat16."""
@@ -67,7 +68,7 @@ class OpenVinoBackend(HostBackend):
             BackendError: the library refuses or fails.
         """
         compiled = self._compile(path.stem, path, arithmetic)
-        _Stage(path.stem, compiled).run(inputs)
+        _Stage(path.stem, compiled, path.with_name(f"{path.name}.data")).run(inputs)
         nodes = []
         for node in compiled.get_runtime_model().get_ops():
             facts = {key: _text(node.get_rt_info()[key]) for key in ("layerType", "primitiveType", "runtimePrecision")}
@@ -99,8 +100,9 @@ class OpenVinoBackend(HostBackend):
 
 
 class _Stage:
-    def __init__(self, name: str, compiled: Any) -> None:
+    def __init__(self, name: str, compiled: Any, weights: Path) -> None:
         self._name = name
+        self._weights: Path | None = weights
         self._compiled = compiled
         self._inputs = {port.get_any_name(): np.dtype(port.get_element_type().to_dtype()) for port in compiled.inputs}
         self._outputs = [port.get_any_name() for port in compiled.outputs]
@@ -128,6 +130,10 @@ class _Stage:
             raise BackendError(f"openvino failed in the stage {self._name}: {one_line(error)}") from error
         with self._lock:
             self._idle.append(request)
+            weights, self._weights = self._weights, None
+        if weights is not None:
+            # The first call has packed the weights; the mapped file would keep as much memory once more.
+            release_pages(weights)
         return outputs
 
 
