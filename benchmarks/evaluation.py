@@ -1,8 +1,11 @@
 """How right the reconstructions of a model are, as a record with the commit: `mapengine eval` with its origin.
 
     python benchmarks/evaluation.py build/engine --json benchmarks/results/eval-nano-fp32.json
+    python benchmarks/evaluation.py preset:nano --emulate fp8 --calibration build/fp8.json
 
-Tasks, metrics and scenes are described in docs/evaluation.md.
+``--scores`` keeps what was found scene by scene. With those of the float32 network (``--against``) a record of reduced
+precision says how far chance moves what is kept of each figure. ``--emulate`` judges what only GPUs run: the graphs
+that a plan is compiled from, rounding where they say. Tasks, metrics and scenes are described in docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -10,11 +13,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from record import origin, write_record
 
-from mapengine.calibration.evaluation import DEFAULT_SCENES, DEFAULT_SIZE, HELD_OUT_SEED, evaluate
+from mapengine.calibration.evaluation import (
+    DEFAULT_SCENES,
+    DEFAULT_SIZE,
+    HELD_OUT_SEED,
+    METRICS,
+    SceneScore,
+    evaluate,
+    kept_errors,
+)
 from mapengine.cli.eval_command import load_predictor
 
 
@@ -22,6 +37,57 @@ def show_progress(done: int, total: int, task: str) -> None:
     """A line at every tenth of the way."""
     if done * 10 // total > (done - 1) * 10 // total:
         print(f"{done / total:.0%}", file=sys.stderr, flush=True)
+
+
+def emulated(model: str, precision: str, calibration: Path | None, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """An engine that runs the graphs of a plan on the CPU, and what a record says of it."""
+    from mapengine.calibration.quantization import load_calibration
+    from mapengine.export.build_options import make_profile
+    from mapengine.export.onnx_bundle import open_graphs, write_onnx_bundle
+    from mapengine.export.reference import load_model
+    from mapengine.runtime.bundle import Bundle, write_bundle
+    from mapengine.runtime.pipeline import ChunkSizes
+
+    network = load_model(model)
+    with write_bundle(folder) as writer:
+        manifest = write_onnx_bundle(
+            network,
+            writer,
+            precision=precision,
+            attention="mha",
+            profile=make_profile((1, 4, 8), "all", ChunkSizes().to_json()),
+            backend=None,
+            report=lambda line: print(line, file=sys.stderr),
+            calibration=None if calibration is None else load_calibration(calibration),
+        )
+    engine = open_graphs(Bundle.open(folder, verify=False))
+    facts = {"model": manifest.model.id, "weights_sha256": manifest.model.weights_sha256, "precision": precision}
+    return engine, facts | {"where": engine.where}
+
+
+def save_scores(scores: Mapping[str, Sequence[SceneScore]], path: Path) -> None:
+    """Write the metrics of every scene (scenes, metrics) and its rotation errors (scenes, pairs), by task."""
+    arrays = {}
+    for task, entries in scores.items():
+        values = [[entry.values[metric.key] for metric in METRICS] for entry in entries]
+        arrays[f"{task}/values"] = np.array(values, np.float64)  # None becomes NaN
+        arrays[f"{task}/rotation"] = np.stack([entry.rotation_errors for entry in entries])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **arrays)
+
+
+def load_scores(path: Path) -> dict[str, list[SceneScore]]:
+    """What :func:`save_scores` wrote."""
+    scores: dict[str, list[SceneScore]] = {}
+    with np.load(path) as arrays:
+        for task in (name.removesuffix("/values") for name in arrays if name.endswith("/values")):
+            scores[task] = [
+                SceneScore(
+                    {m.key: None if np.isnan(v) else float(v) for m, v in zip(METRICS, values, strict=True)}, errors
+                )
+                for values, errors in zip(arrays[f"{task}/values"], arrays[f"{task}/rotation"], strict=True)
+            ]
+    return scores
 
 
 def main() -> None:
@@ -33,12 +99,20 @@ def main() -> None:
     parser.add_argument("--size", default=DEFAULT_SIZE, type=lambda text: tuple(map(int, text.split("x"))))
     parser.add_argument("--tasks", nargs="+", help="names of tasks; all of them if not given")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--emulate", choices=("fp16", "bf16", "int8", "fp8"), help="format of a plan's graphs")
+    parser.add_argument("--calibration", type=Path, help="for --emulate int8 and fp8")
+    parser.add_argument("--scores", type=Path, help="write the figures of every scene there, as .npz")
+    parser.add_argument("--against", type=Path, help="scores of the float32 network")
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
-    predictor, facts = load_predictor(args.model, args.backend, threads=args.threads)
-    evaluation = evaluate(
-        predictor, args.scenes, tasks=args.tasks, seed=args.seed, size=args.size, progress=show_progress
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        if args.emulate:
+            predictor, facts = emulated(args.model, args.emulate, args.calibration, Path(folder) / "graphs")
+        else:
+            predictor, facts = load_predictor(args.model, args.backend, threads=args.threads)
+        evaluation = evaluate(
+            predictor, args.scenes, tasks=args.tasks, seed=args.seed, size=args.size, progress=show_progress
+        )
     record = {
         "benchmark": "evaluation",
         **facts,
@@ -46,6 +120,13 @@ def main() -> None:
         **origin("mapengine", "numpy", "torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"),
         **evaluation.to_json(),
     }
+    if args.scores:
+        save_scores(evaluation.scores, args.scores)
+    if args.against:
+        errors: dict[str, dict[str, float]] = {}
+        for (task, metric), error in kept_errors(evaluation.scores, load_scores(args.against)).items():
+            errors.setdefault(task, {})[metric] = float(f"{error:.2g}")
+        record["kept_errors"] = errors
     print(json.dumps(record, indent=2))
     write_record(record, args.json)
 

@@ -213,7 +213,25 @@ def _kept(record: dict[str, Any], float32: dict[str, Any]) -> str:
         f"Per cent of float32's accuracy that is kept, over the same {record['scenes']} scenes: {many}; the least is "
         f"{100 * parts[task, key]:.1f}, {title} of `{task}`."
     )
+    if "kept_errors" in record:
+        what += f" {_beyond_chance(parts, record['kept_errors'])}"
     return f"{table(['task', *(metric.title for metric in shown)], rows)}\n\n{what}"
+
+
+def _beyond_chance(parts: dict[tuple[str, str], float], errors: dict[str, dict[str, float]]) -> str:
+    """Which figures are below the bars by more than other scenes of the same kind could explain."""
+    from mapengine.calibration.evaluation import METRICS
+
+    titles = {metric.key: metric.title for metric in METRICS}
+
+    def below(bar: float) -> list[tuple[str, str]]:
+        return [name for name, part in parts.items() if part + 2 * errors[name[0]][name[1]] < bar]
+
+    named = ", ".join(f"{titles[key]} of `{task}` ({100 * parts[task, key]:.1f})" for task, key in below(0.99))
+    return (
+        f"By more than two standard errors (paired bootstrap over the scenes), {len(below(0.99))} are below 99"
+        f"{f': {named}' if named else ''}; {len(below(0.999))} below 99.9."
+    )
 
 
 _STAGES = ("image_encoder", "geometry_encoder", "aggregator", "dense_head")

@@ -44,6 +44,7 @@ from .parity_cases import GOLDEN_SIZE, PARITY_SIZE, golden_views, parity_cases
 from .precision import LoweredStage, lower_precision, measure_ranges, runnable
 from .quantization.stages import measured_tolerance, write_quantised
 from .reference import MapAnything
+from .separate_products import separate_products
 
 Progress = Callable[[str], None]
 
@@ -196,6 +197,9 @@ def write_onnx_bundle(
         calibration=calibration,
         around=written,
     )
+    if loose:
+        report("separating products")
+        graphs = _separated(graphs)
     report("computing reference outputs")
     views = golden_views(model.data_norm_type, _small_size(profile, GOLDEN_SIZE), profile.views)
     predictions = model.predict(views, use_amp=False)
@@ -229,6 +233,17 @@ def write_onnx_bundle(
     report("measuring parity with PyTorch")
     parity = measure(engine, model)
     return writer.write_manifest(replace(manifest, parity=parity))
+
+
+def _separated(graphs: Graphs) -> Graphs:
+    """The graphs with :func:`.separate_products.separate_products` done, and their products counted anew."""
+    record = graphs.quantization
+    for stage in graphs.stages:
+        more = separate_products(stage.path, stage.name)
+        if record is not None and more:
+            products = {**record.products, stage.name: record.products[stage.name] + more}
+            record = replace(record, products=products)
+    return replace(graphs, quantization=record)
 
 
 def open_graphs(bundle: Bundle) -> Engine:

@@ -9,7 +9,7 @@ print(evaluation.to_json()["results"]["image-only-4"]["metrics"]["depth_abs_rel"
 
 from .baseline import ConstantDepth
 from .evaluate import DEFAULT_SCENES, DEFAULT_SIZE, Evaluation, Predictor, TaskResult, evaluate
-from .kept import TaskMetrics, kept_parts
+from .kept import TaskMetrics, kept_errors, kept_parts
 from .report import markdown_table
 from .rgbd import RgbdScene, load_rgbd
 from .scoring import METRICS, SceneScore, aggregate, score
@@ -34,6 +34,7 @@ __all__ = [
     "Truth",
     "aggregate",
     "evaluate",
+    "kept_errors",
     "kept_parts",
     "load_rgbd",
     "markdown_table",

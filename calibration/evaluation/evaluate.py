@@ -6,7 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mapengine.runtime.errors import ImageSizeError, InputError
@@ -74,6 +74,7 @@ class Evaluation:
         seed: of the first rendered scene; None for other scenes.
         tasks: results of the network, in the order of the tasks.
         baseline: results of :class:`.baseline.ConstantDepth`, one per number of views.
+        scores: of every scene, by task; not part of the JSON.
     """
 
     scenes: int
@@ -81,6 +82,7 @@ class Evaluation:
     seed: int | None
     tasks: tuple[TaskResult, ...]
     baseline: tuple[TaskResult, ...]
+    scores: Mapping[str, Sequence[SceneScore]] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """``{"scenes", "size", "seed", "results": {task: ...}, "baseline": {number of views: ...}}``."""
@@ -158,6 +160,7 @@ def evaluate(
             TaskResult("constant depth", views, "nothing", len(scores), aggregate(scores))
             for views, scores in plain.items()
         ),
+        scores=found,
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from .scoring import METRICS
+import numpy as np
+
+from .scoring import METRICS, SceneScore, aggregate
 
 LEAST_SHARE = 0.02
 """A share (of inliers, or under a curve) that is smaller in float32 already says nothing of rounding."""
@@ -33,3 +35,29 @@ def kept_parts(found: TaskMetrics, float32: TaskMetrics) -> dict[tuple[str, str]
             elif key not in _SHARES and wanted > 0:
                 parts[task, key] = wanted / max(value, 1e-30)
     return parts
+
+
+def kept_errors(
+    found: Mapping[str, Sequence[SceneScore]], float32: Mapping[str, Sequence[SceneScore]], resamples: int = 400
+) -> dict[tuple[str, str], float]:
+    """Standard errors of :func:`kept_parts`: how far a part would move with other scenes of the same kind.
+
+    By the bootstrap over scenes (Efron 1979), in pairs: a resampled set has the same scenes for both networks, so that
+    what they have in common cancels. The same scores give the same result.
+
+    Args:
+        found, float32: scores by task, of the same scenes in the same order.
+        resamples: how many sets of scenes are drawn.
+    """
+    rng = np.random.default_rng(0)
+    parts: dict[tuple[str, str], list[float]] = {}
+    for task, wanted in float32.items():
+        scores = found.get(task, ())
+        if len(scores) != len(wanted):
+            continue
+        for _ in range(resamples):
+            chosen = rng.integers(len(wanted), size=len(wanted))
+            drawn = ({task: aggregate([side[i] for i in chosen])} for side in (scores, wanted))
+            for name, part in kept_parts(*drawn).items():
+                parts.setdefault(name, []).append(part)
+    return {name: float(np.std(values)) for name, values in parts.items()}

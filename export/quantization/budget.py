@@ -1,4 +1,4 @@
-"""How much accuracy rounding costs, per group of layers and in all, and which groups to leave in higher precision."""
+"""How much accuracy rounding costs, per layer and in all, and which layers to leave in higher precision."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ class Quality(Protocol):
     description: str
 
     def __call__(self, model: MapAnything) -> float: ...
+
+    def loss(self, model: MapAnything) -> float:
+        """How far the network is from float32, 0 for not at all: what layers are compared by. It has to resolve what a
+        single layer costs; its unit does not matter."""
+        ...
 
 
 class OutputQuality:
@@ -60,12 +65,16 @@ class OutputQuality:
         self.decibels = {output: -10 * float(np.log10(max(ratio, 1e-30))) for output, ratio in ratios.items()}
         return 1.0 - float(np.sqrt(max(ratios.values())))
 
+    def loss(self, model: MapAnything) -> float:
+        """See :class:`Quality`."""
+        return 1.0 - self(model)
+
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What quantising one group of layers alone loses (1 - quality), and its multiplications per token."""
+    """What quantising one layer alone loses (:meth:`Quality.loss`), and its multiplications per token."""
 
-    group: str
+    layer: str
     loss: float
     macs: int
 
@@ -77,23 +86,18 @@ def measure_sensitivity(
     quality: Quality,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Sensitivity]:
-    """Sensitivity of every group, in running order.
+    """Sensitivity of every layer, in running order.
 
     Args:
         model: with smoothing and rotation folded.
         layers: of the calibration.
     """
-    known = find_layers(model)
-    groups: dict[str, list[LayerCalibration]] = {}
-    for layer in layers:
-        groups.setdefault(known[layer.name].group, []).append(layer)
     result = []
-    for index, (group, members) in enumerate(groups.items()):
-        with emulated(model, members, precision):
-            loss = 1.0 - quality(model)
-        result.append(Sensitivity(group, loss, sum(linear(model, layer.name).weight.numel() for layer in members)))
+    for index, layer in enumerate(layers):
+        with emulated(model, [layer], precision):
+            result.append(Sensitivity(layer.name, quality.loss(model), linear(model, layer.name).weight.numel()))
         if progress is not None:
-            progress(index + 1, len(groups))
+            progress(index + 1, len(layers))
     return result
 
 
@@ -106,8 +110,8 @@ def keep_accuracy(
 ) -> tuple[Calibration, list[Sensitivity]]:
     """Leave the fewest multiplications in higher precision with which ``accuracy`` percent are kept.
 
-    Groups leave INT8 in the order of the power of the error that they cause per multiplication, and a bisection finds
-    how many have to: more groups in higher precision are taken to be at least as accurate.
+    Layers leave INT8 in the order of the power of the error that they cause per multiplication, and a bisection finds
+    how many have to: more layers in higher precision are taken to be at least as accurate.
 
     Args:
         model: with smoothing and rotation folded.
@@ -118,7 +122,7 @@ def keep_accuracy(
         be kept).
 
     Raises:
-        CalibrationError: even a single quantised group loses too much.
+        CalibrationError: even a single quantised layer loses too much.
     """
     precision, target = calibration.precision, accuracy / 100
 
@@ -131,12 +135,11 @@ def keep_accuracy(
     if full >= target:
         return _kept(calibration, (), {**report, "kept accuracy": full}), []
     sensitivities = measure_sensitivity(model, calibration.layers, precision, quality, progress)
-    order = sorted(sensitivities, key=lambda entry: (-(max(entry.loss, 0.0) ** 2) / entry.macs, entry.group))
-    known = find_layers(model)
+    order = sorted(sensitivities, key=lambda entry: (-(max(entry.loss, 0.0) ** 2) / entry.macs, entry.layer))
 
     def without(count: int) -> list[LayerCalibration]:
-        dropped = {entry.group for entry in order[:count]}
-        return [layer for layer in calibration.layers if known[layer.name].group not in dropped]
+        dropped = {entry.layer for entry in order[:count]}
+        return [layer for layer in calibration.layers if layer.name not in dropped]
 
     low, high = 0, len(order)  # with low the accuracy is not kept, with high it is
     best = 1.0

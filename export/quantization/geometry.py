@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
 from mapengine.calibration.evaluation import TaskMetrics, evaluate, kept_parts
-from mapengine.calibration.evaluation.tasks import HELD_OUT_SEED
+from mapengine.calibration.evaluation.metrics import ray_degrees
+from mapengine.calibration.evaluation.tasks import HELD_OUT_SEED, select_tasks, task_views
 from mapengine.calibration.scenes import RenderedScene, render_scene
 from mapengine.runtime.errors import InputError
+from mapengine.runtime.parity import Predictions, measure_parity
 
 from ..reference import MapAnything
 
@@ -15,6 +22,8 @@ FIRST_SEED = 600_000
 """Of the scenes: none that is calibrated with, and none that an evaluation holds out."""
 
 _VIEWS = 4
+_COMPARED = 6
+"""Scenes that layers are compared on: each costs as many runs of the network as there are tasks, for every layer."""
 
 
 class GeometryQuality:
@@ -43,15 +52,54 @@ class GeometryQuality:
         self.description = describe(scenes, size)
         self._scenes = [render_scene(FIRST_SEED + index, _VIEWS, *size) for index in range(scenes)]
         self._wanted = self._measure(reference)
+        self._predicted = self._predict(reference)
         self.kept: dict[tuple[str, str], float] = {}
 
     def __call__(self, model: MapAnything) -> float:
         self.kept = kept_parts(self._measure(model), self._wanted)
         return min([1.0, *self.kept.values()])
 
+    def loss(self, model: MapAnything) -> float:
+        """How far predictions move, over how far float32's are from the truth: the largest such ratio of any task and
+        quantity (metric scale, depth, rays, rotation), by root mean squares over a few scenes.
+
+        The metrics themselves cannot tell layers apart: a recall of a few scenes jumps, and an error that moves both
+        ways hardly changes its mean.
+        """
+        ratios = [0.0]
+        for task, scenes in self._predict(model).items():
+            moved = [_moved(*pair) for pair in zip(scenes, self._predicted[task], strict=True)]
+            for key in moved[0]:
+                off = self._wanted[task][key]
+                if off:
+                    ratios.append(float(np.sqrt(np.mean([entry[key] ** 2 for entry in moved]))) / off)
+        return max(ratios)
+
+    def _predict(self, model: MapAnything) -> dict[str, list[Predictions]]:
+        scenes: list[RenderedScene] = self._scenes[:_COMPARED]
+        return {
+            task.name: [model.predict(task_views(task, s, model.data_norm_type), use_amp=False) for s in scenes]
+            for task in select_tasks(TASKS)
+        }
+
     def _measure(self, model: MapAnything) -> TaskMetrics:
         scenes: list[RenderedScene] = self._scenes
         return {result.name: result.metrics for result in evaluate(model, scenes, tasks=TASKS).tasks}
+
+
+def _moved(found: Predictions, wanted: Predictions) -> dict[str, float]:
+    """Differences of two predictions of the same views, named as the metrics of the errors that they add to."""
+    geometry = measure_parity({"": found}, {"": wanted}, "").geometry
+
+    def rays(views: Sequence[Mapping[str, Any]]) -> Any:
+        return np.stack([view["ray_directions"] for view in views])
+
+    return {
+        "metric_scale_abs_rel": geometry.metric_scale,
+        "depth_abs_rel": geometry.depth_abs_rel,
+        "ray_degrees": ray_degrees(rays(found), rays(wanted)),
+        "rotation_degrees": geometry.rotation_degrees,
+    }
 
 
 def describe(scenes: int, size: tuple[int, int]) -> str:

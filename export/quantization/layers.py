@@ -38,11 +38,6 @@ class LinearLayer:
     kind: Kind
     head_dim: int
 
-    @property
-    def group(self) -> str:
-        """Layers of one group are quantised together: the attention or the MLP of a block."""
-        return f"{self.block}.{'attn' if self.kind in ('qkv', 'proj') else 'mlp'}"
-
 
 def find_layers(network: MapAnythingNetwork) -> dict[str, LinearLayer]:
     """The layers by name, in running order."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
+from ..precision.graphs import columns
 from ..precision.weights import save_model
 
 _PRODUCT = ".attn.qkv/MatMul"
@@ -53,7 +53,7 @@ def _split(graph: ir.Graph, product: ir.Node) -> None:
     assert scale is not None
     parts = []
     for index in range(_PARTS):
-        inputs = [_part(graph, value, index) for value in (weight, scale)]
+        inputs = [columns(graph, value, index, _PARTS) for value in (weight, scale)]
         read = ir.node("DequantizeLinear", inputs, {"axis": 1}, name=f"{wide.name}.{index}")
         part = ir.node("MatMul", [data, read.outputs[0]], name=f"{product.name}.{index}")
         for node, dtype in ((read, wide.outputs[0].dtype), (part, result.dtype)):
@@ -73,20 +73,3 @@ def _split(graph: ir.Graph, product: ir.Node) -> None:
     for value in (weight, scale):
         if not value.uses() and value.name is not None:
             del graph.initializers[value.name]
-
-
-def _part(graph: ir.Graph, whole: ir.Value, index: int) -> ir.Value:
-    """A third of the columns of a weight, or of its scales."""
-    tensor, name = whole.const_value, f"{whole.name}.{index}"
-    assert tensor is not None
-    columns = tensor.shape.numpy()[-1] // _PARTS
-    shape = ir.Shape([*tensor.shape.numpy()[:-1], columns])
-
-    def cut() -> ir.Tensor:
-        values = np.ascontiguousarray(tensor.numpy()[..., index * columns : (index + 1) * columns])
-        return ir.Tensor(values, dtype=tensor.dtype, name=name)
-
-    lazy = ir.LazyTensor(cut, dtype=tensor.dtype, shape=shape, name=name)
-    value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=lazy)
-    graph.register_initializer(value)
-    return value

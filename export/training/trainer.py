@@ -89,6 +89,7 @@ class Trainer:
         torch.backends.cudnn.benchmark = True  # all batches have the same number of views
         torch.backends.cudnn.allow_tf32 = False  # convolutions outside of autocast are there to be exact
         network = new_network(parse_config(config.model, "training configuration"), config.seed).to(self.device)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what tensor cores read
         self.network: MapAnything = network
         # BF16 on a CPU too: processors with matrix units gain twice the speed, others lose nothing but time.
         self._model = TrainableNetwork(network, torch.bfloat16)

@@ -152,8 +152,7 @@ def test_budget_keeps_the_accuracy_and_most_of_the_work(
         assert quality(model) == kept.report["kept accuracy"]
     assert 0 < quantised_share(model, kept) < 1
     assert all(entry.loss > 0 for entry in sensitivities)
-    groups = {layer.group for layer in find_layers(model).values()}
-    assert {entry.group for entry in sensitivities} == groups
+    assert [entry.layer for entry in sensitivities] == list(find_layers(model))
     everything, none = keep_accuracy(model, calibration, 100 * full - 0.1, quality)
     assert (everything.kept_layers, none) == ((), [])
     with pytest.raises(CalibrationError, match=r"int8 cannot keep 99.999 % of the accuracy in any layer"):
@@ -166,11 +165,15 @@ def test_geometry_is_what_is_kept_of_every_metric(network: MapAnything) -> None:
     assert quality(network) == 1
     assert {task for task, _ in quality.kept} == set(TASKS)
     assert set(quality.kept.values()) == {1.0}
+    assert quality.loss(network) == 0
     worse = shared_copy(network)
     head = worse.pose_head.fc_rot
     head.bias = torch.nn.Parameter(head.bias + torch.tensor([2.0, 0.0, 0.0, 0.0]), requires_grad=False)
     value = quality(worse)
     assert value == min(quality.kept.values()) < 0.99
+    far, near = quality.loss(worse), shared_copy(network)
+    near.scale_head.output_proj.bias = torch.nn.Parameter(near.scale_head.output_proj.bias + 1e-4, requires_grad=False)
+    assert far > 0.1 > quality.loss(near) > 0
     # One view is its own frame: there its pose is in no metric.
     assert all(part == pytest.approx(1) for (task, _), part in quality.kept.items() if task == "image-only-1")
     evaluated = {
