@@ -23,6 +23,7 @@ from contest import take_turns
 from cpu_options import load_onnxruntime, load_openvino, load_variant, make_inputs
 from record import origin, write_record
 
+from mapengine.export.separate_products import cut_apart
 from mapengine.runtime.backends.base import default_threads
 from mapengine.runtime.bundle import Bundle
 
@@ -59,44 +60,7 @@ def convolve_after_upsampling(model: ir.Model) -> int:
 
 def separate_products(model: ir.Model) -> int:
     """Cut queries, keys and values, and gate and value of SwiGLU, out of the weights instead of out of the results."""
-    done = 0
-    for split in [node for node in model.graph if node.op_type == "Split"]:
-        total = split.inputs[0]
-        add = None if total is None else total.producer()
-        if add is None or add.op_type != "Add":
-            continue
-        product = next((v.producer() for v in add.inputs if v is not None and v.producer() is not None), None)
-        bias = next((v for v in add.inputs if v is not None and v.const_value is not None), None)
-        if product is None or product.op_type != "MatMul" or bias is None:
-            continue
-        weight = product.inputs[1]
-        if weight is None or weight.const_value is None or bias.const_value is None:
-            continue
-        parts = len(split.outputs)
-        for index, output in enumerate(split.outputs):
-            columns = np.split(weight.const_value.numpy(), parts, axis=1)[index]
-            offsets = np.split(bias.const_value.numpy(), parts)[index]
-            values = []
-            for name, array in (("weight", columns), ("bias", offsets)):
-                value = ir.Value(
-                    name=f"{product.name}.{name}.{index}", const_value=ir.tensor(np.ascontiguousarray(array))
-                )
-                value.type, value.shape = weight.type, ir.Shape(array.shape)
-                model.graph.register_initializer(value)
-                values.append(value)
-            multiply = ir.node("MatMul", [product.inputs[0], values[0]], name=f"{product.name}.{index}")
-            shift = ir.node("Add", [multiply.outputs[0], values[1]], name=f"{add.name}.{index}")
-            shift.outputs[0].type, multiply.outputs[0].type = output.type, output.type
-            model.graph.insert_before(split, [multiply, shift])
-            for user, position in list(output.uses()):
-                user.replace_input_with(position, shift.outputs[0])
-        for node in (split, add, product):
-            model.graph.remove(node, safe=True)
-        for value in (weight, bias):
-            if not value.uses() and value.name is not None:
-                model.graph.initializers.pop(value.name)
-        done += 1
-    return done
+    return cut_apart(model)[0]
 
 
 CHANGES: dict[str, dict[str, Change]] = {

@@ -32,13 +32,9 @@ def separate_products(path: Path, stage: str) -> int:
         ExportError: the file is no stage.
     """
     model = load_graph(path, stage)
-    splits = [node for node in model.graph if node.op_type == "Split"]
-    found = [(split, before) for split in splits if (before := _product_before(split)) is not None]
-    if not found:
+    places, more = cut_apart(model)
+    if not places:
         return 0
-    more = sum(len(split.outputs) - 1 for split, (_, product) in found if _dequantised(product) is not None)
-    for split, before in found:
-        _separate(model.graph, split, *before)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         data = save_model(model, Path(scratch) / path.name)
         # The weights first: read from the old file until here, and found by the new graph from here on.
@@ -46,6 +42,20 @@ def separate_products(path: Path, stage: str) -> int:
             if written is not None:
                 os.replace(written, path.with_name(written.name))
     return more
+
+
+def cut_apart(model: ir.Model) -> tuple[int, int]:
+    """Change a graph in memory.
+
+    Returns:
+        How many products became several, and how many products in 8 bits there are more.
+    """
+    splits = [node for node in model.graph if node.op_type == "Split"]
+    found = [(split, before) for split in splits if (before := _product_before(split)) is not None]
+    more = sum(len(split.outputs) - 1 for split, (_, product) in found if _dequantised(product) is not None)
+    for split, before in found:
+        _separate(model.graph, split, *before)
+    return len(found), more
 
 
 def _product_before(split: ir.Node) -> tuple[ir.Node, ir.Node] | None:

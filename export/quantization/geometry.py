@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mapengine.calibration.evaluation import TaskMetrics, evaluate, kept_parts
+from mapengine.calibration.evaluation import SceneScore, TaskMetrics, evaluate, kept_errors, kept_parts
 from mapengine.calibration.evaluation.metrics import ray_degrees
 from mapengine.calibration.evaluation.tasks import HELD_OUT_SEED, select_tasks, task_views
 from mapengine.calibration.scenes import RenderedScene, render_scene
@@ -22,14 +22,18 @@ FIRST_SEED = 600_000
 """Of the scenes: none that is calibrated with, and none that an evaluation holds out."""
 
 _VIEWS = 4
+_RESAMPLES = 100
 _COMPARED = 6
 """Scenes that layers are compared on: each costs as many runs of the network as there are tasks, for every layer."""
 
 
 class GeometryQuality:
-    """The least part of a metric that is kept, over all metrics of all tasks; at most 1.
+    """The least part of a metric that is kept, over all metrics of all tasks, as far as the scenes can tell; at most 1.
 
-    Parts are those of :func:`mapengine.calibration.evaluation.kept_parts`.
+    Parts are those of :func:`mapengine.calibration.evaluation.kept_parts`. The best of a hundred parts and the worst
+    of them differ by chance as well, most of all recalls of a few pairs of views. So each part counts with two of its
+    standard errors added (:func:`mapengine.calibration.evaluation.kept_errors`): what is below a target then is so
+    beyond chance. The more scenes, the stricter it is.
 
     Attributes:
         description: for the calibration's file.
@@ -51,13 +55,15 @@ class GeometryQuality:
             raise InputError(f"{scenes} scenes are none to measure geometry on; give at least 1")
         self.description = describe(scenes, size)
         self._scenes = [render_scene(FIRST_SEED + index, _VIEWS, *size) for index in range(scenes)]
-        self._wanted = self._measure(reference)
+        self._wanted, self._scores = self._measure(reference)
         self._predicted = self._predict(reference)
         self.kept: dict[tuple[str, str], float] = {}
 
     def __call__(self, model: MapAnything) -> float:
-        self.kept = kept_parts(self._measure(model), self._wanted)
-        return min([1.0, *self.kept.values()])
+        found, scores = self._measure(model)
+        self.kept = kept_parts(found, self._wanted)
+        errors = kept_errors(scores, self._scores, _RESAMPLES)
+        return min([1.0, *(part + 2 * errors[name] for name, part in self.kept.items())])
 
     def loss(self, model: MapAnything) -> float:
         """How far predictions move, over how far float32's are from the truth: the largest such ratio of any task and
@@ -82,9 +88,10 @@ class GeometryQuality:
             for task in select_tasks(TASKS)
         }
 
-    def _measure(self, model: MapAnything) -> TaskMetrics:
+    def _measure(self, model: MapAnything) -> tuple[TaskMetrics, Mapping[str, Sequence[SceneScore]]]:
         scenes: list[RenderedScene] = self._scenes
-        return {result.name: result.metrics for result in evaluate(model, scenes, tasks=TASKS).tasks}
+        evaluation = evaluate(model, scenes, tasks=TASKS)
+        return {result.name: result.metrics for result in evaluation.tasks}, evaluation.scores
 
 
 def _moved(found: Predictions, wanted: Predictions) -> dict[str, float]:
@@ -104,4 +111,4 @@ def _moved(found: Predictions, wanted: Predictions) -> dict[str, float]:
 
 def describe(scenes: int, size: tuple[int, int]) -> str:
     """What :class:`GeometryQuality` is, in words."""
-    return f"geometry over the rendered scenes {FIRST_SEED} to {FIRST_SEED + scenes - 1}, {size[0]}x{size[1]}"
+    return f"geometry, beyond chance, over the rendered scenes {FIRST_SEED} to {FIRST_SEED + scenes - 1}, {size[0]}x{size[1]}"

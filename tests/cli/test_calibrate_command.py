@@ -40,7 +40,7 @@ def test_what_was_measured_otherwise_is_measured_anew(cli: Any, tmp_path: Path) 
         ((), "Measured by: outputs of the stages over the calibration data"),
         (
             ("--metric", "geometry", "--scenes", "1"),
-            "Measured by: geometry over the rendered scenes 600000 to 600000, 56x42",
+            "Measured by: geometry, beyond chance, over the rendered scenes 600000 to 600000, 56x42",
         ),
     ):
         result = cli(*asked, *metric)

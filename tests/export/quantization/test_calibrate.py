@@ -161,7 +161,7 @@ def test_budget_keeps_the_accuracy_and_most_of_the_work(
 
 def test_geometry_is_what_is_kept_of_every_metric(network: MapAnything) -> None:
     quality = GeometryQuality(network, 2, (56, 42))
-    assert quality.description == "geometry over the rendered scenes 600000 to 600001, 56x42"
+    assert quality.description == "geometry, beyond chance, over the rendered scenes 600000 to 600001, 56x42"
     assert quality(network) == 1
     assert {task for task, _ in quality.kept} == set(TASKS)
     assert set(quality.kept.values()) == {1.0}
@@ -170,7 +170,7 @@ def test_geometry_is_what_is_kept_of_every_metric(network: MapAnything) -> None:
     head = worse.pose_head.fc_rot
     head.bias = torch.nn.Parameter(head.bias + torch.tensor([2.0, 0.0, 0.0, 0.0]), requires_grad=False)
     value = quality(worse)
-    assert value == min(quality.kept.values()) < 0.99
+    assert min(quality.kept.values()) <= value < 0.99
     far, near = quality.loss(worse), shared_copy(network)
     near.scale_head.output_proj.bias = torch.nn.Parameter(near.scale_head.output_proj.bias + 1e-4, requires_grad=False)
     assert far > 0.1 > quality.loss(near) > 0
