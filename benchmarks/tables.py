@@ -304,6 +304,48 @@ def _profile(record: dict[str, Any]) -> str:
     return f"{markdown(record)}\n\n{origin_text(record)}"
 
 
+def _outliers(record: dict[str, Any]) -> str:
+    outputs = list(next(iter(next(iter(record["results"].values())).values())))
+    rows = [
+        [precision.upper(), name, *(f"{found[output]:.1f}" for output in outputs)]
+        for precision, methods in record["results"].items()
+        for name, found in methods.items()
+    ]
+    head = ["format", "rounding", *(f"`{output}`" for output in outputs)]
+    channels = "; ".join(f"{place}: {what}" for place, what in record["channels"].items())
+    what = (
+        f"Decibels. `{record['model']}` with outlier channels ({channels}), {record['size']}, calibrated on "
+        f"{record['cases']} rendered scenes and judged on {record['cases']} others."
+    )
+    return f"{table(head, rows)}\n\n{what} {origin_text(record)}"
+
+
+def _quantizers(record: dict[str, Any]) -> str:
+    keys = list(next(iter(record["results"].values()))["decibels"])
+    rows = [
+        [
+            name,
+            str(found["products"]),
+            *(f"{found['decibels'][key]:.1f}" for key in keys),
+            f"{found['kept_99']} of {found['figures']}",
+            f"{100 * found['kept_median']:.1f}",
+        ]
+        for name, found in record["results"].items()
+    ]
+    head = [
+        "quantiser",
+        "INT8 products",
+        *(f"`{key}`, dB" for key in keys),
+        "figures at 99 % or more",
+        "median kept, %",
+    ]
+    what = (
+        f"`{record['model']}`, calibrated on the same {record['cases']} rendered cases; signal-to-noise ratios over "
+        f"{record['cases']} others, what is kept over {record['scenes']} scenes."
+    )
+    return f"{table(head, rows)}\n\n{what} {origin_text(record)}"
+
+
 def _saved(record: dict[str, Any]) -> str:
     rows = [
         [views, f"{figures['tflop']:.2f}", *(f"{100 * figures[key]:.0f} %" for key in ("encoder", "window", "pose"))]
@@ -351,6 +393,8 @@ RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "attention_accuracy": attention_accuracy,
     "evaluation": _evaluation,
     "scenes": _scenes,
+    "outliers": _outliers,
+    "quantizers": _quantizers,
     "training": _training,
     "memory": _memory,
     "loading": _loading,

@@ -111,4 +111,5 @@ def _moved(found: Predictions, wanted: Predictions) -> dict[str, float]:
 
 def describe(scenes: int, size: tuple[int, int]) -> str:
     """What :class:`GeometryQuality` is, in words."""
-    return f"geometry, beyond chance, over the rendered scenes {FIRST_SEED} to {FIRST_SEED + scenes - 1}, {size[0]}x{size[1]}"
+    last = FIRST_SEED + scenes - 1
+    return f"geometry, beyond chance, over the rendered scenes {FIRST_SEED} to {last}, {size[0]}x{size[1]}"

@@ -1,0 +1,225 @@
+"""INT8 by this project, nncf and ModelOpt, with their defaults, on the same stages, products and calibration data.
+
+    pip install nncf "nvidia-modelopt[onnx]"
+    python benchmarks/quantizers.py preset:nano --json benchmarks/results/quantizers-nano.json
+
+All get the float32 graphs of the two transformer stages, the inputs that these have over the rendered calibration
+cases, and the names of the same products: the linear layers of the blocks. ONNX Runtime runs what they return.
+Signal-to-noise ratios of predictions are over other cases, kept accuracy over rendered scenes (docs/evaluation.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from record import origin, write_record
+
+from mapengine.calibration.evaluation import evaluate, kept_parts
+from mapengine.calibration.quantization.cases import Cases, make_cases, rendered_cases
+from mapengine.export import build_engine
+from mapengine.export.onnx_export import export_stages
+from mapengine.export.quantization import CalibrationOptions, calibrate, folded
+from mapengine.export.quantization.fold import with_corrected_biases
+from mapengine.export.quantization.layers import find_layers
+from mapengine.export.quantization.qdq import quantise_stage
+from mapengine.export.reference import MapAnything, load_model
+from mapengine.runtime import Engine
+from mapengine.runtime.backends.base import Arrays, StageRunner
+from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from mapengine.runtime.bundle import Bundle
+from mapengine.runtime.pipeline import Pipeline
+
+STAGES = ("image_encoder", "aggregator")
+ATTENTION = "matmul"
+"""Other quantisers do not know ONNX Runtime's fused operator."""
+KEYS = ("depth_along_ray", "ray_directions", "cam_quats", "cam_trans", "metric_scaling_factor")
+VALIDATION_SEED = 700_000
+"""Of the scenes: none that is calibrated with or held out."""
+
+Quantiser = Callable[[MapAnything, Bundle, Cases, Path], dict[str, Path]]
+
+
+class Recorder:
+    """A stage that keeps what it is given."""
+
+    def __init__(self, stage: StageRunner) -> None:
+        self.stage, self.inputs = stage, list[dict[str, Any]]()
+
+    def run(self, inputs: Arrays) -> Any:
+        self.inputs.append({name: np.array(value) for name, value in inputs.items()})
+        return self.stage.run(inputs)
+
+
+def engine_of(bundle: Bundle, replaced: Mapping[str, Path]) -> Engine:
+    """The bundle with other files for some stages."""
+    library = OnnxRuntimeBackend()
+    stages = {n: library.load_stage(n, replaced.get(n, bundle.stage_path(n))) for n in bundle.manifest.stages}
+    return Engine(bundle, library, Pipeline(stages))
+
+
+def ours(model: MapAnything, bundle: Bundle, cases: Cases, folder: Path) -> dict[str, Path]:
+    """This project, with everything in 8 bits."""
+    calibration = calibrate(model, cases, CalibrationOptions())
+    network = with_corrected_biases(folded(model, calibration.layers), calibration)
+    (folder / "full").mkdir()
+    paths = {}
+    for stage in export_stages(network, folder / "full", attention=ATTENTION):
+        if stage.name in STAGES:
+            layers = [layer for layer in calibration.layers if layer.stage == stage.name]
+            paths[stage.name] = folder / stage.path.name
+            quantise_stage(stage.path, paths[stage.name], stage=stage.name, layers=layers, precision="int8")
+    return paths
+
+
+def recorded_inputs(bundle: Bundle, cases: Cases) -> dict[str, list[dict[str, Any]]]:
+    """What every stage is given over the cases, call by call."""
+    library = OnnxRuntimeBackend()
+    recorders = {name: Recorder(library.load_stage(name, bundle.stage_path(name))) for name in bundle.manifest.stages}
+    engine = Engine(bundle, library, Pipeline(dict[str, StageRunner](recorders)))
+    for views in cases.views.values():
+        engine.predict(list(views))
+    return {name: recorder.inputs for name, recorder in recorders.items()}
+
+
+def nncf(model: MapAnything, bundle: Bundle, cases: Cases, folder: Path) -> dict[str, Path]:
+    """Post-training quantisation of nncf in its mode for transformers (SmoothQuant and bias correction included)."""
+    import nncf as library
+
+    inputs = recorded_inputs(bundle, cases)
+    products = {f"{name}/MatMul" for name in find_layers(model)}
+    paths = {}
+    for name in STAGES:
+        graph = onnx.load(bundle.stage_path(name))
+        others = [node.name for node in graph.graph.node if node.name not in products]
+        quantised = library.quantize(
+            graph,
+            library.Dataset(inputs[name]),
+            subset_size=len(inputs[name]),
+            model_type=library.ModelType.TRANSFORMER,
+            ignored_scope=library.IgnoredScope(names=others, validate=False),
+        )
+        paths[name] = folder / f"{name}.onnx"
+        onnx.save(quantised, paths[name])
+    return paths
+
+
+def modelopt(model: MapAnything, bundle: Bundle, cases: Cases, folder: Path) -> dict[str, Path]:
+    """NVIDIA ModelOpt's quantisation of ONNX graphs (entropy calibration)."""
+    from modelopt.onnx.quantization import quantize
+    from onnxruntime.quantization.calibrate import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self, calls: list[dict[str, Any]]) -> None:
+            self.calls = calls
+            self.rewind()
+
+        def rewind(self) -> None:
+            self.left = iter(self.calls)
+
+        def get_first(self) -> dict[str, Any]:
+            return self.calls[0]
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.left, None)
+
+    inputs = recorded_inputs(bundle, cases)
+    paths = {}
+    for name in STAGES:
+        paths[name] = folder / f"{name}.onnx"
+        quantize(
+            str(bundle.stage_path(name)),
+            "int8",
+            calibration_data_reader=Reader(inputs[name]),
+            calibration_eps=["cpu"],
+            op_types_to_quantize=["MatMul"],
+            nodes_to_quantize=[re.escape(f"{layer}/MatMul") for layer in find_layers(model)],
+            high_precision_dtype="fp32",
+            output_path=str(paths[name]),
+            log_level="ERROR",
+        )
+    return paths
+
+
+QUANTISERS: dict[str, Quantiser] = {"mapengine": ours, "nncf": nncf, "ModelOpt": modelopt}
+
+
+def quantised_products(paths: Mapping[str, Path]) -> int:
+    """Products of two dequantised tensors."""
+    count = 0
+    for path in paths.values():
+        graph = onnx.load(path).graph
+        made = {output: node.op_type for node in graph.node for output in node.output}
+        is_low = [all(made.get(name) == "DequantizeLinear" for name in n.input[:2]) for n in graph.node
+                  if n.op_type == "MatMul"]  # fmt: skip
+        count += sum(is_low)
+    return count
+
+
+def decibels(engine: Engine, wanted: Mapping[str, Any], cases: Cases) -> dict[str, float]:
+    """Signal-to-noise ratio of each prediction over all cases."""
+    noise, signal = dict.fromkeys(KEYS, 0.0), dict.fromkeys(KEYS, 0.0)
+    for name, views in cases.views.items():
+        for found, exact in zip(engine.predict(list(views)), wanted[name], strict=True):
+            for key in KEYS:
+                noise[key] += float(np.square(found[key].astype(np.float64) - exact[key]).sum())
+                signal[key] += float(np.square(exact[key].astype(np.float64)).sum())
+    return {key: round(10 * float(np.log10(signal[key] / max(noise[key], 1e-30))), 1) for key in KEYS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="what `mapengine build` takes")
+    parser.add_argument("--scenes", type=int, default=50)
+    parser.add_argument("--cases", type=int, default=8, help="to calibrate with, and as many to judge")
+    parser.add_argument("--quantisers", nargs="+", default=list(QUANTISERS), choices=QUANTISERS)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args()
+    model = load_model(args.model)
+    views = list(rendered_cases(2 * args.cases, data_norm_type=model.data_norm_type).views.items())
+    given, others = (make_cases(dict(part), "") for part in (views[: args.cases], views[args.cases :]))
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        build_engine(model, Path(scratch) / "bundle", views=(1, 4, 8), attention=ATTENTION)
+        bundle = Bundle.open(Path(scratch) / "bundle", verify=False)
+        exact = engine_of(bundle, {})
+        wanted = {name: exact.predict(list(case)) for name, case in others.views.items()}
+        float32 = {r.name: r.metrics for r in evaluate(exact, args.scenes, seed=VALIDATION_SEED).tasks}
+        for name in args.quantisers:
+            folder = Path(scratch) / name
+            folder.mkdir()
+            paths = QUANTISERS[name](model, bundle, given, folder)
+            engine = engine_of(bundle, paths)
+            found = {r.name: r.metrics for r in evaluate(engine, args.scenes, seed=VALIDATION_SEED).tasks}
+            parts = list(kept_parts(found, float32).values())
+            results[name] = {
+                "products": quantised_products(paths),
+                "decibels": decibels(engine, wanted, others),
+                "figures": len(parts),
+                "kept_99": sum(part >= 0.99 for part in parts),
+                "kept_median": round(float(np.median(parts)), 4),
+                "kept_least": round(min(parts), 4),
+            }
+            print(f"{name}: {results[name]}", file=sys.stderr, flush=True)
+    record = {
+        "benchmark": "quantizers",
+        "model": model.model_id,
+        "scenes": args.scenes,
+        "cases": args.cases,
+        **origin("mapengine", "nncf", "nvidia-modelopt", "onnxruntime", "onnx", "torch", "numpy"),
+        "results": results,
+    }
+    print(json.dumps(record, indent=1))
+    write_record(record, args.json)
+
+
+if __name__ == "__main__":
+    main()
