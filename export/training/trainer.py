@@ -197,6 +197,7 @@ class Trainer:
             balance_heads(self.network, first)
         sampler = Sampler(scenes, config.mix, config.seed, self._rank)
         sums: dict[str, Tensor] = {}
+        summed = 0  # not always an interval: a run may have stopped within one
         began = last = time.time()
         finished, stop = self.step >= config.steps, False
         while not (finished or stop):
@@ -208,13 +209,14 @@ class Trainer:
             self.step += 1
             for name, value in values.items():
                 sums[name] = sums.get(name, 0) + value
+            summed += 1
             finished = self.step >= config.steps or (stop and clock.anneal)
             logged, saved = self.step % _LOG_EVERY == 0, self.step % config.checkpoint_every == 0
             if logged or saved or finished or stop:
                 self._require_finite(values["loss"])
             if self._rank == 0:
                 if logged:
-                    means = {name: value.item() / _LOG_EVERY for name, value in sums.items()}
+                    means = {name: value.item() / summed for name, value in sums.items()}
                     self._log({"train": {name: round(value, 5) for name, value in means.items()}})
                     text = " ".join(f"{name} {value:.3f}" for name, value in means.items())
                     self._report(
@@ -226,7 +228,7 @@ class Trainer:
                     self.evaluate()
                     last = time.time()  # evaluating is not training time
             if logged:
-                sums = {}
+                sums, summed = {}, 0
         return finished
 
     def _train(self, sampler: Sampler, progress: float, stop: bool) -> tuple[dict[str, Tensor], bool]:

@@ -72,6 +72,18 @@ def test_training_lowers_the_loss(config: TrainingConfig, run_folder: Path) -> N
     assert losses[-1] < 0.75 * losses[0]
 
 
+def test_a_run_that_goes_on_within_an_interval_logs_the_mean_of_its_own_steps(
+    config: TrainingConfig, run_folder: Path
+) -> None:
+    trainer = Trainer(dataclasses.replace(config, phases=(Phase(25, 8),)), run_folder / "run", report=quiet)
+    trainer.evaluate = lambda: {}  # type: ignore[method-assign]
+    trainer._train = lambda *_: ({"loss": torch.tensor(2.0)}, False)  # type: ignore[method-assign]
+    trainer.step = 18
+    trainer.run()
+    records = [json.loads(line) for line in (run_folder / "run" / "log.jsonl").read_text().splitlines()]
+    assert [record["train"]["loss"] for record in records if "train" in record] == [2.0]
+
+
 def test_an_exported_network_is_a_model(config: TrainingConfig, run_folder: Path) -> None:
     trainer = Trainer(config, run_folder / "run", report=quiet)
     folder = trainer.export(run_folder / "model")
