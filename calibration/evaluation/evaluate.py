@@ -82,7 +82,7 @@ class Evaluation:
     seed: int | None
     tasks: tuple[TaskResult, ...]
     baseline: tuple[TaskResult, ...]
-    scores: Mapping[str, Sequence[SceneScore]] = field(default_factory=dict, repr=False)
+    scores: Mapping[str, Sequence[SceneScore]] = field(default_factory=dict, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """``{"scenes", "size", "seed", "results": {task: ...}, "baseline": {number of views: ...}}``."""
