@@ -45,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="what `mapengine build` takes")
     parser.add_argument("--formats", nargs="+", default=["int8", "fp8"], choices=("int8", "fp8"))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
     parser.add_argument("--cases", type=int, default=4, help="to calibrate with, and as many to judge")
     parser.add_argument("--size", default="140x112", type=lambda text: tuple(map(int, text.split("x"))))
     parser.add_argument("--json", type=Path, help="write the figures there")
@@ -55,8 +56,8 @@ def main() -> None:
     quality = OutputQuality(network, dict(views[args.cases :]))
     results: dict[str, dict[str, dict[str, float]]] = {}
     for precision in args.formats:
-        for name, change in METHODS.items():
-            found = decibels(network, quality, CalibrationOptions(precision, **change), given)
+        for name in args.methods:
+            found = decibels(network, quality, CalibrationOptions(precision, **METHODS[name]), given)
             results.setdefault(precision, {})[name] = found
             print(f"{precision} {name}: {found}", file=sys.stderr, flush=True)
     record = {

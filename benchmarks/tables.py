@@ -30,6 +30,7 @@ DOCUMENTS = (
         for name in (
             "performance",
             "precision",
+            "quantization",
             "gpu",
             "kernels",
             "evaluation",
