@@ -14,7 +14,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from .precision.graphs import columns, load_graph
+from .precision.graphs import columns, dequantised, load_graph
 from .precision.weights import save_model
 
 
@@ -52,7 +52,7 @@ def cut_apart(model: ir.Model) -> tuple[int, int]:
     """
     splits = [node for node in model.graph if node.op_type == "Split"]
     found = [(split, before) for split in splits if (before := _product_before(split)) is not None]
-    more = sum(len(split.outputs) - 1 for split, (_, product) in found if _dequantised(product) is not None)
+    more = sum(len(split.outputs) - 1 for split, (_, product) in found if dequantised(product) is not None)
     for split, before in found:
         _separate(model.graph, split, *before)
     return len(found), more
@@ -71,14 +71,8 @@ def _product_before(split: ir.Node) -> tuple[ir.Node, ir.Node] | None:
     return (bias, product) if equal else None
 
 
-def _dequantised(product: ir.Node) -> ir.Node | None:
-    """The DequantizeLinear behind the weight of a product."""
-    source = None if product.inputs[1] is None else product.inputs[1].producer()
-    return source if source is not None and source.op_type == "DequantizeLinear" else None
-
-
 def _separate(graph: ir.Graph, split: ir.Node, bias: ir.Node, product: ir.Node) -> None:
-    wide, parts = _dequantised(product), len(split.outputs)
+    wide, parts = dequantised(product), len(split.outputs)
     weights = [product.inputs[1]] if wide is None else list(wide.inputs[:2])
     whole = [value for value in (*weights, bias.inputs[1]) if value is not None]
     for index, output in enumerate(split.outputs):

@@ -73,6 +73,12 @@ def constant(graph: ir.Graph, name: str, value: Any) -> ir.Value:
     return made
 
 
+def dequantised(product: ir.Node) -> ir.Node | None:
+    """The DequantizeLinear behind the weight of a product; None if there is none."""
+    source = None if product.inputs[1] is None else product.inputs[1].producer()
+    return source if source is not None and source.op_type == "DequantizeLinear" else None
+
+
 def columns(graph: ir.Graph, whole: ir.Value, index: int, parts: int) -> ir.Value:
     """A new constant with one of ``parts`` equal parts of the columns (the last axis) of another; read when it is
     written."""

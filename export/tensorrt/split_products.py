@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ..precision.graphs import columns
+from ..precision.graphs import columns, dequantised
 from ..precision.weights import save_model
 
 _PRODUCT = ".attn.qkv/MatMul"
@@ -28,7 +28,7 @@ def split_quantised_products(graph: Path, scratch: Path) -> tuple[Path, int]:
         The changed graph, or ``graph`` where nothing is quantised, and how many products were split.
     """
     model = ir.load(graph)
-    found = [node for node in model.graph if (node.name or "").endswith(_PRODUCT) and _weight(node) is not None]
+    found = [node for node in model.graph if (node.name or "").endswith(_PRODUCT) and dequantised(node) is not None]
     if not found:
         return graph, 0
     for node in found:
@@ -38,14 +38,8 @@ def split_quantised_products(graph: Path, scratch: Path) -> tuple[Path, int]:
     return target, len(found)
 
 
-def _weight(product: ir.Node) -> ir.Node | None:
-    """The DequantizeLinear behind the weight of a product."""
-    source = None if product.inputs[1] is None else product.inputs[1].producer()
-    return source if source is not None and source.op_type == "DequantizeLinear" else None
-
-
 def _split(graph: ir.Graph, product: ir.Node) -> None:
-    wide = _weight(product)
+    wide = dequantised(product)
     assert wide is not None
     data, result = product.inputs[0], product.outputs[0]
     weight, scale = wide.inputs[0], wide.inputs[1]

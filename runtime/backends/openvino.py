@@ -55,7 +55,7 @@ class OpenVinoBackend(HostBackend):
         Raises:
             BackendUnavailableError: BF16 arithmetic on a processor without bfloat16.
         """
-        return _Stage(name, self._compile(name, path, arithmetic), path.with_name(f"{path.name}.data"))
+        return _Stage(name, self._compile(name, path, arithmetic), path)
 
     def has_bf16(self) -> bool:
         """Whether this processor multiplies bfloat16."""
@@ -68,7 +68,7 @@ class OpenVinoBackend(HostBackend):
             BackendError: the library refuses or fails.
         """
         compiled = self._compile(path.stem, path, arithmetic)
-        _Stage(path.stem, compiled, path.with_name(f"{path.name}.data")).run(inputs)
+        _Stage(path.stem, compiled, path).run(inputs)
         nodes = []
         for node in compiled.get_runtime_model().get_ops():
             facts = {key: _text(node.get_rt_info()[key]) for key in ("layerType", "primitiveType", "runtimePrecision")}
@@ -100,9 +100,9 @@ class OpenVinoBackend(HostBackend):
 
 
 class _Stage:
-    def __init__(self, name: str, compiled: Any, weights: Path) -> None:
+    def __init__(self, name: str, compiled: Any, path: Path) -> None:
         self._name = name
-        self._weights: Path | None = weights
+        self._weights: Path | None = path.with_name(f"{path.name}.data")
         self._compiled = compiled
         self._inputs = {port.get_any_name(): np.dtype(port.get_element_type().to_dtype()) for port in compiled.inputs}
         self._outputs = [port.get_any_name() for port in compiled.outputs]

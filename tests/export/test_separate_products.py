@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from mapengine.export.separate_products import separate_products
 from mapengine.runtime.errors import ExportError
+
+from .small_graphs import run_graph, save_graph
 
 
 def write_graph(path: Path, quantised: bool, cut: bool = True) -> None:
@@ -33,14 +34,7 @@ def write_graph(path: Path, quantised: bool, cut: bool = True) -> None:
         helper.make_node("Mul", ["a", "c" if cut else "b"], ["y"], name="m/Mul"),
     ]  # fmt: skip
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", None]) for n in ("x", "y")]
-    tensors = [numpy_helper.from_array(value, name) for name, value in stored.items()]
-    graph = helper.make_graph(nodes, "stage", ends[:1], ends[1:], tensors)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
-
-
-def run(path: Path, x: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {"x": x})[0])
+    save_graph(path, nodes, ends, stored)
 
 
 @pytest.mark.parametrize("quantised", [False, True])
@@ -48,14 +42,14 @@ def test_the_parts_are_products_that_compute_the_same(tmp_path: Path, quantised:
     path = tmp_path / "stage.onnx"
     write_graph(path, quantised)
     x = np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
-    before = run(path, x)
+    before = run_graph(path, x)
     assert separate_products(path, "stage") == (2 if quantised else 0)
     onnx.checker.check_model(str(path), full_check=True)
     graph = onnx.load(path).graph
     kinds = Counter(node.op_type for node in graph.node)
     assert (kinds["MatMul"], kinds["Add"], kinds["Split"], kinds["DequantizeLinear"]) == (3, 3, 0, 3 * quantised)
     assert all(tensor.dims[-1] == 4 for tensor in graph.initializer)  # nothing of the whole weight is left
-    np.testing.assert_allclose(run(path, x), before, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run_graph(path, x), before, rtol=1e-5, atol=1e-6)
     assert [entry.name for entry in tmp_path.iterdir()] == ["stage.onnx"]
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from mapengine.export.tensorrt.split_products import split_quantised_products
+
+from ..small_graphs import run_graph, save_graph
 
 
 def write_graph(path: Path, quantised: bool) -> None:
@@ -27,14 +28,7 @@ def write_graph(path: Path, quantised: bool) -> None:
     else:
         del stored["w"], stored["s"]
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", size]) for n, size in (("x", 4), ("y", 12))]
-    tensors = [numpy_helper.from_array(value, name) for name, value in stored.items()]
-    graph = helper.make_graph(nodes, "stage", ends[:1], ends[1:], tensors)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
-
-
-def run(path: Path, x: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {"x": x})[0])
+    save_graph(path, nodes, ends, stored)
 
 
 def test_three_products_compute_the_same(tmp_path: Path) -> None:
@@ -50,7 +44,7 @@ def test_three_products_compute_the_same(tmp_path: Path) -> None:
     assert {tuple(tensor.dims) for tensor in graph.initializer} == {(4, 4), (4,)}
     assert {tensor.data_type for tensor in graph.initializer} == {TensorProto.INT8, TensorProto.FLOAT}
     x = np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
-    np.testing.assert_allclose(run(written, x), run(path, x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run_graph(written, x), run_graph(path, x), rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_not_quantised_stays(tmp_path: Path) -> None:
