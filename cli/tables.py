@@ -10,6 +10,7 @@ from .console import megabytes, say, show_table
 
 if TYPE_CHECKING:
     from mapengine.export.layer_comparison import LayerComparison
+    from mapengine.export.layer_noise import NoiseComparison
     from mapengine.runtime.executed import Executed
     from mapengine.runtime.manifest import Manifest
     from mapengine.runtime.parity_record import Parity
@@ -33,7 +34,7 @@ def manifest_rows(manifest: Manifest) -> list[StageRow]:
     return [
         StageRow(
             name,
-            tuple((record.file, record.bytes) for record in (stage.file, *stage.data)),
+            tuple((record.file, record.bytes) for record in stage.files()),
             stage.opset,
             tuple((tensor.name, tensor.shape) for tensor in stage.inputs),
             tuple((tensor.name, tensor.shape) for tensor in stage.outputs),
@@ -106,6 +107,9 @@ def show_quantization(manifest: Manifest) -> None:
     record = manifest.quantization
     if record is None:
         return
+    if record.weights_only:
+        say(f"Weights in {manifest.precision}, products in {record.rest} ({record.method})\n")
+        return
     counts = ", ".join(f"{count} in {stage}" for stage, count in record.products.items())
     say(f"Matrix products in {manifest.precision}, the rest in {record.rest}: {counts or 'none'} ({record.method})")
     if record.kept_layers:
@@ -161,3 +165,25 @@ def show_divergence(comparison: LayerComparison) -> None:
             f"First layer that differs by more than {comparison.tolerance:.0e} of its largest value: {first.layer} in "
             f"{first.stage}, by {first.max_rel:.1e}.\n"
         )
+
+
+def show_noise(comparison: NoiseComparison) -> None:
+    """The layers of an INT8 or FP8 bundle that lose most, and the first one that loses more than rounding does."""
+    shown = comparison.worst()
+    say(
+        f"{len(comparison.layers)} linear layers of {comparison.compared} against float32, the {len(shown)} with the "
+        "lowest signal-to-noise ratios:\n"
+    )
+    show_table(
+        ("stage", "layer", "product", "dB", "dB in the stream"),
+        [
+            (d.stage, d.layer, d.precision, f"{d.snr:.1f}", "-" if d.stream_snr is None else f"{d.stream_snr:.1f}")
+            for d in shown
+        ],
+        right=("dB", "dB in the stream"),
+    )
+    first = comparison.first
+    if first is None:
+        say(f"No layer is below {comparison.least:.0f} dB.\n")
+    else:
+        say(f"First layer below {comparison.least:.0f} dB: {first.layer} in {first.stage}, with {first.snr:.1f} dB.\n")

@@ -13,6 +13,7 @@ from .tables import (
     show_divergence,
     show_executed,
     show_layers,
+    show_noise,
     show_parity,
     show_precision,
     show_quantization,
@@ -45,7 +46,10 @@ def verify(
     ] = Device.required,
     layers: Annotated[
         bool,
-        typer.Option("--layers", help="With --model: find the first layer whose output differs from float32."),
+        typer.Option(
+            "--layers",
+            help="With --model: find the first layer whose output differs from float32, and in int8 what each loses.",
+        ),
     ] = False,
 ) -> None:
     """Check that BUNDLE gives right results here.
@@ -76,6 +80,9 @@ def verify(
         step("checking the files")
         opened = Bundle.open(bundle)
         manifest = opened.manifest
+        rounds = layers and manifest.quantization is not None
+        if rounds:
+            import_export("layer_noise").check_comparable(manifest)
         names = _backends(backend, manifest)
         reference = None
         if package is not None:
@@ -103,8 +110,12 @@ def verify(
                 if device is Device.required:
                     raise
                 missing = error
-        divergence = None
-        if layers:
+        divergence = noise = None
+        if rounds and missing is None:
+            step("comparing layer by layer")
+            chosen = None if backend in (VerifyBackend.all, VerifyBackend.auto) else backend.value
+            noise = import_export("layer_noise").compare_noise(opened, reference, chosen, threads, progress=step)
+        elif layers and not rounds:
             step("comparing layer by layer")
             divergence = import_export("layer_comparison").compare_layers(opened, reference, progress=step)
     print()
@@ -118,6 +129,8 @@ def verify(
         show_parity(parity)
     if divergence is not None:
         show_divergence(divergence)
+    if noise is not None:
+        show_noise(noise)
     for failure in failures[:-1]:
         problem("Error", str(failure))
     if failures:

@@ -93,8 +93,8 @@ def compare_layers(
     """
     if bundle.manifest.quantization is not None:
         raise InputError(
-            f"layers are compared in fp32, fp16 and bf16, and this bundle is {bundle.manifest.precision}; build it in "
-            "one of these"
+            f"layers are compared in fp32, fp16 and bf16, and this bundle is {bundle.manifest.precision}; use "
+            "compare_noise of mapengine.export.layer_noise"
         )
     try:
         import polygraphy.comparator  # noqa: F401  before the long work
@@ -121,7 +121,7 @@ def compare_layers(
             )
             graphs[precision] = {stage.name: stage.path for stage in written.stages}
         report("running float32 for the inputs of every stage")
-        for stage, inputs in _stage_inputs(bundle, graphs["fp32"]).items():
+        for stage, inputs in stage_inputs(bundle, graphs["fp32"]).items():
             report(f"comparing the layers of {stage}")
             reference, other = (graphs[precision][stage] for precision in ("fp32", manifest.precision))
             known = _values_by_module(ir.load(other))
@@ -147,7 +147,13 @@ class _Recorder:
         return self.stage.run(inputs)
 
 
-def _stage_inputs(bundle: Bundle, graphs: Mapping[str, Path]) -> dict[str, dict[str, NDArray[Any]]]:
+def stage_inputs(bundle: Bundle, graphs: Mapping[str, Path]) -> dict[str, dict[str, NDArray[Any]]]:
+    """What every stage reads when float32 graphs run the golden input of a bundle; of several calls the first.
+
+    Args:
+        bundle: that has the golden input.
+        graphs: file of each stage, in float32.
+    """
     library = OnnxRuntimeBackend()
     stages = {name: _Recorder(library.load_stage(name, path)) for name, path in graphs.items()}
     run_golden(bundle, Pipeline(stages))
