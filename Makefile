@@ -15,6 +15,8 @@ ATTENTION  ?= auto
 TARGET     ?=
 # A file of `mapengine calibrate`, for PRECISION=int8 or fp8; without it the build calibrates with rendered views.
 CALIBRATION ?=
+# 1: with PRECISION=int8, weights alone are in 8 bits and nothing is calibrated.
+WEIGHTS_ONLY ?=
 REVISION   ?=
 OUT        ?= build/engine
 SAMPLES    ?= build/samples
@@ -54,7 +56,7 @@ engine: $(STAMP)  ## Export and build MODEL into the bundle OUT, check it, and r
 	$(BIN)/mapengine build "$(MODEL)" "$(OUT)" --precision "$(PRECISION)" --backend "$(BACKEND)" --views "$(VIEWS)" \
 		--attention "$(ATTENTION)" $(if $(RESOLUTION),--resolution "$(RESOLUTION)") \
 		$(if $(REVISION),--revision "$(REVISION)") $(if $(TARGET),--target "$(TARGET)") \
-		$(if $(CALIBRATION),--calibration "$(CALIBRATION)")
+		$(if $(CALIBRATION),--calibration "$(CALIBRATION)") $(if $(filter 1,$(WEIGHTS_ONLY)),--weights-only)
 	$(BIN)/mapengine verify "$(OUT)" $(GPU_OPTIONAL)
 	$(BIN)/mapengine samples "$(SAMPLES)"
 	$(if $(filter 1 2 3 4 5 6 7 8,$(firstword $(subst :, ,$(VIEWS)))),\

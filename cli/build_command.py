@@ -93,6 +93,13 @@ def build(
             show_default=False,
         ),
     ] = None,
+    weights_only: Annotated[
+        bool,
+        typer.Option(
+            "--weights-only",
+            help="For int8: store weights in 8 bits and multiply in what the rest is. Nothing is calibrated.",
+        ),
+    ] = False,
     rest: Annotated[
         Rest | None,
         typer.Option(
@@ -120,19 +127,25 @@ def build(
       mapengine build build/onnx build/engine --backend tensorrt
       mapengine build preset:tiny build/engine --precision int8 --calibration build/calibration.json
       mapengine build preset:nano build/engine --precision int8 --backend openvino --rest bf16
+      mapengine build preset:nano build/engine --backend tensorrt-rtx --precision int8 --weights-only
     """
     from mapengine.runtime.bundle import files_of_old_bundle
 
     counts = parse_views(_VIEWS if views is None else views, "--views")
     sizes = None if resolution is None else parse_sizes(resolution, "--resolution")
     limit = None if memory_limit is None else parse_bytes(memory_limit, "--memory-limit")
+    bundled = (Path(model) / "manifest.json").is_file()
+    if weights_only and precision is not Precision.int8 and not bundled:
+        raise typer.BadParameter("it is for int8; give --precision int8 too", param_hint="--weights-only")
+    if weights_only and calibration is not None:
+        raise typer.BadParameter("it is for activations, which --weights-only leaves", param_hint="--calibration")
     options = import_export("build_options")
     files_of_old_bundle(out)  # refused before a model is loaded
     settings = options.PlanSettings(
         tuple(part.strip() for part in target.split(",")) if target else (), limit, optimization_level
     )
     with Steps() as step:
-        if (Path(model) / "manifest.json").is_file():
+        if bundled:
             fixed: dict[str, object] = {
                 "--precision": precision,
                 "--views": views,
@@ -140,6 +153,7 @@ def build(
                 "--revision": revision,
                 "--calibration": calibration,
                 "--rest": rest,
+                "--weights-only": weights_only or None,
                 "--attention": None if attention is Attention.auto else attention,
             }
             _refuse(fixed, model)
@@ -161,6 +175,7 @@ def build(
                 calibration=calibration,
                 settings=settings,
                 rest=None if rest is None else rest.value,
+                weights_only=weights_only,
                 progress=step,
                 fraction=step.part,
             )

@@ -20,7 +20,7 @@ from mapengine.runtime.pipeline import ChunkSizes
 from .build_options import QUANTISED, PlanSettings, attention_form, bundle_format, check_options, make_profile
 from .onnx_bundle import measure, write_onnx_bundle
 from .plan_bundle import Fraction, check_plannable, plan_profile, write_plan_bundle
-from .quantization import CalibrationOptions, calibrate
+from .quantization import CalibrationOptions, WeightsOnly, calibrate
 from .reference import MapAnything
 
 Progress = Callable[[str], None]
@@ -38,6 +38,7 @@ def build_engine(
     calibration: Calibration | str | os.PathLike[str] | None = None,
     settings: PlanSettings | None = None,
     rest: str | None = None,
+    weights_only: bool = False,
     progress: Progress | None = None,
     fraction: Fraction | None = None,
 ) -> Manifest:
@@ -59,6 +60,8 @@ def build_engine(
         settings: for the TensorRT backends only.
         rest: for INT8 with ``"openvino"``: ``"bf16"`` runs what is not in 8 bits in the transformers in bfloat16, on
             processors that have it; float32 if not given.
+        weights_only: for INT8: round the weights and no activations, so that the products stay in what ``rest`` or the
+            backend says. Nothing is calibrated.
         progress: called with a line per step.
         fraction: called with how much of a step is done (0 to 1) and what it does, while plans are compiled.
 
@@ -75,13 +78,13 @@ def build_engine(
     report = progress or (lambda line: None)
     settings = settings or PlanSettings()
     _check_model(model)
-    check_options(precision, backend, attention, calibration, settings, rest)
+    check_options(precision, backend, attention, calibration, settings, rest, weights_only)
     if not isinstance(out, str | os.PathLike):
         raise InputError(f"out is a {type(out).__name__}; give the path of the bundle's folder")
     profile = make_profile(views, resolutions, ChunkSizes().to_json())
     if bundle_format(backend) == "onnx":
         form = attention_form(attention, backend, "")
-        ranges = _calibration(model, precision, calibration, report, fraction)
+        ranges = _calibration(model, precision, calibration, weights_only, report, fraction)
         with write_bundle(Path(out)) as writer:
             return write_onnx_bundle(
                 model,
@@ -97,8 +100,8 @@ def build_engine(
     flavour = load_flavour(backend)
     form = attention_form(attention, backend, flavour.version)
     for_gpu = plan_profile(profile)
-    check_plannable(flavour, precision, form, for_gpu, model.config, settings)
-    ranges = _calibration(model, precision, calibration, report, fraction)
+    check_plannable(flavour, precision, form, for_gpu, model.config, settings, weights_only)
+    ranges = _calibration(model, precision, calibration, weights_only, report, fraction)
     with write_bundle(Path(out)) as writer, tempfile.TemporaryDirectory(dir=writer.folder) as scratch:
         graphs = Path(scratch) / "onnx"
         with write_bundle(graphs) as inner:
@@ -125,11 +128,18 @@ def build_engine(
 
 
 def _calibration(
-    model: MapAnything, precision: str, given: object, report: Progress, fraction: Fraction | None
-) -> Calibration | None:
+    model: MapAnything,
+    precision: str,
+    given: object,
+    weights_only: bool,
+    report: Progress,
+    fraction: Fraction | None,
+) -> Calibration | WeightsOnly | None:
     """The calibration of an int8 or fp8 build, checked before anything is exported."""
     if precision not in QUANTISED:
         return None
+    if weights_only:
+        return WeightsOnly.of(model)
     if given is None:
         cases = rendered_cases(data_norm_type=model.data_norm_type)
         options = CalibrationOptions(precision)

@@ -27,7 +27,7 @@ PRECISIONS: Mapping[str, tuple[str, ...]] = {
 """What is built per backend. ONNX Runtime's CPU has no bfloat16 kernels for these graphs, no CPU backend FP8 ones."""
 
 QUANTISED = ("int8", "fp8")
-"""Precisions that need a calibration."""
+"""Precisions that need a calibration, but for weights alone."""
 
 RESTS = ("fp32", "bf16")
 """What int8 for OpenVINO may leave; for the other backends there is no choice."""
@@ -67,6 +67,7 @@ def check_options(
     calibration: object | None,
     settings: PlanSettings,
     rest: str | None = None,
+    weights_only: bool = False,
 ) -> None:
     """Refuse what this version does not build.
 
@@ -86,6 +87,10 @@ def check_options(
         raise InputError(f"attention {attention!r} is unknown; use auto, {', '.join(ATTENTIONS)}")
     if calibration is not None and precision not in QUANTISED:
         raise InputError(f"calibration is for int8 and fp8; leave it out for {precision}")
+    if weights_only and precision != "int8":
+        raise InputError(f"weights_only is for int8; leave it out for {precision}")
+    if weights_only and calibration is not None:
+        raise InputError("weights_only rounds no activations, which a calibration is for; leave out one of the two")
     if rest is not None and rest not in RESTS:
         raise InputError(f"rest {rest!r} is not built; use {' or '.join(RESTS)}")
     if rest is not None and (precision, backend) != ("int8", "openvino"):

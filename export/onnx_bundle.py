@@ -43,6 +43,7 @@ from .onnx_export import AttentionExport, ExportedStage, export_stages
 from .parity_cases import GOLDEN_SIZE, PARITY_SIZE, golden_views, parity_cases
 from .precision import LoweredStage, lower_precision, measure_ranges, runnable
 from .quantization.stages import measured_tolerance, write_quantised
+from .quantization.weights_only import WeightsOnly
 from .reference import MapAnything
 from .separate_products import separate_products
 
@@ -86,7 +87,7 @@ def write_graphs(
     attention: AttentionExport,
     origin: Mapping[str, str],
     report: Progress,
-    calibration: Calibration | None = None,
+    calibration: Calibration | WeightsOnly | None = None,
     around: str | None = None,
 ) -> Graphs:
     """Write ``<stage>.onnx`` in ``precision`` into ``folder``, with ``origin`` as metadata of each file.
@@ -95,7 +96,7 @@ def write_graphs(
     float32 (a bf16 engine has parts in FP16 too).
 
     Args:
-        calibration: for int8 and fp8.
+        calibration: for int8 and fp8; or what stands for it where only weights are in int8.
         around: precision of the files, or of what int8 and fp8 leave in them; that of the bundle if not given. It is
             float32 where the backend rounds.
     """
@@ -155,7 +156,7 @@ def write_onnx_bundle(
     profile: Profile,
     backend: str | None,
     report: Progress,
-    calibration: Calibration | None = None,
+    calibration: Calibration | WeightsOnly | None = None,
     rest: str | None = None,
 ) -> Manifest:
     """Fill ``writer`` with the four stages, the golden file and the manifest, and check them with ``backend``.
@@ -169,7 +170,7 @@ def write_onnx_bundle(
         backend: ``"onnxruntime"`` or ``"openvino"``; None to run the graphs as they say in ONNX Runtime, see
             :func:`open_graphs`.
         report: called with a line per step.
-        calibration: of this model, for int8 and fp8.
+        calibration: of this model, for int8 and fp8; or its layers, where only weights are in int8.
         rest: precision of what they leave: ``"fp32"``, ``"fp16"`` or ``"bf16"``. By default float32 with a ``backend``
             and float16 without one, as the CPU backends have no float16 kernels.
 
@@ -180,7 +181,7 @@ def write_onnx_bundle(
         CalibrationError: the calibration is of another model or precision.
     """
     weights = model.weights_hash()
-    if calibration is not None:
+    if isinstance(calibration, Calibration):
         calibration.check_model(weights, model.model_id, precision)
     origin = model_metadata(model, weights)
     rest = rest or ("fp32" if backend is not None else "fp16")
@@ -240,7 +241,7 @@ def _separated(graphs: Graphs) -> Graphs:
     record = graphs.quantization
     for stage in graphs.stages:
         more = separate_products(stage.path, stage.name)
-        if record is not None and more:
+        if record is not None and more and not record.weights_only:
             products = {**record.products, stage.name: record.products[stage.name] + more}
             record = replace(record, products=products)
     return replace(graphs, quantization=record)

@@ -86,7 +86,9 @@ def compile_engine(
     flavour = load_flavour(backend)
     config = parse_config(manifest.model.config, str(bundle))
     profile = plan_profile(manifest.profile)
-    check_plannable(flavour, manifest.precision, manifest.attention, profile, config, settings)
+    record = manifest.quantization
+    weights_only = record is not None and record.weights_only
+    check_plannable(flavour, manifest.precision, manifest.attention, profile, config, settings, weights_only)
     with write_bundle(Path(out)) as writer:
         return write_plan_bundle(
             source, writer, flavour, profile=profile, settings=settings, report=progress, fraction=fraction
@@ -131,7 +133,7 @@ def write_plan_bundle(
                 graph, spec = add_patch_features(graph, Path(scratch), spec)
             if quantization is not None:
                 graph, split = split_quantised_products(graph, Path(scratch))
-                if split:  # each of them is three products from here on
+                if split and not quantization.weights_only:  # each of them is three products from here on
                     wanted = quantization.products[name] + 2 * split
                     quantization = replace(quantization, products={**quantization.products, name: wanted})
             path = writer.folder / f"{name}.plan"
@@ -183,7 +185,13 @@ def plan_profile(profile: Profile) -> Profile:
 
 
 def check_plannable(
-    flavour: Flavour, precision: str, attention: str, profile: Profile, config: ModelConfig, settings: PlanSettings
+    flavour: Flavour,
+    precision: str,
+    attention: str,
+    profile: Profile,
+    config: ModelConfig,
+    settings: PlanSettings,
+    weights_only: bool = False,
 ) -> None:
     """Refuse what a library cannot compile, before anything is exported.
 
@@ -198,7 +206,13 @@ def check_plannable(
         "aggregator": config.aggregator.block.num_heads,
     }
     found = check_limits(
-        flavour, precision=precision, attention=attention, profile=profile, heads=heads, targets=targets
+        flavour,
+        precision=precision,
+        attention=attention,
+        profile=profile,
+        heads=heads,
+        targets=targets,
+        weights_only=weights_only,
     )
     if precision == "int8":  # what else it warns of, the build of the stage warns of too
         for warning in found:

@@ -172,8 +172,15 @@ def _openvino(library: HostBackend, path: Path, inputs: Mapping[str, NDArray[Any
         weight = node.inputs[1]
         length = weight[-1] if node.kind.startswith("FullyConnected") else _length(node.kind, weight)
         macs = math.prod(node.output) * length if all(side >= 0 for side in (*node.output, length)) else 0
-        products.append(Product(node.kernel, _OPENVINO_TYPES.get(node.precision, node.precision), macs))
+        products.append(Product(node.kernel, _openvino_type(node.kernel, node.precision), macs))
     return products
+
+
+def _openvino_type(kernel: str, precision: str) -> str:
+    """Where only the weight is in 8 bits OpenVINO says the precision ``i8``, and the type that is multiplied in at the
+    end of the kernel's name, as in ``brgemm_avx512_f32``."""
+    suffix = kernel.rpartition("_")[2]
+    return _OPENVINO_TYPES.get(suffix if suffix in ("f32", "f16", "bf16") else precision, precision)
 
 
 def _length(kind: str, weight: tuple[int, ...]) -> int:

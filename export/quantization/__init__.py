@@ -7,6 +7,7 @@ from .fold import folded
 from .geometry import GeometryQuality
 from .layers import LinearLayer, find_layers
 from .qdq import QuantisedStage, quantise_stage
+from .weights_only import WeightsOnly
 
 __all__ = [
     "CalibrationOptions",
@@ -14,6 +15,7 @@ __all__ = [
     "LinearLayer",
     "OutputQuality",
     "QuantisedStage",
+    "WeightsOnly",
     "calibrate",
     "emulated",
     "find_layers",

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from mapengine.calibration.quantization import FORMATS, LayerCalibration, NumberFormat, weight_scales
 
-from .layers import linear
+from .layers import Roundable, linear
 
 
 @contextlib.contextmanager
-def emulated(network: nn.Module, layers: Iterable[LayerCalibration], precision: str) -> Iterator[None]:
+def emulated(network: nn.Module, layers: Iterable[Roundable], precision: str) -> Iterator[None]:
     """Inside the block the given layers round their inputs and weights, and add the corrections of their biases.
+
+    A layer without a calibration rounds its weight alone.
 
     Weights are rounded at each call and not kept, so that a full-size network needs no second copy.
 
@@ -30,19 +32,22 @@ def emulated(network: nn.Module, layers: Iterable[LayerCalibration], precision: 
     changed = []
     try:
         for layer in layers:
-            if layer.largest > 0:
-                module = linear(network, layer.name)
-                module.forward = _rounding(module, layer, form)  # type: ignore[method-assign, assignment]
-                changed.append(module)
+            if isinstance(layer, LayerCalibration) and layer.largest <= 0:
+                continue
+            module = linear(network, layer.name)
+            module.forward = _rounding(module, layer, form)  # type: ignore[method-assign, assignment]
+            changed.append(module)
         yield
     finally:
         for module in changed:
             del module.forward
 
 
-def _rounding(module: nn.Linear, layer: LayerCalibration, form: NumberFormat) -> Callable[[Tensor], Tensor]:
-    scale = float(np.float32(layer.largest / form.largest))
+def _rounding(module: nn.Linear, layer: Roundable, form: NumberFormat) -> Callable[[Tensor], Tensor]:
     scales = torch.from_numpy(weight_scales(module.weight.detach().numpy().T, form))[:, None]
+    if not isinstance(layer, LayerCalibration):
+        return lambda x: F.linear(x, rounded(module.weight, scales, form), module.bias)
+    scale = float(np.float32(layer.largest / form.largest))
     bias = module.bias if layer.bias is None else module.bias + torch.tensor(layer.bias, dtype=torch.float32)
 
     def forward(x: Tensor) -> Tensor:

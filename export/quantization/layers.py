@@ -13,6 +13,8 @@ from typing import Literal
 
 from torch import nn
 
+from mapengine.calibration.quantization import LayerCalibration
+
 from ..network import MapAnythingNetwork
 from ..network.transformer import Block, SwiGlu
 
@@ -37,6 +39,10 @@ class LinearLayer:
     index: int
     kind: Kind
     head_dim: int
+
+
+Roundable = LayerCalibration | LinearLayer
+"""A calibrated layer rounds its input and its weight; one without a calibration its weight alone."""
 
 
 def find_layers(network: MapAnythingNetwork) -> dict[str, LinearLayer]:

@@ -4,7 +4,7 @@ A quantised product reads ``DequantizeLinear(QuantizeLinear(x))`` and ``Dequanti
 that it gave before; bias, activation and residual stream are not touched. That one form runs as integer products with
 the scales fused behind them in ONNX Runtime (``MatMulIntegerToFloat``) and OpenVINO, and TensorRT-RTX lists it as such
 (:mod:`..tensorrt.split_products`). Activations have one scale per tensor, weights one per output channel and are stored
-in 8 bits.
+in 8 bits. A layer without a calibration gets the DequantizeLinear of its weight and no other (:mod:`.weights_only`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mapengine.runtime.errors import ExportError
 from ..precision.graphs import constant, load_float32_graph, load_graph
 from ..precision.rewrite import removed_on_failure
 from ..precision.weights import save_model
+from .layers import Roundable
 
 _OPSET = 19
 """First opset whose QuantizeLinear knows float16 and FP8; everything that the stages use is the same in 18."""
@@ -58,7 +59,7 @@ def quantise_stage(
     target: Path,
     *,
     stage: str,
-    layers: Sequence[LayerCalibration],
+    layers: Sequence[Roundable],
     precision: str,
     weights: Path | None = None,
 ) -> QuantisedStage:
@@ -70,7 +71,8 @@ def quantise_stage(
         source: a stage, in float32 or in 16 bit.
         target: ``.onnx`` file to write, not ``source``.
         stage: its name.
-        layers: of a calibration; the smoothing and rotation have to be in the weights already.
+        layers: of a calibration; the smoothing and rotation have to be in the weights already. Of one without a
+            calibration only the weight is rounded.
         precision: ``int8`` or ``fp8``.
         weights: the stage in float32, where ``source`` is not: its weights would be rounded twice.
 
@@ -84,7 +86,7 @@ def quantise_stage(
     model = load_graph(source, stage)
     full = model if weights is None else load_float32_graph(weights, stage)
     writer = _Writer(model, full, stage, FORMATS[precision])
-    used = tuple(layer for layer in layers if layer.largest > 0)
+    used = tuple(layer for layer in layers if not isinstance(layer, LayerCalibration) or layer.largest > 0)
     for layer in used:
         writer.quantise(layer)
     if used:
@@ -108,7 +110,7 @@ class _Writer:
         # Kept before any is replaced: without another source a weight is rounded from its own old value.
         self._tensors = {name: value.const_value for name, value in self._sources.items()}
 
-    def quantise(self, layer: LayerCalibration) -> None:
+    def quantise(self, layer: Roundable) -> None:
         """Change one product in place."""
         node = self._products.get(f"{layer.name}/MatMul")
         tensor = self._tensors.get(f"{layer.name}.weight")
@@ -122,18 +124,21 @@ class _Writer:
         assert weight is not None
         assert data.dtype is not None
         dtype = data.dtype
+        if isinstance(layer, LayerCalibration):
+            node.replace_input_with(0, self._rounded_input(node, data, dtype, layer))
+        scales = _stored(weight_scales(np.asarray(tensor.numpy(), np.float32), self._form), dtype)
+        self._store_weight(weight, tensor, scales)
+        per_channel = constant(self._graph, f"{layer.name}.weight_scale", scales)
+        wide = self._insert(node, "DequantizeLinear", [weight, per_channel], {"axis": 1}, dtype, weight.shape)
+        node.replace_input_with(1, wide)
+
+    def _rounded_input(self, node: ir.Node, data: ir.Value, dtype: ir.DataType, layer: LayerCalibration) -> ir.Value:
         scale = constant(
             self._graph, f"{layer.name}.input_scale", _stored(np.array(layer.largest / self._form.largest), dtype)
         )
         zero = self._zero_point()
         stored = self._insert(node, "QuantizeLinear", [data, scale, zero], {}, _TYPES[self._form.name], data.shape)
-        read = self._insert(node, "DequantizeLinear", [stored, scale, zero], {}, dtype, data.shape)
-        scales = _stored(weight_scales(np.asarray(tensor.numpy(), np.float32), self._form), dtype)
-        self._store_weight(weight, tensor, scales)
-        per_channel = constant(self._graph, f"{layer.name}.weight_scale", scales)
-        wide = self._insert(node, "DequantizeLinear", [weight, per_channel], {"axis": 1}, dtype, weight.shape)
-        node.replace_input_with(0, read)
-        node.replace_input_with(1, wide)
+        return self._insert(node, "DequantizeLinear", [stored, scale, zero], {}, dtype, data.shape)
 
     def _store_weight(self, weight: ir.Value, tensor: ir.TensorProtocol, scales: NDArray[Any]) -> None:
         form, dtype, name = self._form, _TYPES[self._form.name], weight.name or ""

@@ -19,7 +19,9 @@ from ..precision import LoweredStage
 from ..reference import MapAnything
 from .emulate import emulated
 from .fold import folded, with_corrected_biases
+from .layers import Roundable
 from .qdq import quantise_stage
+from .weights_only import WeightsOnly
 
 Stages = Sequence[ExportedStage | LoweredStage]
 Stage = TypeVar("Stage", ExportedStage, LoweredStage)
@@ -34,7 +36,7 @@ something else is outside."""
 def write_quantised(
     model: MapAnything,
     folder: Path,
-    calibration: Calibration,
+    calibration: Calibration | WeightsOnly,
     export: Callable[[MapAnything, Path], Stages],
     lower: Callable[[Stages, Path], Stages] | None,
     report: Callable[[str], None],
@@ -43,6 +45,7 @@ def write_quantised(
 
     Args:
         model: that was calibrated.
+        calibration: or, for the weights alone, the layers.
         folder: to write into.
         export: writes the stages of a network in float32 into a folder.
         lower: writes such stages in 16 bit into another folder; None to leave the rest in float32.
@@ -50,7 +53,9 @@ def write_quantised(
     Returns:
         The stages, what the manifest says of them, and the stages before quantisation (their files are gone).
     """
-    network = with_corrected_biases(folded(model, calibration.layers), calibration)
+    network = model
+    if isinstance(calibration, Calibration):
+        network = with_corrected_biases(folded(model, calibration.layers), calibration)
     written = []
     products: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -61,12 +66,13 @@ def write_quantised(
         del network
         sources = full if lower is None else lower(full, low_folder)
         for exact, source in zip(full, sources, strict=True):
-            layers = [layer for layer in calibration.quantised if layer.stage == source.name]
+            layers: list[Roundable] = [layer for layer in calibration.quantised if layer.stage == source.name]
             target = folder / source.path.name
             if not layers:
                 written.append(_moved(source, folder))
                 continue
-            report(f"writing {source.name} in {calibration.precision}")
+            what = "with weights " if isinstance(calibration, WeightsOnly) else ""
+            report(f"writing {source.name} {what}in {calibration.precision}")
             result = quantise_stage(
                 source.path,
                 target,
@@ -75,7 +81,8 @@ def write_quantised(
                 precision=calibration.precision,
                 weights=None if lower is None else exact.path,
             )
-            products[source.name] = len(result.quantised)
+            if isinstance(calibration, Calibration):  # else the products are in the type of the activations
+                products[source.name] = len(result.quantised)
             written.append(replace(source, path=result.path, data_path=result.data_path, opset=result.opset))
     names = tuple(calibration.kept_layers)
     record = Quantization(calibration.described(), calibration.data_sha256, names, dict(products))
@@ -87,14 +94,16 @@ def _moved(stage: ExportedStage | LoweredStage, folder: Path) -> ExportedStage |
     return replace(stage, path=Path(shutil.move(stage.path, folder / stage.path.name)), data_path=data)
 
 
-def measured_tolerance(model: MapAnything, calibration: Calibration, cases: Mapping[str, Views]) -> dict[str, float]:
+def measured_tolerance(
+    model: MapAnything, calibration: Calibration | WeightsOnly, cases: Mapping[str, Views]
+) -> dict[str, float]:
     """Allowed difference per output, relative to its largest value: :data:`MARGIN` times the rounded network's own.
 
     Args:
         model: float32 reference.
         cases: that the difference is measured over.
     """
-    network = folded(model, calibration.layers)
+    network = folded(model, calibration.layers) if isinstance(calibration, Calibration) else model
     wanted = {name: model.predict(views, use_amp=False) for name, views in cases.items()}
     with emulated(network, calibration.quantised, calibration.precision):
         found = {name: network.predict(views, use_amp=False) for name, views in cases.items()}

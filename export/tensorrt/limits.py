@@ -52,6 +52,7 @@ def check_limits(
     profile: Profile,
     heads: Mapping[str, int],
     targets: Sequence[str] = (),
+    weights_only: bool = False,
 ) -> tuple[str, ...]:
     """Refuse what cannot be built, from the options alone, before anything is exported.
 
@@ -59,6 +60,7 @@ def check_limits(
         precision: of the bundle; ``fp32`` has float32 attention. attention: form of the export.
         heads: attention heads per stage that has attention (``image_encoder``, ``aggregator``).
         targets: compute capabilities such as ``8.9``; empty for the flavour's default.
+        weights_only: whether INT8 is in the weights alone.
 
     Returns:
         Warnings, one sentence each.
@@ -73,10 +75,10 @@ def check_limits(
             raise InputError(
                 f"sm_{target.replace('.', '')} has no FP8; use --precision int8 or fp16, or a target from sm_89"
             )
-    if precision == "int8" and flavour.is_rtx:
+    if precision == "int8" and flavour.is_rtx and not weights_only:
         return (
-            f"{flavour.name} is documented to multiply in INT8 with 8-bit weights only; the plan asks for INT8 on both "
-            "sides, so compare its speed with --precision fp8 (from sm_89) or fp16",
+            f"{flavour.name} documents INT8 for weights only, and this plan asks for INT8 on both sides of a product; "
+            "use --precision fp8 (from sm_89), or --precision int8 --weights-only, if it is not faster than fp16",
         )
     if precision != "fp32" or not flavour.is_rtx:
         return ()

@@ -1,7 +1,8 @@
 """Queries, keys and values as three products, where they are in 8 bits.
 
 TensorRT-RTX 1.7.1 cuts the one product of ``qkv`` into three for attention, and its dequantised weight with it: the
-product then runs in 16 bit. Given as three products it merges them into one again, in 8 bits.
+product then runs in 16 bit. Given as three products it merges them into one again, in 8 bits. The same holds where only
+the weight is in 8 bits: the plan keeps it so for three products, and in 16 bit for one.
 """
 
 from __future__ import annotations

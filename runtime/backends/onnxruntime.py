@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from ..errors import BackendError
 from .base import Arrays, HostBackend, StageRunner, cannot_import, cpu_name, default_threads, one_line
 
+_FLOAT32_PRODUCTS = "1"
+"""Level at which a product with 8-bit weights accumulates in float32; the default, 4, is INT8."""
+
 
 class OnnxRuntimeBackend(HostBackend):
     """Runs ``.onnx`` stages on the CPU."""
@@ -60,6 +63,8 @@ class OnnxRuntimeBackend(HostBackend):
         options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 3  # errors only: the warnings speak of the graph's internals
+        # Where only weights are in 8 bits the library would round what they multiply to INT8 too, by itself.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", _FLOAT32_PRODUCTS)
         return options
 
     def _session(self, name: str, path: Path, options: Any) -> Any:

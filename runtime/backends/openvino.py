@@ -89,6 +89,8 @@ class OpenVinoBackend(HostBackend):
             "INFERENCE_PRECISION_HINT": "bf16" if loose else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": str(self.threads),
+            # Where only weights are in 8 bits the plugin would round what they multiply as well, by itself.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
         }
         try:
             return self._core.compile_model(self._core.read_model(str(path)), "CPU", options)

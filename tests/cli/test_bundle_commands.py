@@ -55,6 +55,29 @@ def test_build_prints_the_parity(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [out]
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "--precision int8"),
+        (("--precision", "fp16"), "--precision int8"),
+        (("--precision", "int8", "--calibration", "a.json"), "--weights-only"),
+    ],
+)
+def test_weights_only_is_a_usage_error_without_int8(
+    cli: Any, options: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    result = cli("build", "preset:tiny", tmp_path / "engine", "--weights-only", *options)
+    assert result.code == 2
+    assert words in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_has_its_own_weights(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    result = cli("build", tiny_bundle, tmp_path / "engine", "--backend", "tensorrt-rtx", "--weights-only")
+    assert result.code == 2
+    assert "--weights-only" in result.err
+
+
 @pytest.mark.slow
 def test_export_writes_the_stages(tmp_path: Path) -> None:
     out = tmp_path / "onnx"
