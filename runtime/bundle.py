@@ -88,8 +88,15 @@ class Bundle:
         return bundle
 
     def stage_path(self, name: str) -> Path:
-        """The file of the stage ``name``: a graph (``.onnx``) or a plan (``.plan``)."""
-        return self.folder / self.manifest.stages[name].file.file
+        """The file of the stage ``name``: a graph (``.onnx``) or a plan (``.plan``).
+
+        Raises:
+            ManifestError: the stage is a chain of several files.
+        """
+        record = self.manifest.stages[name].file
+        if record is None:
+            raise ManifestError(f"{self.folder}: the stage {name} is a chain of plans; run it with its own backend")
+        return self.folder / record.file
 
     def golden(self) -> dict[str, np.ndarray]:
         """The arrays of ``golden.npz``: inputs and reference outputs, never unpickled.

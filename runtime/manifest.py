@@ -14,18 +14,21 @@ from typing import Any
 from .backend_info import BackendInfo
 from .build_record import Headroom, LayerRecord, ReducedPrecision
 from .errors import VersionError
-from .json_reader import Reader, encode_free, shorten
+from .json_reader import Reader, encode_free
+from .kernel_attention import KernelAttention, KernelCode
 from .parity_record import GeometryParity, OutputParity, Parity, Tolerance
 from .profile import PATCH_SIZE, AnySize, Profile, Range
+from .stage_spec import DTYPES, FileRecord, StageSpec, TensorSpec
 
 __all__ = [
     "ATTENTIONS", "BACKENDS_BY_FORMAT", "DTYPES", "PATCH_SIZE", "PRECISIONS", "SCHEMA_VERSION", "STAGES",
-    "AnySize", "BackendInfo", "FileRecord", "GeometryParity", "Golden", "Headroom", "LayerRecord", "Manifest",
+    "AnySize", "BackendInfo", "FileRecord", "GeometryParity", "Golden", "Headroom", "KernelAttention", "KernelCode",
+    "LayerRecord", "Manifest",
     "ModelInfo", "OutputParity", "Parity", "Profile", "Quantization", "Range", "ReducedPrecision", "StageSpec",
     "TensorSpec", "Tolerance",
 ]  # fmt: skip
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 STAGES = ("image_encoder", "geometry_encoder", "aggregator", "dense_head")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 RESTS = ("fp32", "fp16", "bf16")
@@ -35,113 +38,8 @@ ATTENTIONS = ("mha", "attention", "matmul")
 BACKENDS_BY_FORMAT = {"onnx": ("onnxruntime", "openvino"), "plan": ("tensorrt", "tensorrt-rtx")}
 _TOP = (
     "schema_version", "created_by", "tools", "model", "precision", "reduced_precision", "quantization", "attention",
-    "format", "backends", "profile", "stages", "golden", "parity",
+    "format", "backends", "profile", "stages", "kernels", "golden", "parity",
 )  # fmt: skip
-DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int8", "uint8", "bool", "float8_e4m3fn")
-MAX_AXIS = 2**40
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """A file of the bundle: plain name, SHA-256 in lowercase hexadecimal, and size in bytes."""
-
-    file: str
-    sha256: str
-    bytes: int
-
-    @classmethod
-    def read(cls, fields: Mapping[str, Reader]) -> FileRecord:
-        """Read the members ``file``, ``sha256`` and ``bytes``."""
-        if fields["file"].file_name().lower() == "manifest.json":
-            fields["file"].fail("must not be the manifest itself")
-        return cls(fields["file"].file_name(), fields["sha256"].sha256(), fields["bytes"].integer())
-
-    def to_json(self) -> dict[str, Any]:
-        """Inverse of ``read``."""
-        return {"file": self.file, "sha256": self.sha256, "bytes": self.bytes}
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, dtype and shape of an input or output; a string in the shape names a dynamic axis."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-    @classmethod
-    def read(cls, reader: Reader) -> TensorSpec:
-        """Read ``{"name", "dtype", "shape"}``."""
-        fields = reader.fields("name", "dtype", "shape")
-        axes: list[int | str] = []
-        for axis in fields["shape"].items():
-            axes.append(axis.text() if type(axis.value) is str else axis.integer(1, MAX_AXIS))
-        return cls(fields["name"].text(), fields["dtype"].choice(DTYPES), tuple(axes))
-
-    def to_json(self) -> dict[str, Any]:
-        """Inverse of ``read``."""
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
-
-
-@dataclass(frozen=True)
-class StageSpec:
-    """One graph: its file, external data, tensors and the ranges of its dynamic axes.
-
-    Attributes:
-        opset: of ONNX; None for a plan.
-        profiles: ranges per axis. A plan has one or more, each with every dynamic axis of its inputs; a request runs
-            in the first that covers it.
-        layers: what the plan's builder reported; None for ONNX.
-    """
-
-    file: FileRecord
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    data: tuple[FileRecord, ...] = ()
-    opset: int | None = None
-    profiles: tuple[Mapping[str, Range], ...] = ()
-    layers: LayerRecord | None = None
-
-    @classmethod
-    def read(cls, reader: Reader) -> StageSpec:
-        """Read one member of ``stages``."""
-        fields = reader.fields("file", "sha256", "bytes", "data", "inputs", "outputs", "opset", "profiles", "layers")
-        tensors: dict[str, tuple[TensorSpec, ...]] = {}
-        names: set[str] = set()
-        for side in ("inputs", "outputs"):
-            specs = []
-            for item in fields[side].items():
-                spec = TensorSpec.read(item)
-                if spec.name in names:
-                    item.fail(f"repeats the tensor name {shorten(spec.name)}")
-                names.add(spec.name)
-                specs.append(spec)
-            if not specs:
-                fields[side].fail("must name at least one tensor")
-            tensors[side] = tuple(specs)
-        axes = {axis for specs in tensors.values() for spec in specs for axis in spec.shape if isinstance(axis, str)}
-        profiles = []
-        for item in fields["profiles"].items():
-            profiles.append({name: Range.read(member, MAX_AXIS) for name, member in item.members().items()})
-            for name in profiles[-1]:
-                if name not in axes:
-                    item.fail(f"names the axis {shorten(name)}, which no tensor of the stage has")
-        layers = None if fields["layers"].is_null() else LayerRecord.read(fields["layers"])
-        data = tuple(FileRecord.read(item.fields("file", "sha256", "bytes")) for item in fields["data"].items())
-        opset = None if fields["opset"].is_null() else fields["opset"].integer(1, 1000)
-        return cls(FileRecord.read(fields), tensors["inputs"], tensors["outputs"], data, opset, tuple(profiles), layers)
-
-    def to_json(self) -> dict[str, Any]:
-        """Inverse of ``read``."""
-        return {
-            **self.file.to_json(),
-            "data": [record.to_json() for record in self.data],
-            "inputs": [spec.to_json() for spec in self.inputs],
-            "outputs": [spec.to_json() for spec in self.outputs],
-            "opset": self.opset,
-            "profiles": [{axis: limits.to_json() for axis, limits in profile.items()} for profile in self.profiles],
-            "layers": None if self.layers is None else self.layers.to_json(),
-        }
 
 
 @dataclass(frozen=True)
@@ -200,7 +98,8 @@ class Quantization:
     Attributes:
         method: of the ranges, and the recoveries. data_hash: None when no calibration data was used.
         kept_layers: layers that could be quantised and are not.
-        products: number of matrix products in 8 bits, by stage; a backend has to run as many.
+        products: number of matrix products in 8 bits, by stage; a backend has to run as many. Empty where only weights
+            are in 8 bits.
         rest: precision of what is not in 8 bits: ``fp32``, ``fp16`` (as in an FP16 engine), or ``bf16`` (float32 files,
             whose transformers OpenVINO runs in bfloat16).
     """
@@ -227,6 +126,11 @@ class Quantization:
             {name: member.integer() for name, member in products.items()},
             fields["rest"].choice(RESTS),
         )
+
+    @property
+    def weights_only(self) -> bool:
+        """Whether only weights are in 8 bits: activations have no range without data."""
+        return self.data_hash is None
 
     def to_json(self) -> dict[str, Any]:
         """Inverse of ``read``."""
@@ -272,6 +176,7 @@ class Manifest:
         format: ``onnx`` (served by onnxruntime and openvino) or ``plan`` (served by one kind of TensorRT).
         stages: the four stages of ``STAGES``, in that order.
         parity: as measured against the PyTorch reference after the build, or None.
+        kernels: compiled code of the attention between the segments of stages; empty where there is none.
     """
 
     created_by: str
@@ -287,6 +192,7 @@ class Manifest:
     stages: Mapping[str, StageSpec]
     golden: Golden
     parity: Parity | None = None
+    kernels: tuple[KernelCode, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -331,6 +237,7 @@ class Manifest:
             stages=_read_stages(fields["stages"], form),
             golden=Golden.read(fields["golden"]),
             parity=None if fields["parity"].is_null() else Parity.read(fields["parity"]),
+            kernels=tuple(KernelCode.read(item) for item in fields["kernels"].items()),
         )
         if (manifest.quantization is not None) != (manifest.precision in ("int8", "fp8")):
             fields["quantization"].fail(
@@ -361,6 +268,7 @@ class Manifest:
             "backends": [backend.to_json() for backend in self.backends],
             "profile": self.profile.to_json(),
             "stages": {name: stage.to_json() for name, stage in self.stages.items()},
+            "kernels": [kernel.to_json() for kernel in self.kernels],
             "golden": self.golden.to_json(),
             "parity": self.parity.to_json() if self.parity else None,
         }
@@ -368,8 +276,9 @@ class Manifest:
     def files(self) -> Iterator[FileRecord]:
         """Every file of the bundle except the manifest."""
         for stage in self.stages.values():
-            yield stage.file
-            yield from stage.data
+            yield from stage.files()
+        for kernel in self.kernels:
+            yield kernel.file
         yield self.golden.file
 
     def backend(self, name: str) -> BackendInfo:
@@ -389,6 +298,8 @@ def _read_stages(reader: Reader, form: str) -> dict[str, StageSpec]:
         free = {axis.rpartition("*")[2] for axis in axes}  # 14*patch_rows follows from the axis patch_rows
         if form == "plan" and not (stage.profiles and all(free <= set(profile) for profile in stage.profiles)):
             members[name].fail("must have profiles that give a range for every dynamic axis of its inputs")
+        if stage.segments and (form, name) != ("plan", "aggregator"):
+            members[name].fail("must not have segments, which only plans of the aggregator have")
     return stages
 
 

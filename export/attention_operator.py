@@ -1,0 +1,156 @@
+"""The custom operator ``mapengine::Attention``: attention that is left to our own kernels.
+
+It takes what ``com.microsoft::MultiHeadAttention`` takes and computes the same, softmax(Q K^T / sqrt(D)) V per head,
+exactly (``flash``), with INT8 scores (``int8``), or over a choice of keys (``sparse``). ``docs/kernels.md`` has its
+schema. No runtime knows it: a stage that has it is cut there (``segments.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from mapengine.runtime.errors import ExportError, InputError
+from mapengine.runtime.kernel_attention import KERNELS, KernelAttention
+
+DOMAIN = "mapengine"
+OPERATOR = "Attention"
+VERSION = 1
+
+HEAD_DIMS = (32, 64, 128)
+"""Channels of a head that kernels are compiled for."""
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """What computes a layer's attention.
+
+    Attributes:
+        kernel: ``flash``, ``int8`` or ``sparse``. threshold: share of the mass that ``sparse`` keeps.
+    """
+
+    kernel: str
+    threshold: float | None = None
+
+    def __str__(self) -> str:
+        return self.kernel if self.threshold is None else f"{self.kernel}:{self.threshold:g}"
+
+
+def parse_choice(text: str) -> KernelChoice:
+    """``flash``, ``int8`` or ``sparse:<threshold>``.
+
+    Raises:
+        InputError: anything else.
+    """
+    name, colon, number = text.partition(":")
+    if name == "sparse":
+        try:
+            threshold = float(number)
+        except ValueError:
+            threshold = 0.0
+        if 0 < threshold <= 1:
+            return KernelChoice(name, threshold)
+        raise InputError(f"attention {text!r} has no threshold above 0 and up to 1; write it as in sparse:0.9")
+    if name in KERNELS and not colon:
+        return KernelChoice(name)
+    raise InputError(f"attention {text!r} is no kernel; use flash, int8 or sparse:<threshold>")
+
+
+def mark_attention(graph: ir.Graph, layers: Iterable[str], choice: KernelChoice, extra_tokens: int) -> int:
+    """Replace ``MultiHeadAttention`` of the named layers by ``mapengine::Attention``, in place.
+
+    Args:
+        layers: names of attention modules, such as ``info_sharing.self_attention_blocks.0.attn``.
+        extra_tokens: class tokens at the end of each view's tokens.
+
+    Returns:
+        How many were replaced.
+
+    Raises:
+        ExportError: an attention has heads that no kernel is compiled for.
+    """
+    wanted = set(layers)
+    found = [
+        node
+        for node in graph
+        if node.op_type == "MultiHeadAttention" and (node.name or "").rpartition("/")[0] in wanted
+    ]
+    for node in found:
+        _mark(graph, node, choice, extra_tokens)
+    return len(found)
+
+
+def _mark(graph: ir.Graph, node: ir.Node, choice: KernelChoice, extra_tokens: int) -> None:
+    layer = str(node.name).rpartition("/")[0]
+    inputs = [value for value in node.inputs if value is not None]
+    channels = _channels(inputs[0])
+    heads = node.attributes["num_heads"].as_int()
+    if channels % heads or channels // heads not in HEAD_DIMS:
+        raise ExportError(
+            f"{layer}: {channels} channels in {heads} heads; kernels have heads of {', '.join(map(str, HEAD_DIMS))} "
+            f"channels; use --attention native"
+        )
+    attributes: dict[str, int | float | str] = {
+        "num_heads": heads,
+        "head_dim": channels // heads,
+        "kernel": choice.kernel,
+        "extra_tokens": extra_tokens,
+    }
+    if choice.threshold is not None:
+        attributes["threshold"] = choice.threshold
+    made = ir.node(OPERATOR, _packed(inputs) or inputs, attributes, domain=DOMAIN, name=f"{layer}/{OPERATOR}")
+    old, new = node.outputs[0], made.outputs[0]
+    name = old.name
+    if inputs[0].dtype is not None:
+        new.dtype = inputs[0].dtype
+    new.shape = old.shape
+    graph.insert_before(node, made)
+    ir.convenience.replace_all_uses_with(old, new)
+    graph.remove(node, safe=True)
+    new.name = name
+    graph.opset_imports[DOMAIN] = VERSION
+
+
+def _packed(inputs: list[ir.Value]) -> list[ir.Value] | None:
+    """The one tensor that queries, keys and values are thirds of: kernels read it in place."""
+    split = inputs[0].producer()
+    if split is None or split.op_type != "Split" or list(split.outputs) != inputs:
+        return None
+    source = split.inputs[0]
+    return None if source is None else [source]
+
+
+def _channels(value: ir.Value) -> int:
+    last = None if value.shape is None else value.shape[-1]
+    if not isinstance(last, int):
+        raise ExportError(f"{value.name}: the number of channels is not known; export the stage again")
+    return last
+
+
+def is_kernel_attention(node: ir.Node) -> bool:
+    """Whether a node is ``mapengine::Attention``."""
+    return node.domain == DOMAIN and node.op_type == OPERATOR
+
+
+def read_attention(node: ir.Node) -> KernelAttention:
+    """What a node says, with the names of its tensors."""
+    names = [str(value.name) for value in node.inputs if value is not None]
+    query, key, value = names * 3 if len(names) == 1 else names
+    threshold = node.attributes.get("threshold")
+    dtype = node.outputs[0].dtype
+    assert dtype is not None
+    return KernelAttention(
+        layer=str(node.name).rpartition("/")[0],
+        kernel=node.attributes["kernel"].as_string(),
+        threshold=None if threshold is None else round(threshold.as_float(), 6),
+        num_heads=node.attributes["num_heads"].as_int(),
+        head_dim=node.attributes["head_dim"].as_int(),
+        dtype=dtype.numpy().name,
+        query=query,
+        key=key,
+        value=value,
+        out=str(node.outputs[0].name),
+        extra_tokens=node.attributes["extra_tokens"].as_int(),
+    )

@@ -1,0 +1,159 @@
+"""Attention that our own kernels compute between two segments of a stage: what the manifest says of it.
+
+A stage whose attention is left to compiled kernels is a chain of plans. Between two of them the runtime launches the
+kernels that :class:`KernelCode` describes, on the tensors that :class:`KernelAttention` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .file_record import FileRecord
+from .json_reader import Reader
+
+KERNELS = ("flash", "int8", "sparse")
+"""Dense FlashAttention-2; the same with INT8 queries and keys; the dense one on chosen blocks of keys."""
+
+POINTER_TYPES = ("fp16", "bf16", "fp32", "i8", "i16", "i32", "fp8e4nv")
+ARGUMENT_TYPES = (*(f"*{name}" for name in POINTER_TYPES), "i32", "fp32")
+
+
+@dataclass(frozen=True)
+class KernelAttention:
+    """One attention between two segments, over one sequence of L tokens.
+
+    Attributes:
+        layer: name of the network's layer.
+        kernel: one of :data:`KERNELS`.
+        threshold: share of the attention's mass that ``sparse`` keeps, in (0, 1]; None for the others.
+        num_heads, head_dim: H and D.
+        dtype: ``float16`` or ``bfloat16``, of all tensors.
+        query, key, value: tensors (1, L, H * D) that the segment before gives; or all three the same tensor
+            (1, L, 3 * H * D), which is packed.
+        out: tensor (1, L, H * D) that the segment behind reads.
+        extra_tokens: class tokens at the end of each view's tokens.
+    """
+
+    layer: str
+    kernel: str
+    threshold: float | None
+    num_heads: int
+    head_dim: int
+    dtype: str
+    query: str
+    key: str
+    value: str
+    out: str
+    extra_tokens: int
+
+    @property
+    def packed(self) -> bool:
+        """Whether queries, keys and values are one tensor."""
+        return self.query == self.key == self.value
+
+    @classmethod
+    def read(cls, reader: Reader) -> KernelAttention:
+        """Read one element of ``attention`` of a stage."""
+        fields = reader.fields(*cls.__dataclass_fields__)
+        kernel = fields["kernel"].choice(KERNELS)
+        threshold = None if fields["threshold"].is_null() else fields["threshold"].number()
+        if (kernel == "sparse") != (threshold is not None) or (threshold is not None and not 0 < threshold <= 1):
+            fields["threshold"].fail("must be a share above 0 and up to 1 for sparse, and null otherwise")
+        return cls(
+            fields["layer"].text(),
+            kernel,
+            threshold,
+            fields["num_heads"].integer(1),
+            fields["head_dim"].integer(1),
+            fields["dtype"].choice(("float16", "bfloat16")),
+            fields["query"].text(),
+            fields["key"].text(),
+            fields["value"].text(),
+            fields["out"].text(),
+            fields["extra_tokens"].integer(0, 1),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Inverse of ``read``."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True)
+class KernelCode:
+    """A compiled kernel and how it is launched, as the ahead-of-time compiler recorded it.
+
+    Attributes:
+        file: machine code (cubin).
+        variant: for example ``dense-fp16-d64``. architecture: compute capability times ten.
+        entry: name of the function in the file.
+        arguments: name and type of each, in order; a type that begins with ``*`` is a pointer.
+        scratch_pointers: null pointers that follow the arguments.
+        grid: along x and y the named size divided by a number, rounded up.
+        threads: per program. shared_bytes: of dynamic shared memory.
+    """
+
+    file: FileRecord
+    variant: str
+    architecture: int
+    entry: str
+    arguments: tuple[tuple[str, str], ...]
+    scratch_pointers: int
+    grid: tuple[tuple[str, int], tuple[str, int]]
+    threads: int
+    shared_bytes: int
+
+    @classmethod
+    def read(cls, reader: Reader) -> KernelCode:
+        """Read one element of ``kernels``."""
+        fields = reader.fields("file", "sha256", "bytes", *list(cls.__dataclass_fields__)[1:])
+        arguments = []
+        for item in fields["arguments"].items():
+            argument = item.fields("name", "type")
+            arguments.append((argument["name"].text(), argument["type"].choice(ARGUMENT_TYPES)))
+        sides = [item.fields("of", "per") for item in fields["grid"].items()]
+        if len(sides) != 2:
+            fields["grid"].fail("must have two sides")
+        x, y = ((side["of"].choice(("length", "splits", "batch*heads")), side["per"].integer(1)) for side in sides)
+        return cls(
+            FileRecord.read(fields),
+            fields["variant"].text(),
+            fields["architecture"].integer(80, 10_000),
+            fields["entry"].text(),
+            tuple(arguments),
+            fields["scratch_pointers"].integer(0, 8),
+            (x, y),
+            fields["threads"].integer(32, 1024),
+            fields["shared_bytes"].integer(0, 2**20),
+        )
+
+    @classmethod
+    def from_compiled(cls, file: FileRecord, entry: Mapping[str, Any]) -> KernelCode:
+        """From an entry of the ahead-of-time compiler's manifest (``mapengine.kernels``)."""
+        x, y = ((str(side["of"]), int(side["per"])) for side in entry["grid"])
+        return cls(
+            file,
+            entry["variant"],
+            entry["architecture"],
+            entry["entry"],
+            tuple((argument["name"], argument["type"]) for argument in entry["arguments"]),
+            entry["scratch_pointers"],
+            (x, y),
+            entry["threads"],
+            entry["shared_bytes"],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Inverse of ``read``."""
+        return {
+            **self.file.to_json(),
+            "variant": self.variant,
+            "architecture": self.architecture,
+            "entry": self.entry,
+            "arguments": [{"name": name, "type": kind} for name, kind in self.arguments],
+            "scratch_pointers": self.scratch_pointers,
+            "grid": [{"of": of, "per": per} for of, per in self.grid],
+            "threads": self.threads,
+            "shared_bytes": self.shared_bytes,
+        }
