@@ -16,6 +16,13 @@ from .json_reader import Reader
 KERNELS = ("flash", "int8", "sparse")
 """Dense FlashAttention-2; the same with INT8 queries and keys; the dense one on chosen blocks of keys."""
 
+QUERY_BLOCK, KEY_BLOCK, QUERY_GROUP, SPLITS = 128, 64, 32, 32
+"""Queries and keys per block of the choice of keys, queries per INT8 scale, parts of the keys' mean: compiled in."""
+LIST_SIZES = (512, 2048)
+"""Blocks of keys that a compiled choice of keys holds."""
+MINIMUM_SHARE = 0.1
+"""Least share of the blocks of keys that ``sparse`` keeps."""
+
 POINTER_TYPES = ("fp16", "bf16", "fp32", "i8", "i16", "i32", "fp8e4nv")
 ARGUMENT_TYPES = (*(f"*{name}" for name in POINTER_TYPES), "i32", "fp32")
 
@@ -85,7 +92,7 @@ class KernelCode:
     """A compiled kernel and how it is launched, as the ahead-of-time compiler recorded it.
 
     Attributes:
-        file: machine code (cubin).
+        file: machine code (``.cubin``), or PTX (``.ptx``), which the driver compiles for any later architecture.
         variant: for example ``dense-fp16-d64``. architecture: compute capability times ten.
         entry: name of the function in the file.
         arguments: name and type of each, in order; a type that begins with ``*`` is a pointer.
@@ -103,6 +110,11 @@ class KernelCode:
     grid: tuple[tuple[str, int], tuple[str, int]]
     threads: int
     shared_bytes: int
+
+    @property
+    def is_ptx(self) -> bool:
+        """Whether the file is PTX."""
+        return self.file.file.endswith(".ptx")
 
     @classmethod
     def read(cls, reader: Reader) -> KernelCode:

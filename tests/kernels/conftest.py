@@ -1,14 +1,7 @@
-"""The kernels run here in Triton's interpreter, on the CPU.
-
-A Triton function is interpreted or compiled from the moment its module is imported, Triton's own library included. So
-both are imported here once with ``TRITON_INTERPRET`` set, before any test module, and what another test may have
-imported without it is dropped first.
-"""
+"""The kernels run here in Triton's interpreter, on the CPU."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -17,28 +10,9 @@ from pathlib import Path
 
 import pytest
 
-MODULES = ("dense", "int8", "sparse")
-MISSING = [name for name in ("torch", "triton") if importlib.util.find_spec(name) is None]
+from ..interpreted_kernels import import_interpreted
 
-
-def _import_interpreted() -> None:
-    before = os.environ.get("TRITON_INTERPRET")
-    os.environ["TRITON_INTERPRET"] = "1"
-    try:
-        for name in [name for name in sys.modules if f"{name}.".startswith(("triton.", "mapengine.kernels."))]:
-            if not name.startswith("triton._C"):  # an extension module cannot be loaded twice
-                del sys.modules[name]
-        for module in MODULES:
-            importlib.import_module(f"mapengine.kernels.{module}")
-    finally:
-        if before is None:
-            del os.environ["TRITON_INTERPRET"]
-        else:
-            os.environ["TRITON_INTERPRET"] = before
-
-
-if not MISSING:
-    _import_interpreted()
+import_interpreted()
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,13 @@ from typing import Any
 
 from ...bundle import Bundle
 from ...errors import BackendUnavailableError
+from ...manifest import StageSpec
 from ...pipeline import ChunkSizes
+from .attention import AttentionKernels
 from .cuda import open_device
 from .flavour import driver_problem, load_flavour
 from .pipeline import DevicePipeline
+from .plan_chain import PlanChain
 from .plans import Plan, make_logger
 from .runtime_cache import RuntimeCaches
 
@@ -44,9 +47,17 @@ class TensorRtBackend:
         with self._device.current():
             logger = make_logger(self._flavour)
             runtime: Any = self._flavour.library.Runtime(logger)
-            plans = {
-                name: Plan(self._flavour, runtime, logger, name, bundle.stage_path(name), spec)
-                for name, spec in bundle.manifest.stages.items()
-            }
-            caches = RuntimeCaches(plans, bundle.folder, bundle.digest, f"{self.device} {self.name} {self.version}")
+            loaded: dict[str, Plan] = {}
+
+            def load(name: str, spec: StageSpec) -> Plan | PlanChain:
+                if spec.file is not None:
+                    loaded[name] = Plan(self._flavour, runtime, logger, name, bundle.folder / spec.file.file, spec)
+                    return loaded[name]
+                kernels = AttentionKernels(self._device, bundle.folder, bundle.manifest.kernels, spec.attention)
+                parts = {f"{name}_{index}": segment for index, segment in enumerate(spec.segments)}
+                segments = [load(part, segment) for part, segment in parts.items()]
+                return PlanChain(name, spec, [plan for plan in segments if isinstance(plan, Plan)], kernels)
+
+            plans = {name: load(name, spec) for name, spec in bundle.manifest.stages.items()}
+            caches = RuntimeCaches(loaded, bundle.folder, bundle.digest, f"{self.device} {self.name} {self.version}")
         return DevicePipeline(self._device, plans, chunks, caches)

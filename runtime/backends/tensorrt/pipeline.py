@@ -19,6 +19,7 @@ from ...postprocess import forward_outputs
 from ...profile import PATCH_SIZE
 from ...views import PreparedViews, ViewGeometry
 from .cuda import Device, OutOfMemory
+from .plan_chain import PlanChain
 from .plans import Plan
 from .runtime_cache import RuntimeCaches
 from .session import Request, Session, Work
@@ -31,7 +32,9 @@ _MOST_IDLE = 4
 class DevicePipeline(StagePipeline):
     """Threads may share it: a call takes a session that nobody uses, or makes one."""
 
-    def __init__(self, device: Device, plans: Mapping[str, Plan], chunks: ChunkSizes, caches: RuntimeCaches) -> None:
+    def __init__(
+        self, device: Device, plans: Mapping[str, Plan | PlanChain], chunks: ChunkSizes, caches: RuntimeCaches
+    ) -> None:
         """Use the loaded ``plans``, keyed by stage; ``chunks`` are the most views that their profiles take at once."""
         self.chunks = chunks
         self._device = device
@@ -138,7 +141,7 @@ class DevicePipeline(StagePipeline):
 class _Sessions:
     """The sessions of a pipeline: those that run, and a few that wait for the next call of their shape."""
 
-    def __init__(self, device: Device, plans: Mapping[str, Plan], caches: RuntimeCaches) -> None:
+    def __init__(self, device: Device, plans: Mapping[str, Plan | PlanChain], caches: RuntimeCaches) -> None:
         self._device = device
         self._plans = plans
         self._caches = caches

@@ -26,6 +26,7 @@ from ...pipeline import ChunkSizes, chunk_ranges, geometry_inputs
 from ...profile import PATCH_SIZE
 from ...views import ViewGeometry
 from .cuda import Buffer, Device, Event, Graph, Pinned, Stream
+from .plan_chain import PlanChain
 from .plans import Plan, tensor_bytes, tensor_shape
 from .timing import DEVICE_TO_HOST, HOST_TO_DEVICE, ON_DEVICE, GpuClock
 
@@ -83,7 +84,9 @@ class _Step:
 class _Launch:
     """An execution context for one stage and number of views, with its tensors at fixed addresses."""
 
-    def __init__(self, plan: Plan, stream: Stream, axes: Mapping[str, int], addresses: Mapping[str, int]) -> None:
+    def __init__(
+        self, plan: Plan | PlanChain, stream: Stream, axes: Mapping[str, int], addresses: Mapping[str, int]
+    ) -> None:
         self._plan = plan
         self._context, self.memory = plan.context(stream.handle, axes)
         self._runs = 0
@@ -126,7 +129,7 @@ class _Launch:
 class Session:
     """The GPU side of one :class:`Request`."""
 
-    def __init__(self, device: Device, plans: Mapping[str, Plan], request: Request) -> None:
+    def __init__(self, device: Device, plans: Mapping[str, Plan | PlanChain], request: Request) -> None:
         """Nothing big is allocated before :meth:`prepare`."""
         self.request = request
         self._device = device

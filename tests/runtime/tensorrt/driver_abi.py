@@ -56,6 +56,10 @@ SIGNATURES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "cuEventSynchronize": ((), (_HANDLE,)),
     "cuEventElapsedTime": ((ctypes.c_float,), (_HANDLE, _HANDLE)),
     "cuEventDestroy": ((), (_HANDLE,)),
+    "cuModuleLoadData": ((_HANDLE,), (_HANDLE,)),
+    "cuModuleGetFunction": ((_HANDLE,), (_HANDLE, ctypes.c_char_p)),
+    "cuFuncSetAttribute": ((), (_HANDLE, _INT, _INT)),
+    "cuLaunchKernel": ((), (_HANDLE, *[_UINT] * 7, _HANDLE, _HANDLE, _HANDLE)),
 }
 
 _driver: StandInDriver | None = None

@@ -13,10 +13,13 @@ from __future__ import annotations
 import ctypes
 import random
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from . import stand_in_kernels
 
 ALIGNMENT = 512
 """Of allocations, as on a GPU."""
@@ -32,6 +35,7 @@ DEVICE_UNAVAILABLE, INVALID_CONTEXT, INVALID_HANDLE, NOT_READY, ILLEGAL_ADDRESS,
     719,
 )
 CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED, WRONG_THREAD = 900, 901, 908
+INVALID_IMAGE, NOT_FOUND = 200, 500
 
 NAMES = {
     OK: b"CUDA_SUCCESS",
@@ -48,6 +52,8 @@ NAMES = {
     CAPTURE_UNSUPPORTED: b"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
     CAPTURE_INVALIDATED: b"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
     WRONG_THREAD: b"CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD",
+    INVALID_IMAGE: b"CUDA_ERROR_INVALID_IMAGE",
+    NOT_FOUND: b"CUDA_ERROR_NOT_FOUND",
     UNKNOWN: b"CUDA_ERROR_UNKNOWN",
 }
 """What ``cuGetErrorName`` says."""
@@ -107,7 +113,7 @@ class StandInDriver:
 
     Attributes:
         memory: bytes of device memory. blocks, pinned: live allocations, address to size.
-        launches: graphs launched. calls: how often each function was called.
+        launches: graphs launched. kernels: how often each of our own ran. calls: how often each function was called.
         faults: status that a function answers with, once, per function name. A fatal one breaks the GPU.
         broken: status that every call answers with after a fatal error.
         mistakes: broken rules that a real GPU would answer with garbage or a crash; empty unless the code is wrong.
@@ -119,6 +125,7 @@ class StandInDriver:
         self.pinned: dict[int, int] = {}
         self.handles: dict[int, Any] = {}
         self.launches = 0
+        self.kernels: dict[str, int] = {}
         self.calls: dict[str, int] = {}
         self.faults: dict[str, int] = {}
         self.broken = OK
@@ -346,7 +353,50 @@ class StandInDriver:
         self._event(event)
         del self.handles[event]
 
+    def cuModuleLoadData(self, image: int) -> int:
+        self._unsafe()
+        try:
+            return self._handle(stand_in_kernels.load(image))
+        except (ValueError, AssertionError):
+            raise Fault(INVALID_IMAGE) from None
+
+    def cuModuleGetFunction(self, module: int, name: bytes) -> int:
+        self._need_context()
+        if self.handles[module].variant.function != name.decode():
+            raise Fault(NOT_FOUND)
+        return module
+
+    def cuFuncSetAttribute(self, function: int, attribute: int, value: int) -> None:
+        self._need_context()
+        if attribute != 8:  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            raise Fault(INVALID_VALUE)
+        self.handles[function].shared_bytes = value
+
+    def cuLaunchKernel(self, function: int, *rest: int) -> None:
+        x, y, z, threads, _, _, shared, stream, arguments, extra = rest
+        kernel = self.handles.get(function)
+        if not isinstance(kernel, stand_in_kernels.Function) or extra:
+            raise Fault(INVALID_HANDLE)
+        if z != 1 or not (x and y) or y > 65535 or threads % 32 or shared > kernel.shared_bytes:
+            raise Fault(INVALID_VALUE)
+        values = kernel.values(arguments)  # now: the caller may change them afterwards
+
+        def run() -> None:
+            self.kernels[kernel.variant.name] = self.kernels.get(kernel.variant.name, 0) + 1
+            try:
+                kernel.run(values, (x, y), self._block)
+            except Exception:
+                self.mistake(f"{kernel.variant.name}: {traceback.format_exc()}")
+
+        self.enqueue(stream, run)
+
     # How it works
+
+    def _block(self, address: int) -> tuple[int, int]:
+        for start, size in self.blocks.items():
+            if start <= address < start + size:
+                return start, size
+        raise ValueError(f"{address:#x} is in no block of memory")
 
     @property
     def _stack(self) -> list[int]:

@@ -1,0 +1,176 @@
+"""What it costs to launch our own attention kernels as an engine does, and whether they are right then. Needs a GPU.
+
+    python benchmarks/attention_launch.py --json benchmarks/results/attention_launch.json
+
+The compiled kernels go through the runtime's own launcher (no PyTorch, no Triton in the timed part): directly, and
+recorded in a CUDA graph. Between two segments of an engine there is one such attention. With one token the kernels have
+nothing to do, so their time in a graph bounds what a cut costs the GPU; the host's time to queue them matters only
+for the first call of a shape, which is not a graph yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from record import origin, write_record
+
+from mapengine.kernels.compile import build, chosen, read_manifest
+from mapengine.runtime.backends.tensorrt.attention import AttentionKernels, needed_variants
+from mapengine.runtime.backends.tensorrt.cuda import Device
+from mapengine.runtime.bundle import BundleWriter
+from mapengine.runtime.kernel_attention import KernelAttention, KernelCode
+
+HEADS, DIM, VIEW_TOKENS = 24, 64, 1370
+CASES: tuple[tuple[str, float | None], ...] = (("flash", None), ("int8", None), ("sparse", 0.9), ("sparse", 1.0))
+CALLS = 16
+"""Attentions in a graph: as many as the giant network has layers."""
+
+
+def entry(kernel: str, threshold: float | None) -> KernelAttention:
+    return KernelAttention("layer", kernel, threshold, HEADS, DIM, "float16", "qkv", "qkv", "qkv", "out", 1)
+
+
+def compiled(folder: Path, architecture: int) -> tuple[KernelCode, ...]:
+    """The kernels of the cases for the GPU that is there."""
+    names = sorted({name for case in CASES for name in needed_variants(entry(*case))})
+    build(folder, chosen([architecture], [DIM], names), workers=8)
+    found = read_manifest(folder)["kernels"].values()
+    return tuple(
+        KernelCode.from_compiled(BundleWriter(folder).record(kernel["cubin"]["file"]), kernel) for kernel in found
+    )
+
+
+def reference(qkv: np.ndarray, kernel: str, threshold: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """The same attention exactly, and as PyTorch and Triton launch our kernel: (L, H * D) each."""
+    import torch
+
+    from mapengine.kernels import Selection, dense_attention, int8_attention, sparse_attention, split_qkv
+
+    packed = torch.from_numpy(qkv).cuda()[None]
+    query, key, value = split_qkv(packed, HEADS)
+    exact = torch.nn.functional.scaled_dot_product_attention(
+        *(part.transpose(1, 2).float() for part in (query, key, value))
+    ).transpose(1, 2)
+    if kernel == "flash":
+        ours = dense_attention(query, key, value)
+    elif kernel == "int8":
+        ours = int8_attention(query, key, value)
+    else:
+        choice = Selection(threshold or 1.0, view_tokens=VIEW_TOKENS, extra_tokens=1)
+        ours, _ = sparse_attention(query, key, value, choice)
+    shape = len(qkv), HEADS * DIM
+    return exact.reshape(shape).cpu().numpy(), ours.reshape(shape).cpu().numpy()
+
+
+class Bench:
+    """One attention over random tokens, in GPU memory."""
+
+    def __init__(self, device: Device, kernels: AttentionKernels, attention: KernelAttention, length: int) -> None:
+        self.device, self.stream = device, device.stream()
+        self.qkv = np.random.default_rng(0).standard_normal((length, 3 * HEADS * DIM), np.float32).astype(np.float16)
+        source = device.pinned(self.qkv.shape, np.float16)
+        source.array[...] = self.qkv
+        self.input, self.output = device.allocate(self.qkv.nbytes), device.allocate(self.qkv.nbytes // 3)
+        self.workspace = device.allocate(kernels.workspace(attention, length))
+        self.stream.upload(source, self.input.address)
+        self.stream.synchronize()
+        source.free()
+
+        def enqueue() -> None:
+            kernels.enqueue(
+                attention,
+                self.stream.handle,
+                length=length,
+                view_tokens=VIEW_TOKENS,
+                addresses={"qkv": self.input.address, "out": self.output.address},
+                workspace=self.workspace.address,
+            )
+
+        self.enqueue: Callable[[], None] = enqueue
+
+    def result(self) -> np.ndarray:
+        """(L, H * D) of one run."""
+        self.enqueue()
+        target = self.device.pinned((len(self.qkv), HEADS * DIM), np.float16)
+        self.stream.download(self.output.address, target)
+        self.stream.synchronize()
+        return target.array.copy()
+
+    def times(self, rounds: int) -> dict[str, float]:
+        """Medians per attention: GPU microseconds in a graph of :data:`CALLS` and queued one by one; host's to queue."""
+        start, end = self.device.event(), self.device.event()
+        with self.stream.capture() as graph:
+            for _ in range(CALLS):
+                self.enqueue()
+        found: dict[str, list[float]] = {"graph_us": [], "queued_us": [], "host_us": []}
+        for _ in range(rounds + 2):
+            for name in ("graph_us", "queued_us"):
+                start.record(self.stream)
+                begin = time.perf_counter()
+                if name == "graph_us":
+                    self.stream.launch(graph)
+                else:
+                    for _ in range(CALLS):
+                        self.enqueue()
+                    found["host_us"].append((time.perf_counter() - begin) * 1e6 / CALLS)
+                end.record(self.stream)
+                end.wait()
+                found[name].append(end.milliseconds_since(start) * 1e3 / CALLS)
+        graph.free()
+        return {name: round(statistics.median(times[2:]), 2) for name, times in found.items()}
+
+
+def measure(device: Device, kernels: AttentionKernels, views: list[int], rounds: int) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for kernel, threshold in CASES:
+        attention = entry(kernel, threshold)
+        name = kernel if threshold is None else f"{kernel}:{threshold:g}"
+        results[name] = {}
+        for count in views:
+            length = VIEW_TOKENS * count + 1
+            bench = Bench(device, kernels, attention, length)
+            found = bench.result()
+            exact, ours = reference(bench.qkv, kernel, threshold)
+            results[name][str(length)] = {
+                "relative_error": float(np.linalg.norm(found - exact) / np.linalg.norm(exact)),
+                "equals_triton_launch": bool(np.array_equal(found, ours)),
+                **bench.times(rounds),
+            }
+            print(name, length, results[name][str(length)], flush=True)
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--views", type=int, nargs="+", default=[0, 1, 8, 32], help="0 is a single token")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args()
+    device = Device()
+    with tempfile.TemporaryDirectory() as scratch, device.current():
+        codes = compiled(Path(scratch), int(device.compute_capability.replace(".", "")))
+        kernels = AttentionKernels(device, Path(scratch), codes, [entry(*case) for case in CASES])
+        results = measure(device, kernels, args.views, args.rounds)
+    record = {
+        "benchmark": "attention_launch",
+        "what": f"attention of {HEADS} heads of {DIM} channels in FP16, {CALLS} in a CUDA graph, by the engine's launcher",
+        **origin("mapengine", "torch", "triton", "numpy", "cuda-bindings"),
+        "rounds": args.rounds,
+        "results": results,
+    }
+    record["machine"]["gpu"] = {"name": device.name, "compute_capability": device.compute_capability}
+    record["machine"]["gpu"]["cuda"] = device.driver_version
+    print(json.dumps(record, indent=2))
+    write_record(record, args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""A kernel that was compiled ahead of time: loaded from its machine code, launched by its record in the manifest."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ...errors import DeviceError
+from ...kernel_attention import KernelCode
+from .cuda import Device
+
+_SHARED_BYTES = 48 * 1024
+"""Dynamic shared memory of a launch that needs no permission (CUDA programming guide, "Shared Memory")."""
+_SCALARS: dict[str, Any] = {"i32": ctypes.c_int32, "fp32": ctypes.c_float}
+
+
+def choose_code(codes: Iterable[KernelCode], variant: str, capability: str) -> KernelCode:
+    """The code of ``variant`` for a GPU: machine code of its own architecture, or else PTX, which the driver compiles.
+
+    Args:
+        codes: of a bundle. capability: compute capability, such as ``8.9``.
+
+    Raises:
+        DeviceError: the bundle has neither.
+    """
+    architecture = int(capability.replace(".", ""))
+    found = [code for code in codes if code.variant == variant]
+    for code in found:
+        if code.architecture == architecture and not code.is_ptx:
+            return code
+    for code in found:
+        if code.is_ptx and code.architecture <= architecture:
+            return code
+    raise DeviceError(
+        f"the bundle's attention kernel {variant} was not compiled for compute capability {capability}; build the "
+        f"bundle again with --target {capability}, or with --attention native"
+    )
+
+
+class CompiledKernel:
+    """A loaded kernel. Like all of the GPU's objects it belongs to the context that was current when it was made."""
+
+    def __init__(self, device: Device, content: bytes, code: KernelCode) -> None:
+        """Load ``content``, whose hash was checked.
+
+        Raises:
+            BackendError: the driver refuses the code.
+        """
+        self.code = code
+        self._device = device
+        driver = device._driver
+        self._module = device.call(f"load the kernel {code.variant}", driver.cuModuleLoadData, content + b"\0")
+        self._function = device.call(
+            f"find the kernel {code.entry}", driver.cuModuleGetFunction, self._module, code.entry.encode()
+        )
+        if code.shared_bytes > _SHARED_BYTES:
+            kind = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            device.call(
+                f"give the kernel {code.variant} {code.shared_bytes} bytes of shared memory",
+                driver.cuFuncSetAttribute,
+                self._function,
+                kind,
+                code.shared_bytes,
+            )
+
+    def launch(self, stream: int, arguments: Mapping[str, int | float], sizes: Mapping[str, int]) -> None:
+        """Put one launch into a stream.
+
+        Args:
+            arguments: value of every argument by name; pointers are addresses.
+            sizes: what the grid is made of: ``length``, ``splits``, ``batch*heads``.
+        """
+        code = self.code
+        cells = [_SCALARS.get(kind, ctypes.c_void_p)(arguments[name]) for name, kind in code.arguments]
+        cells += [ctypes.c_void_p(0) for _ in range(code.scratch_pointers)]
+        pointers = (ctypes.c_void_p * len(cells))(*(ctypes.addressof(cell) for cell in cells))
+        x, y = (-(-sizes[of] // per) for of, per in code.grid)
+        # The driver copies the values before it returns, also into a graph that is recorded.
+        self._device.call(
+            f"launch the kernel {code.variant}",
+            self._device._driver.cuLaunchKernel,
+            self._function,
+            *(x, y, 1),
+            *(code.threads, 1, 1),
+            code.shared_bytes,
+            stream,
+            ctypes.addressof(pointers),
+            0,
+        )

@@ -1,0 +1,100 @@
+"""Compiled kernels for the stand-in driver: the "machine code" names a Triton kernel, which the interpreter runs on the
+raw addresses of a launch. The rules that a GPU has are enforced: shared memory that was asked for, alignment, bounds."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mapengine.kernels.compile import chosen
+from mapengine.kernels.variants import Variant, variants
+from mapengine.runtime.bundle import BundleWriter
+from mapengine.runtime.kernel_attention import KernelCode
+
+ALIGNMENT = 16
+MAGIC = "stand-in kernel"
+SHARED_BYTES = 64 * 1024
+THREADS = 256
+SCRATCH_POINTERS = 2
+_TYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "i8": "int8", "i16": "int16", "i32": "int32"}
+
+
+@dataclass
+class Function:
+    """A kernel of a loaded module."""
+
+    variant: Variant
+    arguments: list[list[str]]
+    shared_bytes: int = 48 * 1024
+
+    def values(self, pointer: int) -> list[Any]:
+        """The arguments of a launch, which have to be as many and of the types that the code takes."""
+        kinds = [kind for _, kind in self.arguments] + ["*"] * SCRATCH_POINTERS
+        cells = (ctypes.c_void_p * len(kinds)).from_address(pointer)
+        found: list[Any] = []
+        for cell, kind in zip(cells, kinds, strict=True):
+            ctype: Any = ctypes.c_uint64 if kind[0] == "*" else {"i32": ctypes.c_int32, "fp32": ctypes.c_float}[kind]
+            found.append(ctype.from_address(cell).value)
+        assert found[-SCRATCH_POINTERS:] == [0] * SCRATCH_POINTERS
+        return found[:-SCRATCH_POINTERS]
+
+    def run(self, values: list[Any], grid: tuple[int, int], block_of: Callable[[int], tuple[int, int]]) -> None:
+        """Compute; ``block_of`` gives start and size of the block of memory that has an address."""
+        kernel = getattr(importlib.import_module(f"mapengine.kernels.{self.variant.module}"), self.variant.function)
+        given: dict[str, Any] = dict(self.variant.constants)
+        for (name, kind), value in zip(self.arguments, values, strict=True):
+            given[name] = _tensor(value, kind[1:], *block_of(value)) if kind[0] == "*" else value
+            if kind[0] == "*" or name.endswith(("_batch", "_token", "_head")):
+                assert value % ALIGNMENT == 0, f"{name} = {value:#x} is no multiple of {ALIGNMENT}"
+        kernel[grid](**given)
+
+
+def _tensor(address: int, kind: str, start: int, size: int) -> Any:
+    import torch
+
+    dtype = getattr(torch, _TYPES[kind])
+    left = start + size - address
+    raw = (ctypes.c_byte * left).from_address(address)
+    return torch.frombuffer(raw, dtype=dtype, count=left // dtype.itemsize)
+
+
+def load(image: int) -> Function:
+    """A module's only kernel, from the address of its "machine code"."""
+    body = json.loads(ctypes.string_at(image))
+    assert body["kind"] == MAGIC
+    return Function(next(v for v in variants() if v.name == body["variant"]), body["arguments"])
+
+
+def write_kernels(writer: BundleWriter, head_dim: int, architecture: int = 89) -> tuple[KernelCode, ...]:
+    """Every variant of a head size as "machine code" in a bundle."""
+    import_module = importlib.import_module
+    codes = []
+    for variant, _ in chosen([architecture], [head_dim]):
+        if "fp8" in variant.name:
+            continue
+        function = getattr(import_module(f"mapengine.kernels.{variant.module}"), variant.function)
+        types = {name: f"*{kind}" for name, kind in variant.pointers.items()} | dict.fromkeys(variant.floats, "fp32")
+        names = [name for name in function.arg_names if name not in variant.constants]
+        arguments = [[name, types.get(name, "i32")] for name in names]
+        body = {"kind": MAGIC, "variant": variant.name, "arguments": arguments}
+        path = Path(writer.folder / f"{variant.name}.sm_{architecture}.cubin")
+        path.write_text(json.dumps(body), encoding="utf-8")
+        codes.append(
+            KernelCode(
+                writer.record(path.name),
+                variant.name,
+                architecture,
+                variant.function,
+                tuple((name, kind) for name, kind in arguments),
+                SCRATCH_POINTERS,
+                variant.grid,
+                THREADS,
+                SHARED_BYTES if variant.is_attention else 1024,
+            )
+        )
+    return tuple(codes)

@@ -1,0 +1,237 @@
+"""Our own kernels as the runtime launches them: the Triton kernels themselves, on the addresses that they are given."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mapengine.kernels.tuning import KEY_BLOCK, QUERY_BLOCK, QUERY_GROUP, SPLITS
+from mapengine.kernels.tuning import LIST_SIZES as COMPILED_SIZES
+from mapengine.runtime import kernel_attention
+from mapengine.runtime.backends.tensorrt.attention import AttentionKernels, needed_variants
+from mapengine.runtime.backends.tensorrt.cuda import Device, Stream
+from mapengine.runtime.bundle import BundleWriter
+from mapengine.runtime.errors import BackendError, BundleNotFoundError, DeviceError, ProfileError
+from mapengine.runtime.kernel_attention import KernelAttention, KernelCode
+
+from ...interpreted_kernels import import_interpreted
+from .stand_in_driver import StandInDriver
+from .stand_in_kernels import write_kernels
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+HEADS, DIM = 2, 32
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_interpreted()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def codes(tmp_path: Path) -> tuple[KernelCode, ...]:
+    return write_kernels(BundleWriter(tmp_path), DIM)
+
+
+@pytest.fixture
+def device(driver: StandInDriver) -> Iterator[Device]:
+    device = Device()
+    with device.current():
+        yield device
+
+
+def layer(kernel: str, threshold: float | None = None, *, packed: bool = True, dtype: str = "float16") -> Any:
+    names = ("qkv", "qkv", "qkv") if packed else ("q", "k", "v")
+    return KernelAttention("blocks.0.attn", kernel, threshold, HEADS, DIM, dtype, *names, "out", 1)
+
+
+def attend(
+    device: Device, kernels: AttentionKernels, entry: KernelAttention, qkv: np.ndarray, view_tokens: int
+) -> np.ndarray:
+    """Through "GPU" memory: (L, 3 * H * D) float16 -> (L, H * D)."""
+    length, width = len(qkv), HEADS * DIM
+    with contextlib.ExitStack() as stack:
+
+        def buffer(array: np.ndarray | None, size: int) -> Any:
+            made = device.allocate(size)
+            stack.callback(made.free)
+            if array is not None:
+                pinned = device.pinned(array.shape, array.dtype)
+                stack.callback(pinned.free)
+                pinned.array[...] = array
+                stream.upload(pinned, made.address)
+            return made
+
+        stream: Stream = device.stream()
+        stack.callback(stream.free)
+        if entry.packed:
+            addresses = {"qkv": buffer(qkv, qkv.nbytes).address}
+        else:
+            parts = [np.ascontiguousarray(part) for part in np.split(qkv, 3, axis=1)]
+            addresses = {
+                name: buffer(part, part.nbytes).address for name, part in zip(("q", "k", "v"), parts, strict=True)
+            }
+        out = buffer(None, 2 * length * width)
+        workspace = buffer(None, kernels.workspace(entry, length))
+        kernels.enqueue(
+            entry,
+            stream.handle,
+            length=length,
+            view_tokens=view_tokens,
+            addresses={**addresses, "out": out.address},
+            workspace=workspace.address,
+        )
+        result = device.pinned((length, width), np.float16)
+        stack.callback(result.free)
+        stream.download(out.address, result)
+        stream.synchronize()
+        return result.array.copy()
+
+
+def values(length: int) -> np.ndarray:
+    return np.random.default_rng(length).standard_normal((length, 3 * HEADS * DIM)).astype(np.float16)
+
+
+def exact(qkv: np.ndarray) -> np.ndarray:
+    query, key, value = qkv.astype(np.float64).reshape(len(qkv), 3, HEADS, DIM).transpose(1, 2, 0, 3)
+    scores = query @ key.transpose(0, 2, 1) / DIM**0.5
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return (weights / weights.sum(-1, keepdims=True) @ value).transpose(1, 0, 2).reshape(len(qkv), -1)
+
+
+def test_the_constants_are_those_that_were_compiled() -> None:
+    ours = kernel_attention
+    assert (ours.QUERY_BLOCK, ours.KEY_BLOCK, ours.QUERY_GROUP, ours.SPLITS, ours.LIST_SIZES) == (
+        QUERY_BLOCK,
+        KEY_BLOCK,
+        QUERY_GROUP,
+        SPLITS,
+        COMPILED_SIZES,
+    )
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("length", [1, 15, 64, 137])
+def test_flash_is_attention(
+    length: int, packed: bool, device: Device, codes: tuple[KernelCode, ...], tmp_path: Path
+) -> None:
+    entry, qkv = layer("flash", packed=packed), values(length)
+    found = attend(device, AttentionKernels(device, tmp_path, codes, [entry]), entry, qkv, 8)
+    np.testing.assert_allclose(found, exact(qkv), atol=2e-3)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("length", [15, 137])
+def test_int8_is_its_plain_twin(
+    length: int, packed: bool, device: Device, codes: tuple[KernelCode, ...], tmp_path: Path
+) -> None:
+    from mapengine.kernels.int8 import int8_attention_reference
+
+    entry, qkv = layer("int8", packed=packed), values(length)
+    found = attend(device, AttentionKernels(device, tmp_path, codes, [entry]), entry, qkv, 8)
+    parts = torch.from_numpy(qkv).reshape(1, length, 3, HEADS, DIM).unbind(2)
+    np.testing.assert_allclose(found, int8_attention_reference(*parts).reshape(length, -1), atol=2e-3)
+    np.testing.assert_allclose(found, exact(qkv), atol=5e-2)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(("length", "view_tokens"), [(15, 7), (457, 57), (641, 320)])
+def test_sparse_is_its_plain_twin(
+    length: int, view_tokens: int, packed: bool, device: Device, codes: tuple[KernelCode, ...], tmp_path: Path
+) -> None:
+    from mapengine.kernels.selection import Selection, select_reference
+    from mapengine.kernels.sparse import sparse_attention_reference
+
+    entry, qkv = layer("sparse", 0.3, packed=packed), values(length)
+    found = attend(device, AttentionKernels(device, tmp_path, codes, [entry]), entry, qkv, view_tokens)
+    parts = torch.from_numpy(qkv).reshape(1, length, 3, HEADS, DIM).unbind(2)
+    choice = Selection(0.3, view_tokens=view_tokens, extra_tokens=1)
+    np.testing.assert_allclose(found, sparse_attention_reference(*parts, choice).reshape(length, -1), atol=2e-3)
+    if length > 600:
+        assert not select_reference(parts[0], parts[1], choice).all()  # something was left out
+
+
+def test_sparse_with_threshold_1_is_flash_bit_by_bit(
+    device: Device, codes: tuple[KernelCode, ...], tmp_path: Path
+) -> None:
+    entries = [layer("sparse", 1.0), layer("flash")]
+    kernels = AttentionKernels(device, tmp_path, codes, entries)
+    sparse, flash = (attend(device, kernels, entry, values(300), 30) for entry in entries)
+    np.testing.assert_array_equal(sparse, flash)
+
+
+def test_a_kernel_is_in_a_graph(
+    device: Device, driver: StandInDriver, codes: tuple[KernelCode, ...], tmp_path: Path
+) -> None:
+    entry, qkv = layer("flash"), values(20)
+    kernels = AttentionKernels(device, tmp_path, codes, [entry])
+    stream, source = device.stream(), device.pinned(qkv.shape, qkv.dtype)
+    source.array[...] = qkv
+    memory, out = device.allocate(qkv.nbytes), device.allocate(2 * 20 * HEADS * DIM)
+    with stream.capture() as graph:
+        kernels.enqueue(
+            entry,
+            stream.handle,
+            length=20,
+            view_tokens=8,
+            addresses={"qkv": memory.address, "out": out.address},
+            workspace=0,
+        )
+    stream.synchronize()
+    assert driver.kernels == {}
+    stream.upload(source, memory.address)
+    stream.launch(graph)
+    stream.synchronize()
+    assert driver.kernels == {"dense-fp16-d32": 1}
+    found = np.frombuffer((ctypes.c_byte * out.size).from_address(out.address), np.float16)[: 20 * HEADS * DIM]
+    np.testing.assert_allclose(found.reshape(20, -1), exact(qkv), atol=2e-3)
+
+
+def test_ptx_serves_a_gpu_without_code_of_its_own(
+    device: Device, driver: StandInDriver, codes: tuple[KernelCode, ...], tmp_path: Path
+) -> None:
+    entry = layer("flash")
+    (dense,) = (code for code in codes if code.variant == "dense-fp16-d32")
+    (tmp_path / "dense.ptx").write_bytes((tmp_path / dense.file.file).read_bytes())
+    ptx = replace(dense, file=BundleWriter(tmp_path).record("dense.ptx"), architecture=80)
+    other = replace(dense, architecture=90)
+    found = attend(device, AttentionKernels(device, tmp_path, [other, ptx], [entry]), entry, values(9), 4)
+    np.testing.assert_allclose(found, exact(values(9)), atol=2e-3)
+
+
+def test_no_code_for_this_gpu(device: Device, codes: tuple[KernelCode, ...], tmp_path: Path) -> None:
+    others = [replace(code, architecture=90) for code in codes]
+    with pytest.raises(DeviceError, match=r"dense-fp16-d32 was not compiled for compute capability 8.9; build"):
+        AttentionKernels(device, tmp_path, others, [layer("flash")])
+
+
+def test_a_file_that_is_gone_or_no_code(device: Device, codes: tuple[KernelCode, ...], tmp_path: Path) -> None:
+    path = tmp_path / "dense-fp16-d32.sm_89.cubin"
+    path.write_text("no code", encoding="utf-8")
+    with pytest.raises(BackendError, match=r"load the kernel dense-fp16-d32 \(CUDA_ERROR_INVALID_IMAGE\)"):
+        AttentionKernels(device, tmp_path, codes, [layer("flash")])
+    path.unlink()
+    with pytest.raises(BundleNotFoundError, match=r"dense-fp16-d32.sm_89.cubin cannot be read"):
+        AttentionKernels(device, tmp_path, codes, [layer("flash")])
+
+
+def test_a_sequence_that_no_selection_takes(device: Device, codes: tuple[KernelCode, ...], tmp_path: Path) -> None:
+    entry = layer("sparse", 0.9)
+    kernels = AttentionKernels(device, tmp_path, codes, [entry])
+    addresses = dict.fromkeys(("qkv", "out"), 0)
+    with pytest.raises(ProfileError, match=r"takes up to 131072 tokens, not 131073"):
+        kernels.enqueue(entry, 0, length=131073, view_tokens=100, addresses=addresses, workspace=0)
+
+
+def test_every_kernel_that_is_launched_is_named_before(codes: tuple[KernelCode, ...]) -> None:
+    known = {code.variant for code in codes}
+    for entry in (layer("flash"), layer("int8", dtype="bfloat16"), layer("sparse", 0.5)):
+        assert set(needed_variants(entry)) <= known
