@@ -1,6 +1,6 @@
 """What it costs to launch our own attention kernels as an engine does, and whether they are right then. Needs a GPU.
 
-    python benchmarks/attention_launch.py --json benchmarks/results/attention_launch.json
+    python benchmarks/attention_launch.py --json benchmarks/results/attention-launch-h200.json
 
 The compiled kernels go through the runtime's own launcher (no PyTorch, no Triton in the timed part): directly, and
 recorded in a CUDA graph. Between two segments of an engine there is one such attention. With one token the kernels have
@@ -105,7 +105,7 @@ class Bench:
         return target.array.copy()
 
     def times(self, rounds: int) -> dict[str, float]:
-        """Medians per attention: GPU microseconds in a graph of :data:`CALLS` and queued one by one; host's to queue."""
+        """Medians per attention in microseconds: of the GPU in a graph and queued one by one, of the host to queue."""
         start, end = self.device.event(), self.device.event()
         with self.stream.capture() as graph:
             for _ in range(CALLS):
@@ -161,7 +161,7 @@ def main() -> None:
         results = measure(device, kernels, args.views, args.rounds)
     record = {
         "benchmark": "attention_launch",
-        "what": f"attention of {HEADS} heads of {DIM} channels in FP16, {CALLS} in a CUDA graph, by the engine's launcher",
+        "what": f"attention of {HEADS} heads of {DIM} channels in FP16, {CALLS} in a CUDA graph, as engines launch it",
         **origin("mapengine", "torch", "triton", "numpy", "cuda-bindings"),
         "rounds": args.rounds,
         "results": results,

@@ -9,9 +9,8 @@ import typer
 
 from .console import Steps, say
 from .options import (
-    Attention,
-    AttentionOption,
     BackendName,
+    BuildAttentionOption,
     Precision,
     Rest,
     Revision,
@@ -70,7 +69,7 @@ def build(
             show_default=False,
         ),
     ] = None,
-    attention: AttentionOption = Attention.auto,
+    attention: BuildAttentionOption = "auto",
     revision: Revision = None,
     target: Annotated[
         str | None,
@@ -154,7 +153,7 @@ def build(
                 "--calibration": calibration,
                 "--rest": rest,
                 "--weights-only": weights_only or None,
-                "--attention": None if attention is Attention.auto else attention,
+                "--attention": None if attention == "auto" else attention,
             }
             _refuse(fixed, model)
             manifest = import_export("plan_bundle").compile_engine(
@@ -171,7 +170,7 @@ def build(
                 backend=backend.value,
                 views=counts,
                 resolutions=import_export("presets").native_sizes(network.model_id) if sizes is None else sizes,
-                attention=attention.value,
+                attention=attention,
                 calibration=calibration,
                 settings=settings,
                 rest=None if rest is None else rest.value,

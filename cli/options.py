@@ -129,6 +129,15 @@ AttentionOption = Annotated[
         "plain export)."
     ),
 ]
+BuildAttentionOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|native|flash|int8|sparse:SHARE",
+        help="What computes attention over all views, for the TensorRT backends: native is the library's own; flash, "
+        "int8 and sparse:0.9 are our kernels, for single blocks as in int8@0,2/sparse:0.9@4; auto is what was measured "
+        "as faster. mha, attention and matmul are native in one way of writing it in the ONNX files.",
+    ),
+]
 Revision = Annotated[
     str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a Hub id.", show_default=False)
 ]

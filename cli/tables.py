@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -85,6 +86,10 @@ def show_layers(manifest: Manifest) -> None:
     for name, stage in manifest.stages.items():
         if stage.layers is not None and stage.layers.unfused:
             say(f"Not fused in {name}: {', '.join(stage.layers.unfused)}")
+        chosen = Counter(entry.name for entry in stage.attention)
+        if chosen:
+            counts = ", ".join(f"{count} x {kernel}" for kernel, count in chosen.items())
+            say(f"Attention by kernels of ours between {len(stage.segments)} plans of {name}: {counts}")
 
 
 def show_precision(manifest: Manifest) -> None:

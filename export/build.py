@@ -17,6 +17,7 @@ from mapengine.runtime.errors import InputError
 from mapengine.runtime.manifest import Manifest
 from mapengine.runtime.pipeline import ChunkSizes
 
+from .attention_choice import AttentionChoice
 from .build_options import QUANTISED, PlanSettings, attention_form, bundle_format, check_options, make_profile
 from .onnx_bundle import measure, write_onnx_bundle
 from .plan_bundle import Fraction, check_plannable, plan_profile, write_plan_bundle
@@ -54,7 +55,9 @@ def build_engine(
             ``"tensorrt-rtx"``, which needs no GPU to build; or ``"tensorrt"``, which builds for the GPU that is there.
         views: fewest, usual and most views of one call.
         resolutions: ``"all"`` (sides up to 518 pixels, multiples of 14), or (width, height) pairs.
-        attention: ``"auto"``, ``"mha"``, ``"attention"`` or ``"matmul"``, see :mod:`.onnx_export`.
+        attention: ``"auto"`` or ``"native"`` for the library's own, in the form that it fuses; ``"mha"``,
+            ``"attention"`` or ``"matmul"`` for that form, see :mod:`.onnx_export`; or, for the TensorRT backends, our
+            own kernels over all views: ``"flash"``, ``"int8"``, ``"sparse:0.9"``, by block ``"int8@0,2/sparse:0.9@4"``.
         calibration: for INT8 and FP8 only: of :func:`.quantization.calibrate` or its file. By default the model is
             calibrated with rendered views.
         settings: for the TensorRT backends only.
@@ -101,6 +104,7 @@ def build_engine(
     form = attention_form(attention, backend, flavour.version)
     for_gpu = plan_profile(profile)
     check_plannable(flavour, precision, form, for_gpu, model.config, settings, weights_only)
+    kernels = AttentionChoice.parse(attention).layers(model.config)
     ranges = _calibration(model, precision, calibration, weights_only, report, fraction)
     with write_bundle(Path(out)) as writer, tempfile.TemporaryDirectory(dir=writer.folder) as scratch:
         graphs = Path(scratch) / "onnx"
@@ -114,6 +118,7 @@ def build_engine(
                 backend=None,
                 report=report,
                 calibration=ranges,
+                kernels=kernels,
             )
         return write_plan_bundle(
             Bundle.open(graphs, verify=False),
@@ -124,6 +129,7 @@ def build_engine(
             report=report,
             fraction=fraction,
             measure=lambda engine: measure(engine, model),
+            kernels=kernels,
         )
 
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 from mapengine.runtime.backend_info import parse_version
 from mapengine.runtime.backends.tensorrt.flavour import NAMES as TENSORRT
 from mapengine.runtime.errors import InputError
-from mapengine.runtime.manifest import ATTENTIONS, BACKENDS_BY_FORMAT
+from mapengine.runtime.manifest import BACKENDS_BY_FORMAT
 from mapengine.runtime.profile import MAX_SIDE, MAX_VIEWS, AnySize, Profile, Range
 from mapengine.runtime.resolution import RESOLUTION_TABLES
 
+from .attention_choice import AttentionChoice
 from .config import PATCH_SIZE
 
 if TYPE_CHECKING:
@@ -83,8 +84,14 @@ def check_options(
             f"precision {precision!r} is not built for {backend} by this version; use "
             f"{' or '.join(PRECISIONS[backend])}{fix}"
         )
-    if attention not in ("auto", *ATTENTIONS):
-        raise InputError(f"attention {attention!r} is unknown; use auto, {', '.join(ATTENTIONS)}")
+    kernels = AttentionChoice.parse(attention).kernels
+    if kernels and backend not in TENSORRT:
+        raise InputError(
+            f"attention {attention!r} is for {' and '.join(TENSORRT)}, whose GPUs our kernels run on; leave it out for "
+            f"{backend}"
+        )
+    if kernels and precision == "fp32":
+        raise InputError(f"attention {attention!r} is in 16 bits; use the precision fp16 or bf16, or attention native")
     if calibration is not None and precision not in QUANTISED:
         raise InputError(f"calibration is for int8 and fp8; leave it out for {precision}")
     if weights_only and precision != "int8":
@@ -112,9 +119,10 @@ def check_plan_settings(settings: PlanSettings, backend: str) -> None:
 
 
 def attention_form(attention: str, backend: str, version: str) -> AttentionExport:
-    """The form that ``auto`` means for a backend: the one that it fuses."""
-    if attention != "auto":
-        return cast("AttentionExport", attention)
+    """How a backend's own attention is written: as asked for, or else in the form that it fuses."""
+    form = AttentionChoice.parse(attention).form
+    if form != "auto":
+        return cast("AttentionExport", form)
     if backend != "tensorrt":
         return "mha"
     return "attention" if parse_version(version) >= _ATTENTION_OPERATOR_SINCE else "matmul"

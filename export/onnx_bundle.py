@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import platform
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -38,11 +38,13 @@ from mapengine.runtime.parity_record import Parity, Tolerance
 from mapengine.runtime.pipeline import Pipeline
 from mapengine.runtime.profile import AnySize, Profile
 
+from .attention_operator import KernelChoice
 from .checkpoint import parameter_count
+from .kernel_twins import kernel_tolerance
 from .onnx_export import AttentionExport, ExportedStage, export_stages
 from .parity_cases import GOLDEN_SIZE, PARITY_SIZE, golden_views, parity_cases
 from .precision import LoweredStage, lower_precision, measure_ranges, runnable
-from .quantization.stages import measured_tolerance, write_quantised
+from .quantization.stages import MARGIN, measured_tolerance, write_quantised
 from .quantization.weights_only import WeightsOnly
 from .reference import MapAnything
 from .separate_products import separate_products
@@ -89,6 +91,7 @@ def write_graphs(
     report: Progress,
     calibration: Calibration | WeightsOnly | None = None,
     around: str | None = None,
+    mha_layers: Collection[str] = (),
 ) -> Graphs:
     """Write ``<stage>.onnx`` in ``precision`` into ``folder``, with ``origin`` as metadata of each file.
 
@@ -99,13 +102,19 @@ def write_graphs(
         calibration: for int8 and fp8; or what stands for it where only weights are in int8.
         around: precision of the files, or of what int8 and fp8 leave in them; that of the bundle if not given. It is
             float32 where the backend rounds.
+        mha_layers: see :func:`.onnx_export.export_stages`.
     """
     around = around or precision
 
     def export(network: MapAnything, into: Path) -> tuple[ExportedStage, ...]:
         return tuple(
             export_stages(
-                network, into, attention=attention, metadata=origin, progress=lambda name: report(f"exporting {name}")
+                network,
+                into,
+                attention=attention,
+                mha_layers=mha_layers,
+                metadata=origin,
+                progress=lambda name: report(f"exporting {name}"),
             )
         )
 
@@ -158,6 +167,7 @@ def write_onnx_bundle(
     report: Progress,
     calibration: Calibration | WeightsOnly | None = None,
     rest: str | None = None,
+    kernels: Mapping[str, KernelChoice] | None = None,
 ) -> Manifest:
     """Fill ``writer`` with the four stages, the golden file and the manifest, and check them with ``backend``.
 
@@ -173,6 +183,7 @@ def write_onnx_bundle(
         calibration: of this model, for int8 and fp8; or its layers, where only weights are in int8.
         rest: precision of what they leave: ``"fp32"``, ``"fp16"`` or ``"bf16"``. By default float32 with a ``backend``
             and float16 without one, as the CPU backends have no float16 kernels.
+        kernels: attention modules that our own kernels will compute; the golden check allows for their rounding.
 
     Returns:
         The manifest, with the measured parity.
@@ -197,6 +208,7 @@ def write_onnx_bundle(
         report=report,
         calibration=calibration,
         around=written,
+        mha_layers=kernels or (),
     )
     if loose:
         report("separating products")
@@ -208,6 +220,9 @@ def write_onnx_bundle(
     if calibration is not None:
         rounding = measured_tolerance(model, calibration, {"golden": views, **_cases(model, profile)})
         limits = {key: limits[key] + rounding[key] for key in rounding}
+    if kernels:
+        added = kernel_tolerance(model, kernels, {"golden": views, **_cases(model, profile)}, MARGIN)
+        limits = {key: limit + added.get(key, 0.0) for key, limit in limits.items()}
     golden = _golden(writer, views, predictions, limits)
     manifest = Manifest(
         created_by=metadata.version("mapengine"),

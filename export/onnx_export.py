@@ -6,7 +6,7 @@ import ast
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,6 +58,7 @@ def export_stages(
     folder: Path,
     *,
     attention: AttentionExport = "mha",
+    mha_layers: Collection[str] = (),
     metadata: Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[ExportedStage]:
@@ -67,6 +68,7 @@ def export_stages(
         network: float32 network in eval mode.
         folder: existing folder to write into.
         attention: see :data:`AttentionExport`.
+        mha_layers: names of attention modules that are ``mha`` whatever ``attention`` says.
         metadata: stored in every file as model metadata; the stage name is added.
         progress: called with the name of each stage before it is traced.
 
@@ -78,7 +80,7 @@ def export_stages(
     """
     form, opset = _FORMS[attention]
     written = []
-    with _attention_form(network, form), _quiet():
+    with _attention_form(network, form, mha_layers), _quiet():
         for stage in make_stages(network).values():
             if progress is not None:
                 progress(stage.name)
@@ -196,15 +198,15 @@ def _folded_weight(value: ir.Value) -> str | None:
 
 
 @contextlib.contextmanager
-def _attention_form(network: nn.Module, form: AttentionForm) -> Iterator[None]:
-    layers = [module for module in network.modules() if isinstance(module, Attention)]
-    before = [layer.form for layer in layers]
+def _attention_form(network: nn.Module, form: AttentionForm, mha_layers: Collection[str]) -> Iterator[None]:
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, Attention)}
+    before = [layer.form for layer in layers.values()]
     try:
-        for layer in layers:
-            layer.form = form
+        for name, layer in layers.items():
+            layer.form = "mha" if name in mha_layers else form
         yield
     finally:
-        for layer, old in zip(layers, before, strict=True):
+        for layer, old in zip(layers.values(), before, strict=True):
             layer.form = old
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,15 +19,18 @@ from mapengine.runtime.backends.tensorrt.flavour import NAMES, Flavour, driver_p
 from mapengine.runtime.bundle import Bundle, BundleWriter, write_bundle
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.executed import check_executed, listed_products
+from mapengine.runtime.kernel_attention import KernelCode
 from mapengine.runtime.manifest import Manifest, StageSpec, TensorSpec
 from mapengine.runtime.parity_record import Parity
 from mapengine.runtime.profile import Profile
 
+from .attention_operator import KernelChoice
 from .build_options import PRECISIONS, PlanSettings, check_plan_settings
+from .chain_plans import StageCompiler, compile_chain
 from .config import ModelConfig
 from .config_json import parse_config
 from .precision.weights import save_model
-from .tensorrt import build_plan, check_limits, check_settings, check_targets, gpu_chunks, stage_profiles
+from .tensorrt import check_limits, check_settings, check_targets, gpu_chunks, stage_profiles
 from .tensorrt.split_products import split_quantised_products
 
 Progress = Callable[[str], None]
@@ -105,6 +108,7 @@ def write_plan_bundle(
     report: Progress | None = None,
     fraction: Fraction | None = None,
     measure: Callable[[Engine], Parity] | None = None,
+    kernels: Mapping[str, KernelChoice] | None = None,
 ) -> Manifest:
     """Fill ``writer`` with the plans of the stages of ``source``, and run them if their GPU is here.
 
@@ -116,6 +120,7 @@ def write_plan_bundle(
         settings: see :class:`.build_options.PlanSettings`.
         report: called with a line per step. fraction: with the progress of a step.
         measure: measures the parity of the running engine; by default its golden check does.
+        kernels: attention modules of the aggregator that our own kernels compute; exported as ``mha``.
 
     Raises:
         ExportError, OutputError: a stage could not be compiled or written.
@@ -123,6 +128,7 @@ def write_plan_bundle(
     """
     report = report or (lambda line: None)
     stages: dict[str, StageSpec] = {}
+    codes: tuple[KernelCode, ...] = ()
     targets: tuple[str, ...] | None = None
     quantization = source.manifest.quantization
     for name, spec in source.manifest.stages.items():
@@ -136,25 +142,14 @@ def write_plan_bundle(
                 if split and not quantization.weights_only:  # each of them is three products from here on
                     wanted = quantization.products[name] + 2 * split
                     quantization = replace(quantization, products={**quantization.products, name: wanted})
-            path = writer.folder / f"{name}.plan"
+            compiler = StageCompiler(flavour, settings, writer, fraction)
             profiles = stage_profiles(profile, name, flavour.name)
-            plan = build_plan(
-                flavour,
-                graph,
-                path,
-                name=name,
-                inputs=spec.inputs,
-                outputs=spec.outputs,
-                profiles=profiles,
-                settings=settings,
-                progress=fraction,
-            )
-        for warning in plan.warnings:
-            warnings.warn(warning, stacklevel=2)
-        targets = plan.targets or targets
-        stages[name] = StageSpec(
-            writer.record(path.name), spec.inputs, spec.outputs, profiles=profiles, layers=plan.layers.record()
-        )
+            if kernels and name == "aggregator":
+                extra = source.manifest.model.extra_tokens
+                stages[name], codes = compile_chain(compiler, graph, Path(scratch), spec, profiles, kernels, extra)
+            else:
+                stages[name] = compiler.compile(graph, name, spec.inputs, spec.outputs, profiles)
+        targets = compiler.targets or targets
     golden = source.manifest.golden
     shutil.copyfile(source.folder / golden.file.file, writer.folder / golden.file.file)
     manifest = replace(
@@ -164,6 +159,7 @@ def write_plan_bundle(
         backends=(_backend_info(flavour, targets),),
         profile=profile,
         stages=stages,
+        kernels=codes,
         tools={**source.manifest.tools, flavour.name: flavour.version},
     )
     check_executed(manifest, listed_products(manifest), flavour.name)

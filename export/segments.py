@@ -18,7 +18,7 @@ from mapengine.runtime.errors import ExportError
 from mapengine.runtime.kernel_attention import KernelAttention
 from mapengine.runtime.stage_spec import StageSpec, TensorSpec
 
-from .attention_operator import is_kernel_attention, read_attention
+from .attention_operator import DOMAIN, is_kernel_attention, read_attention
 from .precision.weights import save_model
 
 TOKENS = "tokens"
@@ -188,6 +188,7 @@ def _write(graph: Path, path: Path, inputs: tuple[TensorSpec, ...], outputs: tup
     for value, tensor in zip(body.outputs, outputs, strict=True):
         value.shape = ir.Shape(list(tensor.shape))
     body.name = path.stem
+    body.opset_imports.pop(DOMAIN, None)
     save_model(model, path)
 
 

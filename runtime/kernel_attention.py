@@ -56,6 +56,11 @@ class KernelAttention:
     extra_tokens: int
 
     @property
+    def name(self) -> str:
+        """The kernel as a build names it, such as ``sparse:0.9``."""
+        return self.kernel if self.threshold is None else f"{self.kernel}:{self.threshold:g}"
+
+    @property
     def packed(self) -> bool:
         """Whether queries, keys and values are one tensor."""
         return self.query == self.key == self.value

@@ -1,5 +1,5 @@
-"""Compiled kernels for the stand-in driver: the "machine code" names a Triton kernel, which the interpreter runs on the
-raw addresses of a launch. The rules that a GPU has are enforced: shared memory that was asked for, alignment, bounds."""
+"""Compiled kernels for the stand-in driver: the "machine code" names a Triton kernel, which the interpreter runs on
+the raw addresses of a launch. The rules of a GPU are enforced: shared memory that was asked for, alignment, bounds."""
 
 from __future__ import annotations
 

@@ -1,0 +1,210 @@
+"""Compile a stage into a plan, or into a chain of plans with our own attention kernels between them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from mapengine.runtime.backends.tensorrt.attention import needed_variants
+from mapengine.runtime.backends.tensorrt.cuda import open_device
+from mapengine.runtime.backends.tensorrt.flavour import Flavour
+from mapengine.runtime.build_record import LayerRecord
+from mapengine.runtime.bundle import BundleWriter
+from mapengine.runtime.errors import ExportError, InputError
+from mapengine.runtime.kernel_attention import KernelAttention, KernelCode
+from mapengine.runtime.manifest import StageSpec, TensorSpec
+from mapengine.runtime.profile import Range
+
+from .attention_operator import KernelChoice, mark_attention
+from .build_options import PlanSettings
+from .precision.weights import save_model
+from .segments import TOKENS, cut_stage
+from .tensorrt import build_plan, check_targets
+
+Profiles = Sequence[Mapping[str, Range]]
+
+DEFAULT_ARCHITECTURES = (80, 86, 89, 120)
+"""Kernels for a plan without targets: TensorRT-RTX's default plan runs on these and later ones, which take the PTX."""
+OLDEST = 80
+
+
+class StageCompiler:
+    """Compiles graphs into the plans of one bundle.
+
+    Attributes:
+        targets: what the plans were compiled for, after the first; None for the library's default.
+    """
+
+    def __init__(
+        self,
+        flavour: Flavour,
+        settings: PlanSettings,
+        writer: BundleWriter,
+        fraction: Callable[[float, str], None] | None,
+    ) -> None:
+        self.flavour = flavour
+        self.settings = settings
+        self.writer = writer
+        self.targets: tuple[str, ...] | None = None
+        self._fraction = fraction
+
+    def compile(
+        self,
+        graph: Path,
+        name: str,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        profiles: Profiles,
+    ) -> StageSpec:
+        """Write ``<name>.plan`` into the bundle.
+
+        Raises:
+            ExportError, OutputError: the graph cannot be compiled, or the plan not be written.
+        """
+        path = self.writer.folder / f"{name}.plan"
+        plan = build_plan(
+            self.flavour,
+            graph,
+            path,
+            name=name,
+            inputs=inputs,
+            outputs=outputs,
+            profiles=profiles,
+            settings=self.settings,
+            progress=self._fraction,
+        )
+        for warning in plan.warnings:
+            warnings.warn(warning, stacklevel=3)
+        self.targets = plan.targets or self.targets
+        return StageSpec(
+            self.writer.record(path.name), inputs, outputs, profiles=tuple(profiles), layers=plan.layers.record()
+        )
+
+    def architectures(self) -> tuple[int, ...]:
+        """Compute capabilities, times ten, that kernels are compiled for: those of the plans, and the oldest, whose
+        PTX serves later ones.
+
+        Raises:
+            InputError: a target that no kernel is compiled for.
+        """
+        named = check_targets(self.flavour, self.settings.targets)
+        if not self.flavour.is_rtx:
+            named = (open_device().compute_capability,)
+        wanted = [int(target.replace(".", "")) for target in named] or list(DEFAULT_ARCHITECTURES)
+        if min(wanted) < OLDEST:
+            raise InputError(
+                f"our attention kernels need compute capability {OLDEST / 10} or newer, not {min(wanted) / 10}; leave "
+                f"that target out, or use attention native"
+            )
+        return tuple(sorted({OLDEST, *wanted}))
+
+
+def compile_chain(
+    compiler: StageCompiler,
+    graph: Path,
+    scratch: Path,
+    spec: StageSpec,
+    profiles: Profiles,
+    kernels: Mapping[str, KernelChoice],
+    extra_tokens: int,
+) -> tuple[StageSpec, tuple[KernelCode, ...]]:
+    """Cut a stage at its attention, compile the segments, and the kernels that run between them.
+
+    Args:
+        compiler: of the bundle.
+        graph: the stage, whose attention is ``mha`` in the layers of ``kernels``. scratch: folder for its segments.
+        spec: of the stage. profiles: of the stage.
+        kernels: attention modules with what computes them. extra_tokens: class tokens per view.
+
+    Returns:
+        The chain, and the code of its kernels.
+
+    Raises:
+        ExportError: a layer is not there, or something cannot be cut or compiled.
+    """
+    model = ir.load(graph)
+    for choice in dict.fromkeys(kernels.values()):
+        layers = [layer for layer, other in kernels.items() if other == choice]
+        if mark_attention(model.graph, layers, choice, extra_tokens) != len(layers):
+            raise ExportError(f"{graph.name} lacks attention that {choice} is asked for in; export the stage again")
+    marked = scratch / "marked" / graph.name
+    marked.parent.mkdir()
+    save_model(model, marked)
+    segments, attention = cut_stage(marked, scratch, spec)
+    parts = []
+    for segment in segments:
+        tensors = (*segment.inputs, *segment.outputs)
+        ranges = segment_profiles(profiles, tensors, extra_tokens)
+        parts.append(compiler.compile(segment.path, segment.path.stem, segment.inputs, segment.outputs, ranges))
+    chain = StageSpec(
+        None,
+        spec.inputs,
+        spec.outputs,
+        profiles=tuple(profiles),
+        layers=_sum(part.layers for part in parts if part.layers is not None),
+        segments=tuple(parts),
+        attention=attention,
+    )
+    return chain, _compile_kernels(compiler, scratch / "kernels", attention)
+
+
+def segment_profiles(
+    profiles: Profiles, tensors: Sequence[TensorSpec], extra_tokens: int
+) -> tuple[Mapping[str, Range], ...]:
+    """The profiles of a stage for the axes of a segment's tensors, with the number of all tokens that follows."""
+    axes = {str(axis).rpartition("*")[2] for tensor in tensors for axis in tensor.shape if isinstance(axis, str)}
+    found = []
+    for profile in profiles:
+        ends = (
+            getattr(profile["views"], end)
+            * (getattr(profile["patch_rows"], end) * getattr(profile["patch_columns"], end) + extra_tokens)
+            + 1
+            for end in ("min", "opt", "max")
+        )
+        known = {**profile, TOKENS: Range(*ends)}
+        found.append({axis: limits for axis, limits in known.items() if axis in axes})
+    return tuple(found)
+
+
+def _sum(records: Iterable[LayerRecord]) -> LayerRecord:
+    records = tuple(records)
+    gemms: Counter[str] = Counter()
+    for record in records:
+        gemms.update(record.gemms)
+    return LayerRecord(
+        sum(record.attention for record in records),
+        sum(record.fused for record in records),
+        tuple(name for record in records for name in record.unfused),
+        dict(gemms),
+    )
+
+
+def _compile_kernels(
+    compiler: StageCompiler, folder: Path, attention: Sequence[KernelAttention]
+) -> tuple[KernelCode, ...]:
+    """Compile what the attention needs into the bundle."""
+    from mapengine.kernels import KernelError
+    from mapengine.kernels.compile import build, chosen, read_manifest
+
+    names = sorted({name for entry in attention for name in needed_variants(entry)})
+    folder.mkdir()
+    try:
+        jobs = chosen(compiler.architectures(), {entry.head_dim for entry in attention}, names)
+        report = build(folder, jobs, workers=os.cpu_count() or 1)
+    except KernelError as error:
+        raise ExportError(str(error)) from error
+    for name, reason in report.refused.items():
+        raise ExportError(f"the attention kernel {name} cannot be compiled ({reason}); use another --target")
+    codes = []
+    for entry in read_manifest(folder)["kernels"].values():
+        for record in (entry["cubin"], entry["ptx"]):
+            if record is not None:
+                shutil.copyfile(folder / record["file"], compiler.writer.folder / record["file"])
+                codes.append(KernelCode.from_compiled(compiler.writer.record(record["file"]), entry))
+    return tuple(codes)
