@@ -92,6 +92,10 @@ def _mark(graph: ir.Graph, node: ir.Node, choice: KernelChoice, extra_tokens: in
             f"{layer}: {channels} channels in {heads} heads; kernels have heads of {', '.join(map(str, HEAD_DIMS))} "
             f"channels; use --attention native"
         )
+    dtype = inputs[0].dtype
+    if dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        kind = "an unknown type" if dtype is None else dtype.numpy().name
+        raise ExportError(f"{layer}: attention is in {kind}, and kernels are in 16 bits; use --attention native")
     attributes: dict[str, int | float | str] = {
         "num_heads": heads,
         "head_dim": channels // heads,
@@ -103,9 +107,7 @@ def _mark(graph: ir.Graph, node: ir.Node, choice: KernelChoice, extra_tokens: in
     made = ir.node(OPERATOR, _packed(inputs) or inputs, attributes, domain=DOMAIN, name=f"{layer}/{OPERATOR}")
     old, new = node.outputs[0], made.outputs[0]
     name = old.name
-    if inputs[0].dtype is not None:
-        new.dtype = inputs[0].dtype
-    new.shape = old.shape
+    new.dtype, new.shape = dtype, old.shape
     graph.insert_before(node, made)
     ir.convenience.replace_all_uses_with(old, new)
     graph.remove(node, safe=True)

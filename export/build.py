@@ -17,8 +17,10 @@ from mapengine.runtime.errors import InputError
 from mapengine.runtime.manifest import Manifest
 from mapengine.runtime.pipeline import ChunkSizes
 
+from .attention_auto import choose_attention
 from .attention_choice import AttentionChoice
 from .build_options import QUANTISED, PlanSettings, attention_form, bundle_format, check_options, make_profile
+from .chain_plans import kernel_architectures, plan_architectures, usual_tokens
 from .onnx_bundle import measure, write_onnx_bundle
 from .plan_bundle import Fraction, check_plannable, plan_profile, write_plan_bundle
 from .quantization import CalibrationOptions, WeightsOnly, calibrate
@@ -104,7 +106,15 @@ def build_engine(
     form = attention_form(attention, backend, flavour.version)
     for_gpu = plan_profile(profile)
     check_plannable(flavour, precision, form, for_gpu, model.config, settings, weights_only)
-    kernels = AttentionChoice.parse(attention).layers(model.config)
+    choice = AttentionChoice.parse(attention)
+    if attention == "auto" and precision != "fp32":
+        targets = plan_architectures(flavour, settings)
+        kernel, why = choose_attention(targets, usual_tokens(for_gpu, model.config), precision)
+        report(why)
+        choice = AttentionChoice(kernels=() if kernel is None else ((kernel, None),))
+    kernels = choice.layers(model.config)
+    if kernels:
+        kernel_architectures(flavour, settings)
     ranges = _calibration(model, precision, calibration, weights_only, report, fraction)
     with write_bundle(Path(out)) as writer, tempfile.TemporaryDirectory(dir=writer.folder) as scratch:
         graphs = Path(scratch) / "onnx"

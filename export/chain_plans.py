@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,13 +21,14 @@ from mapengine.runtime.bundle import BundleWriter
 from mapengine.runtime.errors import ExportError, InputError
 from mapengine.runtime.kernel_attention import KernelAttention, KernelCode
 from mapengine.runtime.manifest import StageSpec, TensorSpec
-from mapengine.runtime.profile import Range
+from mapengine.runtime.profile import Profile, Range
 
 from .attention_operator import KernelChoice, mark_attention
 from .build_options import PlanSettings
+from .config import ModelConfig
 from .precision.weights import save_model
 from .segments import TOKENS, cut_stage
-from .tensorrt import build_plan, check_targets
+from .tensorrt import build_plan, check_targets, stage_profiles
 
 Profiles = Sequence[Mapping[str, Range]]
 
@@ -86,23 +89,35 @@ class StageCompiler:
             self.writer.record(path.name), inputs, outputs, profiles=tuple(profiles), layers=plan.layers.record()
         )
 
-    def architectures(self) -> tuple[int, ...]:
-        """Compute capabilities, times ten, that kernels are compiled for: those of the plans, and the oldest, whose
-        PTX serves later ones.
 
-        Raises:
-            InputError: a target that no kernel is compiled for.
-        """
-        named = check_targets(self.flavour, self.settings.targets)
-        if not self.flavour.is_rtx:
-            named = (open_device().compute_capability,)
-        wanted = [int(target.replace(".", "")) for target in named] or list(DEFAULT_ARCHITECTURES)
-        if min(wanted) < OLDEST:
-            raise InputError(
-                f"our attention kernels need compute capability {OLDEST / 10} or newer, not {min(wanted) / 10}; leave "
-                f"that target out, or use attention native"
-            )
-        return tuple(sorted({OLDEST, *wanted}))
+def plan_architectures(flavour: Flavour, settings: PlanSettings) -> tuple[int, ...]:
+    """Compute capabilities, times ten, that plans are compiled for; none for TensorRT-RTX's default range."""
+    named = check_targets(flavour, settings.targets)
+    if not flavour.is_rtx:
+        named = (open_device().compute_capability,)
+    return tuple(int(target.replace(".", "")) for target in named)
+
+
+def usual_tokens(profile: Profile, config: ModelConfig) -> int:
+    """Tokens of all views of the request that a bundle is optimised for."""
+    usual = stage_profiles(profile, "aggregator", "tensorrt-rtx")[0]
+    patches = usual["patch_rows"].opt * usual["patch_columns"].opt
+    return usual["views"].opt * (patches + int(config.use_class_token)) + 1
+
+
+def kernel_architectures(flavour: Flavour, settings: PlanSettings) -> tuple[int, ...]:
+    """What kernels are compiled for: the plans' architectures, and the oldest, whose PTX serves later ones.
+
+    Raises:
+        InputError: a target that no kernel is compiled for.
+    """
+    wanted = plan_architectures(flavour, settings) or DEFAULT_ARCHITECTURES
+    if min(wanted) < OLDEST:
+        raise InputError(
+            f"our attention kernels need compute capability {OLDEST / 10} or newer, not {min(wanted) / 10}; leave that "
+            f"target out, or use attention native"
+        )
+    return tuple(sorted({OLDEST, *wanted}))
 
 
 def compile_chain(
@@ -189,18 +204,23 @@ def _compile_kernels(
     compiler: StageCompiler, folder: Path, attention: Sequence[KernelAttention]
 ) -> tuple[KernelCode, ...]:
     """Compile what the attention needs into the bundle."""
-    from mapengine.kernels import KernelError
-    from mapengine.kernels.compile import build, chosen, read_manifest
+    from mapengine.kernels.compile import read_manifest
 
-    names = sorted({name for entry in attention for name in needed_variants(entry)})
-    folder.mkdir()
-    try:
-        jobs = chosen(compiler.architectures(), {entry.head_dim for entry in attention}, names)
-        report = build(folder, jobs, workers=os.cpu_count() or 1)
-    except KernelError as error:
-        raise ExportError(str(error)) from error
-    for name, reason in report.refused.items():
-        raise ExportError(f"the attention kernel {name} cannot be compiled ({reason}); use another --target")
+    names = {name for entry in attention for name in needed_variants(entry)}
+    command = [sys.executable, "-m", "mapengine.kernels", "compile", "--out", str(folder)]
+    for option, values in (
+        ("--arch", kernel_architectures(compiler.flavour, compiler.settings)),
+        ("--head-dim", {entry.head_dim for entry in attention}),
+        ("--kernel", names),
+    ):
+        command += [option, *sorted(map(str, values))]
+    # In a process of its own: the compiler starts workers, which needs a main module that can be imported again.
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    made = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if made.returncode:
+        lines = made.stderr.strip().splitlines() or ["no reason given"]
+        reason = lines[-1].removeprefix("error: ").removeprefix("refused: ")
+        raise ExportError(f"the attention kernels cannot be compiled: {reason}")
     codes = []
     for entry in read_manifest(folder)["kernels"].values():
         for record in (entry["cubin"], entry["ptx"]):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ...errors import DeviceError
+from ...errors import BackendError, DeviceError
 from ...kernel_attention import KernelCode
 from .cuda import Device
 
@@ -51,6 +53,7 @@ class CompiledKernel:
         self._device = device
         driver = device._driver
         self._module = device.call(f"load the kernel {code.variant}", driver.cuModuleLoadData, content + b"\0")
+        weakref.finalize(self, _unload, device, self._module)
         self._function = device.call(
             f"find the kernel {code.entry}", driver.cuModuleGetFunction, self._module, code.entry.encode()
         )
@@ -88,3 +91,8 @@ class CompiledKernel:
             ctypes.addressof(pointers),
             0,
         )
+
+
+def _unload(device: Device, module: Any) -> None:
+    with contextlib.suppress(BackendError), device.current():  # at the end of the process the driver may be gone
+        device.call("unload a kernel", device._driver.cuModuleUnload, module)

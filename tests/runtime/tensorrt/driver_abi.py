@@ -57,6 +57,7 @@ SIGNATURES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "cuEventElapsedTime": ((ctypes.c_float,), (_HANDLE, _HANDLE)),
     "cuEventDestroy": ((), (_HANDLE,)),
     "cuModuleLoadData": ((_HANDLE,), (_HANDLE,)),
+    "cuModuleUnload": ((), (_HANDLE,)),
     "cuModuleGetFunction": ((_HANDLE,), (_HANDLE, ctypes.c_char_p)),
     "cuFuncSetAttribute": ((), (_HANDLE, _INT, _INT)),
     "cuLaunchKernel": ((), (_HANDLE, *[_UINT] * 7, _HANDLE, _HANDLE, _HANDLE)),

@@ -360,6 +360,11 @@ class StandInDriver:
         except (ValueError, AssertionError):
             raise Fault(INVALID_IMAGE) from None
 
+    def cuModuleUnload(self, module: int) -> None:
+        self._unsafe()
+        self._drain_all()
+        del self.handles[module]
+
     def cuModuleGetFunction(self, module: int, name: bytes) -> int:
         self._need_context()
         if self.handles[module].variant.function != name.decode():

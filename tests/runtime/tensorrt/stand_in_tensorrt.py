@@ -267,8 +267,15 @@ class IExecutionContext:
         shape = []
         for axis in self._engine._outputs[name]["shape"]:
             factor, _, free = str(axis).rpartition("*")
-            shape.append(axis if isinstance(axis, int) else int(factor or 1) * self._axes.get(free, -1))
+            shape.append(axis if isinstance(axis, int) else int(factor or 1) * self._axis(free))
         return tuple(shape)
+
+    def _axis(self, name: str) -> int:
+        """A real library follows the graph; what a segment makes of all views has the tokens of the v1.1 network."""
+        axes = self._axes
+        if name == "tokens" and name not in axes and {"views", "patch_rows", "patch_columns"} <= set(axes):
+            return axes["views"] * (axes["patch_rows"] * axes["patch_columns"] + 1) + 1
+        return axes.get(name, -1)
 
     def infer_shapes(self) -> list[str]:
         return [name for name in self._engine._inputs if name not in self._shapes]

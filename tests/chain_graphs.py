@@ -1,0 +1,59 @@
+"""The aggregator of a float32 bundle in half precision, cut at its attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from mapengine.export.attention_choice import AttentionChoice
+from mapengine.export.attention_operator import mark_attention
+from mapengine.export.config_json import parse_config
+from mapengine.export.parity_cases import parity_cases
+from mapengine.export.precision import lower_precision, measure_ranges
+from mapengine.export.precision.weights import save_model
+from mapengine.export.segments import Segment, cut_stage
+from mapengine.runtime.bundle import Bundle
+from mapengine.runtime.kernel_attention import KernelAttention
+
+STAGE = "aggregator"
+
+
+def half_aggregator(source: Path, folder: Path) -> Path:
+    """The stage in float16, written into ``folder``."""
+    bundle = Bundle.open(source, verify=False)
+    paths = {name: bundle.stage_path(name) for name in bundle.manifest.stages}
+    ranges = measure_ranges(paths, parity_cases("dinov2"), data_norm_type="dinov2")
+    target = folder / f"{STAGE}.onnx"
+    lower_precision(paths[STAGE], target, stage=STAGE, precision="fp16", ranges=ranges[STAGE])
+    return target
+
+
+def mark(source: Path, graph: Path, target: Path, attention: str) -> Path:
+    """The graph with the operator of our kernels where ``attention`` says so."""
+    manifest = Bundle.open(source, verify=False).manifest
+    layers = AttentionChoice.parse(attention).layers(parse_config(manifest.model.config, "test"))
+    model = ir.load(graph)
+    for layer, choice in layers.items():
+        assert mark_attention(model.graph, [layer], choice, manifest.model.extra_tokens) == 1
+    save_model(model, target)
+    return target
+
+
+def cut(
+    source: Path, graph: Path, folder: Path, attention: str
+) -> tuple[tuple[Segment, ...], tuple[KernelAttention, ...]]:
+    """The segments of the stage in ``folder``."""
+    marked = folder / "marked" / f"{STAGE}.onnx"
+    marked.parent.mkdir()
+    mark(source, graph, marked, attention)
+    spec = Bundle.open(source, verify=False).manifest.stages[STAGE]
+    return cut_stage(marked, folder, spec)
+
+
+def weight_bytes(graph: Path) -> Mapping[str, int]:
+    """Bytes of each weight of a thousand and more numbers."""
+    weights = ir.load(graph).graph.initializers.values()
+    found = {str(value.name): value.const_value for value in weights}
+    return {name: tensor.nbytes for name, tensor in found.items() if tensor is not None and tensor.size >= 1000}

@@ -1,0 +1,120 @@
+"""A bundle whose attention is left to our kernels, compiled on the CPU by TensorRT-RTX and Triton."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mapengine.export import build_engine
+from mapengine.export.attention_operator import KernelChoice
+from mapengine.export.build_options import PlanSettings
+from mapengine.export.chain_plans import segment_profiles
+from mapengine.export.kernel_twins import kernel_tolerance, with_twins
+from mapengine.export.parity_cases import golden_views
+from mapengine.runtime.backends.tensorrt import flavour
+from mapengine.runtime.backends.tensorrt.attention import needed_variants
+from mapengine.runtime.bundle import Bundle
+from mapengine.runtime.errors import InputError
+from mapengine.runtime.manifest import Range, TensorSpec
+
+LAYER = "info_sharing.self_attention_blocks.{}.attn"
+needs_rtx = pytest.mark.skipif(
+    not flavour.is_installed("tensorrt-rtx") or importlib.util.find_spec("triton") is None,
+    reason="needs tensorrt-rtx and triton",
+)
+
+
+@needs_rtx
+def test_a_chain_is_compiled_with_its_kernels(reference: Any, tmp_path: Path) -> None:
+    build_engine(
+        reference("preset:tiny"),
+        tmp_path / "engine",
+        backend="tensorrt-rtx",
+        precision="fp16",
+        views=(1, 2, 4),
+        resolutions=[(56, 42)],
+        attention="flash@0/int8@2/sparse:0.9@4",
+        settings=PlanSettings(("8.9",)),
+    )
+    bundle = Bundle.open(tmp_path / "engine")
+    stage = bundle.manifest.stages["aggregator"]
+    assert stage.file is None
+    assert [entry.name for entry in stage.attention] == ["flash", "int8", "sparse:0.9"]
+    assert [entry.layer for entry in stage.attention] == [LAYER.format(block) for block in (0, 2, 4)]
+    assert len(stage.segments) == 4
+    assert stage.layers is not None
+    assert (stage.layers.attention, stage.layers.fused) == (3, 3)  # the frame-wise ones, as before
+    variants = {name for entry in stage.attention for name in needed_variants(entry)}
+    for variant in variants:
+        codes = [code for code in bundle.manifest.kernels if code.variant == variant]
+        assert {(code.architecture, code.is_ptx) for code in codes} == {(80, False), (80, True), (89, False)}
+    named = {record.file for record in bundle.manifest.files()}
+    assert {path.name for path in bundle.folder.iterdir()} == named | {"manifest.json"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "onnxruntime"}, r"'flash' is for tensorrt-rtx and tensorrt.*leave it out for onnxruntime"),
+        ({"precision": "fp32"}, r"'flash' is in 16 bits; use the precision fp16 or bf16, or attention native"),
+        ({"attention": "flash@1"}, r"block 1 of the aggregator"),
+        ({"attention": "flesh"}, r"'flesh' is no kernel; use flash, int8 or sparse:<threshold>, or auto, native"),
+    ],
+)
+def test_what_is_refused_before_anything_is_exported(
+    options: dict[str, Any], message: str, reference: Any, tmp_path: Path
+) -> None:
+    if not flavour.is_installed("tensorrt-rtx"):
+        pytest.skip("needs tensorrt-rtx")
+    given = {"backend": "tensorrt-rtx", "precision": "fp16", "attention": "flash", **options}
+    with pytest.raises(InputError, match=message):
+        build_engine(reference("preset:tiny"), tmp_path / "engine", **given)
+    assert not (tmp_path / "engine").exists()
+
+
+@needs_rtx
+def test_a_target_that_no_kernel_has(reference: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"need compute capability 8.0 or newer, not 7.5; leave that target out"):
+        build_engine(
+            reference("preset:tiny"),
+            tmp_path / "engine",
+            backend="tensorrt-rtx",
+            precision="fp16",
+            attention="flash",
+            settings=PlanSettings(("7.5",)),
+        )
+
+
+def test_profiles_of_a_segment_know_how_many_tokens_all_views_have() -> None:
+    profiles = ({"views": Range(1, 2, 4), "patch_rows": Range(3, 3, 3), "patch_columns": Range(2, 4, 5)},)
+    tensors = [TensorSpec("x", "float16", (1, "tokens", 64)), TensorSpec("y", "float16", ("views", 1, 64))]
+    (found,) = segment_profiles(profiles, tensors, 1)
+    assert found == {"views": Range(1, 2, 4), "tokens": Range(1 * 7 + 1, 2 * 13 + 1, 4 * 16 + 1)}
+
+
+def test_twins_change_the_named_layers_alone_and_go_away(reference: Any) -> None:
+    model = reference("preset:tiny")
+    views = golden_views(model.data_norm_type)
+    before = model.predict(views, use_amp=False)
+    with with_twins(model, {LAYER.format(0): KernelChoice("flash")}):
+        flash = model.predict(views, use_amp=False)
+    with with_twins(model, {LAYER.format(block): KernelChoice("int8") for block in (0, 2, 4)}):
+        int8 = model.predict(views, use_amp=False)
+    after = model.predict(views, use_amp=False)
+    np.testing.assert_array_equal(before[0]["pts3d"], after[0]["pts3d"])
+    errors = [float(np.abs(other[0]["pts3d"] - before[0]["pts3d"]).max()) for other in (flash, int8)]
+    assert 0 < errors[0] < errors[1] < 0.1 * np.abs(before[0]["pts3d"]).max()
+
+
+def test_the_golden_check_allows_for_what_a_kernel_rounds(reference: Any) -> None:
+    model = reference("preset:tiny")
+    cases = {"golden": golden_views(model.data_norm_type)}
+    assert kernel_tolerance(model, {LAYER.format(0): KernelChoice("flash")}, cases, 2.0) == {}
+    one = kernel_tolerance(model, {LAYER.format(0): KernelChoice("int8")}, cases, 1.0)
+    two = kernel_tolerance(model, {LAYER.format(0): KernelChoice("int8")}, cases, 2.0)
+    assert all(0 < one[key] <= 0.1 for key in ("pts3d", "conf"))
+    assert two == {key: 2 * value for key, value in one.items()}
