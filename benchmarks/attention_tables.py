@@ -115,3 +115,23 @@ def attention_tuning(record: dict[str, Any]) -> str:
     head = ["kernel", "keys per step", "warps", "stages", "time", "TFLOP/s"]
     what = f"{record['what'][0].upper()}{record['what'][1:]}, {record['machine']['gpu']['name']}."
     return f"{table(head, rows)}\n\n{what}{note} {origin_text(record)}"
+
+
+def attention_launch(record: dict[str, Any]) -> str:
+    """What launching a kernel costs, by sequence length."""
+    head = ["attention", "tokens", "in a graph", "queued one by one", "host, to queue", "error", "bits of Triton's launch"]
+    rows = [
+        [
+            name,
+            length,
+            f"{found['graph_us']:.1f} µs",
+            f"{found['queued_us']:.1f} µs",
+            f"{found['host_us']:.1f} µs",
+            f"{found['relative_error']:.1e}",
+            "yes" if found["equals_triton_launch"] else "no",
+        ]
+        for name, lengths in record["results"].items()
+        for length, found in lengths.items()
+    ]
+    what = f"{record['what'][0].upper()}{record['what'][1:]}, {record['machine']['gpu']['name']}."
+    return f"{table(head, rows)}\n\n{what} {origin_text(record)}"

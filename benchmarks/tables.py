@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from attention_tables import attention, attention_accuracy, attention_tuning
+from attention_tables import attention, attention_accuracy, attention_launch, attention_tuning
 from table_text import origin_text, table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -390,6 +390,7 @@ RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "precision": _precision,
     "precision_range": _precision_range,
     "attention": attention,
+    "attention_launch": attention_launch,
     "attention_tuning": attention_tuning,
     "attention_accuracy": attention_accuracy,
     "evaluation": _evaluation,
