@@ -119,7 +119,7 @@ def attention_tuning(record: dict[str, Any]) -> str:
 
 def attention_launch(record: dict[str, Any]) -> str:
     """What launching a kernel costs, by sequence length."""
-    head = ["attention", "tokens", "in a graph", "queued one by one", "host, to queue", "error", "bits of Triton's launch"]
+    head = ["attention", "tokens", "in a graph", "queued one by one", "host, to queue", "error", "Triton's bits"]
     rows = [
         [
             name,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mapengine.kernels.speeds import Speed, speed_at
 
-from .attention_operator import KernelChoice
+from .attention_choice import KernelChoice
 
 WORTH = 1.1
 """How many times as fast as native attention a kernel has to be: cutting costs launches, and fusions across the cut."""

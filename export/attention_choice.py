@@ -5,13 +5,48 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mapengine.runtime.errors import InputError
+from mapengine.runtime.kernel_attention import KERNELS
 from mapengine.runtime.manifest import ATTENTIONS
 
-from .attention_operator import KernelChoice, parse_choice
 from .config import ModelConfig
 
 NATIVE = "native"
 LAYER = "info_sharing.self_attention_blocks.{}.attn"
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """What computes a layer's attention.
+
+    Attributes:
+        kernel: ``flash``, ``int8`` or ``sparse``. threshold: share of the mass that ``sparse`` keeps.
+    """
+
+    kernel: str
+    threshold: float | None = None
+
+    def __str__(self) -> str:
+        return self.kernel if self.threshold is None else f"{self.kernel}:{self.threshold:g}"
+
+
+def parse_choice(text: str) -> KernelChoice:
+    """``flash``, ``int8`` or ``sparse:<threshold>``.
+
+    Raises:
+        InputError: anything else.
+    """
+    name, colon, number = text.partition(":")
+    if name == "sparse":
+        try:
+            threshold = float(number)
+        except ValueError:
+            threshold = 0.0
+        if 0 < threshold <= 1:
+            return KernelChoice(name, threshold)
+        raise InputError(f"attention {text!r} has no threshold above 0 and up to 1; write it as in sparse:0.9")
+    if name in KERNELS and not colon:
+        return KernelChoice(name)
+    raise InputError(f"attention {text!r} is no kernel; use flash, int8 or sparse:<threshold>")
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ schema. No runtime knows it: a stage that has it is cut there (``segments.py``).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from mapengine.runtime.errors import ExportError, InputError
-from mapengine.runtime.kernel_attention import KERNELS, KernelAttention
+from mapengine.runtime.errors import ExportError
+from mapengine.runtime.kernel_attention import KernelAttention
+
+from .attention_choice import KernelChoice
 
 DOMAIN = "mapengine"
 OPERATOR = "Attention"
@@ -21,41 +22,6 @@ VERSION = 1
 
 HEAD_DIMS = (32, 64, 128)
 """Channels of a head that kernels are compiled for."""
-
-
-@dataclass(frozen=True)
-class KernelChoice:
-    """What computes a layer's attention.
-
-    Attributes:
-        kernel: ``flash``, ``int8`` or ``sparse``. threshold: share of the mass that ``sparse`` keeps.
-    """
-
-    kernel: str
-    threshold: float | None = None
-
-    def __str__(self) -> str:
-        return self.kernel if self.threshold is None else f"{self.kernel}:{self.threshold:g}"
-
-
-def parse_choice(text: str) -> KernelChoice:
-    """``flash``, ``int8`` or ``sparse:<threshold>``.
-
-    Raises:
-        InputError: anything else.
-    """
-    name, colon, number = text.partition(":")
-    if name == "sparse":
-        try:
-            threshold = float(number)
-        except ValueError:
-            threshold = 0.0
-        if 0 < threshold <= 1:
-            return KernelChoice(name, threshold)
-        raise InputError(f"attention {text!r} has no threshold above 0 and up to 1; write it as in sparse:0.9")
-    if name in KERNELS and not colon:
-        return KernelChoice(name)
-    raise InputError(f"attention {text!r} is no kernel; use flash, int8 or sparse:<threshold>")
 
 
 def mark_attention(graph: ir.Graph, layers: Iterable[str], choice: KernelChoice, extra_tokens: int) -> int:

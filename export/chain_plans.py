@@ -23,7 +23,8 @@ from mapengine.runtime.kernel_attention import KernelAttention, KernelCode
 from mapengine.runtime.manifest import StageSpec, TensorSpec
 from mapengine.runtime.profile import Profile, Range
 
-from .attention_operator import KernelChoice, mark_attention
+from .attention_choice import KernelChoice
+from .attention_operator import mark_attention
 from .build_options import PlanSettings
 from .config import ModelConfig
 from .precision.weights import save_model

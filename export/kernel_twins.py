@@ -15,7 +15,7 @@ from mapengine.runtime.errors import ExportError
 from mapengine.runtime.kernel_attention import MINIMUM_SHARE
 from mapengine.runtime.parity import measure_parity
 
-from .attention_operator import KernelChoice
+from .attention_choice import KernelChoice
 from .reference import MapAnything
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -38,7 +38,7 @@ from mapengine.runtime.parity_record import Parity, Tolerance
 from mapengine.runtime.pipeline import Pipeline
 from mapengine.runtime.profile import AnySize, Profile
 
-from .attention_operator import KernelChoice
+from .attention_choice import KernelChoice
 from .checkpoint import parameter_count
 from .kernel_twins import kernel_tolerance
 from .onnx_export import AttentionExport, ExportedStage, export_stages

@@ -24,7 +24,7 @@ from mapengine.runtime.manifest import Manifest, StageSpec, TensorSpec
 from mapengine.runtime.parity_record import Parity
 from mapengine.runtime.profile import Profile
 
-from .attention_operator import KernelChoice
+from .attention_choice import KernelChoice
 from .build_options import PRECISIONS, PlanSettings, check_plan_settings
 from .chain_plans import StageCompiler, compile_chain
 from .config import ModelConfig

@@ -8,7 +8,7 @@ import pytest
 
 from mapengine.export import attention_auto
 from mapengine.export.attention_auto import choose_attention
-from mapengine.export.attention_operator import KernelChoice
+from mapengine.export.attention_choice import KernelChoice
 from mapengine.kernels.speeds import SPEEDS, Speed, speed_at
 
 

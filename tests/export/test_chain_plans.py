@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mapengine.export import build_engine
-from mapengine.export.attention_operator import KernelChoice
+from mapengine.export.attention_choice import KernelChoice
 from mapengine.export.build_options import PlanSettings
 from mapengine.export.chain_plans import segment_profiles
 from mapengine.export.kernel_twins import kernel_tolerance, with_twins

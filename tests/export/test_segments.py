@@ -11,8 +11,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from mapengine.export.attention_choice import AttentionChoice
-from mapengine.export.attention_operator import DOMAIN, KernelChoice, mark_attention, parse_choice
+from mapengine.export.attention_choice import AttentionChoice, KernelChoice, parse_choice
+from mapengine.export.attention_operator import DOMAIN, mark_attention
 from mapengine.export.precision.weights import save_model
 from mapengine.export.segments import TOKENS, cut_stage
 from mapengine.runtime.bundle import Bundle

@@ -6,7 +6,6 @@ from typing import Any
 
 from ...bundle import Bundle
 from ...errors import BackendUnavailableError
-from ...manifest import StageSpec
 from ...pipeline import ChunkSizes
 from .attention import AttentionKernels
 from .cuda import open_device
@@ -47,17 +46,17 @@ class TensorRtBackend:
         with self._device.current():
             logger = make_logger(self._flavour)
             runtime: Any = self._flavour.library.Runtime(logger)
-            loaded: dict[str, Plan] = {}
-
-            def load(name: str, spec: StageSpec) -> Plan | PlanChain:
-                if spec.file is not None:
-                    loaded[name] = Plan(self._flavour, runtime, logger, name, bundle.folder / spec.file.file, spec)
-                    return loaded[name]
-                kernels = AttentionKernels(self._device, bundle.folder, bundle.manifest.kernels, spec.attention)
-                parts = {f"{name}_{index}": segment for index, segment in enumerate(spec.segments)}
-                segments = [load(part, segment) for part, segment in parts.items()]
-                return PlanChain(name, spec, [plan for plan in segments if isinstance(plan, Plan)], kernels)
-
-            plans = {name: load(name, spec) for name, spec in bundle.manifest.stages.items()}
+            loaded: dict[str, Plan] = {}  # no closures here: a plan that is refused has to free those before it at once
+            plans: dict[str, Plan | PlanChain] = {}
+            for name, spec in bundle.manifest.stages.items():
+                segments = {f"{name}_{index}": part for index, part in enumerate(spec.segments)} or {name: spec}
+                for part, one in segments.items():
+                    assert one.file is not None
+                    path = bundle.folder / one.file.file
+                    loaded[part] = Plan(self._flavour, runtime, logger, part, path, one)
+                plans[name] = loaded[part]
+                if spec.segments:
+                    kernels = AttentionKernels(self._device, bundle.folder, bundle.manifest.kernels, spec.attention)
+                    plans[name] = PlanChain(name, spec, [loaded[part] for part in segments], kernels)
             caches = RuntimeCaches(loaded, bundle.folder, bundle.digest, f"{self.device} {self.name} {self.version}")
         return DevicePipeline(self._device, plans, chunks, caches)

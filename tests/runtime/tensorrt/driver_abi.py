@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from .stand_in_driver import DEINITIALIZED, NAMES, UNKNOWN, Fault, StandInDriver
+from .stand_in_driver import StandInDriver
+from .stand_in_status import DEINITIALIZED, NAMES, UNKNOWN, Fault
 
 _INT, _UINT, _SIZE, _HANDLE = ctypes.c_int, ctypes.c_uint, ctypes.c_size_t, ctypes.c_void_p
 _ADDRESS, _FLAGS = ctypes.c_uint64, ctypes.c_ulonglong

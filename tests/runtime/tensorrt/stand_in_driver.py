@@ -13,63 +13,35 @@ from __future__ import annotations
 import ctypes
 import random
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import stand_in_kernels
+from .stand_in_kernels import KernelCalls
+from .stand_in_status import (
+    CAPTURE_INVALIDATED,
+    CAPTURE_UNSUPPORTED,
+    ILLEGAL_ADDRESS,
+    INVALID_CONTEXT,
+    INVALID_HANDLE,
+    INVALID_VALUE,
+    LAUNCH_FAILED,
+    NOT_INITIALIZED,
+    NOT_READY,
+    OK,
+    OUT_OF_MEMORY,
+    WRONG_THREAD,
+    Fault,
+)
 
 ALIGNMENT = 512
 """Of allocations, as on a GPU."""
-
-OK = 0
-INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALIZED, DEINITIALIZED, UNKNOWN = 1, 2, 3, 4, 999
-DEVICE_UNAVAILABLE, INVALID_CONTEXT, INVALID_HANDLE, NOT_READY, ILLEGAL_ADDRESS, LAUNCH_FAILED = (
-    46,
-    201,
-    400,
-    600,
-    700,
-    719,
-)
-CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED, WRONG_THREAD = 900, 901, 908
-INVALID_IMAGE, NOT_FOUND = 200, 500
-
-NAMES = {
-    OK: b"CUDA_SUCCESS",
-    INVALID_VALUE: b"CUDA_ERROR_INVALID_VALUE",
-    OUT_OF_MEMORY: b"CUDA_ERROR_OUT_OF_MEMORY",
-    NOT_INITIALIZED: b"CUDA_ERROR_NOT_INITIALIZED",
-    DEINITIALIZED: b"CUDA_ERROR_DEINITIALIZED",
-    DEVICE_UNAVAILABLE: b"CUDA_ERROR_DEVICE_UNAVAILABLE",
-    INVALID_CONTEXT: b"CUDA_ERROR_INVALID_CONTEXT",
-    INVALID_HANDLE: b"CUDA_ERROR_INVALID_HANDLE",
-    NOT_READY: b"CUDA_ERROR_NOT_READY",
-    ILLEGAL_ADDRESS: b"CUDA_ERROR_ILLEGAL_ADDRESS",
-    LAUNCH_FAILED: b"CUDA_ERROR_LAUNCH_FAILED",
-    CAPTURE_UNSUPPORTED: b"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
-    CAPTURE_INVALIDATED: b"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
-    WRONG_THREAD: b"CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD",
-    INVALID_IMAGE: b"CUDA_ERROR_INVALID_IMAGE",
-    NOT_FOUND: b"CUDA_ERROR_NOT_FOUND",
-    UNKNOWN: b"CUDA_ERROR_UNKNOWN",
-}
-"""What ``cuGetErrorName`` says."""
 
 FATAL = (ILLEGAL_ADDRESS, LAUNCH_FAILED)
 
 _CONTEXT = 0xC0DE
 """Handle of the primary context."""
-
-
-class Fault(Exception):
-    """A status that the driver answers with."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(NAMES.get(status, status))
-        self.status = status
 
 
 @dataclass
@@ -108,7 +80,7 @@ class Event:
     latest: Mark | None = None
 
 
-class StandInDriver:
+class StandInDriver(KernelCalls):
     """One GPU and its state.
 
     Attributes:
@@ -353,55 +325,7 @@ class StandInDriver:
         self._event(event)
         del self.handles[event]
 
-    def cuModuleLoadData(self, image: int) -> int:
-        self._unsafe()
-        try:
-            return self._handle(stand_in_kernels.load(image))
-        except (ValueError, AssertionError):
-            raise Fault(INVALID_IMAGE) from None
-
-    def cuModuleUnload(self, module: int) -> None:
-        self._unsafe()
-        self._drain_all()
-        del self.handles[module]
-
-    def cuModuleGetFunction(self, module: int, name: bytes) -> int:
-        self._need_context()
-        if self.handles[module].variant.function != name.decode():
-            raise Fault(NOT_FOUND)
-        return module
-
-    def cuFuncSetAttribute(self, function: int, attribute: int, value: int) -> None:
-        self._need_context()
-        if attribute != 8:  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            raise Fault(INVALID_VALUE)
-        self.handles[function].shared_bytes = value
-
-    def cuLaunchKernel(self, function: int, *rest: int) -> None:
-        x, y, z, threads, _, _, shared, stream, arguments, extra = rest
-        kernel = self.handles.get(function)
-        if not isinstance(kernel, stand_in_kernels.Function) or extra:
-            raise Fault(INVALID_HANDLE)
-        if z != 1 or not (x and y) or y > 65535 or threads % 32 or shared > kernel.shared_bytes:
-            raise Fault(INVALID_VALUE)
-        values = kernel.values(arguments)  # now: the caller may change them afterwards
-
-        def run() -> None:
-            self.kernels[kernel.variant.name] = self.kernels.get(kernel.variant.name, 0) + 1
-            try:
-                kernel.run(values, (x, y), self._block)
-            except Exception:
-                self.mistake(f"{kernel.variant.name}: {traceback.format_exc()}")
-
-        self.enqueue(stream, run)
-
     # How it works
-
-    def _block(self, address: int) -> tuple[int, int]:
-        for start, size in self.blocks.items():
-            if start <= address < start + size:
-                return start, size
-        raise ValueError(f"{address:#x} is in no block of memory")
 
     @property
     def _stack(self) -> list[int]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from mapengine.kernels.compile import chosen
 from mapengine.kernels.variants import Variant, variants
 from mapengine.runtime.bundle import BundleWriter
 from mapengine.runtime.kernel_attention import KernelCode
+
+from .stand_in_status import INVALID_HANDLE, INVALID_IMAGE, INVALID_VALUE, NOT_FOUND, Fault
 
 ALIGNMENT = 16
 MAGIC = "stand-in kernel"
@@ -98,3 +101,65 @@ def write_kernels(writer: BundleWriter, head_dim: int, architecture: int = 89) -
             )
         )
     return tuple(codes)
+
+
+class KernelCalls:
+    """The driver's functions for kernels; what they need of the driver is in :class:`.stand_in_driver.StandInDriver`.
+
+    Attributes:
+        kernels: how often each variant ran.
+    """
+
+    kernels: dict[str, int]
+    blocks: dict[int, int]
+    handles: dict[int, Any]
+    enqueue: Callable[..., None]
+    mistake: Callable[[str], None]
+
+    def cuModuleLoadData(self, image: int) -> int:
+        self._unsafe()
+        try:
+            return self._handle(load(image))
+        except (ValueError, AssertionError):
+            raise Fault(INVALID_IMAGE) from None
+
+    def cuModuleUnload(self, module: int) -> None:
+        self._unsafe()
+        self._drain_all()
+        del self.handles[module]
+
+    def cuModuleGetFunction(self, module: int, name: bytes) -> int:
+        self._need_context()
+        if self.handles[module].variant.function != name.decode():
+            raise Fault(NOT_FOUND)
+        return module
+
+    def cuFuncSetAttribute(self, function: int, attribute: int, value: int) -> None:
+        self._need_context()
+        if attribute != 8:  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            raise Fault(INVALID_VALUE)
+        self.handles[function].shared_bytes = value
+
+    def cuLaunchKernel(self, function: int, *rest: int) -> None:
+        x, y, z, threads, _, _, shared, stream, arguments, extra = rest
+        kernel = self.handles.get(function)
+        if not isinstance(kernel, Function) or extra:
+            raise Fault(INVALID_HANDLE)
+        if z != 1 or not (x and y) or y > 65535 or threads % 32 or shared > kernel.shared_bytes:
+            raise Fault(INVALID_VALUE)
+        values = kernel.values(arguments)  # now: the caller may change them afterwards
+
+        def run() -> None:
+            self.kernels[kernel.variant.name] = self.kernels.get(kernel.variant.name, 0) + 1
+            try:
+                kernel.run(values, (x, y), self._block)
+            except Exception:
+                self.mistake(f"{kernel.variant.name}: {traceback.format_exc()}")
+
+        self.enqueue(stream, run)
+
+    def _block(self, address: int) -> tuple[int, int]:
+        for start, size in self.blocks.items():
+            if start <= address < start + size:
+                return start, size
+        raise ValueError(f"{address:#x} is in no block of memory")

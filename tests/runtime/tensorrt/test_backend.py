@@ -17,7 +17,8 @@ from mapengine.runtime.backends.tensorrt import backend, flavour
 from mapengine.runtime.errors import BackendUnavailableError, InputError
 
 from ...random_views import assert_close, mixed_views
-from .stand_in_driver import DEVICE_UNAVAILABLE, StandInDriver
+from .stand_in_driver import StandInDriver
+from .stand_in_status import DEVICE_UNAVAILABLE
 from .stand_in_tensorrt import StandInTensorRt
 from .test_plans import change_manifest, change_tensors
 

@@ -14,7 +14,8 @@ from mapengine.runtime.backends.tensorrt import cuda
 from mapengine.runtime.backends.tensorrt.cuda import Device, OutOfMemory, open_device
 from mapengine.runtime.errors import BackendError, BackendUnavailableError
 
-from .stand_in_driver import ILLEGAL_ADDRESS, LAUNCH_FAILED, StandInDriver
+from .stand_in_driver import StandInDriver
+from .stand_in_status import ILLEGAL_ADDRESS, LAUNCH_FAILED
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from mapengine.runtime.pipeline import ChunkSizes
 
 from ...random_views import assert_close, random_views
 from .requests import MakeLibrary, forward, given_views
-from .stand_in_driver import LAUNCH_FAILED, StandInDriver
+from .stand_in_driver import StandInDriver
+from .stand_in_status import LAUNCH_FAILED
 from .stand_in_tensorrt import StandInTensorRt
 
 
