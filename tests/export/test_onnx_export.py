@@ -217,6 +217,20 @@ def test_matmul_form_keeps_to_the_operators_of_old_parsers(exported: Exported) -
                 assert attributes["coordinate_transformation_mode"] == b"align_corners"
 
 
+@pytest.mark.parametrize("form", ["attention", "matmul"])
+def test_layers_for_our_kernels_are_mha_in_every_form(form: Any, tiny: MapAnything, tmp_path: Path) -> None:
+    layers = [f"info_sharing.self_attention_blocks.{block}.attn" for block in (0, 4)]
+    written = {stage.name: stage for stage in export_stages(tiny, tmp_path, attention=form, mha_layers=layers)}
+    operators = (*ATTENTION_OPERATORS.values(),)
+    found = {
+        node.name.rpartition("/")[0]: node.op_type
+        for node in onnx.load(written["aggregator"].path).graph.node
+        if node.op_type in operators
+    }
+    assert {name for name, operator in found.items() if operator == "MultiHeadAttention"} == set(layers)
+    assert [operator for name, operator in found.items() if name not in layers] == [ATTENTION_OPERATORS[form]] * 4
+
+
 def test_attention_form_keeps_to_what_tensorrt_takes(exported: Exported) -> None:
     """TensorRT's parser reads Attention with four-dimensional inputs only: three-dimensional ones name their heads."""
     layers = 0
