@@ -57,15 +57,15 @@ class PlanChain:
         """A context for one shape, without memory, and the bytes that it needs; see :meth:`.plans.Plan.context`."""
         axes = self._with_tokens(axes)
         made = [plan.context(stream, axes) for plan in self.plans]
-        context = ChainContext(self, [context for context, _ in made], [size for _, size in made], axes)
-        return context, context.memory_bytes
+        joined = ChainContext(self, [context for context, _ in made], [size for _, size in made], axes)
+        return joined, joined.memory_bytes
 
-    def enqueue(self, context: ChainContext, stream: int) -> None:
+    def enqueue(self, joined: ChainContext, stream: int) -> None:
         """Put all segments and kernels into the stream; the tensors' addresses and the memory are set."""
         for index, plan in enumerate(self.plans):
-            plan.enqueue(context.segments[index], stream)
+            plan.enqueue(joined.segments[index], stream)
             if index < len(self.spec.attention):
-                context.attend(index, stream)
+                joined.attend(index, stream)
 
     def failed(self, what: str) -> BackendError:
         """The error for a refusal of the library, with the library's own words."""
