@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mapengine.runtime.errors import InputError
-from mapengine.runtime.kernel_attention import KERNELS
+from mapengine.runtime.kernel_attention import KERNELS, kernel_name
 from mapengine.runtime.manifest import ATTENTIONS
 
 from .config import ModelConfig
@@ -26,7 +26,7 @@ class KernelChoice:
     threshold: float | None = None
 
     def __str__(self) -> str:
-        return self.kernel if self.threshold is None else f"{self.kernel}:{self.threshold:g}"
+        return kernel_name(self.kernel, self.threshold)
 
 
 def parse_choice(text: str) -> KernelChoice:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
+from mapengine.kernels.tuning import HEAD_DIMS
 from mapengine.runtime.errors import ExportError
 from mapengine.runtime.kernel_attention import KernelAttention
 
@@ -19,9 +20,6 @@ from .attention_choice import KernelChoice
 DOMAIN = "mapengine"
 OPERATOR = "Attention"
 VERSION = 1
-
-HEAD_DIMS = (32, 64, 128)
-"""Channels of a head that kernels are compiled for."""
 
 
 def mark_attention(graph: ir.Graph, layers: Iterable[str], choice: KernelChoice, extra_tokens: int) -> int:

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from mapengine.kernels.tuning import ARCHITECTURES
 from mapengine.runtime.backends.tensorrt.attention import needed_variants
 from mapengine.runtime.backends.tensorrt.cuda import open_device
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.build_record import LayerRecord
 from mapengine.runtime.bundle import BundleWriter
 from mapengine.runtime.errors import ExportError, InputError
-from mapengine.runtime.kernel_attention import KernelAttention, KernelCode
+from mapengine.runtime.kernel_attention import TOKENS, KernelAttention, KernelCode, all_tokens
 from mapengine.runtime.manifest import StageSpec, TensorSpec
 from mapengine.runtime.profile import Profile, Range
 
@@ -28,14 +29,16 @@ from .attention_operator import mark_attention
 from .build_options import PlanSettings
 from .config import ModelConfig
 from .precision.weights import save_model
-from .segments import TOKENS, cut_stage
+from .segments import cut_stage
 from .tensorrt import build_plan, check_targets, stage_profiles
 
 Profiles = Sequence[Mapping[str, Range]]
 
+_AXES = ("views", "patch_rows", "patch_columns")
+
 DEFAULT_ARCHITECTURES = (80, 86, 89, 120)
 """Kernels for a plan without targets: TensorRT-RTX's default plan runs on these and later ones, which take the PTX."""
-OLDEST = 80
+OLDEST = ARCHITECTURES[0]
 
 
 class StageCompiler:
@@ -102,8 +105,8 @@ def plan_architectures(flavour: Flavour, settings: PlanSettings) -> tuple[int, .
 def usual_tokens(profile: Profile, config: ModelConfig) -> int:
     """Tokens of all views of the request that a bundle is optimised for."""
     usual = stage_profiles(profile, "aggregator", "tensorrt-rtx")[0]
-    patches = usual["patch_rows"].opt * usual["patch_columns"].opt
-    return usual["views"].opt * (patches + int(config.use_class_token)) + 1
+    views, rows, columns = (usual[axis].opt for axis in _AXES)
+    return all_tokens(views, rows, columns, int(config.use_class_token))
 
 
 def kernel_architectures(flavour: Flavour, settings: PlanSettings) -> tuple[int, ...]:
@@ -177,12 +180,10 @@ def segment_profiles(
     axes = {str(axis).rpartition("*")[2] for tensor in tensors for axis in tensor.shape if isinstance(axis, str)}
     found = []
     for profile in profiles:
-        ends = (
-            getattr(profile["views"], end)
-            * (getattr(profile["patch_rows"], end) * getattr(profile["patch_columns"], end) + extra_tokens)
-            + 1
-            for end in ("min", "opt", "max")
-        )
+        ends = []
+        for end in ("min", "opt", "max"):
+            views, rows, columns = (getattr(profile[axis], end) for axis in _AXES)
+            ends.append(all_tokens(views, rows, columns, extra_tokens))
         known = {**profile, TOKENS: Range(*ends)}
         found.append({axis: limits for axis, limits in known.items() if axis in axes})
     return tuple(found)

@@ -129,7 +129,7 @@ def write_plan_bundle(
     report = report or (lambda line: None)
     stages: dict[str, StageSpec] = {}
     codes: tuple[KernelCode, ...] = ()
-    targets: tuple[str, ...] | None = None
+    compiler = StageCompiler(flavour, settings, writer, fraction)
     quantization = source.manifest.quantization
     for name, spec in source.manifest.stages.items():
         report(f"compiling {name}")
@@ -142,21 +142,19 @@ def write_plan_bundle(
                 if split and not quantization.weights_only:  # each of them is three products from here on
                     wanted = quantization.products[name] + 2 * split
                     quantization = replace(quantization, products={**quantization.products, name: wanted})
-            compiler = StageCompiler(flavour, settings, writer, fraction)
             profiles = stage_profiles(profile, name, flavour.name)
             if kernels and name == "aggregator":
                 extra = source.manifest.model.extra_tokens
                 stages[name], codes = compile_chain(compiler, graph, Path(scratch), spec, profiles, kernels, extra)
             else:
                 stages[name] = compiler.compile(graph, name, spec.inputs, spec.outputs, profiles)
-        targets = compiler.targets or targets
     golden = source.manifest.golden
     shutil.copyfile(source.folder / golden.file.file, writer.folder / golden.file.file)
     manifest = replace(
         source.manifest,
         format="plan",
         quantization=quantization,
-        backends=(_backend_info(flavour, targets),),
+        backends=(_backend_info(flavour, compiler.targets),),
         profile=profile,
         stages=stages,
         kernels=codes,

@@ -13,16 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from mapengine.runtime.errors import ExportError
-from mapengine.runtime.kernel_attention import KernelAttention
+from mapengine.runtime.kernel_attention import TOKENS, KernelAttention
 from mapengine.runtime.stage_spec import StageSpec, TensorSpec
 
 from .attention_operator import DOMAIN, is_kernel_attention, read_attention
 from .precision.weights import save_model
-
-TOKENS = "tokens"
-"""Axis of all views' tokens and the scale token."""
 
 
 @dataclass(frozen=True)
@@ -180,34 +178,13 @@ def _write(graph: Path, path: Path, inputs: tuple[TensorSpec, ...], outputs: tup
             body.inputs.append(stage_inputs[tensor.name])
             continue
         old = values[tensor.name]
-        new = ir.Value(name=tensor.name, type=ir.TensorType(_dtype(tensor)), shape=ir.Shape(list(tensor.shape)))
+        new = ir.Value(name=tensor.name, type=old.type, shape=ir.Shape(list(tensor.shape)))
         ir.convenience.replace_all_uses_with(old, new)
         old.name = f"{tensor.name}.before"  # its node goes
         body.inputs.append(new)
-    _remove_unused(body)
+    RemoveUnusedNodesPass()(model)
     for value, tensor in zip(body.outputs, outputs, strict=True):
         value.shape = ir.Shape(list(tensor.shape))
     body.name = path.stem
     body.opset_imports.pop(DOMAIN, None)
     save_model(model, path)
-
-
-def _dtype(tensor: TensorSpec) -> ir.DataType:
-    return {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}[
-        tensor.dtype
-    ]
-
-
-def _remove_unused(body: ir.Graph) -> None:
-    needed: set[ir.Node] = set()
-    waiting = [node for value in body.outputs if (node := value.producer()) is not None]
-    while waiting:
-        node = waiting.pop()
-        if node in needed:
-            continue
-        needed.add(node)
-        waiting += [made for value in node.inputs if value is not None and (made := value.producer()) is not None]
-    body.remove([node for node in body if node not in needed], safe=True)
-    used = {value.name for node in body for value in node.inputs if value is not None}
-    for name in [name for name in body.initializers if name not in used]:
-        del body.initializers[name]

@@ -23,8 +23,21 @@ LIST_SIZES = (512, 2048)
 MINIMUM_SHARE = 0.1
 """Least share of the blocks of keys that ``sparse`` keeps."""
 
+TOKENS = "tokens"
+"""Axis of the tensors between segments: the tokens of all views, and the scale token."""
+
 POINTER_TYPES = ("fp16", "bf16", "fp32", "i8", "i16", "i32", "fp8e4nv")
 ARGUMENT_TYPES = (*(f"*{name}" for name in POINTER_TYPES), "i32", "fp32")
+
+
+def all_tokens(views: int, rows: int, columns: int, extra_tokens: int) -> int:
+    """Tokens of ``views`` views of ``rows`` x ``columns`` patches with their class tokens, and the scale token."""
+    return views * (rows * columns + extra_tokens) + 1
+
+
+def kernel_name(kernel: str, threshold: float | None) -> str:
+    """A kernel as a build names it, such as ``sparse:0.9``."""
+    return kernel if threshold is None else f"{kernel}:{threshold:g}"
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,7 @@ class KernelAttention:
     @property
     def name(self) -> str:
         """The kernel as a build names it, such as ``sparse:0.9``."""
-        return self.kernel if self.threshold is None else f"{self.kernel}:{self.threshold:g}"
+        return kernel_name(self.kernel, self.threshold)
 
     @property
     def packed(self) -> bool:

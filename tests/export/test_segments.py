@@ -14,10 +14,10 @@ import pytest
 from mapengine.export.attention_choice import AttentionChoice, KernelChoice, parse_choice
 from mapengine.export.attention_operator import DOMAIN, mark_attention
 from mapengine.export.precision.weights import save_model
-from mapengine.export.segments import TOKENS, cut_stage
+from mapengine.export.segments import cut_stage
 from mapengine.runtime.bundle import Bundle
 from mapengine.runtime.errors import ExportError, InputError
-from mapengine.runtime.kernel_attention import KernelAttention
+from mapengine.runtime.kernel_attention import TOKENS, KernelAttention
 
 from ..chain_graphs import cut, half_aggregator, mark, weight_bytes
 

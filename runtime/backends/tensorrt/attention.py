@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from ...errors import BundleNotFoundError, ProfileError
 from ...kernel_attention import (
@@ -29,24 +27,6 @@ from .cuda import ALIGNMENT, Device
 
 _TYPES = {"float16": "fp16", "bfloat16": "bf16"}
 _LOG2_E = math.log2(math.e)
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One attention: its shape and the addresses of queries, keys, values and result."""
-
-    length: int
-    view_tokens: int
-    query: int
-    key: int
-    value: int
-    out: int
-
-
-class _Launcher(Protocol):
-    """What puts one kernel into the stream: its variant, and the arguments that differ from the common ones."""
-
-    def __call__(self, variant: str, **arguments: int | float) -> None: ...
 
 
 class AttentionKernels:
@@ -99,32 +79,29 @@ class AttentionKernels:
         Raises:
             ProfileError: the sequence is longer than the kernels take.
         """
-        packed = 2 * attention.num_heads * attention.head_dim if attention.packed else 0
-        call = _Call(
-            length,
-            view_tokens,
-            addresses[attention.query],
-            addresses[attention.key] + packed,
-            addresses[attention.value] + 2 * packed,
-            addresses[attention.out],
-        )
+        channels = attention.num_heads * attention.head_dim
+        step = 2 * channels if attention.packed else 0  # bytes from queries to keys to values
+        query, key = addresses[attention.query], addresses[attention.key] + step
+        token = 3 * channels if attention.packed else channels
         memory = {name: workspace + start for name, (start, _) in _parts(attention, length).items()}
         end = f"{_TYPES[attention.dtype]}-d{attention.head_dim}"
-        channels = attention.num_heads * attention.head_dim
         common: dict[str, int | float] = {
             "length": length,
             "heads": attention.num_heads,
             "in_batch": 0,  # one sequence: its index is always zero
-            "in_token": 3 * channels if attention.packed else channels,
+            "in_token": token,
             "in_head": attention.head_dim,
+            "value_batch": 0,
+            "value_token": token,
+            "value_head": attention.head_dim,
             "out_batch": 0,
             "out_token": channels,
             "out_head": attention.head_dim,
             "scale": _LOG2_E / math.sqrt(attention.head_dim),
-            "query": call.query,
-            "key": call.key,
-            "value": call.value,
-            "out": call.out,
+            "query": query,
+            "key": key,
+            "value": addresses[attention.value] + 2 * step,
+            "out": addresses[attention.out],
         }
         sizes = {"length": length, "splits": SPLITS, "batch*heads": attention.num_heads}
 
@@ -134,10 +111,10 @@ class AttentionKernels:
         if attention.kernel == "flash":
             launch(f"dense-{end}")
         elif attention.kernel == "int8":
-            launch(f"statistics-sum-{end}", x=call.key, out=memory["sums"])
+            launch(f"statistics-sum-{end}", x=key, out=memory["sums"])
             scales = memory["query_scale"], memory["key_scale"]
-            launch(f"quantize-queries-{end}", x=call.query, sums=scales[0], out=memory["query"], scales=scales[0])
-            launch(f"quantize-keys-{end}", x=call.key, sums=memory["sums"], out=memory["key"], scales=scales[1])
+            launch(f"quantize-queries-{end}", x=query, sums=scales[0], out=memory["query"], scales=scales[0])
+            launch(f"quantize-keys-{end}", x=key, sums=memory["sums"], out=memory["key"], scales=scales[1])
             launch(
                 f"int8-{end}",
                 query=memory["query"],
@@ -145,49 +122,38 @@ class AttentionKernels:
                 query_scale=scales[0],
                 key_scale=scales[1],
                 value_scale=scales[0],  # not read: values are in 16 bits
-                value_batch=0,
-                value_token=common["in_token"],
-                value_head=attention.head_dim,
             )
         else:
-            self._enqueue_sparse(attention, end, call, memory, launch)
-
-    def _enqueue_sparse(
-        self, attention: KernelAttention, end: str, call: _Call, memory: Mapping[str, int], launch: _Launcher
-    ) -> None:
-        key_blocks = -(-call.length // KEY_BLOCK)
-        size = next((size for size in LIST_SIZES if key_blocks <= size), None)
-        if size is None:
-            raise ProfileError(
-                f"block-sparse attention takes up to {LIST_SIZES[-1] * KEY_BLOCK} tokens, not {call.length}; use fewer "
-                f"or smaller views, or a bundle with --attention native"
+            size = _list_size(length)  # refuse before anything is launched
+            launch(f"pool-queries-{end}", x=query, out=memory["pooled_query"])
+            launch(f"pool-keys-{end}", x=key, out=memory["pooled_key"])
+            key_blocks = -(-length // KEY_BLOCK)
+            lists = {"lists": memory["lists"], "counts": memory["counts"]}
+            assert attention.threshold is not None
+            launch(
+                f"select-{size}-d{attention.head_dim}",
+                query=memory["pooled_query"],
+                key=memory["pooled_key"],
+                key_blocks=key_blocks,
+                view_tokens=view_tokens,
+                extra_tokens=attention.extra_tokens,
+                threshold=attention.threshold,
+                minimum=math.ceil(MINIMUM_SHARE * key_blocks - 1e-6),
+                **lists,
             )
-        launch(f"pool-queries-{end}", x=call.query, out=memory["pooled_query"])
-        launch(f"pool-keys-{end}", x=call.key, out=memory["pooled_key"])
-        assert attention.threshold is not None
-        launch(
-            f"select-{size}-d{attention.head_dim}",
-            query=memory["pooled_query"],
-            key=memory["pooled_key"],
-            lists=memory["lists"],
-            counts=memory["counts"],
-            key_blocks=key_blocks,
-            view_tokens=call.view_tokens,
-            extra_tokens=attention.extra_tokens,
-            threshold=attention.threshold,
-            minimum=math.ceil(MINIMUM_SHARE * key_blocks - 1e-6),
-        )
-        unused = dict.fromkeys(("query_scale", "key_scale", "value_scale"), memory["counts"])
-        token = 3 * attention.num_heads * attention.head_dim if attention.packed else 0
-        launch(
-            f"sparse-{end}",
-            lists=memory["lists"],
-            counts=memory["counts"],
-            value_batch=0,
-            value_token=token or attention.num_heads * attention.head_dim,
-            value_head=attention.head_dim,
-            **unused,
-        )
+            unused = dict.fromkeys(("query_scale", "key_scale", "value_scale"), memory["counts"])
+            launch(f"sparse-{end}", **lists, **unused)
+
+
+def _list_size(length: int) -> int:
+    """Blocks of keys that the compiled choice for ``length`` tokens holds."""
+    for size in LIST_SIZES:
+        if length <= size * KEY_BLOCK:
+            return size
+    raise ProfileError(
+        f"block-sparse attention takes up to {LIST_SIZES[-1] * KEY_BLOCK} tokens, not {length}; use fewer or smaller "
+        f"views, or a bundle with --attention native"
+    )
 
 
 def needed_variants(attention: KernelAttention) -> tuple[str, ...]:

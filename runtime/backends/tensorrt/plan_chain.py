@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import BackendError
+from ...kernel_attention import TOKENS, all_tokens
 from ...manifest import StageSpec, TensorSpec
 from .attention import AttentionKernels
 from .cuda import ALIGNMENT
 from .plans import Plan, tensor_bytes
-
-TOKENS = "tokens"
-"""Axis of the tensors between segments: the tokens of all views, and the scale token."""
 
 
 class PlanChain:
@@ -72,9 +70,8 @@ class PlanChain:
         return self.plans[0].failed(what)
 
     def _with_tokens(self, axes: Mapping[str, int]) -> dict[str, int]:
-        patches = axes["patch_rows"] * axes["patch_columns"]
-        tokens = axes["views"] * (patches + self.spec.attention[0].extra_tokens) + 1
-        return {**axes, TOKENS: tokens}
+        extra = self.spec.attention[0].extra_tokens
+        return {**axes, TOKENS: all_tokens(axes["views"], axes["patch_rows"], axes["patch_columns"], extra)}
 
 
 class ChainContext:
