@@ -23,8 +23,8 @@ import numpy as np
 from record import origin, write_record
 
 from mapengine.kernels.compile import build, chosen, read_manifest
-from mapengine.runtime.backends.tensorrt.attention import AttentionKernels, needed_variants
-from mapengine.runtime.backends.tensorrt.cuda import Device
+from mapengine.runtime.backends.cuda.attention import AttentionKernels, needed_variants
+from mapengine.runtime.backends.cuda.driver import Device
 from mapengine.runtime.bundle import BundleWriter
 from mapengine.runtime.kernel_attention import KernelAttention, KernelCode
 

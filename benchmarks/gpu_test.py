@@ -141,7 +141,7 @@ def main() -> int:
         print("Nothing to test: no TensorRT is installed; run: pip install 'mapengine[rtx]'", file=sys.stderr)
         return 1
     from mapengine.export import load_model
-    from mapengine.runtime.backends.tensorrt.cuda import open_device
+    from mapengine.runtime.backends.cuda.driver import open_device
 
     device = open_device()
     model = load_model(args.model)

@@ -66,6 +66,7 @@ def version() -> str:
 def _environment() -> dict[str, Any]:
     from mapengine.runtime.backends import available_backends
     from mapengine.runtime.backends.base import cpu_name, default_threads
+    from mapengine.runtime.backends.cuda.driver import driver_problem
     from mapengine.runtime.backends.tensorrt import flavour
 
     def versions(packages: tuple[str, ...]) -> dict[str, str | None]:
@@ -83,7 +84,7 @@ def _environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "device": f"CPU: {cpu_name()}",
         "threads": default_threads(),
-        "gpu": flavour.driver_problem() or "usable",
+        "gpu": driver_problem() or "usable",
         "backends": {name: _backend_version(name) for name in available_backends()},
         "plan compilers": {name: _backend_version(name) for name in flavour.NAMES if flavour.is_installed(name)},
         "export": versions(("torch", "onnx", "onnxscript")),

@@ -25,6 +25,7 @@ class BackendName(str, Enum):
     openvino = "openvino"
     tensorrt_rtx = "tensorrt-rtx"
     tensorrt = "tensorrt"
+    onnxruntime_cuda = "onnxruntime-cuda"
 
 
 class RunBackend(str, Enum):
@@ -35,6 +36,7 @@ class RunBackend(str, Enum):
     openvino = "openvino"
     tensorrt_rtx = "tensorrt-rtx"
     tensorrt = "tensorrt"
+    onnxruntime_cuda = "onnxruntime-cuda"
 
 
 class VerifyBackend(str, Enum):
@@ -46,6 +48,7 @@ class VerifyBackend(str, Enum):
     openvino = "openvino"
     tensorrt_rtx = "tensorrt-rtx"
     tensorrt = "tensorrt"
+    onnxruntime_cuda = "onnxruntime-cuda"
 
 
 class Device(str, Enum):

@@ -11,7 +11,6 @@ import torch
 
 from mapengine.calibration.quantization import Calibration, load_calibration
 from mapengine.calibration.quantization.cases import rendered_cases
-from mapengine.runtime.backends.tensorrt.flavour import load_flavour
 from mapengine.runtime.bundle import Bundle, write_bundle
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.manifest import Manifest
@@ -20,11 +19,12 @@ from mapengine.runtime.pipeline import ChunkSizes
 from .attention_auto import choose_attention
 from .attention_choice import AttentionChoice
 from .build_options import QUANTISED, PlanSettings, attention_form, bundle_format, check_options, make_profile
-from .chain_plans import kernel_architectures, plan_architectures, usual_tokens
+from .chain_plans import kernel_architectures, usual_tokens
 from .onnx_bundle import measure, write_onnx_bundle
-from .plan_bundle import Fraction, check_plannable, plan_profile, write_plan_bundle
+from .plan_bundle import plan_profile, write_plan_bundle
 from .quantization import CalibrationOptions, WeightsOnly, calibrate
 from .reference import MapAnything
+from .stage_compilers import Fraction, open_compiler
 
 Progress = Callable[[str], None]
 
@@ -102,19 +102,18 @@ def build_engine(
                 calibration=ranges,
                 rest=rest,
             )
-    flavour = load_flavour(backend)
-    form = attention_form(attention, backend, flavour.version)
+    compiler = open_compiler(backend, settings)
+    form = attention_form(attention, backend, compiler.version)
     for_gpu = plan_profile(profile)
-    check_plannable(flavour, precision, form, for_gpu, model.config, settings, weights_only)
+    compiler.check(precision, form, for_gpu, model.config, weights_only)
     choice = AttentionChoice.parse(attention)
     if attention == "auto" and precision != "fp32":
-        targets = plan_architectures(flavour, settings)
-        kernel, why = choose_attention(targets, usual_tokens(for_gpu, model.config), precision)
+        kernel, why = choose_attention(compiler.architectures(), usual_tokens(for_gpu, model.config), precision)
         report(why)
         choice = AttentionChoice(kernels=() if kernel is None else ((kernel, None),))
     kernels = choice.layers(model.config)
     if kernels:
-        kernel_architectures(flavour, settings)
+        kernel_architectures(compiler)  # refused before anything is exported
     ranges = _calibration(model, precision, calibration, weights_only, report, fraction)
     with write_bundle(Path(out)) as writer, tempfile.TemporaryDirectory(dir=writer.folder) as scratch:
         graphs = Path(scratch) / "onnx"
@@ -133,9 +132,8 @@ def build_engine(
         return write_plan_bundle(
             Bundle.open(graphs, verify=False),
             writer,
-            flavour,
+            compiler,
             profile=for_gpu,
-            settings=settings,
             report=report,
             fraction=fraction,
             measure=lambda engine: measure(engine, model),

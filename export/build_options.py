@@ -20,12 +20,22 @@ from .config import PATCH_SIZE
 if TYPE_CHECKING:
     from .onnx_export import AttentionExport
 
+ONNXRUNTIME_CUDA = "onnxruntime-cuda"
+
+KERNEL_BACKENDS = (*TENSORRT, ONNXRUNTIME_CUDA)
+"""Backends whose stages our own attention kernels can run between."""
+
+MINIMUM_VERSIONS = {"onnxruntime": "1.22", "openvino": "2026.0"}
+"""Oldest versions that serve the exported operators (contrib MultiHeadAttention with float32 on the CPU)."""
+
 PRECISIONS: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": ("fp32", "fp16", "int8"),
     "openvino": ("fp32", "fp16", "bf16", "int8"),
     **dict.fromkeys(TENSORRT, ("fp32", "fp16", "bf16", "int8", "fp8")),
+    ONNXRUNTIME_CUDA: ("fp32", "fp16", "bf16"),
 }
-"""What is built per backend. ONNX Runtime's CPU has no bfloat16 kernels for these graphs, no CPU backend FP8 ones."""
+"""What is built per backend. ONNX Runtime's CPU has no bfloat16 kernels for these graphs, no CPU backend FP8 ones, and
+on a GPU ONNX Runtime multiplies nothing of an 8-bit graph in 8 bits."""
 
 QUANTISED = ("int8", "fp8")
 """Precisions that need a calibration, but for weights alone."""
@@ -85,10 +95,10 @@ def check_options(
             f"{' or '.join(PRECISIONS[backend])}{fix}"
         )
     kernels = AttentionChoice.parse(attention).kernels
-    if kernels and backend not in TENSORRT:
+    if kernels and backend not in KERNEL_BACKENDS:
         raise InputError(
-            f"attention {attention!r} is for {' and '.join(TENSORRT)}, whose GPUs our kernels run on; leave it out for "
-            f"{backend}"
+            f"attention {attention!r} is for {', '.join(KERNEL_BACKENDS)}, whose GPUs our kernels run on; leave "
+            f"it out for {backend}"
         )
     if kernels and precision == "fp32":
         raise InputError(f"attention {attention!r} is in 16 bits; use the precision fp16 or bf16, or attention native")

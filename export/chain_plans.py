@@ -6,17 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
 from mapengine.kernels.tuning import ARCHITECTURES
-from mapengine.runtime.backends.tensorrt.attention import needed_variants
-from mapengine.runtime.backends.tensorrt.cuda import open_device
-from mapengine.runtime.backends.tensorrt.flavour import Flavour
+from mapengine.runtime.backends.cuda.attention import needed_variants
 from mapengine.runtime.build_record import LayerRecord
 from mapengine.runtime.bundle import BundleWriter
 from mapengine.runtime.errors import ExportError, InputError
@@ -26,80 +23,17 @@ from mapengine.runtime.profile import Profile, Range
 
 from .attention_choice import KernelChoice
 from .attention_operator import mark_attention
-from .build_options import PlanSettings
 from .config import ModelConfig
 from .precision.weights import save_model
 from .segments import cut_stage
-from .tensorrt import build_plan, check_targets, stage_profiles
-
-Profiles = Sequence[Mapping[str, Range]]
+from .stage_compilers import Fraction, Profiles, StageCompiler
+from .tensorrt import stage_profiles
 
 _AXES = ("views", "patch_rows", "patch_columns")
 
 DEFAULT_ARCHITECTURES = (80, 86, 89, 120)
 """Kernels for a plan without targets: TensorRT-RTX's default plan runs on these and later ones, which take the PTX."""
 OLDEST = ARCHITECTURES[0]
-
-
-class StageCompiler:
-    """Compiles graphs into the plans of one bundle.
-
-    Attributes:
-        targets: what the plans were compiled for, after the first; None for the library's default.
-    """
-
-    def __init__(
-        self,
-        flavour: Flavour,
-        settings: PlanSettings,
-        writer: BundleWriter,
-        fraction: Callable[[float, str], None] | None,
-    ) -> None:
-        self.flavour = flavour
-        self.settings = settings
-        self.writer = writer
-        self.targets: tuple[str, ...] | None = None
-        self._fraction = fraction
-
-    def compile(
-        self,
-        graph: Path,
-        name: str,
-        inputs: tuple[TensorSpec, ...],
-        outputs: tuple[TensorSpec, ...],
-        profiles: Profiles,
-    ) -> StageSpec:
-        """Write ``<name>.plan`` into the bundle.
-
-        Raises:
-            ExportError, OutputError: the graph cannot be compiled, or the plan not be written.
-        """
-        path = self.writer.folder / f"{name}.plan"
-        plan = build_plan(
-            self.flavour,
-            graph,
-            path,
-            name=name,
-            inputs=inputs,
-            outputs=outputs,
-            profiles=profiles,
-            settings=self.settings,
-            progress=self._fraction,
-        )
-        for warning in plan.warnings:
-            warnings.warn(warning, stacklevel=3)
-        self.targets = plan.targets or self.targets
-        return StageSpec(
-            self.writer.record(path.name), inputs, outputs, profiles=tuple(profiles), layers=plan.layers.record()
-        )
-
-
-def plan_architectures(flavour: Flavour, settings: PlanSettings) -> tuple[int, ...]:
-    """Compute capabilities, times ten, that plans are compiled for; none for TensorRT-RTX's default range."""
-    named = check_targets(flavour, settings.targets)
-    if not flavour.is_rtx:
-        named = (open_device().compute_capability,)
-    return tuple(int(target.replace(".", "")) for target in named)
 
 
 def usual_tokens(profile: Profile, config: ModelConfig) -> int:
@@ -109,13 +43,13 @@ def usual_tokens(profile: Profile, config: ModelConfig) -> int:
     return all_tokens(views, rows, columns, int(config.use_class_token))
 
 
-def kernel_architectures(flavour: Flavour, settings: PlanSettings) -> tuple[int, ...]:
-    """What kernels are compiled for: the plans' architectures, and the oldest, whose PTX serves later ones.
+def kernel_architectures(compiler: StageCompiler) -> tuple[int, ...]:
+    """What kernels are compiled for: the stages' architectures, and the oldest, whose PTX serves later ones.
 
     Raises:
         InputError: a target that no kernel is compiled for.
     """
-    wanted = plan_architectures(flavour, settings) or DEFAULT_ARCHITECTURES
+    wanted = compiler.architectures() or DEFAULT_ARCHITECTURES
     if min(wanted) < OLDEST:
         raise InputError(
             f"our attention kernels need compute capability {OLDEST / 10} or newer, not {min(wanted) / 10}; leave that "
@@ -126,20 +60,23 @@ def kernel_architectures(flavour: Flavour, settings: PlanSettings) -> tuple[int,
 
 def compile_chain(
     compiler: StageCompiler,
+    writer: BundleWriter,
     graph: Path,
     scratch: Path,
     spec: StageSpec,
     profiles: Profiles,
     kernels: Mapping[str, KernelChoice],
     extra_tokens: int,
+    fraction: Fraction | None = None,
 ) -> tuple[StageSpec, tuple[KernelCode, ...]]:
     """Cut a stage at its attention, compile the segments, and the kernels that run between them.
 
     Args:
-        compiler: of the bundle.
+        compiler, writer: of the bundle.
         graph: the stage, whose attention is ``mha`` in the layers of ``kernels``. scratch: folder for its segments.
         spec: of the stage. profiles: of the stage.
         kernels: attention modules with what computes them. extra_tokens: class tokens per view.
+        fraction: called with the progress of a segment.
 
     Returns:
         The chain, and the code of its kernels.
@@ -158,19 +95,19 @@ def compile_chain(
     segments, attention = cut_stage(marked, scratch, spec)
     parts = []
     for segment in segments:
-        tensors = (*segment.inputs, *segment.outputs)
-        ranges = segment_profiles(profiles, tensors, extra_tokens)
-        parts.append(compiler.compile(segment.path, segment.path.stem, segment.inputs, segment.outputs, ranges))
+        part = StageSpec(None, segment.inputs, segment.outputs, opset=spec.opset)
+        ranges = segment_profiles(profiles, (*segment.inputs, *segment.outputs), extra_tokens)
+        parts.append(compiler.compile(writer, segment.path, part, ranges, fraction))
     chain = StageSpec(
         None,
         spec.inputs,
         spec.outputs,
         profiles=tuple(profiles),
-        layers=_sum(part.layers for part in parts if part.layers is not None),
+        layers=_sum(tuple(part.layers for part in parts if part.layers is not None)),
         segments=tuple(parts),
         attention=attention,
     )
-    return chain, _compile_kernels(compiler, scratch / "kernels", attention)
+    return chain, _compile_kernels(kernel_architectures(compiler), writer, scratch / "kernels", attention)
 
 
 def segment_profiles(
@@ -189,8 +126,9 @@ def segment_profiles(
     return tuple(found)
 
 
-def _sum(records: Iterable[LayerRecord]) -> LayerRecord:
-    records = tuple(records)
+def _sum(records: Sequence[LayerRecord]) -> LayerRecord | None:
+    if not records:
+        return None
     gemms: Counter[str] = Counter()
     for record in records:
         gemms.update(record.gemms)
@@ -203,7 +141,7 @@ def _sum(records: Iterable[LayerRecord]) -> LayerRecord:
 
 
 def _compile_kernels(
-    compiler: StageCompiler, folder: Path, attention: Sequence[KernelAttention]
+    architectures: Sequence[int], writer: BundleWriter, folder: Path, attention: Sequence[KernelAttention]
 ) -> tuple[KernelCode, ...]:
     """Compile what the attention needs into the bundle."""
     from mapengine.kernels.compile import read_manifest
@@ -211,7 +149,7 @@ def _compile_kernels(
     names = {name for entry in attention for name in needed_variants(entry)}
     command = [sys.executable, "-m", "mapengine.kernels", "compile", "--out", str(folder)]
     for option, values in (
-        ("--arch", kernel_architectures(compiler.flavour, compiler.settings)),
+        ("--arch", architectures),
         ("--head-dim", {entry.head_dim for entry in attention}),
         ("--kernel", names),
     ):
@@ -227,6 +165,6 @@ def _compile_kernels(
     for entry in read_manifest(folder)["kernels"].values():
         for record in (entry["cubin"], entry["ptx"]):
             if record is not None:
-                shutil.copyfile(folder / record["file"], compiler.writer.folder / record["file"])
-                codes.append(KernelCode.from_compiled(compiler.writer.record(record["file"]), entry))
+                shutil.copyfile(folder / record["file"], writer.folder / record["file"])
+                codes.append(KernelCode.from_compiled(writer.record(record["file"]), entry))
     return tuple(codes)

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from mapengine.runtime.backends import StageRunner
 from mapengine.runtime.backends.base import Arrays
+from mapengine.runtime.backends.cuda.driver import driver_problem
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from mapengine.runtime.backends.tensorrt.flavour import driver_problem
 from mapengine.runtime.bundle import Bundle
 from mapengine.runtime.errors import BackendError, BackendUnavailableError, InputError
 from mapengine.runtime.golden import run_golden

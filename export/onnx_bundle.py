@@ -21,7 +21,7 @@ from mapengine.calibration.quantization import Calibration
 from mapengine.runtime import Engine
 from mapengine.runtime.backend_info import BackendInfo
 from mapengine.runtime.backends import available_backends
-from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend, installed_version
 from mapengine.runtime.bundle import Bundle, BundleWriter
 from mapengine.runtime.golden import pack
 from mapengine.runtime.manifest import (
@@ -39,6 +39,7 @@ from mapengine.runtime.pipeline import Pipeline
 from mapengine.runtime.profile import AnySize, Profile
 
 from .attention_choice import KernelChoice
+from .build_options import MINIMUM_VERSIONS
 from .checkpoint import parameter_count
 from .kernel_twins import kernel_tolerance
 from .onnx_export import AttentionExport, ExportedStage, export_stages
@@ -50,9 +51,6 @@ from .reference import MapAnything
 from .separate_products import separate_products
 
 Progress = Callable[[str], None]
-
-MINIMUM_VERSIONS = {"onnxruntime": "1.22", "openvino": "2026.0"}
-"""Oldest versions that serve the exported operators (contrib MultiHeadAttention with float32 on the CPU)."""
 
 LOOSE_MARGIN = 4.0
 """Of the golden check of a BF16 bundle for a CPU, over the error of PyTorch's BF16 autocast."""
@@ -376,9 +374,9 @@ def _stage_spec(stage: ExportedStage | LoweredStage, writer: BundleWriter, profi
 def _backends(names: Sequence[str]) -> tuple[BackendInfo, ...]:
     installed = available_backends()
     minimum = MINIMUM_VERSIONS
+    versions = {"onnxruntime": installed_version, "openvino": lambda: metadata.version("openvino")}
     return tuple(
-        BackendInfo(name, metadata.version(name) if name in installed else minimum[name], minimum[name])
-        for name in names
+        BackendInfo(name, versions[name]() if name in installed else minimum[name], minimum[name]) for name in names
     )
 
 

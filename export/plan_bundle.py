@@ -1,11 +1,13 @@
-"""Compile the ONNX stages of a bundle into TensorRT plans. Needs no PyTorch, so it runs on the device itself."""
+"""From a bundle of ONNX stages to one for a GPU: TensorRT plans, or graphs that ONNX Runtime runs there.
+
+It needs no PyTorch, so it runs on the device itself.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +15,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from mapengine.runtime import Engine
-from mapengine.runtime.backend_info import BackendInfo
-from mapengine.runtime.backends.tensorrt.cuda import open_device
-from mapengine.runtime.backends.tensorrt.flavour import NAMES, Flavour, driver_problem, load_flavour
+from mapengine.runtime.backends import available_backends
 from mapengine.runtime.bundle import Bundle, BundleWriter, write_bundle
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.executed import check_executed, listed_products
@@ -25,16 +25,15 @@ from mapengine.runtime.parity_record import Parity
 from mapengine.runtime.profile import Profile
 
 from .attention_choice import KernelChoice
-from .build_options import PRECISIONS, PlanSettings, check_plan_settings
-from .chain_plans import StageCompiler, compile_chain
-from .config import ModelConfig
+from .build_options import KERNEL_BACKENDS, PRECISIONS, PlanSettings, check_plan_settings
+from .chain_plans import compile_chain
 from .config_json import parse_config
 from .precision.weights import save_model
-from .tensorrt import check_limits, check_settings, check_targets, gpu_chunks, stage_profiles
+from .stage_compilers import Fraction, StageCompiler, open_compiler
+from .tensorrt import gpu_chunks, stage_profiles
 from .tensorrt.split_products import split_quantised_products
 
 Progress = Callable[[str], None]
-Fraction = Callable[[float, str], None]
 
 
 def compile_engine(
@@ -46,12 +45,12 @@ def compile_engine(
     progress: Progress | None = None,
     fraction: Fraction | None = None,
 ) -> Manifest:
-    """Compile a bundle of ONNX stages into one of TensorRT plans, with the same precision, views and sizes.
+    """Make a bundle for a GPU from a bundle of ONNX stages, with the same precision, views and sizes.
 
     Args:
         bundle: folder that ``build_engine`` wrote for ``onnxruntime`` or ``openvino``, perhaps on another machine.
         out: folder of the new bundle. An older bundle there is replaced; anything else is not touched.
-        backend: ``"tensorrt"`` or ``"tensorrt-rtx"``.
+        backend: ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"onnxruntime-cuda"``.
         settings: see :class:`.build_options.PlanSettings`.
         progress: called with a line per step.
         fraction: called with how much of a step is done (0 to 1) and what it does.
@@ -65,8 +64,8 @@ def compile_engine(
         ExportError, OutputError, ParityError: the step that failed.
     """
     settings = settings or PlanSettings()
-    if backend not in NAMES:
-        raise InputError(f"backend {backend!r} does not take plans; use {' or '.join(NAMES)}")
+    if backend not in KERNEL_BACKENDS:
+        raise InputError(f"backend {backend!r} is not one of a GPU; use {' or '.join(KERNEL_BACKENDS)}")
     check_plan_settings(settings, backend)
     for name, value in (("bundle", bundle), ("out", out)):
         if not isinstance(value, str | os.PathLike):
@@ -76,7 +75,7 @@ def compile_engine(
     source = Bundle.open(bundle)
     manifest = source.manifest
     if manifest.format != "onnx":
-        raise InputError(f"{bundle} holds plans already; give a bundle that was built with --backend onnxruntime")
+        raise InputError(f"{bundle} is for a GPU already; give a bundle that was built with --backend onnxruntime")
     if manifest.arithmetic == "bf16":
         raise InputError(
             f"{bundle} is float32 on disk, which OpenVINO runs in bfloat16; build plans in bf16 from the model instead"
@@ -86,38 +85,34 @@ def compile_engine(
             f"{bundle} is {manifest.precision}, which is not built for {backend}; use "
             f"{' or '.join(PRECISIONS[backend])}"
         )
-    flavour = load_flavour(backend)
+    compiler = open_compiler(backend, settings)
     config = parse_config(manifest.model.config, str(bundle))
     profile = plan_profile(manifest.profile)
     record = manifest.quantization
     weights_only = record is not None and record.weights_only
-    check_plannable(flavour, manifest.precision, manifest.attention, profile, config, settings, weights_only)
+    compiler.check(manifest.precision, manifest.attention, profile, config, weights_only)
     with write_bundle(Path(out)) as writer:
-        return write_plan_bundle(
-            source, writer, flavour, profile=profile, settings=settings, report=progress, fraction=fraction
-        )
+        return write_plan_bundle(source, writer, compiler, profile=profile, report=progress, fraction=fraction)
 
 
 def write_plan_bundle(
     source: Bundle,
     writer: BundleWriter,
-    flavour: Flavour,
+    compiler: StageCompiler,
     *,
     profile: Profile,
-    settings: PlanSettings,
     report: Progress | None = None,
     fraction: Fraction | None = None,
     measure: Callable[[Engine], Parity] | None = None,
     kernels: Mapping[str, KernelChoice] | None = None,
 ) -> Manifest:
-    """Fill ``writer`` with the plans of the stages of ``source``, and run them if their GPU is here.
+    """Fill ``writer`` with what the stages of ``source`` become, and run them if their GPU is here.
 
     Args:
         source: ONNX stages, opened.
         writer: of the new bundle.
-        flavour: library that compiles.
+        compiler: of its stages.
         profile: of the new bundle, see :func:`plan_profile`.
-        settings: see :class:`.build_options.PlanSettings`.
         report: called with a line per step. fraction: with the progress of a step.
         measure: measures the parity of the running engine; by default its golden check does.
         kernels: attention modules of the aggregator that our own kernels compute; exported as ``mha``.
@@ -129,10 +124,9 @@ def write_plan_bundle(
     report = report or (lambda line: None)
     stages: dict[str, StageSpec] = {}
     codes: tuple[KernelCode, ...] = ()
-    compiler = StageCompiler(flavour, settings, writer, fraction)
     quantization = source.manifest.quantization
     for name, spec in source.manifest.stages.items():
-        report(f"compiling {name}")
+        report(f"{'compiling' if compiler.format == 'plan' else 'writing'} {name}")
         with tempfile.TemporaryDirectory(dir=writer.folder) as scratch:
             graph = source.stage_path(name)
             if name == "geometry_encoder":
@@ -142,30 +136,33 @@ def write_plan_bundle(
                 if split and not quantization.weights_only:  # each of them is three products from here on
                     wanted = quantization.products[name] + 2 * split
                     quantization = replace(quantization, products={**quantization.products, name: wanted})
-            profiles = stage_profiles(profile, name, flavour.name)
+            profiles = stage_profiles(profile, name, compiler.backend)
             if kernels and name == "aggregator":
                 extra = source.manifest.model.extra_tokens
-                stages[name], codes = compile_chain(compiler, graph, Path(scratch), spec, profiles, kernels, extra)
+                stages[name], codes = compile_chain(
+                    compiler, writer, graph, Path(scratch), spec, profiles, kernels, extra, fraction
+                )
             else:
-                stages[name] = compiler.compile(graph, name, spec.inputs, spec.outputs, profiles)
+                stages[name] = compiler.compile(writer, graph, spec, profiles, fraction)
     golden = source.manifest.golden
     shutil.copyfile(source.folder / golden.file.file, writer.folder / golden.file.file)
     manifest = replace(
         source.manifest,
-        format="plan",
+        format=compiler.format,
         quantization=quantization,
-        backends=(_backend_info(flavour, compiler.targets),),
+        backends=(compiler.info(),),
         profile=profile,
         stages=stages,
         kernels=codes,
-        tools={**source.manifest.tools, flavour.name: flavour.version},
+        tools={**source.manifest.tools, compiler.backend: compiler.version},
     )
-    check_executed(manifest, listed_products(manifest), flavour.name)
+    if manifest.quantization is not None:
+        check_executed(manifest, listed_products(manifest), compiler.backend)
     writer.write_manifest(manifest)
-    if driver_problem() is not None:
+    if compiler.backend not in available_backends():
         return manifest
-    report(f"checking the engine with {flavour.name}")
-    engine = Engine.load(writer.folder, flavour.name, verify=False)
+    report(f"checking the engine with {compiler.backend}")
+    engine = Engine.load(writer.folder, compiler.backend, verify=False)
     parity = engine.verify()
     if measure is not None:
         report("measuring parity with PyTorch")
@@ -176,41 +173,6 @@ def write_plan_bundle(
 def plan_profile(profile: Profile) -> Profile:
     """A bundle's profile with chunk sizes for a GPU."""
     return replace(profile, chunks=gpu_chunks(profile.views))
-
-
-def check_plannable(
-    flavour: Flavour,
-    precision: str,
-    attention: str,
-    profile: Profile,
-    config: ModelConfig,
-    settings: PlanSettings,
-    weights_only: bool = False,
-) -> None:
-    """Refuse what a library cannot compile, before anything is exported.
-
-    Raises:
-        InputError: the message names the option.
-        BackendUnavailableError: ``tensorrt`` compiles for the GPU that is there, and there is none.
-    """
-    targets = check_targets(flavour, settings.targets)
-    check_settings(settings)
-    heads = {
-        "image_encoder": config.image_encoder.block.num_heads,
-        "aggregator": config.aggregator.block.num_heads,
-    }
-    found = check_limits(
-        flavour,
-        precision=precision,
-        attention=attention,
-        profile=profile,
-        heads=heads,
-        targets=targets,
-        weights_only=weights_only,
-    )
-    if precision == "int8":  # what else it warns of, the build of the stage warns of too
-        for warning in found:
-            warnings.warn(warning, stacklevel=3)
 
 
 def add_patch_features(graph: Path, scratch: Path, spec: StageSpec) -> tuple[Path, StageSpec]:
@@ -243,12 +205,3 @@ def add_patch_features(graph: Path, scratch: Path, spec: StageSpec) -> tuple[Pat
         inputs=(*spec.inputs, TensorSpec("patch_features", "float32", shape)),
         outputs=(TensorSpec("features", "float32", shape),),
     )
-
-
-def _backend_info(flavour: Flavour, targets: tuple[str, ...] | None) -> BackendInfo:
-    """A plan is for the version that made it. Without targets TensorRT-RTX makes one for a range of GPUs, and says
-    itself, before it loads it, whether this GPU is one of them."""
-    devices = targets
-    if not flavour.is_rtx:
-        devices = (open_device().compute_capability,)
-    return BackendInfo(flavour.name, flavour.version, flavour.version, flavour.version, devices)

@@ -35,7 +35,12 @@ RESTS = ("fp32", "fp16", "bf16")
 """What may be around 8-bit products."""
 ATTENTIONS = ("mha", "attention", "matmul")
 """Contrib MultiHeadAttention, the standard ONNX Attention, and MatMul-Softmax-MatMul."""
-BACKENDS_BY_FORMAT = {"onnx": ("onnxruntime", "openvino"), "plan": ("tensorrt", "tensorrt-rtx")}
+BACKENDS_BY_FORMAT = {
+    "onnx": ("onnxruntime", "openvino"),
+    "onnx-cuda": ("onnxruntime-cuda",),
+    "plan": ("tensorrt", "tensorrt-rtx"),
+}
+"""Of a plan, and of graphs for a GPU, a stage has profiles, and may be a chain."""
 _TOP = (
     "schema_version", "created_by", "tools", "model", "precision", "reduced_precision", "quantization", "attention",
     "format", "backends", "profile", "stages", "kernels", "golden", "parity",
@@ -173,7 +178,8 @@ class Manifest:
         precision: one of ``PRECISIONS``; ``quantization`` is set exactly for int8 and fp8.
         reduced_precision: what a build in less than float32 kept and found; None for fp32.
         attention: one of ``ATTENTIONS``.
-        format: ``onnx`` (served by onnxruntime and openvino) or ``plan`` (served by one kind of TensorRT).
+        format: ``onnx`` (served by onnxruntime and openvino on processors), ``onnx-cuda`` (by onnxruntime-cuda) or
+            ``plan`` (by one kind of TensorRT).
         stages: the four stages of ``STAGES``, in that order.
         parity: as measured against the PyTorch reference after the build, or None.
         kernels: compiled code of the attention between the segments of stages; empty where there is none.
@@ -296,10 +302,10 @@ def _read_stages(reader: Reader, form: str) -> dict[str, StageSpec]:
     for name, stage in stages.items():
         axes = {axis for spec in stage.inputs for axis in spec.shape if isinstance(axis, str)}
         free = {axis.rpartition("*")[2] for axis in axes}  # 14*patch_rows follows from the axis patch_rows
-        if form == "plan" and not (stage.profiles and all(free <= set(profile) for profile in stage.profiles)):
+        if form != "onnx" and not (stage.profiles and all(free <= set(profile) for profile in stage.profiles)):
             members[name].fail("must have profiles that give a range for every dynamic axis of its inputs")
-        if stage.segments and (form, name) != ("plan", "aggregator"):
-            members[name].fail("must not have segments, which only plans of the aggregator have")
+        if stage.segments and (form == "onnx" or name != "aggregator"):
+            members[name].fail("must not have segments, which only the aggregator on a GPU has")
     return stages
 
 

@@ -233,7 +233,7 @@ def _save_timings(flavour: Flavour, config: Any, device: str | None) -> None:
 
 def _device() -> str | None:
     """Name, compute capability and driver of the GPU that the builder uses; None if they cannot be read."""
-    from mapengine.runtime.backends.tensorrt.cuda import open_device
+    from mapengine.runtime.backends.cuda.driver import open_device
 
     try:
         device = open_device()

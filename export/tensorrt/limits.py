@@ -10,7 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from mapengine.runtime.backend_info import parse_version
-from mapengine.runtime.backends.tensorrt.flavour import Flavour, driver_problem
+from mapengine.runtime.backends.cuda.driver import driver_problem
+from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.errors import BackendUnavailableError, ExportError, InputError
 from mapengine.runtime.profile import CHUNKED_STAGES, Profile, Range
 

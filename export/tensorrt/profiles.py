@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from mapengine.runtime.backends.tensorrt.plans import tensor_shape
+from mapengine.runtime.backends.cuda.stage import tensor_shape
 from mapengine.runtime.manifest import TensorSpec
 from mapengine.runtime.pipeline import ChunkSizes
 from mapengine.runtime.profile import CHUNKED_STAGES, PATCH_SIZE, AnySize, Profile, Range

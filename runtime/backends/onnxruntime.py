@@ -19,18 +19,36 @@ _FLOAT32_PRODUCTS = "1"
 """Level at which a product with 8-bit weights accumulates in float32; the default, 4, is INT8."""
 
 
+def installed_version() -> str:
+    """Version of the installed library, whichever of its packages it came with.
+
+    Raises:
+        BackendUnavailableError: there is none.
+    """
+    return str(import_library().__version__)
+
+
+def import_library(extra: str = "cpu") -> Any:
+    """The library; ``extra`` is what of ours brings it, for the message.
+
+    Raises:
+        BackendUnavailableError: it is not installed, or broken.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise cannot_import("onnxruntime", extra, error) from error
+    return onnxruntime
+
+
 class OnnxRuntimeBackend(HostBackend):
     """Runs ``.onnx`` stages on the CPU."""
 
     name = "onnxruntime"
 
     def __init__(self, threads: int | None = None) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise cannot_import("onnxruntime", "cpu", error) from error
-        self._library: Any = onnxruntime
-        self.version: str = onnxruntime.__version__
+        self._library: Any = import_library()
+        self.version: str = self._library.__version__
         self.device = f"CPU: {cpu_name()}"
         self.threads = threads or default_threads()
 

@@ -9,13 +9,18 @@ from numbers import Integral
 
 from ..errors import BackendUnavailableError, InputError
 from .base import Backend
+from .cuda import driver
 from .onnxruntime import OnnxRuntimeBackend
+from .onnxruntime_cuda import OnnxRuntimeCudaBackend, has_cuda
 from .openvino import OpenVinoBackend
 from .tensorrt import flavour
 from .tensorrt.backend import TensorRtBackend
 
 _HOST: dict[str, Callable[[int | None], Backend]] = {"openvino": OpenVinoBackend, "onnxruntime": OnnxRuntimeBackend}
-_DEVICE: dict[str, Callable[[], Backend]] = {name: partial(TensorRtBackend, name) for name in flavour.NAMES}
+_DEVICE: dict[str, Callable[[], Backend]] = {
+    **{name: partial(TensorRtBackend, name) for name in flavour.NAMES},
+    OnnxRuntimeCudaBackend.name: OnnxRuntimeCudaBackend,
+}
 
 NAMES = (*_DEVICE, *_HOST)
 """Fastest first: ``auto`` takes the first that is usable here and that the bundle is for."""
@@ -26,7 +31,10 @@ _MOST_THREADS = 1024
 
 def available_backends() -> list[str]:
     """Names of the backends that are usable here, fastest first: the package is installed, and its device is there."""
-    devices = [name for name in _DEVICE if flavour.is_installed(name) and flavour.driver_problem() is None]
+    devices: list[str] = []
+    if driver.driver_problem() is None:
+        devices += [name for name in flavour.NAMES if flavour.is_installed(name)]
+        devices += [OnnxRuntimeCudaBackend.name] * has_cuda()
     return [*devices, *(name for name in _HOST if importlib.util.find_spec(name) is not None)]
 
 

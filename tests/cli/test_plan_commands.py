@@ -15,9 +15,9 @@ NO_GPU = "this machine has no NVIDIA driver (libcuda.so.1 is missing)"
 
 @pytest.fixture(autouse=True)
 def _without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("export.plan_bundle", "export.tensorrt.limits", "runtime.backends.tensorrt.backend"):
+    for module in ("export.stage_compilers", "export.tensorrt.limits", "runtime.backends.tensorrt.backend"):
         monkeypatch.setattr(f"mapengine.{module}.driver_problem", lambda: NO_GPU)
-    monkeypatch.setattr("mapengine.runtime.backends.tensorrt.flavour.driver_problem", lambda: NO_GPU)
+    monkeypatch.setattr("mapengine.runtime.backends.cuda.driver.driver_problem", lambda: NO_GPU)
 
 
 def test_a_bundle_of_graphs_is_compiled_shown_and_checked(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:

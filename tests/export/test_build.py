@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mapengine.export import build, build_engine, build_options, onnx_bundle
+from mapengine.export import build_engine, build_options, onnx_bundle
 from mapengine.export.build_options import PlanSettings
 from mapengine.export.parity_cases import parity_cases
 from mapengine.export.presets import preset_config
@@ -171,13 +171,16 @@ WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"precision": "fp8"}, "'fp8' is not built for onnxruntime.*, or the backend tensorrt-rtx or tensorrt"),
     (
         {"precision": "bf16"},
-        "'bf16' is not built for onnxruntime.*, or the backend openvino or tensorrt-rtx or tensorrt",
+        "'bf16' is not built for onnxruntime.*, or the backend openvino or tensorrt-rtx or tensorrt or onnxru",
     ),
     (
         {"precision": "int4", "backend": "tensorrt-rtx"},
         "'int4' is not built for tensorrt-rtx.*use fp32 or fp16 or bf16 or int8 or fp8",
     ),
-    ({"backend": "cuda"}, "backend 'cuda' is unknown; use onnxruntime, openvino, tensorrt-rtx, tensorrt"),
+    (
+        {"backend": "cuda"},
+        "backend 'cuda' is unknown; use onnxruntime, openvino, tensorrt-rtx, tensorrt, onnxru",
+    ),
     ({"settings": PlanSettings(("8.9",))}, "targets, memory_limit and optimization_level are options of tensorrt-rtx"),
     (
         {"backend": "tensorrt-rtx", "settings": PlanSettings(("8.7",))},
@@ -191,7 +194,10 @@ WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"backend": "tensorrt-rtx", "attention": "attention"}, "no kernel for the operator Attention in float32"),
     ({"backend": "tensorrt-rtx", "views": (1, 8, 512)}, "use --precision fp16 or bf16, or build for at most"),
     ({"attention": "flesh"}, "attention 'flesh' is no kernel.*or auto, native, mha, attention, matmul"),
-    ({"attention": "flash"}, "attention 'flash' is for tensorrt-rtx and tensorrt.*leave it out for onnxruntime"),
+    (
+        {"attention": "flash"},
+        "attention 'flash' is for tensorrt-rtx, tensorrt, onnxruntime-cuda, .*leave it out for",
+    ),
     ({"calibration": "photos"}, "calibration is for int8 and fp8"),
     ({"views": (0, 1, 2)}, "views 0:1:2 is not min:opt:max"),
     ({"views": (4, 2, 8)}, "views 4:2:8"),
@@ -306,7 +312,7 @@ def test_tensorrt_needs_a_gpu_and_says_so_before_any_work(
     tiny: MapAnything, tmp_path: Path, traced: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = types.SimpleNamespace(__version__="10.3.0")
-    monkeypatch.setattr(build, "load_flavour", lambda name: Flavour(name, library, "10.3.0"))
+    monkeypatch.setattr(stage_compilers, "load_flavour", lambda name: Flavour(name, library, "10.3.0"))
     monkeypatch.setattr(limits, "driver_problem", lambda: "this machine has no NVIDIA driver")
     with pytest.raises(BackendUnavailableError, match=r"compiles a plan on the GPU that runs it, and .*tensorrt-rtx"):
         build_engine(tiny, tmp_path / "engine", backend="tensorrt", precision="fp16")

@@ -15,8 +15,8 @@ from mapengine.export.build_options import PlanSettings
 from mapengine.export.chain_plans import segment_profiles
 from mapengine.export.kernel_twins import kernel_tolerance, with_twins
 from mapengine.export.parity_cases import golden_views
+from mapengine.runtime.backends.cuda.attention import needed_variants
 from mapengine.runtime.backends.tensorrt import flavour
-from mapengine.runtime.backends.tensorrt.attention import needed_variants
 from mapengine.runtime.bundle import Bundle
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.manifest import Range, TensorSpec
@@ -59,7 +59,10 @@ def test_a_chain_is_compiled_with_its_kernels(reference: Any, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "onnxruntime"}, r"'flash' is for tensorrt-rtx and tensorrt.*leave it out for onnxruntime"),
+        (
+            {"backend": "onnxruntime"},
+            r"'flash' is for tensorrt-rtx, tensorrt, onnxruntime-cuda, .*leave it out",
+        ),
         ({"precision": "fp32"}, r"'flash' is in 16 bits; use the precision fp16 or bf16, or attention native"),
         ({"attention": "flash@1"}, r"block 1 of the aggregator"),
         ({"attention": "flesh"}, r"'flesh' is no kernel; use flash, int8 or sparse:<threshold>, or auto, native"),

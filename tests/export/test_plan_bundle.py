@@ -183,7 +183,10 @@ def test_an_altered_plan_is_refused_before_anything_else(compiled: tuple[Path, M
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "onnxruntime"}, "'onnxruntime' does not take plans; use tensorrt-rtx or tensorrt"),
+        (
+            {"backend": "onnxruntime"},
+            "'onnxruntime' is not one of a GPU; use tensorrt-rtx or tensorrt or onnxru",
+        ),
         ({"backend": "tensorrt-rtx", "settings": PlanSettings(("9.0",))}, r"not for sm_90; build on .* \(Hopper\)"),
         ({"backend": "tensorrt-rtx", "settings": PlanSettings(memory_limit=-1)}, "memory_limit is -1 bytes"),
         ({"backend": "tensorrt-rtx", "out": None}, "out is a NoneType; give the path of a folder"),
@@ -198,7 +201,7 @@ def test_wrong_options(options: dict[str, Any], message: str, tiny_bundle: Path,
 
 
 def test_plans_cannot_be_compiled_again(compiled: tuple[Path, Manifest], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds plans already; give a bundle that was built with --backend"):
+    with pytest.raises(InputError, match="is for a GPU already; give a bundle that was built with --backend"):
         compile_engine(compiled[0], tmp_path / "engine", backend="tensorrt-rtx")
 
 

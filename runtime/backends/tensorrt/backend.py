@@ -7,11 +7,11 @@ from typing import Any
 from ...bundle import Bundle
 from ...errors import BackendUnavailableError
 from ...pipeline import ChunkSizes
-from .attention import AttentionKernels
-from .cuda import open_device
-from .flavour import driver_problem, load_flavour
-from .pipeline import DevicePipeline
-from .plan_chain import PlanChain
+from ..cuda.attention import AttentionKernels
+from ..cuda.driver import driver_problem, open_device
+from ..cuda.pipeline import DevicePipeline
+from ..cuda.plan_chain import PlanChain
+from .flavour import load_flavour
 from .plans import Plan, make_logger
 from .runtime_cache import RuntimeCaches
 

@@ -6,11 +6,8 @@ where an object is expected, and the lean runtime of TensorRT crashes the proces
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import importlib
 import importlib.util
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +18,6 @@ _MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 _EXTRAS = {"tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}
 NAMES = tuple(_MODULES)
 """Backend names, the one that is installed with one command first."""
-
-_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 
 
 @dataclass(frozen=True)
@@ -117,23 +112,3 @@ def load_flavour(name: str) -> Flavour:
             f"{command} --force-reinstall"
         ) from error
     return Flavour(name, library, str(library.__version__))
-
-
-@functools.cache
-def driver_problem() -> str | None:
-    """What is missing to use an NVIDIA GPU, as part of a sentence; None if there is one.
-
-    Asks the driver library alone (``cuInit``, ``cuDeviceGetCount``), so it is safe on any machine.
-    """
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        driver = ctypes.CDLL(name)
-    except OSError:
-        return f"this machine has no NVIDIA driver ({name} is missing)"
-    status = driver.cuInit(0)
-    count = ctypes.c_int(0)
-    if status == 0:
-        status = driver.cuDeviceGetCount(ctypes.byref(count))
-    if status == _NO_DEVICE or (status == 0 and count.value == 0):
-        return "the NVIDIA driver finds no GPU"
-    return None if status == 0 else f"the NVIDIA driver cannot be used (CUDA error {status})"

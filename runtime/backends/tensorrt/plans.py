@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import mmap
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import BackendError, BundleNotFoundError, ManifestError, MapEngineError, ProfileError, VersionError
-from ...manifest import StageSpec, TensorSpec
-from .cuda import OutOfMemory
+from ...errors import BackendError, BundleNotFoundError, ManifestError, MapEngineError, VersionError
+from ...manifest import StageSpec
+from ..cuda.driver import OutOfMemory
+from ..cuda.stage import covering_profile, tensor_shape
 from .flavour import Flavour
 
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "bool": 1, "uint8": 1}
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64"}
 
 _log = logging.getLogger(__name__)
@@ -53,23 +52,6 @@ def make_logger(flavour: Flavour) -> Any:
             return text.strip().splitlines()[0].rstrip(".") if text.strip() else "it gives no reason"
 
     return Logger()
-
-
-def tensor_shape(spec: TensorSpec, axes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of a tensor for values of its axes; ``14*patch_rows`` is fourteen times the axis ``patch_rows``."""
-    shape = []
-    for axis in spec.shape:
-        if isinstance(axis, int):
-            shape.append(axis)
-        else:
-            factor, _, name = axis.rpartition("*")
-            shape.append(int(factor or 1) * axes[name])
-    return tuple(shape)
-
-
-def tensor_bytes(spec: TensorSpec, axes: Mapping[str, int]) -> int:
-    """Size of a tensor in bytes."""
-    return math.prod(tensor_shape(spec, axes)) * _BYTES[spec.dtype]
 
 
 class Plan:
@@ -118,14 +100,7 @@ class Plan:
         Raises:
             ProfileError: none does; the message names the build options.
         """
-        for index, profile in enumerate(self.spec.profiles):
-            if all(profile[axis].min <= value <= profile[axis].max for axis, value in axes.items() if axis in profile):
-                return index
-        asked = ", ".join(f"{axis} {value}" for axis, value in axes.items())
-        raise ProfileError(
-            f"the stage {self.name} was not built for {asked}; build the bundle with --views and --resolution that "
-            f"cover the request"
-        )
+        return covering_profile(self.name, self.spec, axes)
 
     def context(self, stream: int, axes: Mapping[str, int]) -> tuple[Any, int]:
         """An execution context for one shape, without memory, and the bytes of memory that it needs.

@@ -12,7 +12,8 @@ import pytest
 
 from mapengine.runtime import Engine
 from mapengine.runtime.backend_info import BackendInfo
-from mapengine.runtime.backends.tensorrt import backend, cuda, flavour
+from mapengine.runtime.backends.cuda import driver as cuda
+from mapengine.runtime.backends.tensorrt import backend, flavour
 from mapengine.runtime.bundle import Bundle, write_bundle
 from mapengine.runtime.manifest import Profile, Range, StageSpec
 
@@ -65,7 +66,7 @@ def make_library(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, StandInDrive
         library = StandInTensorRt(gpu, name, VERSIONS[name])
         monkeypatch.setattr(backend, "load_flavour", lambda name: flavour.Flavour(name, library, library.__version__))
         monkeypatch.setattr(backend, "driver_problem", lambda: None)
-        monkeypatch.setattr(flavour, "driver_problem", lambda: None)
+        monkeypatch.setattr(cuda, "driver_problem", lambda: None)
         monkeypatch.setattr(flavour, "is_installed", lambda other: other == name)
         return library
 

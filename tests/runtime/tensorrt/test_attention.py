@@ -15,8 +15,8 @@ import pytest
 from mapengine.kernels.tuning import KEY_BLOCK, QUERY_BLOCK, QUERY_GROUP, SPLITS
 from mapengine.kernels.tuning import LIST_SIZES as COMPILED_SIZES
 from mapengine.runtime import kernel_attention
-from mapengine.runtime.backends.tensorrt.attention import AttentionKernels, needed_variants
-from mapengine.runtime.backends.tensorrt.cuda import Device, Stream
+from mapengine.runtime.backends.cuda.attention import AttentionKernels, needed_variants
+from mapengine.runtime.backends.cuda.driver import Device, Stream
 from mapengine.runtime.bundle import BundleWriter
 from mapengine.runtime.errors import BackendError, BundleNotFoundError, DeviceError, ProfileError
 from mapengine.runtime.kernel_attention import KernelAttention, KernelCode

@@ -13,6 +13,7 @@ import pytest
 
 from mapengine.runtime import Engine
 from mapengine.runtime.backends import available_backends, make_backend
+from mapengine.runtime.backends.cuda import driver as driver_module
 from mapengine.runtime.backends.tensorrt import backend, flavour
 from mapengine.runtime.errors import BackendUnavailableError, InputError
 
@@ -72,7 +73,7 @@ def test_with_a_gpu_but_no_library(driver: StandInDriver, monkeypatch: pytest.Mo
 
 def test_it_is_there_where_its_library_and_a_gpu_are(library: StandInTensorRt, monkeypatch: pytest.MonkeyPatch) -> None:
     assert available_backends()[0] == library.name
-    monkeypatch.setattr(flavour, "driver_problem", lambda: "the NVIDIA driver finds no GPU")
+    monkeypatch.setattr(driver_module, "driver_problem", lambda: "the NVIDIA driver finds no GPU")
     assert library.name not in available_backends()
 
 

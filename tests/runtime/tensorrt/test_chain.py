@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mapengine.runtime import Engine
-from mapengine.runtime.backends.tensorrt.plan_chain import Lifetime, place
+from mapengine.runtime.backends.cuda.plan_chain import Lifetime, place
 from mapengine.runtime.bundle import Bundle, write_bundle
 from mapengine.runtime.errors import BackendError, IntegrityError, ManifestError
 from mapengine.runtime.manifest import StageSpec

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mapengine.runtime.backends.tensorrt import cuda
-from mapengine.runtime.backends.tensorrt.cuda import Device, OutOfMemory, open_device
+from mapengine.runtime.backends.cuda import driver as cuda
+from mapengine.runtime.backends.cuda.driver import Device, OutOfMemory, open_device
 from mapengine.runtime.errors import BackendError, BackendUnavailableError
 
 from .stand_in_driver import StandInDriver

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mapengine.runtime import Engine
-from mapengine.runtime.backends.tensorrt import pipeline as device_pipeline
+from mapengine.runtime.backends.cuda import pipeline as device_pipeline
 from mapengine.runtime.errors import BackendError
 from mapengine.runtime.pipeline import ChunkSizes
 

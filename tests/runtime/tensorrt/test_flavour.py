@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from mapengine.runtime.backends.cuda.driver import driver_problem
 from mapengine.runtime.backends.tensorrt import flavour
-from mapengine.runtime.backends.tensorrt.flavour import driver_problem, is_installed, load_flavour
+from mapengine.runtime.backends.tensorrt.flavour import is_installed, load_flavour
 from mapengine.runtime.backends.tensorrt.plans import make_logger
 from mapengine.runtime.errors import BackendUnavailableError, InputError
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mapengine.runtime import Engine
-from mapengine.runtime.backends.tensorrt import pipeline as device_pipeline
-from mapengine.runtime.backends.tensorrt.cuda import OutOfMemory
+from mapengine.runtime.backends.cuda import pipeline as device_pipeline
+from mapengine.runtime.backends.cuda.driver import OutOfMemory
 from mapengine.runtime.errors import BackendError
 from mapengine.runtime.pipeline import ChunkSizes
 from mapengine.runtime.views import prepare_views

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from mapengine.runtime import Engine
-from mapengine.runtime.backends.tensorrt.cuda import OutOfMemory
-from mapengine.runtime.backends.tensorrt.plans import Plan, tensor_bytes, tensor_shape
+from mapengine.runtime.backends.cuda.driver import OutOfMemory
+from mapengine.runtime.backends.cuda.stage import tensor_bytes, tensor_shape
+from mapengine.runtime.backends.tensorrt.plans import Plan
 from mapengine.runtime.bundle import BundleWriter
 from mapengine.runtime.errors import (
     BackendError,

@@ -110,7 +110,7 @@ def test_a_cache_is_of_one_bundle_and_one_device(
 ) -> None:
     run(bundle)
     monkeypatch.setattr(driver, "cuDriverGetVersion", lambda: 13010)
-    monkeypatch.setattr("mapengine.runtime.backends.tensorrt.cuda._devices", {})
+    monkeypatch.setattr("mapengine.runtime.backends.cuda.driver._devices", {})
     assert run(bundle) == 4
     assert len(list(bundle.glob("*.cache"))) == 8
     (bundle / "manifest.json").write_text((bundle / "manifest.json").read_text() + "\n")  # another digest

@@ -14,7 +14,7 @@ import pytest
 import tensorrt_rtx
 
 from mapengine.runtime import BackendError, Engine
-from mapengine.runtime.backends.tensorrt.cuda import Device
+from mapengine.runtime.backends.cuda.driver import Device
 
 from ...random_views import random_views
 from . import driver_abi, stand_in_tensorrt, stand_in_values

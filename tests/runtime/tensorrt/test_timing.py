@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mapengine.runtime import Engine
-from mapengine.runtime.backends.tensorrt.timing import DEVICE_TO_HOST, HOST_TO_DEVICE, ON_DEVICE
+from mapengine.runtime.backends.cuda.timing import DEVICE_TO_HOST, HOST_TO_DEVICE, ON_DEVICE
 from mapengine.runtime.errors import BackendError
 from mapengine.runtime.pipeline import ChunkSizes
 

@@ -23,7 +23,7 @@ from ...kernel_attention import (
     KernelCode,
 )
 from .compiled_kernel import CompiledKernel, choose_code
-from .cuda import ALIGNMENT, Device
+from .driver import ALIGNMENT, Device
 
 _TYPES = {"float16": "fp16", "bfloat16": "bf16"}
 _LOG2_E = math.log2(math.e)

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,27 +18,47 @@ from ...pipeline import ChunkSizes, StagePipeline
 from ...postprocess import forward_outputs
 from ...profile import PATCH_SIZE
 from ...views import PreparedViews, ViewGeometry
-from .cuda import Device, OutOfMemory
-from .plan_chain import PlanChain
-from .plans import Plan
-from .runtime_cache import RuntimeCaches
+from .driver import Device, OutOfMemory, Stream
 from .session import Request, Session, Work
+from .stage import DeviceStage
 from .timing import GpuClock
 
 _MOST_IDLE = 4
 """Sessions that are kept for the next call: a few shapes are usual, and each holds the memory of its largest stage."""
 
 
+class Caches(Protocol):
+    """What a library compiled for this GPU, kept for the next process."""
+
+    def save(self) -> None:
+        """Write what is new. Never raises."""
+        ...
+
+
 class DevicePipeline(StagePipeline):
     """Threads may share it: a call takes a session that nobody uses, or makes one."""
 
     def __init__(
-        self, device: Device, plans: Mapping[str, Plan | PlanChain], chunks: ChunkSizes, caches: RuntimeCaches
+        self,
+        device: Device,
+        plans: Mapping[str, DeviceStage],
+        chunks: ChunkSizes,
+        caches: Caches | None = None,
+        stream: Stream | None = None,
     ) -> None:
-        """Use the loaded ``plans``, keyed by stage; ``chunks`` are the most views that their profiles take at once."""
+        """Use loaded stages.
+
+        Args:
+            plans: keyed by stage, this object's from here on.
+            chunks: the most views that their profiles take at once.
+            caches: of what the library compiles.
+            stream: the one that the stages always run in, this object's from here on; None where any will do.
+        """
         self.chunks = chunks
         self._device = device
-        self._sessions = _Sessions(device, plans, caches)
+        self._sessions = _Sessions(device, plans, caches, stream)
+        if stream is not None:
+            weakref.finalize(self, _free, device, stream)  # after those that are registered later
         # Also at the end of the process, as long as the libraries still work.
         self.close = weakref.finalize(self, self._sessions.close)
         """Give the GPU's memory back, after the last call. It happens by itself when the object goes away."""
@@ -141,10 +161,13 @@ class DevicePipeline(StagePipeline):
 class _Sessions:
     """The sessions of a pipeline: those that run, and a few that wait for the next call of their shape."""
 
-    def __init__(self, device: Device, plans: Mapping[str, Plan | PlanChain], caches: RuntimeCaches) -> None:
+    def __init__(
+        self, device: Device, plans: Mapping[str, DeviceStage], caches: Caches | None, stream: Stream | None
+    ) -> None:
         self._device = device
         self._plans = plans
         self._caches = caches
+        self._stream = stream
         self.clock: GpuClock | None = None
         self._idle: list[Session] = []  # the newest last
         self._running = 0
@@ -164,7 +187,7 @@ class _Sessions:
             yield session
             if is_new:  # its kernels were compiled now
                 with self._device.current():
-                    self._caches.save()
+                    self._save()
         except BaseException:  # also of a stream that is left before its end
             with self._device.current():
                 session.close()
@@ -184,10 +207,14 @@ class _Sessions:
     def close(self) -> None:
         """Save what the library compiled and give back what no call uses. Never raises."""
         with contextlib.suppress(Exception), self._device.current():
-            self._caches.save()
+            self._save()
             self._close_idle()
             if self.clock is not None:
                 self.clock.close()
+
+    def _save(self) -> None:
+        if self._caches is not None:
+            self._caches.save()
 
     def _find(self, request: Request) -> Session | None:
         with self._changed:
@@ -201,7 +228,7 @@ class _Sessions:
         # One at a time: two calls could each hold a part of the memory that either needs.
         with self._making:
             while True:
-                session = session or Session(self._device, self._plans, request)
+                session = session or Session(self._device, self._plans, request, self._stream)
                 try:
                     session.prepare(work)
                     return session
@@ -229,6 +256,11 @@ class _Sessions:
             sessions, self._idle = self._idle, []
         for session in sessions:
             session.close()
+
+
+def _free(device: Device, stream: Stream) -> None:
+    with contextlib.suppress(Exception), device.current():
+        stream.free()
 
 
 def _of_sample(view: ViewGeometry | None, sample: int) -> ViewGeometry | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import BackendError, DeviceError
 from ...kernel_attention import KernelCode
-from .cuda import Device
+from .driver import Device
 
 _SHARED_BYTES = 48 * 1024
 """Dynamic shared memory of a launch that needs no permission (CUDA programming guide, "Shared Memory")."""

@@ -1,6 +1,6 @@
 """A stage that is cut at its attention: several plans, with our own kernels between them, behind the face of one plan.
 
-To a session the chain is one :class:`.plans.Plan`: one context with one block of memory and one launch, which puts all
+To a session the chain is one plan: one context with one block of memory and one launch, which puts all
 segments and kernels into the stream, so that one CUDA graph holds them. Inside, the block of memory has two parts: a
 workspace that segments and kernels take in turn, and the tensors that lead from one segment to a later one, where those
 that are not alive together share their place.
@@ -16,14 +16,14 @@ from ...errors import BackendError
 from ...kernel_attention import TOKENS, all_tokens
 from ...manifest import StageSpec, TensorSpec
 from .attention import AttentionKernels
-from .cuda import ALIGNMENT
-from .plans import Plan, tensor_bytes
+from .driver import ALIGNMENT
+from .stage import DeviceStage, tensor_bytes
 
 
 class PlanChain:
     """The plans of a stage in order, and the attention behind each but the last."""
 
-    def __init__(self, name: str, spec: StageSpec, plans: Sequence[Plan], kernels: AttentionKernels) -> None:
+    def __init__(self, name: str, spec: StageSpec, plans: Sequence[DeviceStage], kernels: AttentionKernels) -> None:
         """Join loaded plans.
 
         Args:
@@ -46,13 +46,13 @@ class PlanChain:
         return any(plan.captures_graphs for plan in self.plans)
 
     def profile_for(self, axes: Mapping[str, int]) -> int:
-        """Number of the optimisation profile of the first segment; see :meth:`.plans.Plan.profile_for`."""
+        """Number of the optimisation profile of the first segment; see :class:`.stage.DeviceStage`."""
         axes = self._with_tokens(axes)
         first, *_ = [plan.profile_for(axes) for plan in self.plans]
         return first
 
     def context(self, stream: int, axes: Mapping[str, int]) -> tuple[Any, int]:
-        """A context for one shape, without memory, and the bytes that it needs; see :meth:`.plans.Plan.context`."""
+        """A context for one shape, without memory, and the bytes that it needs; see :class:`.stage.DeviceStage`."""
         axes = self._with_tokens(axes)
         made = [plan.context(stream, axes) for plan in self.plans]
         joined = ChainContext(self, [context for context, _ in made], [size for _, size in made], axes)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +22,8 @@ from ..base import one_line
 
 ALIGNMENT = 256
 """Bytes that TensorRT wants addresses of tensors to be multiples of; CUDA's allocations are."""
+
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 
 _STICKY = frozenset({
     "CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_LAUNCH_FAILED", "CUDA_ERROR_LAUNCH_TIMEOUT", "CUDA_ERROR_ASSERT",
@@ -197,7 +201,12 @@ class Pinned:
 
 
 class Stream:
-    """A queue of copies and launches that run one after the other."""
+    """A queue of copies and launches that run one after the other. Threads may share it.
+
+    Attributes:
+        turn: lock that whoever puts something into the queue holds, and a recording from its beginning to its end:
+            what other threads enqueued meanwhile would become part of the graph.
+    """
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -205,33 +214,38 @@ class Stream:
         flags = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING
         self._stream = device.call("create a stream", self._driver.cuStreamCreate, int(flags))
         self._open = True
+        self.turn = threading.RLock()
 
     @property
     def handle(self) -> int:
-        """For TensorRT."""
+        """For the libraries."""
         return int(self._stream)
 
     def upload(self, source: Pinned, target: int) -> None:
         """Copy all of ``source`` to the GPU address ``target``."""
         size = source.array.nbytes
-        self._device.call("copy inputs", self._driver.cuMemcpyHtoDAsync, target, source.address, size, self._stream)
+        self._enqueue("copy inputs", self._driver.cuMemcpyHtoDAsync, target, source.address, size)
 
     def download(self, source: int, target: Pinned) -> None:
         """Fill ``target`` from the GPU address ``source``."""
         size = target.array.nbytes
-        self._device.call("copy outputs", self._driver.cuMemcpyDtoHAsync, target.address, source, size, self._stream)
+        self._enqueue("copy outputs", self._driver.cuMemcpyDtoHAsync, target.address, source, size)
 
     def move(self, source: int, target: int, size: int) -> None:
         """Copy between two places of the GPU's memory."""
-        self._device.call("copy features", self._driver.cuMemcpyDtoDAsync, target, source, size, self._stream)
+        self._enqueue("copy features", self._driver.cuMemcpyDtoDAsync, target, source, size)
 
     def synchronize(self) -> None:
         """Wait until everything in the queue is done."""
-        self._device.call("run the network", self._driver.cuStreamSynchronize, self._stream)
+        self._enqueue("run the network", self._driver.cuStreamSynchronize)
 
     @contextlib.contextmanager
     def capture(self) -> Iterator[Graph]:
         """Record what the block enqueues, instead of running it; the graph is ready after the block."""
+        with self.turn:
+            yield from self._capture()
+
+    def _capture(self) -> Iterator[Graph]:
         # Thread-local: another thread may allocate memory meanwhile without spoiling the capture.
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._device.call("record a graph", self._driver.cuStreamBeginCapture, self._stream, mode)
@@ -246,9 +260,13 @@ class Stream:
             raise
         graph.finish(self._device.call("record a graph", self._driver.cuStreamEndCapture, self._stream))
 
+    def _enqueue(self, doing: str, function: Any, *arguments: Any) -> None:
+        with self.turn:
+            self._device.call(doing, function, *arguments, self._stream)
+
     def launch(self, graph: Graph) -> None:
         """Enqueue a recorded graph."""
-        self._device.call("run the network", self._driver.cuGraphLaunch, graph.executable, self._stream)
+        self._enqueue("run the network", self._driver.cuGraphLaunch, graph.executable)
 
     def free(self) -> None:
         """Close the stream; a second time does nothing."""
@@ -289,7 +307,8 @@ class Event:
 
     def record(self, stream: Stream) -> None:
         """Set the mark behind what is in the queue now."""
-        self._device.call("record an event", self._device._driver.cuEventRecord, self._event, stream._stream)
+        with stream.turn:
+            self._device.call("record an event", self._device._driver.cuEventRecord, self._event, stream._stream)
 
     def wait(self) -> None:
         """Wait until the mark is reached."""
@@ -318,6 +337,26 @@ def open_device(ordinal: int = 0) -> Device:
         if ordinal not in _devices:
             _devices[ordinal] = Device(ordinal)
         return _devices[ordinal]
+
+
+@functools.cache
+def driver_problem() -> str | None:
+    """What is missing to use an NVIDIA GPU, as part of a sentence; None if there is one.
+
+    Asks the driver library alone (``cuInit``, ``cuDeviceGetCount``), so it is safe on any machine.
+    """
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return f"this machine has no NVIDIA driver ({name} is missing)"
+    status = driver.cuInit(0)
+    count = ctypes.c_int(0)
+    if status == 0:
+        status = driver.cuDeviceGetCount(ctypes.byref(count))
+    if status == _NO_DEVICE or (status == 0 and count.value == 0):
+        return "the NVIDIA driver finds no GPU"
+    return None if status == 0 else f"the NVIDIA driver cannot be used (CUDA error {status})"
 
 
 def _gib(size: int) -> str:

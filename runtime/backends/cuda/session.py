@@ -25,9 +25,8 @@ from ...manifest import TensorSpec
 from ...pipeline import ChunkSizes, chunk_ranges, geometry_inputs
 from ...profile import PATCH_SIZE
 from ...views import ViewGeometry
-from .cuda import Buffer, Device, Event, Graph, Pinned, Stream
-from .plan_chain import PlanChain
-from .plans import Plan, tensor_bytes, tensor_shape
+from .driver import Buffer, Device, Event, Graph, Pinned, Stream
+from .stage import DeviceStage, tensor_bytes, tensor_shape
 from .timing import DEVICE_TO_HOST, HOST_TO_DEVICE, ON_DEVICE, GpuClock
 
 SCALE = "metric_scaling_factor"
@@ -85,7 +84,7 @@ class _Launch:
     """An execution context for one stage and number of views, with its tensors at fixed addresses."""
 
     def __init__(
-        self, plan: Plan | PlanChain, stream: Stream, axes: Mapping[str, int], addresses: Mapping[str, int]
+        self, plan: DeviceStage, stream: Stream, axes: Mapping[str, int], addresses: Mapping[str, int]
     ) -> None:
         self._plan = plan
         self._context, self.memory = plan.context(stream.handle, axes)
@@ -109,7 +108,8 @@ class _Launch:
         if self._graph is not None:
             stream.launch(self._graph)
         else:
-            self._plan.enqueue(self._context, stream.handle)
+            with stream.turn:
+                self._plan.enqueue(self._context, stream.handle)
 
     def _record(self, stream: Stream) -> Graph | None:
         try:
@@ -129,8 +129,10 @@ class _Launch:
 class Session:
     """The GPU side of one :class:`Request`."""
 
-    def __init__(self, device: Device, plans: Mapping[str, Plan | PlanChain], request: Request) -> None:
-        """Nothing big is allocated before :meth:`prepare`."""
+    def __init__(
+        self, device: Device, plans: Mapping[str, DeviceStage], request: Request, stream: Stream | None = None
+    ) -> None:
+        """Nothing big is allocated before :meth:`prepare`. ``stream`` is what the stages are tied to, if anything."""
         self.request = request
         self._device = device
         self._plans = plans
@@ -143,7 +145,7 @@ class Session:
         self._whole = {name for name in aggregator.inputs | aggregator.outputs if name != SCALE}
         """Tensors of all views, kept on the GPU."""
         try:
-            self._stream: Stream = self._own(device.stream())
+            self._stream: Stream = stream or self._own(device.stream())
             self._marks: list[Event] = [self._own(device.event()) for _ in range(_SLOTS)]
         except BaseException:
             self.close()

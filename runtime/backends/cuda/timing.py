@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from .cuda import Device, Event, Stream
+from .driver import Device, Event, Stream
 
 HOST_TO_DEVICE = "host to device"
 DEVICE_TO_HOST = "device to host"

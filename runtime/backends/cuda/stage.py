@@ -1,0 +1,87 @@
+"""What a session needs of a stage that runs on a GPU, whichever library computes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from ...errors import BackendError, ProfileError
+from ...manifest import StageSpec, TensorSpec
+
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "bool": 1, "uint8": 1}
+
+
+class StageContext(Protocol):
+    """A stage for one shape of tensors."""
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        """Where a tensor is; whether that is taken."""
+        ...
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        """What to work in."""
+        ...
+
+
+class DeviceStage(Protocol):
+    """A loaded stage. Contexts are made from it; it holds nothing of a call."""
+
+    name: str
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+    tensors: dict[str, TensorSpec]
+
+    @property
+    def captures_graphs(self) -> bool:
+        """Whether the library makes CUDA graphs of its own launches, so that nobody else may record them."""
+        ...
+
+    def profile_for(self, axes: Mapping[str, int]) -> int:
+        """Number of the first optimisation profile that covers the axes; :class:`ProfileError` if none does."""
+        ...
+
+    def context(self, stream: int, axes: Mapping[str, int]) -> tuple[Any, int]:
+        """A :class:`StageContext` for one shape, without memory, and the bytes that it needs."""
+        ...
+
+    def enqueue(self, context: Any, stream: int) -> None:
+        """Put the stage into a stream; its tensors' addresses and its memory are set."""
+        ...
+
+    def failed(self, what: str) -> BackendError:
+        """The error for a refusal of the library, with the library's own words where it has any."""
+        ...
+
+
+def covering_profile(name: str, spec: StageSpec, axes: Mapping[str, int]) -> int:
+    """Number of the first optimisation profile of the stage ``name`` that covers the axes.
+
+    Raises:
+        ProfileError: none does; the message names the build options.
+    """
+    for index, profile in enumerate(spec.profiles):
+        if all(profile[axis].min <= value <= profile[axis].max for axis, value in axes.items() if axis in profile):
+            return index
+    asked = ", ".join(f"{axis} {value}" for axis, value in axes.items())
+    raise ProfileError(
+        f"the stage {name} was not built for {asked}; build the bundle with --views and --resolution that cover the "
+        f"request"
+    )
+
+
+def tensor_shape(spec: TensorSpec, axes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a tensor for values of its axes; ``14*patch_rows`` is fourteen times the axis ``patch_rows``."""
+    shape = []
+    for axis in spec.shape:
+        if isinstance(axis, int):
+            shape.append(axis)
+        else:
+            factor, _, name = axis.rpartition("*")
+            shape.append(int(factor or 1) * axes[name])
+    return tuple(shape)
+
+
+def tensor_bytes(spec: TensorSpec, axes: Mapping[str, int]) -> int:
+    """Size of a tensor in bytes."""
+    return math.prod(tensor_shape(spec, axes)) * _BYTES[spec.dtype]

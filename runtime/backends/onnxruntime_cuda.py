@@ -1,0 +1,204 @@
+"""ONNX Runtime on an NVIDIA GPU (the package ``onnxruntime-gpu``): graphs on the addresses that a session gives them.
+
+It needs no compiled plans and runs on every GPU that CUDA serves, also those that TensorRT-RTX refuses. Tensors stay on
+the GPU between the stages, as with plans; weights and what a graph needs in between are the library's own memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from ..bundle import Bundle
+from ..errors import BackendError, BackendUnavailableError, ManifestError
+from ..manifest import StageSpec
+from ..pipeline import ChunkSizes
+from .base import one_line
+from .cuda.attention import AttentionKernels
+from .cuda.driver import OutOfMemory, Stream, driver_problem, open_device
+from .cuda.pipeline import DevicePipeline
+from .cuda.plan_chain import PlanChain
+from .cuda.stage import DeviceStage, covering_profile, tensor_shape
+from .onnxruntime import import_library
+
+PROVIDER = "CUDAExecutionProvider"
+_EXTRA = "cuda"
+_ELEMENT_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16, "int64": 7}
+"""ONNX's numbers of types (onnx.proto, ``TensorProto.DataType``): NumPy has no bfloat16 to name it by."""
+_TYPE_NAMES = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "bfloat16": "tensor(bfloat16)",
+    "int64": "tensor(int64)",
+}
+_OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "cudaerrormemoryallocation")
+
+
+def has_cuda() -> bool:
+    """Whether the installed ONNX Runtime is one for NVIDIA GPUs."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return False
+    try:
+        import onnxruntime
+
+        return PROVIDER in onnxruntime.get_available_providers()
+    except (ImportError, OSError, AttributeError):  # broken, or an empty folder of the name
+        return False
+
+
+class OnnxRuntimeCudaBackend:
+    """Runs ``.onnx`` stages on the first GPU that the process sees (``CUDA_VISIBLE_DEVICES`` chooses)."""
+
+    name = "onnxruntime-cuda"
+
+    def __init__(self) -> None:
+        """Find the GPU and load the library.
+
+        Raises:
+            BackendUnavailableError: the package is not installed or is the one for CPUs, or there is no GPU to run on.
+        """
+        problem = driver_problem()
+        if problem is not None:
+            raise BackendUnavailableError(
+                f"the backend {self.name} needs an NVIDIA GPU, and {problem}; run it on a machine with one, or build "
+                f"the bundle with --backend onnxruntime or openvino to run it here"
+            )
+        self._library: Any = import_library(_EXTRA)
+        self.version: str = self._library.__version__
+        if PROVIDER not in self._library.get_available_providers():
+            raise BackendUnavailableError(
+                f"the installed onnxruntime {self.version} is for processors only; run: pip uninstall onnxruntime, "
+                f"then pip install 'mapengine[{_EXTRA}]'"
+            )
+        with contextlib.suppress(Exception):  # libraries that are where the system finds them need no help
+            self._library.preload_dlls()
+        self._device = open_device()
+        self.compute_capability: str | None = self._device.compute_capability
+        self.device = (
+            f"{self._device.name} (compute capability {self._device.compute_capability}, CUDA driver "
+            f"{self._device.driver_version})"
+        )
+
+    def open_pipeline(self, bundle: Bundle, chunks: ChunkSizes) -> DevicePipeline:
+        """See :class:`.base.Backend`."""
+        with self._device.current():
+            stream = self._device.stream()
+            stages: dict[str, DeviceStage] = {}
+            for name, spec in bundle.manifest.stages.items():
+                if not spec.segments:
+                    stages[name] = self._load(name, bundle, spec, stream)
+                    continue
+                parts = [self._load(f"{name}_{i}", bundle, part, stream) for i, part in enumerate(spec.segments)]
+                kernels = AttentionKernels(self._device, bundle.folder, bundle.manifest.kernels, spec.attention)
+                stages[name] = PlanChain(name, spec, parts, kernels)
+        return DevicePipeline(self._device, stages, chunks, stream=stream)
+
+    def _load(self, name: str, bundle: Bundle, spec: StageSpec, stream: Stream) -> _Graph:
+        assert spec.file is not None
+        library = self._library
+        options = library.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # the processor only enqueues
+        provider = {
+            "device_id": "0",
+            "user_compute_stream": str(stream.handle),
+            "use_tf32": "0",  # 10 bits of mantissa are not float32
+            "arena_extend_strategy": "kSameAsRequested",
+            # The search over all algorithms runs again for each shape, in the call that has it.
+            "cudnn_conv_algo_search": "HEURISTIC",
+        }
+        try:
+            session = library.InferenceSession(
+                str(bundle.folder / spec.file.file), options, providers=[(PROVIDER, provider), "CPUExecutionProvider"]
+            )
+        except Exception as error:  # the library raises a dozen private types
+            raise _refusal(f"onnxruntime {self.version} cannot load the stage {name}", error) from error
+        if PROVIDER not in session.get_providers():  # it says so on stderr and takes the processor instead
+            raise BackendUnavailableError(
+                f"onnxruntime {self.version} cannot load its CUDA libraries; install CUDA and cuDNN as it needs them: "
+                f"pip install 'mapengine[{_EXTRA}]'"
+            )
+        return _Graph(library, session, name, spec)
+
+
+class _Graph:
+    """A loaded graph; see :class:`.cuda.stage.DeviceStage`."""
+
+    captures_graphs = False
+
+    def __init__(self, library: Any, session: Any, name: str, spec: StageSpec) -> None:
+        self.name = name
+        self.spec = spec
+        self.inputs = {tensor.name: tensor for tensor in spec.inputs}
+        self.outputs = {tensor.name: tensor for tensor in spec.outputs}
+        self.tensors = self.inputs | self.outputs
+        self._session = session
+        self._options = library.RunOptions()
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        # The library's memory for intermediate tensors is shared by all calls, which are in order only in the stream.
+        self._running = threading.Lock()
+        self._check_tensors()
+
+    def profile_for(self, axes: Mapping[str, int]) -> int:
+        """See :func:`.cuda.stage.covering_profile`."""
+        return covering_profile(self.name, self.spec, axes)
+
+    def context(self, stream: int, axes: Mapping[str, int]) -> tuple[_Binding, int]:
+        """A binding for one shape; the library's own memory is not counted."""
+        self.profile_for(axes)
+        return _Binding(self, axes), 0
+
+    def enqueue(self, context: _Binding, stream: int) -> None:
+        """Put the graph into the stream that the session was made with."""
+        try:
+            with self._running:
+                self._session.run_with_iobinding(context.binding, self._options)
+        except Exception as error:
+            raise _refusal(f"onnxruntime failed in the stage {self.name}", error) from error
+
+    def failed(self, what: str) -> BackendError:
+        """The error for a refusal."""
+        return BackendError(f"onnxruntime failed in the stage {self.name}: {what}; build the bundle again")
+
+    def _check_tensors(self) -> None:
+        found = {value.name: value.type for value in (*self._session.get_inputs(), *self._session.get_outputs())}
+        wanted = {name: _TYPE_NAMES.get(spec.dtype, spec.dtype) for name, spec in self.tensors.items()}
+        if found != wanted:
+            different = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+            raise ManifestError(
+                f"the graph of {self.name} has other tensors than the manifest says ({', '.join(different)}); build "
+                f"the bundle again"
+            )
+
+
+class _Binding:
+    """Addresses of a graph's tensors for one shape; see :class:`.cuda.stage.StageContext`."""
+
+    def __init__(self, graph: _Graph, axes: Mapping[str, int]) -> None:
+        self.binding = graph._session.io_binding()
+        self._graph = graph
+        self._axes = dict(axes)
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        """Where a tensor is."""
+        graph = self._graph
+        bind = self.binding.bind_input if name in graph.inputs else self.binding.bind_output
+        spec = graph.tensors[name]
+        bind(name, "cuda", 0, _ELEMENT_TYPES[spec.dtype], tensor_shape(spec, self._axes), address)
+        return True
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        """Not used: the library has memory of its own."""
+
+
+def _refusal(what: str, error: Exception) -> BackendError:
+    text = str(error).lower()
+    if any(sign in text for sign in _OUT_OF_MEMORY):
+        return OutOfMemory(
+            f"{what}, because the GPU's memory is full; use fewer or smaller views in one call, or close other "
+            f"programs that use the GPU"
+        )
+    return BackendError(f"{what}: {one_line(error)}; build the bundle again")
