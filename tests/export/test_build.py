@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mapengine.export import build_engine, build_options, onnx_bundle
+from mapengine.export import build_engine, build_options, onnx_bundle, stage_compilers
 from mapengine.export.build_options import PlanSettings
 from mapengine.export.parity_cases import parity_cases
 from mapengine.export.presets import preset_config
