@@ -26,10 +26,18 @@ from mapengine.kernels.compile import build, chosen, read_manifest
 from mapengine.runtime.backends.cuda.attention import AttentionKernels, needed_variants
 from mapengine.runtime.backends.cuda.driver import Device
 from mapengine.runtime.bundle import BundleWriter
-from mapengine.runtime.kernel_attention import KernelAttention, KernelCode
+from mapengine.runtime.kernel_attention import KERNELS, KernelAttention, KernelCode
 
 HEADS, DIM, VIEW_TOKENS = 24, 64, 1370
-CASES: tuple[tuple[str, float | None], ...] = (("flash", None), ("int8", None), ("sparse", 0.9), ("sparse", 1.0))
+CASES: tuple[tuple[str, float | None], ...] = (
+    ("flash", None),
+    ("int8", None),
+    ("int8-fp8", None),
+    ("sparse", 0.9),
+    ("sparse", 1.0),
+    ("sparse-int8", 0.9),
+    ("sparse-int8-fp8", 0.9),
+)
 CALLS = 16
 """Attentions in a graph: as many as the giant network has layers."""
 
@@ -59,13 +67,14 @@ def reference(qkv: np.ndarray, kernel: str, threshold: float | None) -> tuple[np
     exact = torch.nn.functional.scaled_dot_product_attention(
         *(part.transpose(1, 2).float() for part in (query, key, value))
     ).transpose(1, 2)
-    if kernel == "flash":
-        ours = dense_attention(query, key, value)
-    elif kernel == "int8":
-        ours = int8_attention(query, key, value)
+    kind = KERNELS[kernel]
+    if threshold is not None:
+        choice = Selection(threshold, view_tokens=VIEW_TOKENS, extra_tokens=1)
+        ours, _ = sparse_attention(query, key, value, choice, int8=kind.int8, fp8_values=kind.fp8)
+    elif kind.int8:
+        ours = int8_attention(query, key, value, fp8_values=kind.fp8)
     else:
-        choice = Selection(threshold or 1.0, view_tokens=VIEW_TOKENS, extra_tokens=1)
-        ours, _ = sparse_attention(query, key, value, choice)
+        ours = dense_attention(query, key, value)
     shape = len(qkv), HEADS * DIM
     return exact.reshape(shape).cpu().numpy(), ours.reshape(shape).cpu().numpy()
 

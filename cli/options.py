@@ -135,10 +135,11 @@ AttentionOption = Annotated[
 BuildAttentionOption = Annotated[
     str,
     typer.Option(
-        metavar="auto|native|flash|int8|sparse:SHARE",
-        help="What computes attention over all views, for the TensorRT backends: native is the library's own; flash, "
-        "int8 and sparse:0.9 are our kernels, for single blocks as in int8@0,2/sparse:0.9@4; auto is what was measured "
-        "as faster. mha, attention and matmul are native in one way of writing it in the ONNX files.",
+        metavar="auto|native|flash|int8|int8-fp8|sparse:SHARE|...",
+        help="What computes attention over all views on a GPU: native is the library's own; flash, int8, int8-fp8, "
+        "sparse:0.9, sparse-int8:0.9 and sparse-int8-fp8:0.9 are our kernels, for single blocks as in "
+        "int8@0,2/sparse:0.9@4; auto is what was measured as faster. mha, attention and matmul are native in one way "
+        "of writing it in the ONNX files.",
     ),
 ]
 Revision = Annotated[

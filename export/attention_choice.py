@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mapengine.runtime.errors import InputError
-from mapengine.runtime.kernel_attention import KERNELS, kernel_name
+from mapengine.runtime.kernel_attention import KERNELS, Kernel, kernel_name
 from mapengine.runtime.manifest import ATTENTIONS
 
 from .config import ModelConfig
@@ -19,34 +19,43 @@ class KernelChoice:
     """What computes a layer's attention.
 
     Attributes:
-        kernel: ``flash``, ``int8`` or ``sparse``. threshold: share of the mass that ``sparse`` keeps.
+        kernel: one of :data:`KERNELS`. threshold: share of the mass that a sparse one keeps.
     """
 
     kernel: str
     threshold: float | None = None
 
+    @property
+    def traits(self) -> Kernel:
+        """What the kernel does."""
+        return KERNELS[self.kernel]
+
     def __str__(self) -> str:
         return kernel_name(self.kernel, self.threshold)
 
 
+NAMES = tuple(f"{name}:<threshold>" if kernel.sparse else name for name, kernel in KERNELS.items())
+"""How a build names the kernels."""
+
+
 def parse_choice(text: str) -> KernelChoice:
-    """``flash``, ``int8`` or ``sparse:<threshold>``.
+    """One of :data:`NAMES`, such as ``flash`` or ``sparse:0.9``.
 
     Raises:
         InputError: anything else.
     """
     name, colon, number = text.partition(":")
-    if name == "sparse":
+    if name in KERNELS and KERNELS[name].sparse:
         try:
             threshold = float(number)
         except ValueError:
             threshold = 0.0
         if 0 < threshold <= 1:
             return KernelChoice(name, threshold)
-        raise InputError(f"attention {text!r} has no threshold above 0 and up to 1; write it as in sparse:0.9")
+        raise InputError(f"attention {text!r} has no threshold above 0 and up to 1; write it as in {name}:0.9")
     if name in KERNELS and not colon:
         return KernelChoice(name)
-    raise InputError(f"attention {text!r} is no kernel; use flash, int8 or sparse:<threshold>")
+    raise InputError(f"attention {text!r} is no kernel; use {', '.join(NAMES)}")
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class AttentionChoice:
             InputError: anything else; the message names the values that it takes.
         """
         if not isinstance(text, str):
-            raise InputError(f"attention is a {type(text).__name__}; give auto, native, flash, int8 or sparse:0.9")
+            raise InputError(f"attention is a {type(text).__name__}; give auto, native or kernels, as in sparse:0.9")
         if text in ("auto", NATIVE, *ATTENTIONS):
             return cls("auto" if text == NATIVE else text)
         kernels = []

@@ -1,13 +1,14 @@
 """The custom operator ``mapengine::Attention``: attention that is left to our own kernels.
 
 It takes what ``com.microsoft::MultiHeadAttention`` takes and computes the same, softmax(Q K^T / sqrt(D)) V per head,
-exactly (``flash``), with INT8 scores (``int8``), or over a choice of keys (``sparse``). ``docs/kernels.md`` has its
-schema. No runtime knows it: a stage that has it is cut there (``segments.py``).
+exactly (``flash``), with scores in INT8 (``int8``), with values in FP8 too (``int8-fp8``), or any of these over a
+choice of keys (``sparse``, ``sparse-int8``, ``sparse-int8-fp8``). ``docs/kernels.md`` has its schema. No runtime knows
+it: a stage that has it is cut there (``segments.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
@@ -22,32 +23,29 @@ OPERATOR = "Attention"
 VERSION = 1
 
 
-def mark_attention(graph: ir.Graph, layers: Iterable[str], choice: KernelChoice, extra_tokens: int) -> int:
+def mark_attention(graph: ir.Graph, layers: Mapping[str, KernelChoice], extra_tokens: int) -> None:
     """Replace ``MultiHeadAttention`` of the named layers by ``mapengine::Attention``, in place.
 
     Args:
-        layers: names of attention modules, such as ``info_sharing.self_attention_blocks.0.attn``.
+        layers: names of attention modules, such as ``info_sharing.self_attention_blocks.0.attn``, with what computes
+            them.
         extra_tokens: class tokens at the end of each view's tokens.
 
-    Returns:
-        How many were replaced.
-
     Raises:
-        ExportError: an attention has heads that no kernel is compiled for.
+        ExportError: a layer has no such attention, or one of a type or with heads that no kernel is compiled for.
     """
-    wanted = set(layers)
-    found = [
-        node
+    found = {
+        layer: node
         for node in graph
-        if node.op_type == "MultiHeadAttention" and (node.name or "").rpartition("/")[0] in wanted
-    ]
-    for node in found:
-        _mark(graph, node, choice, extra_tokens)
-    return len(found)
+        if node.op_type == "MultiHeadAttention" and (layer := str(node.name).rpartition("/")[0]) in layers
+    }
+    for layer, choice in layers.items():
+        if layer not in found:
+            raise ExportError(f"{layer}: there is no attention that {choice} could compute; export the stage again")
+        _mark(graph, found[layer], layer, choice, extra_tokens)
 
 
-def _mark(graph: ir.Graph, node: ir.Node, choice: KernelChoice, extra_tokens: int) -> None:
-    layer = str(node.name).rpartition("/")[0]
+def _mark(graph: ir.Graph, node: ir.Node, layer: str, choice: KernelChoice, extra_tokens: int) -> None:
     inputs = [value for value in node.inputs if value is not None]
     channels = _channels(inputs[0])
     heads = node.attributes["num_heads"].as_int()

@@ -58,8 +58,9 @@ def build_engine(
         views: fewest, usual and most views of one call.
         resolutions: ``"all"`` (sides up to 518 pixels, multiples of 14), or (width, height) pairs.
         attention: ``"auto"`` or ``"native"`` for the library's own, in the form that it fuses; ``"mha"``,
-            ``"attention"`` or ``"matmul"`` for that form, see :mod:`.onnx_export`; or, for the TensorRT backends, our
-            own kernels over all views: ``"flash"``, ``"int8"``, ``"sparse:0.9"``, by block ``"int8@0,2/sparse:0.9@4"``.
+            ``"attention"`` or ``"matmul"`` for that form, see :mod:`.onnx_export`; or, for the backends on a GPU, our
+            own kernels over all views: ``"flash"``, ``"int8"``, ``"int8-fp8"``, ``"sparse:0.9"``,
+            ``"sparse-int8:0.9"``, ``"sparse-int8-fp8:0.9"``, or several by block as in ``"int8@0,2/sparse:0.9@4"``.
         calibration: for INT8 and FP8 only: of :func:`.quantization.calibrate` or its file. By default the model is
             calibrated with rendered views.
         settings: for the TensorRT backends only.
@@ -113,7 +114,7 @@ def build_engine(
         choice = AttentionChoice(kernels=() if kernel is None else ((kernel, None),))
     kernels = choice.layers(model.config)
     if kernels:
-        kernel_architectures(compiler)  # refused before anything is exported
+        kernel_architectures(compiler, kernels.values())  # refused before anything is exported
     ranges = _calibration(model, precision, calibration, weights_only, report, fraction)
     with write_bundle(Path(out)) as writer, tempfile.TemporaryDirectory(dir=writer.folder) as scratch:
         graphs = Path(scratch) / "onnx"

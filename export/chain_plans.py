@@ -7,12 +7,12 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
-from mapengine.kernels.tuning import ARCHITECTURES
+from mapengine.kernels.tuning import ARCHITECTURES, FP8_FROM
 from mapengine.runtime.backends.cuda.attention import needed_variants
 from mapengine.runtime.build_record import LayerRecord
 from mapengine.runtime.bundle import BundleWriter
@@ -43,19 +43,33 @@ def usual_tokens(profile: Profile, config: ModelConfig) -> int:
     return all_tokens(views, rows, columns, int(config.use_class_token))
 
 
-def kernel_architectures(compiler: StageCompiler) -> tuple[int, ...]:
-    """What kernels are compiled for: the stages' architectures, and the oldest, whose PTX serves later ones.
+def kernel_architectures(compiler: StageCompiler, kernels: Iterable[KernelChoice]) -> tuple[int, ...]:
+    """What kernels are compiled for: the stages' architectures, and the oldest ones, whose PTX serves later ones.
+
+    Kernels with FP8 are compiled for those of them that have it. A bundle for a range of GPUs is refused by the runtime
+    on the others; one that names a GPU without it is refused here.
 
     Raises:
         InputError: a target that no kernel is compiled for.
     """
+    named = compiler.architectures() if compiler.format == "plan" else ()  # graphs are for no GPU in particular
     wanted = compiler.architectures() or DEFAULT_ARCHITECTURES
     if min(wanted) < OLDEST:
         raise InputError(
             f"our attention kernels need compute capability {OLDEST / 10} or newer, not {min(wanted) / 10}; leave that "
             f"target out, or use attention native"
         )
-    return tuple(sorted({OLDEST, *wanted}))
+    with_fp8 = next((choice for choice in kernels if choice.traits.fp8), None)
+    if with_fp8 is None:
+        return tuple(sorted({OLDEST, *wanted}))
+    lacking = min(named, default=FP8_FROM) if max(wanted) >= FP8_FROM else max(wanted)
+    if lacking < FP8_FROM:
+        other = str(with_fp8).replace("-fp8", "")
+        raise InputError(
+            f"attention {with_fp8} needs compute capability {FP8_FROM / 10} or newer, which has FP8, not "
+            f"{lacking / 10}; leave that target out, or use attention {other}"
+        )
+    return tuple(sorted({OLDEST, FP8_FROM, *wanted}))
 
 
 def compile_chain(
@@ -85,10 +99,7 @@ def compile_chain(
         ExportError: a layer is not there, or something cannot be cut or compiled.
     """
     model = ir.load(graph)
-    for choice in dict.fromkeys(kernels.values()):
-        layers = [layer for layer, other in kernels.items() if other == choice]
-        if mark_attention(model.graph, layers, choice, extra_tokens) != len(layers):
-            raise ExportError(f"{graph.name} lacks attention that {choice} is asked for in; export the stage again")
+    mark_attention(model.graph, kernels, extra_tokens)
     marked = scratch / "marked" / graph.name
     marked.parent.mkdir()
     save_model(model, marked)
@@ -107,7 +118,8 @@ def compile_chain(
         segments=tuple(parts),
         attention=attention,
     )
-    return chain, _compile_kernels(kernel_architectures(compiler), writer, scratch / "kernels", attention)
+    architectures = kernel_architectures(compiler, kernels.values())
+    return chain, _compile_kernels(architectures, writer, scratch / "kernels", attention)
 
 
 def segment_profiles(

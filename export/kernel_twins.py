@@ -40,13 +40,15 @@ def twin(choice: KernelChoice, view_tokens: int, extra_tokens: int) -> Attend:
         raise ExportError(
             f"attention by our own kernels needs Triton to build ({error}); run: pip install 'mapengine[kernels]'"
         ) from error
-    if choice.kernel == "flash":
-        return dense_attention_reference
-    if choice.kernel == "int8":
-        return int8_attention_reference
-    assert choice.threshold is not None
-    selection = Selection(choice.threshold, MINIMUM_SHARE, view_tokens=view_tokens, extra_tokens=extra_tokens)
-    return lambda query, key, value: sparse_attention_reference(query, key, value, selection)
+    kind = choice.traits
+    if choice.threshold is not None:
+        selection = Selection(choice.threshold, MINIMUM_SHARE, view_tokens=view_tokens, extra_tokens=extra_tokens)
+        return lambda query, key, value: sparse_attention_reference(
+            query, key, value, selection, int8=kind.int8, fp8_values=kind.fp8
+        )
+    if kind.int8:
+        return lambda query, key, value: int8_attention_reference(query, key, value, fp8_values=kind.fp8)
+    return dense_attention_reference
 
 
 @contextlib.contextmanager

@@ -13,15 +13,37 @@ from typing import Any
 from .file_record import FileRecord
 from .json_reader import Reader
 
-KERNELS = ("flash", "int8", "sparse")
-"""Dense FlashAttention-2; the same with INT8 queries and keys; the dense one on chosen blocks of keys."""
+
+@dataclass(frozen=True)
+class Kernel:
+    """What an attention kernel does beside FlashAttention-2 in 16 bits.
+
+    Attributes:
+        int8: queries and keys are in INT8. fp8: values and softmax are in FP8, which GPUs have from compute capability
+            8.9 on. sparse: each block of queries attends to a choice of key blocks, which a threshold decides.
+    """
+
+    int8: bool = False
+    fp8: bool = False
+    sparse: bool = False
+
+
+KERNELS = {
+    "flash": Kernel(),
+    "int8": Kernel(int8=True),
+    "int8-fp8": Kernel(int8=True, fp8=True),
+    "sparse": Kernel(sparse=True),
+    "sparse-int8": Kernel(int8=True, sparse=True),
+    "sparse-int8-fp8": Kernel(int8=True, fp8=True, sparse=True),
+}
+"""The kernels that a build can ask for."""
 
 QUERY_BLOCK, KEY_BLOCK, QUERY_GROUP, SPLITS = 128, 64, 32, 32
 """Queries and keys per block of the choice of keys, queries per INT8 scale, parts of the keys' mean: compiled in."""
 LIST_SIZES = (512, 2048)
 """Blocks of keys that a compiled choice of keys holds."""
 MINIMUM_SHARE = 0.1
-"""Least share of the blocks of keys that ``sparse`` keeps."""
+"""Least share of the blocks of keys that a sparse kernel keeps."""
 
 TOKENS = "tokens"
 """Axis of the tensors between segments: the tokens of all views, and the scale token."""
@@ -47,7 +69,7 @@ class KernelAttention:
     Attributes:
         layer: name of the network's layer.
         kernel: one of :data:`KERNELS`.
-        threshold: share of the attention's mass that ``sparse`` keeps, in (0, 1]; None for the others.
+        threshold: share of the attention's mass that a sparse kernel keeps, in (0, 1]; None for the others.
         num_heads, head_dim: H and D.
         dtype: ``float16`` or ``bfloat16``, of all tensors.
         query, key, value: tensors (1, L, H * D) that the segment before gives; or all three the same tensor
@@ -74,6 +96,11 @@ class KernelAttention:
         return kernel_name(self.kernel, self.threshold)
 
     @property
+    def traits(self) -> Kernel:
+        """What the kernel does."""
+        return KERNELS[self.kernel]
+
+    @property
     def packed(self) -> bool:
         """Whether queries, keys and values are one tensor."""
         return self.query == self.key == self.value
@@ -84,8 +111,9 @@ class KernelAttention:
         fields = reader.fields(*cls.__dataclass_fields__)
         kernel = fields["kernel"].choice(KERNELS)
         threshold = None if fields["threshold"].is_null() else fields["threshold"].number()
-        if (kernel == "sparse") != (threshold is not None) or (threshold is not None and not 0 < threshold <= 1):
-            fields["threshold"].fail("must be a share above 0 and up to 1 for sparse, and null otherwise")
+        sparse = KERNELS[kernel].sparse
+        if sparse != (threshold is not None) or (threshold is not None and not 0 < threshold <= 1):
+            fields["threshold"].fail("must be a share above 0 and up to 1 for a sparse kernel, and null otherwise")
         return cls(
             fields["layer"].text(),
             kernel,

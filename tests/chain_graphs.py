@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from mapengine.export.attention_choice import AttentionChoice
 from mapengine.export.attention_operator import mark_attention
+from mapengine.export.chain_plans import segment_profiles
 from mapengine.export.config_json import parse_config
 from mapengine.export.parity_cases import parity_cases
 from mapengine.export.precision import lower_precision, measure_ranges
 from mapengine.export.precision.weights import save_model
 from mapengine.export.segments import Segment, cut_stage
-from mapengine.runtime.bundle import Bundle
+from mapengine.runtime.bundle import Bundle, BundleWriter, write_bundle
 from mapengine.runtime.kernel_attention import KernelAttention
+from mapengine.runtime.manifest import StageSpec
+
+from .runtime.tensorrt.stand_in_kernels import write_kernels
 
 STAGE = "aggregator"
 
@@ -35,8 +41,7 @@ def mark(source: Path, graph: Path, target: Path, attention: str) -> Path:
     manifest = Bundle.open(source, verify=False).manifest
     layers = AttentionChoice.parse(attention).layers(parse_config(manifest.model.config, "test"))
     model = ir.load(graph)
-    for layer, choice in layers.items():
-        assert mark_attention(model.graph, [layer], choice, manifest.model.extra_tokens) == 1
+    mark_attention(model.graph, layers, manifest.model.extra_tokens)
     save_model(model, target)
     return target
 
@@ -50,6 +55,30 @@ def cut(
     mark(source, graph, marked, attention)
     spec = Bundle.open(source, verify=False).manifest.stages[STAGE]
     return cut_stage(marked, folder, spec)
+
+
+def write_chain(
+    source: Path,
+    folder: Path,
+    segments: Sequence[Segment],
+    attention: tuple[KernelAttention, ...],
+    write_segment: Callable[[BundleWriter, Segment, StageSpec], StageSpec],
+) -> None:
+    """A bundle for a GPU with the chain in place of its aggregator, and kernels that the stand-in driver runs."""
+    manifest = Bundle.open(source, verify=False).manifest
+    old = manifest.stages[STAGE]
+    with write_bundle(folder) as writer:
+        for file in source.iterdir():
+            if file.stem != STAGE and file.name != "manifest.json":
+                shutil.copyfile(file, writer.folder / file.name)
+        parts = []
+        for segment in segments:
+            ranges = segment_profiles(old.profiles, (*segment.inputs, *segment.outputs), 1)
+            spec = StageSpec(None, segment.inputs, segment.outputs, opset=old.opset, profiles=ranges)
+            parts.append(write_segment(writer, segment, spec))
+        chain = replace(old, file=None, data=(), segments=tuple(parts), attention=attention)
+        kernels = write_kernels(writer, 32)
+        writer.write_manifest(replace(manifest, stages={**manifest.stages, STAGE: chain}, kernels=kernels))
 
 
 def weight_bytes(graph: Path) -> Mapping[str, int]:

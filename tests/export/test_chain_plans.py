@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from mapengine.export import build_engine
 from mapengine.export.attention_choice import KernelChoice
 from mapengine.export.build_options import PlanSettings
-from mapengine.export.chain_plans import segment_profiles
+from mapengine.export.chain_plans import kernel_architectures, segment_profiles
 from mapengine.export.kernel_twins import kernel_tolerance, with_twins
 from mapengine.export.parity_cases import golden_views
 from mapengine.runtime.backends.cuda.attention import needed_variants
@@ -29,7 +30,10 @@ needs_rtx = pytest.mark.skipif(
 
 
 @needs_rtx
-def test_a_chain_is_compiled_with_its_kernels(reference: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names", [("flash", "int8", "sparse:0.9"), ("int8-fp8", "sparse-int8:0.9", "sparse-int8-fp8:0.9")]
+)
+def test_a_chain_is_compiled_with_its_kernels(names: tuple[str, ...], reference: Any, tmp_path: Path) -> None:
     build_engine(
         reference("preset:tiny"),
         tmp_path / "engine",
@@ -37,13 +41,13 @@ def test_a_chain_is_compiled_with_its_kernels(reference: Any, tmp_path: Path) ->
         precision="fp16",
         views=(1, 2, 4),
         resolutions=[(56, 42)],
-        attention="flash@0/int8@2/sparse:0.9@4",
+        attention="/".join(f"{name}@{block}" for name, block in zip(names, (0, 2, 4), strict=True)),
         settings=PlanSettings(("8.9",)),
     )
     bundle = Bundle.open(tmp_path / "engine")
     stage = bundle.manifest.stages["aggregator"]
     assert stage.file is None
-    assert [entry.name for entry in stage.attention] == ["flash", "int8", "sparse:0.9"]
+    assert tuple(entry.name for entry in stage.attention) == names
     assert [entry.layer for entry in stage.attention] == [LAYER.format(block) for block in (0, 2, 4)]
     assert len(stage.segments) == 4
     assert stage.layers is not None
@@ -51,7 +55,8 @@ def test_a_chain_is_compiled_with_its_kernels(reference: Any, tmp_path: Path) ->
     variants = {name for entry in stage.attention for name in needed_variants(entry)}
     for variant in variants:
         codes = [code for code in bundle.manifest.kernels if code.variant == variant]
-        assert {(code.architecture, code.is_ptx) for code in codes} == {(80, False), (80, True), (89, False)}
+        wanted = {(89, False), (89, True)} if "fp8" in variant else {(80, False), (80, True), (89, False)}
+        assert {(code.architecture, code.is_ptx) for code in codes} == wanted
     named = {record.file for record in bundle.manifest.files()}
     assert {path.name for path in bundle.folder.iterdir()} == named | {"manifest.json"}
 
@@ -65,7 +70,16 @@ def test_a_chain_is_compiled_with_its_kernels(reference: Any, tmp_path: Path) ->
         ),
         ({"precision": "fp32"}, r"'flash' is in 16 bits; use the precision fp16 or bf16, or attention native"),
         ({"attention": "flash@1"}, r"block 1 of the aggregator"),
-        ({"attention": "flesh"}, r"'flesh' is no kernel; use flash, int8 or sparse:<threshold>, or auto, native"),
+        ({"attention": "flesh"}, r"'flesh' is no kernel; use flash, int8, int8-fp8, sparse:<threshold>, .* native"),
+        (
+            {"attention": "flash@0/int8-fp8@2", "settings": PlanSettings(("8.9", "8.6"))},
+            r"attention int8-fp8 needs compute capability 8.9 or newer, which has FP8, not 8.6; leave that target out, "
+            r"or use attention int8$",
+        ),
+        (
+            {"attention": "sparse-int8-fp8:0.9", "settings": PlanSettings(("8.0",))},
+            r"attention sparse-int8-fp8:0.9 needs .* not 8.0; .* or use attention sparse-int8:0.9$",
+        ),
     ],
 )
 def test_what_is_refused_before_anything_is_exported(
@@ -77,6 +91,21 @@ def test_what_is_refused_before_anything_is_exported(
     with pytest.raises(InputError, match=message):
         build_engine(reference("preset:tiny"), tmp_path / "engine", **given)
     assert not (tmp_path / "engine").exists()
+
+
+def test_kernels_with_fp8_are_compiled_for_the_gpus_of_a_range_that_have_it() -> None:
+    choices = [KernelChoice("flash"), KernelChoice("int8-fp8")]
+
+    def architectures(form: str, *values: int) -> tuple[int, ...]:
+        return kernel_architectures(SimpleNamespace(format=form, architectures=lambda: values), choices)  # type: ignore[arg-type]
+
+    assert architectures("plan") == (80, 86, 89, 120)  # TensorRT-RTX's default range
+    assert architectures("plan", 120) == (80, 89, 120)  # whose PTX serves later ones
+    assert architectures("onnx-cuda", 80, 86, 90) == (80, 86, 89, 90)
+    with pytest.raises(InputError, match=r"not 8.7; leave that target out"):
+        architectures("onnx-cuda", 80, 87)
+    with pytest.raises(InputError, match=r"not 8.6; leave that target out"):
+        architectures("plan", 86, 120)
 
 
 @needs_rtx

@@ -161,7 +161,12 @@ def test_heads_that_no_kernel_has(tiny_bundle: Path, half: Path) -> None:
         if node.op_type == "MultiHeadAttention":
             node.attributes["num_heads"] = ir.AttrInt64("num_heads", 4)
     with pytest.raises(ExportError, match=r"64 channels in 4 heads; kernels have heads of 32, 64, 128"):
-        mark_attention(model.graph, ["info_sharing.self_attention_blocks.0.attn"], KernelChoice("flash"), 1)
+        mark_attention(model.graph, {"info_sharing.self_attention_blocks.0.attn": KernelChoice("flash")}, 1)
+
+
+def test_a_layer_that_is_not_there(half: Path) -> None:
+    with pytest.raises(ExportError, match=r"blocks.7.attn: there is no attention that int8 could compute; export"):
+        mark_attention(ir.load(half).graph, {"info_sharing.self_attention_blocks.7.attn": KernelChoice("int8")}, 1)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +177,9 @@ def test_heads_that_no_kernel_has(tiny_bundle: Path, half: Path) -> None:
         ("matmul", AttentionChoice("matmul")),
         ("flash", AttentionChoice(kernels=((KernelChoice("flash"), None),))),
         ("sparse:0.75", AttentionChoice(kernels=((KernelChoice("sparse", 0.75), None),))),
+        ("int8-fp8", AttentionChoice(kernels=((KernelChoice("int8-fp8"), None),))),
+        ("sparse-int8:1@2", AttentionChoice(kernels=((KernelChoice("sparse-int8", 1.0), (2,)),))),
+        ("sparse-int8-fp8:0.5", AttentionChoice(kernels=((KernelChoice("sparse-int8-fp8", 0.5), None),))),
         (
             "int8@0,2/sparse:0.9@4",
             AttentionChoice(kernels=((KernelChoice("int8"), (0, 2)), (KernelChoice("sparse", 0.9), (4,)))),
@@ -182,9 +190,15 @@ def test_what_is_asked_for(text: str, wanted: AttentionChoice) -> None:
     assert AttentionChoice.parse(text) == wanted
 
 
-@pytest.mark.parametrize("text", ["", "flush", "flash:1", "sparse", "sparse:0", "sparse:1.5", "sparse:nan", "int8@0/x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "flush", "flash:1", "sparse", "sparse:0", "sparse:1.5", "sparse:nan", "int8@0/x"),
+        *("int8-fp8:0.5", "sparse-fp8:0.5", "sparse-int8", "sparse-int8:2", "sparse-int8-fp8:"),
+    ],
+)
 def test_what_is_no_kernel(text: str) -> None:
-    with pytest.raises(InputError, match=r"sparse:.*, or auto, native, mha, attention, matmul"):
+    with pytest.raises(InputError, match=r"sparse.*:.*, or auto, native, mha, attention, matmul"):
         AttentionChoice.parse(text)
 
 
@@ -205,5 +219,5 @@ def test_blocks_that_no_kernel_can_serve(text: str, message: str, tiny_bundle: P
 
 
 def test_a_choice_is_written_as_it_is_read() -> None:
-    for text in ("flash", "int8", "sparse:0.9"):
+    for text in ("flash", "int8", "int8-fp8", "sparse:0.9", "sparse-int8:1", "sparse-int8-fp8:0.75"):
         assert str(parse_choice(text)) == text

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ...errors import BundleNotFoundError, ProfileError
 from ...kernel_attention import (
+    KERNELS,
     KEY_BLOCK,
     LIST_SIZES,
     MINIMUM_SHARE,
@@ -26,6 +27,8 @@ from .compiled_kernel import CompiledKernel, choose_code
 from .driver import ALIGNMENT, Device
 
 _TYPES = {"float16": "fp16", "bfloat16": "bf16"}
+_STEMS = {name: "dense" if name == "flash" else name for name in KERNELS}
+"""What the names of compiled attention kernels begin with."""
 _LOG2_E = math.log2(math.e)
 
 
@@ -108,22 +111,9 @@ class AttentionKernels:
         def launch(variant: str, **arguments: int | float) -> None:
             self._kernels[variant].launch(stream, {**common, **arguments}, sizes)
 
-        if attention.kernel == "flash":
-            launch(f"dense-{end}")
-        elif attention.kernel == "int8":
-            launch(f"statistics-sum-{end}", x=key, out=memory["sums"])
-            scales = memory["query_scale"], memory["key_scale"]
-            launch(f"quantize-queries-{end}", x=query, sums=scales[0], out=memory["query"], scales=scales[0])
-            launch(f"quantize-keys-{end}", x=key, sums=memory["sums"], out=memory["key"], scales=scales[1])
-            launch(
-                f"int8-{end}",
-                query=memory["query"],
-                key=memory["key"],
-                query_scale=scales[0],
-                key_scale=scales[1],
-                value_scale=scales[0],  # not read: values are in 16 bits
-            )
-        else:
+        kind = attention.traits
+        prepared: dict[str, int | float] = {}  # what the attention itself takes in place of the common arguments
+        if kind.sparse:
             size = _list_size(length)  # refuse before anything is launched
             launch(f"pool-queries-{end}", x=query, out=memory["pooled_query"])
             launch(f"pool-keys-{end}", x=key, out=memory["pooled_key"])
@@ -141,8 +131,33 @@ class AttentionKernels:
                 minimum=math.ceil(MINIMUM_SHARE * key_blocks - 1e-6),
                 **lists,
             )
-            unused = dict.fromkeys(("query_scale", "key_scale", "value_scale"), memory["counts"])
-            launch(f"sparse-{end}", **lists, **unused)
+            # Scales that are not read are some address all the same.
+            prepared |= lists | dict.fromkeys(("query_scale", "key_scale", "value_scale"), memory["counts"])
+        if kind.int8:
+            scales = memory["query_scale"], memory["key_scale"]
+            launch(f"quantize-queries-{end}", x=query, sums=scales[0], out=memory["query"], scales=scales[0])
+            launch(f"statistics-sum-{end}", x=key, out=memory["sums"])
+            launch(f"quantize-keys-{end}", x=key, sums=memory["sums"], out=memory["key"], scales=scales[1])
+            prepared |= {
+                "query": memory["query"],  # (H, L, D)
+                "key": memory["key"],
+                "query_scale": scales[0],
+                "key_scale": scales[1],
+                "value_scale": scales[0],  # read with FP8 values only
+                "in_token": attention.head_dim,
+                "in_head": length * attention.head_dim,
+            }
+        if kind.fp8:
+            launch(f"statistics-maximum-{end}", x=common["value"], out=memory["maxima"])
+            launch(f"values-fp8-{end}", maxima=memory["maxima"], out=memory["value"], scales=memory["value_scale"])
+            pitch = _pitch(length)
+            prepared |= {
+                "value": memory["value"],  # (H, D, pitch): the stride of a "token" is that of a channel
+                "value_scale": memory["value_scale"],
+                "value_token": pitch,
+                "value_head": attention.head_dim * pitch,
+            }
+        launch(f"{_STEMS[attention.kernel]}-{end}", **prepared)
 
 
 def _list_size(length: int) -> int:
@@ -159,29 +174,40 @@ def _list_size(length: int) -> int:
 def needed_variants(attention: KernelAttention) -> tuple[str, ...]:
     """Names of the compiled kernels that an attention launches, for every length."""
     end = f"{_TYPES[attention.dtype]}-d{attention.head_dim}"
-    if attention.kernel == "flash":
-        return (f"dense-{end}",)
-    if attention.kernel == "int8":
-        return tuple(f"{name}-{end}" for name in ("statistics-sum", "quantize-queries", "quantize-keys", "int8"))
-    selections = (f"select-{size}-d{attention.head_dim}" for size in LIST_SIZES)
-    return (f"pool-queries-{end}", f"pool-keys-{end}", *selections, f"sparse-{end}")
+    kind = attention.traits
+    names: list[str] = []
+    if kind.sparse:
+        selections = (f"select-{size}-d{attention.head_dim}" for size in LIST_SIZES)
+        names += [f"pool-queries-{end}", f"pool-keys-{end}", *selections]
+    if kind.int8:
+        names += [f"{name}-{end}" for name in ("quantize-queries", "statistics-sum", "quantize-keys")]
+    if kind.fp8:
+        names += [f"statistics-maximum-{end}", f"values-fp8-{end}"]
+    return (*names, f"{_STEMS[attention.kernel]}-{end}")
 
 
 def _parts(attention: KernelAttention, length: int) -> dict[str, tuple[int, int]]:
     """Offset and bytes of each tensor in the workspace."""
     heads, dim = attention.num_heads, attention.head_dim
     queries, keys = -(-length // QUERY_BLOCK), -(-length // KEY_BLOCK)
+    kind = attention.traits
     sizes: dict[str, int] = {}
-    if attention.kernel == "int8":
-        sizes = {
+    if kind.int8:
+        sizes |= {
             "query": heads * length * dim,
             "key": heads * length * dim,
             "query_scale": 4 * heads * -(-length // QUERY_GROUP),
             "key_scale": 4 * heads * keys,
             "sums": 4 * heads * SPLITS * dim,
         }
-    elif attention.kernel == "sparse":
-        sizes = {
+    if kind.fp8:
+        sizes |= {
+            "value": heads * dim * _pitch(length),
+            "value_scale": 4 * heads * dim,
+            "maxima": 4 * heads * SPLITS * dim,
+        }
+    if kind.sparse:
+        sizes |= {
             "pooled_query": 4 * heads * queries * dim,
             "pooled_key": 4 * heads * keys * dim,
             "lists": 2 * heads * queries * keys,
@@ -191,6 +217,11 @@ def _parts(attention: KernelAttention, length: int) -> dict[str, tuple[int, int]
     for name, size in sizes.items():
         found[name] = _end(found), size
     return found
+
+
+def _pitch(length: int) -> int:
+    """Bytes from a channel to the next of transposed FP8 values: whole blocks of keys."""
+    return -(-length // KEY_BLOCK) * KEY_BLOCK
 
 
 def _end(parts: Mapping[str, tuple[int, int]]) -> int:

@@ -24,7 +24,15 @@ MAGIC = "stand-in kernel"
 SHARED_BYTES = 64 * 1024
 THREADS = 256
 SCRATCH_POINTERS = 2
-_TYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "i8": "int8", "i16": "int16", "i32": "int32"}
+_TYPES = {
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "fp32": "float32",
+    "i8": "int8",
+    "i16": "int16",
+    "i32": "int32",
+    "fp8e4nv": "float8_e4m3fn",
+}
 
 
 @dataclass
@@ -78,8 +86,6 @@ def write_kernels(writer: BundleWriter, head_dim: int, architecture: int = 89) -
     import_module = importlib.import_module
     codes = []
     for variant, _ in chosen([architecture], [head_dim]):
-        if "fp8" in variant.name:
-            continue
         function = getattr(import_module(f"mapengine.kernels.{variant.module}"), variant.function)
         types = {name: f"*{kind}" for name, kind in variant.pointers.items()} | dict.fromkeys(variant.floats, "fp32")
         names = [name for name in function.arg_names if name not in variant.constants]

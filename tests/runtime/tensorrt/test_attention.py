@@ -100,6 +100,11 @@ def values(length: int) -> np.ndarray:
     return np.random.default_rng(length).standard_normal((length, 3 * HEADS * DIM)).astype(np.float16)
 
 
+def split(qkv: np.ndarray) -> Any:
+    """(L, 3 * H * D) as PyTorch's queries, keys and values (1, L, H, D)."""
+    return torch.from_numpy(qkv).reshape(1, len(qkv), 3, HEADS, DIM).unbind(2)
+
+
 def exact(qkv: np.ndarray) -> np.ndarray:
     query, key, value = qkv.astype(np.float64).reshape(len(qkv), 3, HEADS, DIM).transpose(1, 2, 0, 3)
     scores = query @ key.transpose(0, 2, 1) / DIM**0.5
@@ -129,43 +134,65 @@ def test_flash_is_attention(
 
 
 @pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("length", [15, 137])
-def test_int8_is_its_plain_twin(
-    length: int, packed: bool, device: Device, codes: tuple[KernelCode, ...], tmp_path: Path
+@pytest.mark.parametrize("length", [1, 15, 64, 137])
+@pytest.mark.parametrize(("kernel", "error"), [("int8", 0.02), ("int8-fp8", 0.05)])
+def test_int8_is_what_triton_launches(
+    kernel: str,
+    error: float,
+    length: int,
+    packed: bool,
+    device: Device,
+    codes: tuple[KernelCode, ...],
+    tmp_path: Path,
 ) -> None:
-    from mapengine.kernels.int8 import int8_attention_reference
+    from mapengine.kernels.int8 import int8_attention
 
-    entry, qkv = layer("int8", packed=packed), values(length)
+    entry, qkv = layer(kernel, packed=packed), values(length)
     found = attend(device, AttentionKernels(device, tmp_path, codes, [entry]), entry, qkv, 8)
-    parts = torch.from_numpy(qkv).reshape(1, length, 3, HEADS, DIM).unbind(2)
-    np.testing.assert_allclose(found, int8_attention_reference(*parts).reshape(length, -1), atol=2e-3)
-    np.testing.assert_allclose(found, exact(qkv), atol=5e-2)
+    wanted = int8_attention(*split(qkv), fp8_values=entry.traits.fp8)
+    np.testing.assert_array_equal(found, wanted.reshape(length, -1))
+    # The bounds of the kernels' own tests.
+    difference = found - exact(qkv)
+    assert np.sqrt(np.square(difference).mean()) < error * np.sqrt(np.square(exact(qkv)).mean())
 
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(("length", "view_tokens"), [(15, 7), (457, 57), (641, 320)])
-def test_sparse_is_its_plain_twin(
-    length: int, view_tokens: int, packed: bool, device: Device, codes: tuple[KernelCode, ...], tmp_path: Path
+@pytest.mark.parametrize("kernel", ["sparse", "sparse-int8", "sparse-int8-fp8"])
+def test_sparse_is_what_triton_launches(
+    kernel: str,
+    length: int,
+    view_tokens: int,
+    packed: bool,
+    device: Device,
+    codes: tuple[KernelCode, ...],
+    tmp_path: Path,
 ) -> None:
     from mapengine.kernels.selection import Selection, select_reference
-    from mapengine.kernels.sparse import sparse_attention_reference
+    from mapengine.kernels.sparse import sparse_attention, sparse_attention_reference
 
-    entry, qkv = layer("sparse", 0.3, packed=packed), values(length)
+    entry, qkv = layer(kernel, 0.3, packed=packed), values(length)
     found = attend(device, AttentionKernels(device, tmp_path, codes, [entry]), entry, qkv, view_tokens)
-    parts = torch.from_numpy(qkv).reshape(1, length, 3, HEADS, DIM).unbind(2)
+    parts = split(qkv)
     choice = Selection(0.3, view_tokens=view_tokens, extra_tokens=1)
-    np.testing.assert_allclose(found, sparse_attention_reference(*parts, choice).reshape(length, -1), atol=2e-3)
+    wanted, _ = sparse_attention(*parts, choice, int8=entry.traits.int8, fp8_values=entry.traits.fp8)
+    np.testing.assert_array_equal(found, wanted.reshape(length, -1))
+    if kernel == "sparse":
+        np.testing.assert_allclose(found, sparse_attention_reference(*parts, choice).reshape(length, -1), atol=2e-3)
     if length > 600:
         assert not select_reference(parts[0], parts[1], choice).all()  # something was left out
 
 
-def test_sparse_with_threshold_1_is_flash_bit_by_bit(
-    device: Device, codes: tuple[KernelCode, ...], tmp_path: Path
+@pytest.mark.parametrize(
+    ("sparse", "dense"), [("sparse", "flash"), ("sparse-int8", "int8"), ("sparse-int8-fp8", "int8-fp8")]
+)
+def test_sparse_with_threshold_1_is_dense_bit_by_bit(
+    sparse: str, dense: str, device: Device, codes: tuple[KernelCode, ...], tmp_path: Path
 ) -> None:
-    entries = [layer("sparse", 1.0), layer("flash")]
+    entries = [layer(sparse, 1.0), layer(dense)]
     kernels = AttentionKernels(device, tmp_path, codes, entries)
-    sparse, flash = (attend(device, kernels, entry, values(300), 30) for entry in entries)
-    np.testing.assert_array_equal(sparse, flash)
+    found = [attend(device, kernels, entry, values(300), 30) for entry in entries]
+    np.testing.assert_array_equal(*found)
 
 
 def test_a_kernel_is_in_a_graph(
@@ -223,8 +250,11 @@ def test_a_file_that_is_gone_or_no_code(device: Device, codes: tuple[KernelCode,
         AttentionKernels(device, tmp_path, codes, [layer("flash")])
 
 
-def test_a_sequence_that_no_selection_takes(device: Device, codes: tuple[KernelCode, ...], tmp_path: Path) -> None:
-    entry = layer("sparse", 0.9)
+@pytest.mark.parametrize("kernel", ["sparse", "sparse-int8-fp8"])
+def test_a_sequence_that_no_selection_takes(
+    kernel: str, device: Device, codes: tuple[KernelCode, ...], tmp_path: Path
+) -> None:
+    entry = layer(kernel, 0.9)
     kernels = AttentionKernels(device, tmp_path, codes, [entry])
     addresses = dict.fromkeys(("qkv", "out"), 0)
     with pytest.raises(ProfileError, match=r"takes up to 131072 tokens, not 131073"):
@@ -233,5 +263,7 @@ def test_a_sequence_that_no_selection_takes(device: Device, codes: tuple[KernelC
 
 def test_every_kernel_that_is_launched_is_named_before(codes: tuple[KernelCode, ...]) -> None:
     known = {code.variant for code in codes}
-    for entry in (layer("flash"), layer("int8", dtype="bfloat16"), layer("sparse", 0.5)):
-        assert set(needed_variants(entry)) <= known
+    for name, kernel in kernel_attention.KERNELS.items():
+        for dtype in ("float16", "bfloat16"):
+            entry = layer(name, 0.5 if kernel.sparse else None, dtype=dtype)
+            assert set(needed_variants(entry)) <= known

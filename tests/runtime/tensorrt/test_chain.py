@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,23 +12,25 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mapengine.export.segments import Segment
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.cuda.plan_chain import Lifetime, place
-from mapengine.runtime.bundle import Bundle, write_bundle
+from mapengine.runtime.bundle import BundleWriter
 from mapengine.runtime.errors import BackendError, IntegrityError, ManifestError
 from mapengine.runtime.manifest import StageSpec
 
-from ...chain_graphs import cut, half_aggregator
+from ...chain_graphs import cut, half_aggregator, write_chain
 from ...interpreted_kernels import import_interpreted
 from ...random_views import mixed_views
 from .conftest import copy_bundle
 from .stand_in_driver import StandInDriver
-from .stand_in_kernels import write_kernels
 from .stand_in_tensorrt import StandInTensorRt, write_plan
 
 pytest.importorskip("triton")
 ATTENTION = "flash@0/int8@2/sparse:0.5@4"
 COUNTS = {"dense-fp16-d32": 1, "int8-fp16-d32": 1, "sparse-fp16-d32": 1}
+IN_8_BITS = "int8-fp8@0/sparse-int8:0.5@2/sparse-int8-fp8:0.5@4"
+COUNTS_IN_8_BITS = {"int8-fp8-fp16-d32": 1, "sparse-int8-fp16-d32": 1, "sparse-int8-fp8-fp16-d32": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -40,39 +41,37 @@ def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def chains(tiny_bundle: Path, plan_bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The bundles of plans, with the aggregator as a chain; and as one plan of the same graph in half precision."""
+    """The bundles of plans, with the aggregator as a chain."""
+    return _make_chains(ATTENTION, tiny_bundle, plan_bundles, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def chains_in_8_bits(tiny_bundle: Path, plan_bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same with the kernels that compute most in 8 bits."""
+    return _make_chains(IN_8_BITS, tiny_bundle, plan_bundles, tmp_path_factory)
+
+
+def _make_chains(
+    kernels_of_blocks: str,
+    tiny_bundle: Path,
+    plan_bundles: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Path]:
     import_interpreted()
     graphs = tmp_path_factory.mktemp("chain-graphs")
     half = half_aggregator(tiny_bundle, graphs)
-    segments, attention = cut(tiny_bundle, half, graphs, ATTENTION)
+    segments, attention = cut(tiny_bundle, half, graphs, kernels_of_blocks)
     found = {}
     for name, source in plan_bundles.items():
-        folder = tmp_path_factory.mktemp("chains") / name
-        manifest = Bundle.open(source, verify=False).manifest
-        old = manifest.stages["aggregator"]
-        with write_bundle(folder) as writer:
-            for file in source.iterdir():
-                if file.name not in ("manifest.json", "aggregator.plan"):
-                    shutil.copyfile(file, writer.folder / file.name)
-            parts = []
-            for segment in segments:
-                tensors = (*segment.inputs, *segment.outputs)
-                ranges = _ranges(old.profiles, tensors)
-                spec = StageSpec(None, segment.inputs, segment.outputs, profiles=ranges)
-                plan = writer.folder / f"{segment.path.stem}.plan"
-                write_plan(plan, segment.path, {**spec.to_json(), "profiles": _json(ranges)}, 64)
-                parts.append(replace(spec, file=writer.record(plan.name)))
-            chain = replace(old, file=None, segments=tuple(parts), attention=attention)
-            kernels = write_kernels(writer, 32)
-            writer.write_manifest(replace(manifest, stages={**manifest.stages, "aggregator": chain}, kernels=kernels))
-        found[name] = folder
+        found[name] = tmp_path_factory.mktemp("chains") / name
+        write_chain(source, found[name], segments, attention, _write_segment)
     return found
 
 
-def _ranges(profiles: Any, tensors: Any) -> Any:
-    from mapengine.export.chain_plans import segment_profiles
-
-    return segment_profiles(profiles, tensors, 1)
+def _write_segment(writer: BundleWriter, segment: Segment, spec: StageSpec) -> StageSpec:
+    plan = writer.folder / f"{segment.path.stem}.plan"
+    write_plan(plan, segment.path, {**spec.to_json(), "profiles": _json(spec.profiles)}, 64)
+    return replace(spec, file=writer.record(plan.name))
 
 
 def _json(ranges: Any) -> Any:
@@ -105,6 +104,16 @@ def test_a_chain_is_the_network(
     assert_near(load().predict(views), small.predict(views))
     assert {name: driver.kernels[name] for name in COUNTS} == COUNTS
     assert [library.enqueued[f"aggregator_{index}"] for index in range(4)] == [1, 1, 1, 1]
+
+
+def test_a_chain_with_attention_in_8_bits_is_the_network(
+    chains_in_8_bits: dict[str, Path], library: StandInTensorRt, driver: StandInDriver, small: Engine, tmp_path: Path
+) -> None:
+    bundle = copy_bundle(chains_in_8_bits[library.name], tmp_path / "in-8-bits")
+    engine = Engine.load(bundle, library.name, verify=False)
+    for count in (1, 3, 1):
+        assert_near(engine.predict(mixed_views(count)), small.predict(mixed_views(count)))
+    assert {name: driver.kernels[name] // 3 for name in COUNTS_IN_8_BITS} == COUNTS_IN_8_BITS
 
 
 def test_from_its_second_run_on_a_chain_is_one_graph(
@@ -180,6 +189,9 @@ def _aggregator(document: Any) -> Any:
         (lambda d: _aggregator(d)["attention"][0].update(query="x"), "reads 'x', which nothing before it gives"),
         (lambda d: _aggregator(d)["attention"][0].update(out="x"), "whose result no segment reads"),
         (lambda d: _aggregator(d)["attention"][0].update(threshold=0.5), "and null otherwise"),
+        (lambda d: _aggregator(d)["attention"][1].update(kernel="sparse-int8"), "share above 0 .* for a sparse kernel"),
+        (lambda d: _aggregator(d)["attention"][2].update(kernel="int8-fp8"), "and null otherwise"),
+        (lambda d: _aggregator(d)["attention"][1].update(kernel="fp8"), "kernel"),
         (lambda d: _aggregator(d).update(file="a.plan", sha256="a" * 64, bytes=1), "must be null"),
         (lambda d: d["kernels"][0]["arguments"][0].update(type="*f8"), "type"),
         (lambda d: d["kernels"][0]["grid"].pop(), "must have two sides"),
