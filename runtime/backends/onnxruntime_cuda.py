@@ -73,6 +73,7 @@ class OnnxRuntimeCudaBackend:
                 f"the installed onnxruntime {self.version} is for processors only; run: pip uninstall onnxruntime, "
                 f"then pip install 'mapengine[{_EXTRA}]'"
             )
+        self._library.set_default_logger_severity(3)  # it warns of each binding that no plug-in is registered
         with contextlib.suppress(Exception):  # libraries that are where the system finds them need no help
             self._library.preload_dlls()
         self._device = open_device()
@@ -101,6 +102,8 @@ class OnnxRuntimeCudaBackend:
         library = self._library
         options = library.SessionOptions()
         options.log_severity_level = 3
+        # Nothing is allocated in the second run of a shape, which is recorded: a pattern would be, after the first.
+        options.enable_mem_pattern = False
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # the processor only enqueues
         provider = {
             "device_id": "0",
@@ -127,7 +130,7 @@ class OnnxRuntimeCudaBackend:
 class _Graph:
     """A loaded graph; see :class:`.cuda.stage.DeviceStage`."""
 
-    captures_graphs = False
+    recordable = True
 
     def __init__(self, library: Any, session: Any, name: str, spec: StageSpec) -> None:
         self.name = name

@@ -41,9 +41,9 @@ class PlanChain:
         self.carried = {name: tensor for name, tensor in known.items() if name not in self.tensors}
 
     @property
-    def captures_graphs(self) -> bool:
-        """Whether the library makes CUDA graphs of its own launches, so that nobody else may record them."""
-        return any(plan.captures_graphs for plan in self.plans)
+    def recordable(self) -> bool:
+        """Whether all of it may be recorded into one CUDA graph."""
+        return all(plan.recordable for plan in self.plans)
 
     def profile_for(self, axes: Mapping[str, int]) -> int:
         """Number of the optimisation profile of the first segment; see :class:`.stage.DeviceStage`."""

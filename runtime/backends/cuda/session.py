@@ -102,7 +102,7 @@ class _Launch:
 
     def run(self, stream: Stream) -> None:
         """Put the stage into the queue: as a graph from its second run on, where that can be recorded."""
-        if self._runs == 1 and not self._plan.captures_graphs:
+        if self._runs == 1 and self._plan.recordable:
             self._graph = self._record(stream)
         self._runs += 1
         if self._graph is not None:

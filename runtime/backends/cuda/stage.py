@@ -33,8 +33,8 @@ class DeviceStage(Protocol):
     tensors: dict[str, TensorSpec]
 
     @property
-    def captures_graphs(self) -> bool:
-        """Whether the library makes CUDA graphs of its own launches, so that nobody else may record them."""
+    def recordable(self) -> bool:
+        """Whether what a context launches may be recorded into a CUDA graph, from its second run on."""
         ...
 
     def profile_for(self, axes: Mapping[str, int]) -> int:

@@ -132,9 +132,9 @@ class Plan:
             raise self.failed("it cannot be launched")
 
     @property
-    def captures_graphs(self) -> bool:
-        """Whether the library makes CUDA graphs of its own launches, so that nobody else may record them."""
-        return self._flavour.captures_graphs
+    def recordable(self) -> bool:
+        """Whether launches may be recorded; not where the library makes CUDA graphs of them itself."""
+        return not self._flavour.captures_graphs
 
     def failed(self, what: str) -> BackendError:
         """The error for a refusal of the library, with the library's own words."""
