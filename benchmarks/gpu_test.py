@@ -73,7 +73,7 @@ def checks(engine: Engine, model: Any) -> dict[str, Callable[[], float]]:
 
     def mixed() -> Views:
         given = views(most)
-        return [full if i % 2 else bare for i, (full, bare) in enumerate(zip(given, views(most, False), strict=True))]
+        return [bare if i % 2 else full for i, (full, bare) in enumerate(zip(given, views(most, False), strict=True))]
 
     def threads() -> float:
         jobs: Sequence[Views] = [views(2), views(3), views(2, False), mixed()] * 2

@@ -34,6 +34,10 @@ _TYPE_NAMES = {
     "bfloat16": "tensor(bfloat16)",
     "int64": "tensor(int64)",
 }
+_FATAL = 4
+"""Least severity that is logged. What fails is raised, too; what is logged besides, as an error, is each algorithm of
+cuDNN that does not fit a convolution, before one is found that does."""
+
 _OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "cudaerrormemoryallocation")
 
 
@@ -73,7 +77,7 @@ class OnnxRuntimeCudaBackend:
                 f"the installed onnxruntime {self.version} is for processors only; run: pip uninstall onnxruntime, "
                 f"then pip install 'mapengine[{_EXTRA}]'"
             )
-        self._library.set_default_logger_severity(3)  # it warns of each binding that no plug-in is registered
+        self._library.set_default_logger_severity(_FATAL)
         with contextlib.suppress(Exception):  # libraries that are where the system finds them need no help
             self._library.preload_dlls()
         self._device = open_device()
@@ -86,7 +90,7 @@ class OnnxRuntimeCudaBackend:
     def open_pipeline(self, bundle: Bundle, chunks: ChunkSizes) -> DevicePipeline:
         """See :class:`.base.Backend`."""
         with self._device.current():
-            stream = self._device.stream()
+            stream = self._device.lasting_stream()
             stages: dict[str, DeviceStage] = {}
             for name, spec in bundle.manifest.stages.items():
                 if not spec.segments:
@@ -101,9 +105,7 @@ class OnnxRuntimeCudaBackend:
         assert spec.file is not None
         library = self._library
         options = library.SessionOptions()
-        options.log_severity_level = 3
-        # Nothing is allocated in the second run of a shape, which is recorded: a pattern would be, after the first.
-        options.enable_mem_pattern = False
+        options.log_severity_level = _FATAL
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # the processor only enqueues
         provider = {
             "device_id": "0",
@@ -130,7 +132,9 @@ class OnnxRuntimeCudaBackend:
 class _Graph:
     """A loaded graph; see :class:`.cuda.stage.DeviceStage`."""
 
-    recordable = True
+    recordable = False
+    """Runs allocate from the library's own memory, also later ones of a shape (1.31 on an H200), and a recording in which
+    something is allocated is void."""
 
     def __init__(self, library: Any, session: Any, name: str, spec: StageSpec) -> None:
         self.name = name

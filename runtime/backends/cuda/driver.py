@@ -57,6 +57,8 @@ class Device:
             ) from error
         self._driver: Any = driver
         self._failure: str | None = None
+        self._opening = threading.Lock()
+        self._lasting: Stream | None = None
         try:
             self._open(ordinal)
         except BackendError as error:
@@ -137,6 +139,13 @@ class Device:
     def stream(self) -> Stream:
         """A queue of work."""
         return Stream(self)
+
+    def lasting_stream(self) -> Stream:
+        """The one stream of this process for libraries that are tied to a stream, and may outlive who opened them."""
+        with self._opening:
+            if self._lasting is None:
+                self._lasting = self.stream()
+        return self._lasting
 
     def event(self) -> Event:
         """A mark in a stream."""

@@ -49,16 +49,14 @@ class DevicePipeline(StagePipeline):
         """Use loaded stages.
 
         Args:
-            plans: keyed by stage, this object's from here on.
+            plans: keyed by stage.
             chunks: the most views that their profiles take at once.
             caches: of what the library compiles.
-            stream: the one that the stages always run in, this object's from here on; None where any will do.
+            stream: the one that the stages always run in; None where any will do.
         """
         self.chunks = chunks
         self._device = device
         self._sessions = _Sessions(device, plans, caches, stream)
-        if stream is not None:
-            weakref.finalize(self, _free, device, stream)  # after those that are registered later
         # Also at the end of the process, as long as the libraries still work.
         self.close = weakref.finalize(self, self._sessions.close)
         """Give the GPU's memory back, after the last call. It happens by itself when the object goes away."""
@@ -256,11 +254,6 @@ class _Sessions:
             sessions, self._idle = self._idle, []
         for session in sessions:
             session.close()
-
-
-def _free(device: Device, stream: Stream) -> None:
-    with contextlib.suppress(Exception), device.current():
-        stream.free()
 
 
 def _of_sample(view: ViewGeometry | None, sample: int) -> ViewGeometry | None:
