@@ -76,7 +76,7 @@ class TorchSubject:
         raw, names = raw_views(list(files))
         views = preprocess_inputs(raw, resize_mode="fixed_size", size=size, norm_type=self._network.data_norm_type)
         loaded = time.perf_counter()
-        clock = StageClock()
+        clock = StageClock(torch.cuda.synchronize if self._device.type == "cuda" else None)
         autocast = torch.autocast("cpu", _AMP[self._amp]) if self._amp and self._device.type == "cpu" else None
         with autocast or contextlib.nullcontext():
             found = self._network.infer(

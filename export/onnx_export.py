@@ -61,6 +61,7 @@ def export_stages(
     mha_layers: Collection[str] = (),
     metadata: Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
+    stages: Collection[str] | None = None,
 ) -> list[ExportedStage]:
     """Write ``<stage>.onnx`` (and ``<stage>.onnx.data`` for large weights) for every stage.
 
@@ -71,6 +72,7 @@ def export_stages(
         mha_layers: names of attention modules that are ``mha`` whatever ``attention`` says.
         metadata: stored in every file as model metadata; the stage name is added.
         progress: called with the name of each stage before it is traced.
+        stages: names of those to write; all if not given.
 
     Returns:
         One record per stage, in running order.
@@ -82,6 +84,8 @@ def export_stages(
     written = []
     with _attention_form(network, form, mha_layers), _quiet():
         for stage in make_stages(network).values():
+            if stages is not None and stage.name not in stages:
+                continue
             if progress is not None:
                 progress(stage.name)
             written.append(_export_stage(stage, folder, opset, {**(metadata or {}), "mapengine.stage": stage.name}))

@@ -49,5 +49,7 @@ def save_model(model: ir.Model, path: Path) -> Path | None:
     tensors = (value.const_value for value in model.graph.initializers.values())
     large = sum(tensor.nbytes for tensor in tensors if tensor is not None) > EMBED_LIMIT
     data_path = path.with_name(f"{path.name}.data") if large else None
+    if not large:  # those that lie beside another file would be left there
+        ir.external_data.load_to_model(model)
     ir.save(model, path, external_data=data_path.name if data_path else None)
     return data_path

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..bundle import Bundle
 from ..errors import BackendError, BackendUnavailableError, ManifestError
+from ..kernel_attention import KernelCode
 from ..manifest import StageSpec
 from ..pipeline import ChunkSizes
 from .base import one_line
@@ -89,19 +91,30 @@ class OnnxRuntimeCudaBackend:
 
     def open_pipeline(self, bundle: Bundle, chunks: ChunkSizes) -> DevicePipeline:
         """See :class:`.base.Backend`."""
+        manifest = bundle.manifest
         with self._device.current():
-            stream = self._device.lasting_stream()
-            stages: dict[str, DeviceStage] = {}
-            for name, spec in bundle.manifest.stages.items():
-                if not spec.segments:
-                    stages[name] = self._load(name, bundle, spec, stream)
-                    continue
-                parts = [self._load(f"{name}_{i}", bundle, part, stream) for i, part in enumerate(spec.segments)]
-                kernels = AttentionKernels(self._device, bundle.folder, bundle.manifest.kernels, spec.attention)
-                stages[name] = PlanChain(name, spec, parts, kernels)
-        return DevicePipeline(self._device, stages, chunks, stream=stream)
+            stages = {
+                name: self.load_stage(name, bundle.folder, spec, manifest.kernels)
+                for name, spec in manifest.stages.items()
+            }
+        return DevicePipeline(self._device, stages, chunks, stream=self._device.lasting_stream())
 
-    def _load(self, name: str, bundle: Bundle, spec: StageSpec, stream: Stream) -> _Graph:
+    def load_stage(self, name: str, folder: Path, spec: StageSpec, kernels: Iterable[KernelCode]) -> DeviceStage:
+        """Load a stage, with the GPU current; it runs in the device's lasting stream.
+
+        Args:
+            name: of the stage. folder: of the bundle. spec: of the stage. kernels: that the bundle has.
+
+        Raises:
+            BackendError: the library refuses a file. DeviceError: the bundle has no kernel for this GPU.
+        """
+        stream = self._device.lasting_stream()
+        if not spec.segments:
+            return self._load(name, folder, spec, stream)
+        parts = [self._load(f"{name}_{index}", folder, part, stream) for index, part in enumerate(spec.segments)]
+        return PlanChain(name, spec, parts, AttentionKernels(self._device, folder, kernels, spec.attention))
+
+    def _load(self, name: str, folder: Path, spec: StageSpec, stream: Stream) -> _Graph:
         assert spec.file is not None
         library = self._library
         options = library.SessionOptions()
@@ -117,34 +130,33 @@ class OnnxRuntimeCudaBackend:
         }
         try:
             session = library.InferenceSession(
-                str(bundle.folder / spec.file.file), options, providers=[(PROVIDER, provider), "CPUExecutionProvider"]
+                str(folder / spec.file.file), options, providers=[(PROVIDER, provider), "CPUExecutionProvider"]
             )
         except Exception as error:  # the library raises a dozen private types
             raise _refusal(f"onnxruntime {self.version} cannot load the stage {name}", error) from error
+        stream.synchronize()  # what the library copies for it is done, should the session go at once
         if PROVIDER not in session.get_providers():  # it says so on stderr and takes the processor instead
             raise BackendUnavailableError(
                 f"onnxruntime {self.version} cannot load its CUDA libraries; install CUDA and cuDNN as it needs them: "
                 f"pip install 'mapengine[{_EXTRA}]'"
             )
-        return _Graph(library, session, name, spec)
+        return _Graph(session, name, spec)
 
 
 class _Graph:
     """A loaded graph; see :class:`.cuda.stage.DeviceStage`."""
 
     recordable = False
-    """Runs allocate from the library's own memory, also later ones of a shape (1.31 on an H200), and a recording in which
-    something is allocated is void."""
+    """A run ends by waiting for the GPU, and has to. Without that, what it holds of the host's memory is given back only
+    with its session, in a callback in which CUDA allows no call, and the process ends (1.31.1 on an H200)."""
 
-    def __init__(self, library: Any, session: Any, name: str, spec: StageSpec) -> None:
+    def __init__(self, session: Any, name: str, spec: StageSpec) -> None:
         self.name = name
         self.spec = spec
         self.inputs = {tensor.name: tensor for tensor in spec.inputs}
         self.outputs = {tensor.name: tensor for tensor in spec.outputs}
         self.tensors = self.inputs | self.outputs
         self._session = session
-        self._options = library.RunOptions()
-        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         # The library's memory for intermediate tensors is shared by all calls, which are in order only in the stream.
         self._running = threading.Lock()
         self._check_tensors()
@@ -159,10 +171,10 @@ class _Graph:
         return _Binding(self, axes), 0
 
     def enqueue(self, context: _Binding, stream: int) -> None:
-        """Put the graph into the stream that the session was made with."""
+        """Run the graph in the stream that the session was made with."""
         try:
             with self._running:
-                self._session.run_with_iobinding(context.binding, self._options)
+                self._session.run_with_iobinding(context.binding)
         except Exception as error:
             raise _refusal(f"onnxruntime failed in the stage {self.name}", error) from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..engine import Engine
@@ -14,12 +14,16 @@ from ..scene import Scene
 class StageClock:
     """Progress of a call, as seconds by stage: what passed since the stage before it reported last."""
 
-    def __init__(self) -> None:
+    def __init__(self, wait: Callable[[], None] | None = None) -> None:
+        """``wait`` returns when what a stage queued is done, where it only queues."""
+        self._wait = wait
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Called by ``infer``."""
+        if self._wait is not None:
+            self._wait()
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
         self._last = now

@@ -53,19 +53,8 @@ class StandInOnnxRuntime:
     def set_default_logger_severity(self, level: int) -> None:
         assert level == 4
 
-    def RunOptions(self) -> RunOptions:
-        return RunOptions()
-
     def InferenceSession(self, path: str, options: Any, providers: Sequence[Any]) -> InferenceSession:
         return InferenceSession(self, path, options, providers)
-
-
-class RunOptions:
-    def __init__(self) -> None:
-        self.entries: dict[str, str] = {}
-
-    def add_run_config_entry(self, key: str, value: str) -> None:
-        self.entries[key] = value
 
 
 class InferenceSession:
@@ -94,13 +83,10 @@ class InferenceSession:
     def io_binding(self) -> IOBinding:
         return IOBinding()
 
-    def run_with_iobinding(self, binding: IOBinding, options: RunOptions) -> None:
+    def run_with_iobinding(self, binding: IOBinding) -> None:
         driver = self._library.driver
         if self._library.refuse is not None:
             raise RuntimeError(self._library.refuse)
-        if options.entries.get("disable_synchronize_execution_providers") != "1":
-            driver._stream(self._stream)  # it exists
-            driver.cuStreamSynchronize(self._stream)
         if not self._inside.acquire(blocking=False):
             driver.mistake(f"{self._name}: two threads use the memory of one session at once")
             return
@@ -110,8 +96,9 @@ class InferenceSession:
             if missing:
                 raise RuntimeError(f"Missing Input: {sorted(missing)}")
             if driver.is_capturing(self._stream):
-                driver.mistake(f"{self._name}: memory is allocated in a recording")
+                driver.mistake(f"{self._name}: a run waits in a recording")
             driver.enqueue(self._stream, lambda: self._compute(inputs, outputs))
+            driver.cuStreamSynchronize(self._stream)
         finally:
             self._inside.release()
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mapengine.export.plan_bundle import compile_engine
+from mapengine.export.segments import Segment
 from mapengine.runtime import Engine
 from mapengine.runtime.backends import onnxruntime_cuda, registry
 from mapengine.runtime.backends.cuda import driver as cuda
-from mapengine.runtime.bundle import Bundle
+from mapengine.runtime.bundle import Bundle, BundleWriter
 from mapengine.runtime.errors import BackendError, BackendUnavailableError, ManifestError, VersionError
+from mapengine.runtime.manifest import StageSpec
 from mapengine.runtime.pipeline import ChunkSizes
+from mapengine.runtime.views import prepare_views
 
+from ...chain_graphs import cut, half_aggregator, write_chain
+from ...interpreted_kernels import import_interpreted
 from ...random_views import assert_close, mixed_views, random_views
 from .conftest import copy_bundle
 from .requests import MakeDriver, forward, given_views
 from .stand_in_driver import StandInDriver
 from .stand_in_onnxruntime import StandInOnnxRuntime
+from .test_chain import assert_near
 from .test_plans import change_manifest
 
 NAME = "onnxruntime-cuda"
@@ -100,7 +108,8 @@ def test_any_request_gives_the_numbers_of_the_host(
         assert_close(forward(engine, views, chunks), expected)
     del engine
     gc.collect()
-    assert (driver.blocks, driver.pinned, driver.handles) == ({}, {}, {})
+    assert (driver.blocks, driver.pinned) == ({}, {})
+    assert len(driver.handles) == 1  # the process's stream, which libraries may outlive an engine in
 
 
 def test_shapes_in_turn(engine: Engine, small: Engine) -> None:
@@ -133,22 +142,17 @@ def test_threads_share_the_stream_and_not_the_recording(
 def test_streams_of_one_thread_may_interleave(engine: Engine, small: Engine) -> None:
     views = random_views(3)
     expected = forward(small, views)
-    from mapengine.runtime.views import prepare_views
-
     one, two = (engine._pipeline.stream(prepare_views(views)) for _ in range(2))
     for number, (first, second) in enumerate(zip(one, two, strict=True)):
         assert_close([first], expected[number : number + 1])
         assert_close([second], expected[number : number + 1])
 
 
-def test_from_the_second_run_on_a_stage_is_a_graph(
-    engine: Engine, library: StandInOnnxRuntime, driver: StandInDriver
-) -> None:
-    views = mixed_views(3)
+def test_runs_are_not_recorded(engine: Engine, library: StandInOnnxRuntime, driver: StandInDriver) -> None:
     for _ in range(3):
-        engine.predict(views)
+        engine.predict(mixed_views(3))
     assert library.enqueued["aggregator"] == 3
-    assert driver.launches > 0
+    assert (driver.launches, driver.calls.get("cuStreamBeginCapture", 0)) == (0, 0)
 
 
 def test_a_refusal_has_the_librarys_words(engine: Engine, library: StandInOnnxRuntime, small: Engine) -> None:
@@ -195,3 +199,39 @@ def test_it_is_available_where_a_gpu_and_the_package_are(monkeypatch: pytest.Mon
     monkeypatch.setattr(cuda, "driver_problem", lambda: "no driver")
     monkeypatch.setattr(registry, "has_cuda", lambda: True)
     assert NAME not in registry.available_backends()
+
+
+@pytest.fixture(scope="module")
+def chain_bundle(tiny_bundle: Path, cuda_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the aggregator in half precision, as graphs with our kernels between them."""
+    pytest.importorskip("triton")
+    import_interpreted()
+    graphs = tmp_path_factory.mktemp("graphs")
+    segments, attention = cut(tiny_bundle, half_aggregator(tiny_bundle, graphs), graphs, "flash@0/int8@2/sparse:0.5@4")
+
+    def write_segment(writer: BundleWriter, segment: Segment, spec: StageSpec) -> StageSpec:
+        shutil.copyfile(segment.path, writer.folder / segment.path.name)
+        return replace(spec, file=writer.record(segment.path.name))
+
+    folder = tmp_path_factory.mktemp("chain") / "bundle"
+    write_chain(cuda_bundle, folder, segments, attention, write_segment)
+    return folder
+
+
+@pytest.mark.parametrize("schedule", ["lazy", "eager", 1])
+def test_a_chain_is_the_network(
+    schedule: str | int,
+    chain_bundle: Path,
+    small: Engine,
+    make_driver: MakeDriver,
+    make_library: MakeLibrary,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    driver = make_driver(schedule)
+    library = make_library(driver)
+    engine = Engine.load(chain_bundle, NAME, verify=False)
+    for count in (3, 2, 3, 3):
+        assert_near(engine.predict(mixed_views(count)), small.predict(mixed_views(count)))
+    assert [library.enqueued[f"aggregator_{index}"] for index in range(4)] == [4, 4, 4, 4]
+    assert driver.kernels["int8-fp16-d32"] == 4
