@@ -28,7 +28,7 @@ PROFILE    ?=
 WORKERS    ?= 2
 PYTEST     ?=
 
-GPU_OPTIONAL = $(if $(filter tensorrt%,$(BACKEND)),--device optional)
+GPU_OPTIONAL = $(if $(filter tensorrt% onnxruntime-cuda,$(BACKEND)),--device optional)
 
 BIN        := .venv/bin
 STAMP      := .venv/.installed
@@ -75,7 +75,7 @@ profile: $(STAMP)  ## Time the bundle OUT beside PyTorch, from files to a scene 
 	@test -f "$(OUT)/manifest.json" || $(MAKE) engine
 	$(BIN)/mapengine profile "$(OUT)" $(PROFILE) --json build/profile.json --markdown build/profile.md --plot build/profile.png
 
-gpu-test: $(STAMP)  ## Compare every installed TensorRT with PyTorch on this machine's GPU, and write benchmarks/results/gpu_test.json
+gpu-test: $(STAMP)  ## Compare every installed GPU backend with PyTorch on this machine's GPU, and write benchmarks/results/gpu_test.json
 	$(BIN)/python benchmarks/gpu_test.py --model "$(MODEL)" --json benchmarks/results/gpu_test.json
 
 test: $(STAMP)  ## Run the tests (PYTEST="-k name" passes options on, WORKERS=n runs n at a time)

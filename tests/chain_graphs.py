@@ -19,7 +19,7 @@ from mapengine.export.precision.weights import save_model
 from mapengine.export.segments import Segment, cut_stage
 from mapengine.runtime.bundle import Bundle, BundleWriter, write_bundle
 from mapengine.runtime.kernel_attention import KernelAttention
-from mapengine.runtime.manifest import StageSpec
+from mapengine.runtime.manifest import ReducedPrecision, StageSpec
 
 from .runtime.tensorrt.stand_in_kernels import write_kernels
 
@@ -28,12 +28,37 @@ STAGE = "aggregator"
 
 def half_aggregator(source: Path, folder: Path) -> Path:
     """The stage in float16, written into ``folder``."""
-    bundle = Bundle.open(source, verify=False)
-    paths = {name: bundle.stage_path(name) for name in bundle.manifest.stages}
-    ranges = measure_ranges(paths, parity_cases("dinov2"), data_norm_type="dinov2")
+    paths, ranges = _measured(source)
     target = folder / f"{STAGE}.onnx"
     lower_precision(paths[STAGE], target, stage=STAGE, precision="fp16", ranges=ranges[STAGE])
     return target
+
+
+def half_bundle(source: Path, folder: Path) -> Path:
+    """The bundle in float16."""
+    paths, ranges = _measured(source)
+    bundle = Bundle.open(source, verify=False)
+    with write_bundle(folder) as writer:
+        stages = {}
+        for name, path in paths.items():
+            target = writer.folder / path.name
+            stage = lower_precision(path, target, stage=name, precision="fp16", ranges=ranges[name])
+            file = writer.record(target.name)
+            spec = bundle.manifest.stages[name]
+            stages[name] = replace(spec, file=file, inputs=stage.inputs, outputs=stage.outputs, opset=stage.opset)
+        golden = replace(bundle.manifest.golden, file=writer.golden(bundle.golden()))
+        reduced = ReducedPrecision()
+        changed = replace(
+            bundle.manifest, precision="fp16", reduced_precision=reduced, stages=stages, golden=golden, parity=None
+        )
+        writer.write_manifest(changed)
+    return folder
+
+
+def _measured(source: Path) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
+    bundle = Bundle.open(source, verify=False)
+    paths = {name: bundle.stage_path(name) for name in bundle.manifest.stages}
+    return paths, measure_ranges(paths, parity_cases("dinov2"), data_norm_type="dinov2")
 
 
 def mark(source: Path, graph: Path, target: Path, attention: str) -> Path:

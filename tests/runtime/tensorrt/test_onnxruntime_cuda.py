@@ -26,7 +26,7 @@ from mapengine.runtime.manifest import StageSpec
 from mapengine.runtime.pipeline import ChunkSizes
 from mapengine.runtime.views import prepare_views
 
-from ...chain_graphs import cut, half_aggregator, write_chain
+from ...chain_graphs import cut, half_bundle, write_chain
 from ...interpreted_kernels import import_interpreted
 from ...random_views import assert_close, mixed_views, random_views
 from .conftest import copy_bundle
@@ -202,19 +202,35 @@ def test_it_is_available_where_a_gpu_and_the_package_are(monkeypatch: pytest.Mon
 
 
 @pytest.fixture(scope="module")
-def chain_bundle(tiny_bundle: Path, cuda_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with the aggregator in half precision, as graphs with our kernels between them."""
+def half_bundles(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same in half precision, for processors and for a GPU."""
+    folder = tmp_path_factory.mktemp("half")
+    source = half_bundle(tiny_bundle, folder / "source")
+    compile_engine(source, folder / "bundle", backend=NAME, attention="native")
+    return source, folder / "bundle"
+
+
+def test_half_precision(library: StandInOnnxRuntime, half_bundles: tuple[Path, Path], small: Engine) -> None:
+    engine = Engine.load(half_bundles[1], NAME, verify=False)
+    for count in (1, 3, 2, 3):
+        assert_near(engine.predict(mixed_views(count)), small.predict(mixed_views(count)))
+
+
+@pytest.fixture(scope="module")
+def chain_bundle(half_bundles: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the aggregator as graphs with our kernels between them."""
     pytest.importorskip("triton")
     import_interpreted()
+    source, bundle = half_bundles
     graphs = tmp_path_factory.mktemp("graphs")
-    segments, attention = cut(tiny_bundle, half_aggregator(tiny_bundle, graphs), graphs, "flash@0/int8@2/sparse:0.5@4")
+    segments, attention = cut(source, source / "aggregator.onnx", graphs, "flash@0/int8@2/sparse:0.5@4")
 
     def write_segment(writer: BundleWriter, segment: Segment, spec: StageSpec) -> StageSpec:
         shutil.copyfile(segment.path, writer.folder / segment.path.name)
         return replace(spec, file=writer.record(segment.path.name))
 
     folder = tmp_path_factory.mktemp("chain") / "bundle"
-    write_chain(cuda_bundle, folder, segments, attention, write_segment)
+    write_chain(bundle, folder, segments, attention, write_segment)
     return folder
 
 
