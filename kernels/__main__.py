@@ -18,7 +18,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m mapengine.kernels", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="name every kernel")
-    make = commands.add_parser("compile", help="compile for GPUs; needs Triton and PyTorch, but no GPU")
+    make = commands.add_parser("compile", help="compile for GPUs; needs Triton, but neither PyTorch nor a GPU")
     make.add_argument("--out", type=Path, default=Path("build/kernels"), help="output folder (default: %(default)s)")
     make.add_argument(
         "--arch",

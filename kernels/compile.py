@@ -135,7 +135,7 @@ def build(
         progress: called with a line for each compilation.
 
     Raises:
-        KernelUnavailableError: Triton or PyTorch is not installed.
+        KernelUnavailableError: Triton is not installed.
         KernelOutputError: a file could not be written.
     """
     versions = triton_compiler.versions()

@@ -15,15 +15,19 @@ transposition, no copy, and nothing is padded.
 
 from __future__ import annotations
 
-import torch
+import contextlib
+
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .costs import Cost, attention_cost
 from .launch import architecture_of, check_attention
 from .tiles import cast, dot, softmax_step, wide
 from .tuning import QUERY_BLOCK, tile_for
+
+with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
+    import torch
+    from torch import Tensor
 
 
 @triton.jit(do_not_specialize=["length", "heads"])

@@ -14,10 +14,10 @@ but the last; FP8 values transposed as `values` writes them; the output (B, L, H
 
 from __future__ import annotations
 
-import torch
+import contextlib
+
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .costs import Cost, attention_cost
 from .errors import KernelUnavailableError
@@ -26,6 +26,10 @@ from .quantize import quantize_keys, quantize_keys_reference, quantize_queries, 
 from .tiles import cast, dot, softmax_step, wide
 from .tuning import FP8_FROM, KEY_BLOCK, QUERY_BLOCK, QUERY_GROUP, kind_of, tile_for
 from .values import quantize_values, quantize_values_reference
+
+with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
+    import torch
+    from torch import Tensor
 
 
 @triton.jit(do_not_specialize=["length", "heads"])

@@ -3,15 +3,17 @@ launches the compiled kernels by the manifest that `mapengine.kernels.compile` w
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
-from torch import Tensor
-
 from .errors import KernelInputError
 from .tuning import HEAD_DIMS
+
+with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
+    import torch
+    from torch import Tensor
 
 LOG2_E = math.log2(math.e)
 

@@ -12,14 +12,18 @@ selection reads them channel by channel.
 
 from __future__ import annotations
 
-import torch
+import contextlib
+
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .costs import Cost, pass_cost
 from .tiles import wide
 from .tuning import KEY_BLOCK
+
+with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
+    import torch
+    from torch import Tensor
 
 
 @triton.jit(do_not_specialize=["length", "heads"])

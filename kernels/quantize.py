@@ -12,15 +12,19 @@ Layout: reads (B, L, H, D) in place, writes (B, H, L, D), which the attention th
 
 from __future__ import annotations
 
-import torch
+import contextlib
+
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .costs import Cost, pass_cost
 from .statistics import channel_statistics, channel_statistics_reference
 from .tiles import wide
 from .tuning import KEY_BLOCK, QUERY_GROUP, SPLITS
+
+with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
+    import torch
+    from torch import Tensor
 
 SMALLEST = 1e-8
 """Floor of a group's largest magnitude. It keeps scales positive for groups of zeros (keys that all equal their

@@ -18,13 +18,12 @@ no storage beyond one vector, and equal blocks are kept or dropped together, so 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .costs import Cost, selection_cost
 from .errors import KernelInputError
@@ -32,6 +31,10 @@ from .launch import LOG2_E
 from .pooling import pool, pool_reference
 from .tiles import wide
 from .tuning import KEY_BLOCK, LIST_SIZES, QUERY_BLOCK
+
+with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
+    import torch
+    from torch import Tensor
 
 HALVINGS = 32
 _HALVINGS = tl.constexpr(HALVINGS)

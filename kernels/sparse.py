@@ -14,10 +14,10 @@ Layout: as `dense`, or with INT8 queries and keys as `int8`.
 
 from __future__ import annotations
 
-import torch
+import contextlib
+
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .costs import Cost, attention_cost
 from .errors import KernelInputError
@@ -28,6 +28,10 @@ from .selection import Selection, select, select_reference
 from .tiles import cast, dot, softmax_step, wide
 from .tuning import KEY_BLOCK, QUERY_BLOCK, QUERY_GROUP, kind_of, tile_for
 from .values import quantize_values
+
+with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
+    import torch
+    from torch import Tensor
 
 
 @triton.jit(do_not_specialize=["length", "heads"])

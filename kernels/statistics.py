@@ -12,16 +12,19 @@ combines the parts while loading them.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Literal
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .costs import Cost, pass_cost
 from .tiles import wide
 from .tuning import SPLITS, STATISTICS_ROWS
+
+with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
+    import torch
+    from torch import Tensor
 
 
 @triton.jit(do_not_specialize=["length", "heads"])

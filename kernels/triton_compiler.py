@@ -76,7 +76,7 @@ def _kernel(variant: Variant) -> Any:
         module = importlib.import_module(f".{variant.module}", __package__)
     except ImportError as error:
         raise KernelUnavailableError(
-            f"compiling kernels needs Triton and PyTorch ({error}); run: pip install 'mapengine[kernels]' torch"
+            f"compiling kernels needs Triton ({error}); run: pip install 'mapengine[kernels]'"
         ) from error
     return getattr(module, variant.function)
 
@@ -119,7 +119,7 @@ def compile_variant(variant: Variant, architecture: int) -> Compiled:
     """Compile ``variant`` for sm_``architecture``.
 
     Raises:
-        KernelUnavailableError: Triton or PyTorch is not installed.
+        KernelUnavailableError: Triton is not installed.
         KernelCompileError: the compiler refused it; the message holds its first words.
     """
     kernel = _kernel(variant)

@@ -11,16 +11,20 @@ the values are the tokens: the result is stored transposed, each channel on a ro
 
 from __future__ import annotations
 
-import torch
+import contextlib
+
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .costs import Cost, pass_cost
 from .quantize import SMALLEST
 from .statistics import channel_statistics, channel_statistics_reference
 from .tiles import cast, wide
 from .tuning import KEY_BLOCK, SPLITS
+
+with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
+    import torch
+    from torch import Tensor
 
 E4M3_MAX = 448.0
 _E4M3_MAX = tl.constexpr(E4M3_MAX)
