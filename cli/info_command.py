@@ -94,7 +94,8 @@ def _environment() -> dict[str, Any]:
 
 def _backend_version(name: str) -> str:
     try:
-        return str(importlib.import_module(name.replace("-", "_")).__version__)
+        module = name.replace("-", "_").removesuffix("_cuda")  # ONNX Runtime for GPUs is the same module
+        return str(importlib.import_module(module).__version__)
     except Exception as error:  # whatever a broken installation raises is what people need to see here
         return f"cannot be imported ({one_line(str(error))})"
 

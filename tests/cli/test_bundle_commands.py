@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import json
 import os
 import re
@@ -168,6 +169,12 @@ def test_info_of_this_machine(cli: Any) -> None:
     assert facts["device"] in result.out
     assert facts["gpu"] in result.out
     assert set(facts["plan compilers"]) == {name for name in flavour.NAMES if flavour.is_installed(name)}
+
+
+def test_info_where_onnxruntime_is_for_gpus(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mapengine.runtime.backends.available_backends", lambda: ["onnxruntime-cuda"])
+    facts = json.loads(cli("info", "--json").stdout)
+    assert facts["backends"] == {"onnxruntime-cuda": importlib.metadata.version("onnxruntime")}
 
 
 def test_info_of_a_bundle(cli: Any, tiny_bundle: Path) -> None:
