@@ -124,11 +124,13 @@ def build(
       mapengine build preset:tiny build/engine --resolution 518x392,392x518
       mapengine build preset:tiny build/engine --backend tensorrt-rtx --precision fp16
       mapengine build build/onnx build/engine --backend tensorrt
+      mapengine build build/onnx build/engine --backend tensorrt-rtx --attention int8
       mapengine build preset:tiny build/engine --precision int8 --calibration build/calibration.json
       mapengine build preset:nano build/engine --precision int8 --backend openvino --rest bf16
       mapengine build preset:nano build/engine --backend tensorrt-rtx --precision int8 --weights-only
     """
     from mapengine.runtime.bundle import files_of_old_bundle
+    from mapengine.runtime.manifest import ATTENTIONS
 
     counts = parse_views(_VIEWS if views is None else views, "--views")
     sizes = None if resolution is None else parse_sizes(resolution, "--resolution")
@@ -153,11 +155,17 @@ def build(
                 "--calibration": calibration,
                 "--rest": rest,
                 "--weights-only": weights_only or None,
-                "--attention": None if attention == "auto" else attention,
+                "--attention": attention if attention in ATTENTIONS else None,
             }
             _refuse(fixed, model)
             manifest = import_export("plan_bundle").compile_engine(
-                model, out, backend=backend.value, settings=settings, progress=step, fraction=step.part
+                model,
+                out,
+                backend=backend.value,
+                attention=attention,
+                settings=settings,
+                progress=step,
+                fraction=step.part,
             )
         else:
             builder = import_export("build")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,10 +16,9 @@ from mapengine.runtime.errors import InputError
 from mapengine.runtime.manifest import Manifest
 from mapengine.runtime.pipeline import ChunkSizes
 
-from .attention_auto import choose_attention
-from .attention_choice import AttentionChoice
+from .attention_choice import KernelChoice
 from .build_options import QUANTISED, PlanSettings, attention_form, bundle_format, check_options, make_profile
-from .chain_plans import kernel_architectures, usual_tokens
+from .chain_plans import choose_kernels
 from .onnx_bundle import measure, write_onnx_bundle
 from .plan_bundle import plan_profile, write_plan_bundle
 from .quantization import CalibrationOptions, WeightsOnly, calibrate
@@ -107,14 +106,9 @@ def build_engine(
     form = attention_form(attention, backend, compiler.version)
     for_gpu = plan_profile(profile)
     compiler.check(precision, form, for_gpu, model.config, weights_only)
-    choice = AttentionChoice.parse(attention)
-    if attention == "auto" and precision != "fp32":
-        kernel, why = choose_attention(compiler.architectures(), usual_tokens(for_gpu, model.config), precision)
-        report(why)
-        choice = AttentionChoice(kernels=() if kernel is None else ((kernel, None),))
-    kernels = choice.layers(model.config)
-    if kernels:
-        kernel_architectures(compiler, kernels.values())  # refused before anything is exported
+    kernels: Mapping[str, KernelChoice] = {}
+    if precision != "fp32":
+        kernels = choose_kernels(attention, compiler, for_gpu, model.config, precision, report)
     ranges = _calibration(model, precision, calibration, weights_only, report, fraction)
     with write_bundle(Path(out)) as writer, tempfile.TemporaryDirectory(dir=writer.folder) as scratch:
         graphs = Path(scratch) / "onnx"
@@ -128,7 +122,7 @@ def build_engine(
                 backend=None,
                 report=report,
                 calibration=ranges,
-                kernels=kernels,
+                mha_layers=kernels,
             )
         return write_plan_bundle(
             Bundle.open(graphs, verify=False),

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-
-import onnx_ir as ir
 
 from mapengine.kernels.tuning import ARCHITECTURES, FP8_FROM
 from mapengine.runtime.backends.cuda.attention import needed_variants
+from mapengine.runtime.backends.onnxruntime import import_library
 from mapengine.runtime.build_record import LayerRecord
 from mapengine.runtime.bundle import BundleWriter
-from mapengine.runtime.errors import ExportError, InputError
+from mapengine.runtime.errors import BackendUnavailableError, ExportError, InputError
 from mapengine.runtime.kernel_attention import TOKENS, KernelAttention, KernelCode, all_tokens
 from mapengine.runtime.manifest import StageSpec, TensorSpec
 from mapengine.runtime.profile import Profile, Range
 
-from .attention_choice import KernelChoice
-from .attention_operator import mark_attention
+from .attention_auto import choose_attention
+from .attention_choice import AttentionChoice, KernelChoice
 from .config import ModelConfig
-from .precision.weights import save_model
-from .segments import cut_stage
+from .kernel_tolerance import rounds
+from .segments import cut_at_kernels
 from .stage_compilers import Fraction, Profiles, StageCompiler
 from .tensorrt import stage_profiles
 
@@ -41,6 +41,49 @@ def usual_tokens(profile: Profile, config: ModelConfig) -> int:
     usual = stage_profiles(profile, "aggregator", "tensorrt-rtx")[0]
     views, rows, columns = (usual[axis].opt for axis in _AXES)
     return all_tokens(views, rows, columns, int(config.use_class_token))
+
+
+def choose_kernels(
+    attention: str,
+    compiler: StageCompiler,
+    profile: Profile,
+    config: ModelConfig,
+    precision: str,
+    report: Callable[[str], None],
+) -> dict[str, KernelChoice]:
+    """The attention modules that our own kernels compute, by what a build in 16 bits asks for.
+
+    Args:
+        attention: ``"auto"`` or whatever else :meth:`.AttentionChoice.parse` takes.
+        compiler, profile: of the new bundle. config: of the network. precision: of the bundle.
+        report: called with a line that says what ``"auto"`` chose.
+
+    Raises:
+        InputError: kernels are asked for that the network, or a target, has no place for.
+        BackendUnavailableError: what the build needs for them is not installed.
+    """
+    choice = AttentionChoice.parse(attention)
+    if attention == "auto":
+        kernel, why = choose_attention(compiler.architectures(), usual_tokens(profile, config), precision)
+        if kernel is not None and not _has_triton():
+            kernel, why = None, "attention: native, because Triton, which compiles our kernels, is not installed"
+        report(why)
+        choice = AttentionChoice(kernels=() if kernel is None else ((kernel, None),))
+    kernels = choice.layers(config)
+    if kernels:
+        kernel_architectures(compiler, kernels.values())
+        if not _has_triton():
+            raise BackendUnavailableError(
+                "our attention kernels are compiled by Triton, which is not installed; run: pip install "
+                "'mapengine[kernels]', or use attention native"
+            )
+    if rounds(kernels):
+        import_library()  # ONNX Runtime, for the tolerance
+    return kernels
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def kernel_architectures(compiler: StageCompiler, kernels: Iterable[KernelChoice]) -> tuple[int, ...]:
@@ -98,12 +141,7 @@ def compile_chain(
     Raises:
         ExportError: a layer is not there, or something cannot be cut or compiled.
     """
-    model = ir.load(graph)
-    mark_attention(model.graph, kernels, extra_tokens)
-    marked = scratch / "marked" / graph.name
-    marked.parent.mkdir()
-    save_model(model, marked)
-    segments, attention = cut_stage(marked, scratch, spec)
+    segments, attention = cut_at_kernels(graph, scratch, spec, kernels, extra_tokens)
     parts = []
     for segment in segments:
         part = StageSpec(None, segment.inputs, segment.outputs, opset=spec.opset)

@@ -5,7 +5,6 @@ It is what the CPU backends run, and what TensorRT plans are compiled from (``pl
 
 from __future__ import annotations
 
-import math
 import platform
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -36,16 +35,14 @@ from mapengine.runtime.manifest import (
 from mapengine.runtime.parity import Predictions, measure_parity
 from mapengine.runtime.parity_record import Parity, Tolerance
 from mapengine.runtime.pipeline import Pipeline
-from mapengine.runtime.profile import AnySize, Profile
+from mapengine.runtime.profile import Profile
 
-from .attention_choice import KernelChoice
 from .build_options import MINIMUM_VERSIONS
 from .checkpoint import parameter_count
-from .kernel_twins import kernel_tolerance
 from .onnx_export import AttentionExport, ExportedStage, export_stages
-from .parity_cases import GOLDEN_SIZE, PARITY_SIZE, golden_views, parity_cases
-from .precision import LoweredStage, lower_precision, measure_ranges, runnable
-from .quantization.stages import MARGIN, measured_tolerance, write_quantised
+from .parity_cases import GOLDEN_SIZE, golden_views, parity_cases, served_cases, small_size
+from .precision import LoweredStage, load_runnable, lower_precision, measure_ranges
+from .quantization.stages import measured_tolerance, write_quantised
 from .quantization.weights_only import WeightsOnly
 from .reference import MapAnything
 from .separate_products import separate_products
@@ -165,7 +162,7 @@ def write_onnx_bundle(
     report: Progress,
     calibration: Calibration | WeightsOnly | None = None,
     rest: str | None = None,
-    kernels: Mapping[str, KernelChoice] | None = None,
+    mha_layers: Collection[str] = (),
 ) -> Manifest:
     """Fill ``writer`` with the four stages, the golden file and the manifest, and check them with ``backend``.
 
@@ -181,7 +178,7 @@ def write_onnx_bundle(
         calibration: of this model, for int8 and fp8; or its layers, where only weights are in int8.
         rest: precision of what they leave: ``"fp32"``, ``"fp16"`` or ``"bf16"``. By default float32 with a ``backend``
             and float16 without one, as the CPU backends have no float16 kernels.
-        kernels: attention modules that our own kernels will compute; the golden check allows for their rounding.
+        mha_layers: see :func:`.onnx_export.export_stages`.
 
     Returns:
         The manifest, with the measured parity.
@@ -206,21 +203,21 @@ def write_onnx_bundle(
         report=report,
         calibration=calibration,
         around=written,
-        mha_layers=kernels or (),
+        mha_layers=mha_layers,
     )
     if loose:
         report("separating products")
         graphs = _separated(graphs)
     report("computing reference outputs")
-    views = golden_views(model.data_norm_type, _small_size(profile, GOLDEN_SIZE), profile.views)
+    views = golden_views(model.data_norm_type, small_size(profile, GOLDEN_SIZE), profile.views)
     predictions = model.predict(views, use_amp=False)
+    cases = served_cases(model.data_norm_type, profile)
+    reference = {name: model.predict(given, use_amp=False) for name, given in cases.items()}
     limits = _loose_tolerance(model, views, predictions) if loose else dict.fromkeys(predictions[0], TOLERANCE[around])
     if calibration is not None:
-        rounding = measured_tolerance(model, calibration, {"golden": views, **_cases(model, profile)})
+        wanted = {"golden": predictions, **reference}
+        rounding = measured_tolerance(model, calibration, {"golden": views, **cases}, wanted)
         limits = {key: limits[key] + rounding[key] for key in rounding}
-    if kernels:
-        added = kernel_tolerance(model, kernels, {"golden": views, **_cases(model, profile)}, MARGIN)
-        limits = {key: limit + added.get(key, 0.0) for key, limit in limits.items()}
     golden = _golden(writer, views, predictions, limits)
     manifest = Manifest(
         created_by=metadata.version("mapengine"),
@@ -245,7 +242,7 @@ def write_onnx_bundle(
         engine = Engine.load(writer.folder, backend, verify=False)
     engine.verify()
     report("measuring parity with PyTorch")
-    parity = measure(engine, model)
+    parity = measure_parity({name: engine.predict(given) for name, given in cases.items()}, reference, engine.where)
     return writer.write_manifest(replace(manifest, parity=parity))
 
 
@@ -269,33 +266,18 @@ def open_graphs(bundle: Bundle) -> Engine:
     library = OnnxRuntimeBackend()
     if bundle.manifest.precision != "fp32":
         library.device += f", {bundle.manifest.precision} emulated"
-    stages = {}
-    for name in bundle.manifest.stages:
-        path = bundle.stage_path(name)
-        emulating = runnable(path, bundle.folder)
-        try:
-            stages[name] = library.load_stage(name, emulating)
-        finally:
-            if emulating != path:
-                emulating.unlink()
+    stages = {
+        name: load_runnable(library, name, bundle.stage_path(name), bundle.folder) for name in bundle.manifest.stages
+    }
     return Engine(bundle, library, Pipeline(stages))
 
 
 def measure(engine: Engine, model: MapAnything) -> Parity:
-    """Measure how far an engine is from the PyTorch reference, over :func:`.parity_cases.parity_cases`.
-
-    The cases have a small size, or the smallest one that the bundle was built for, and view counts that it serves.
-    """
-    cases = _cases(model, engine.manifest.profile)
+    """Measure how far an engine is from the PyTorch reference, over :func:`.parity_cases.served_cases`."""
+    cases = served_cases(model.data_norm_type, engine.manifest.profile)
     found = {name: engine.predict(views) for name, views in cases.items()}
     reference = {name: model.predict(views, use_amp=False) for name, views in cases.items()}
     return measure_parity(found, reference, engine.where)
-
-
-def _cases(model: MapAnything, profile: Profile) -> dict[str, list[dict[str, Any]]]:
-    """The parity cases that a profile serves."""
-    cases = parity_cases(model.data_norm_type, _small_size(profile, PARITY_SIZE), profile.views.min)
-    return {name: views for name, views in cases.items() if len(views) <= profile.views.max}
 
 
 def model_metadata(model: MapAnything, weights_sha256: str) -> dict[str, str]:
@@ -306,11 +288,6 @@ def model_metadata(model: MapAnything, weights_sha256: str) -> dict[str, str]:
         "mapengine.revision": model.revision or "",
         "mapengine.weights_sha256": weights_sha256,
     }
-
-
-def _small_size(profile: Profile, size: tuple[int, int]) -> tuple[int, int]:
-    """``size`` as (width, height), or the smallest one that the profile serves."""
-    return size if isinstance(profile.sizes, AnySize) else min(profile.sizes, key=math.prod)
 
 
 def _reduced(lowered: Sequence[LoweredStage]) -> ReducedPrecision:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mapengine.calibration.samples import sample_views
 from mapengine.runtime import preprocess_inputs
-from mapengine.runtime.profile import Range
+from mapengine.runtime.profile import AnySize, Profile, Range
 
 Views = list[dict[str, Any]]
 
@@ -85,3 +85,14 @@ def parity_cases(data_norm_type: str, size: tuple[int, int] = PARITY_SIZE, min_v
         repeated = itertools.islice(itertools.cycle(given), count)
         named[title] = _views(size, repeated, data_norm_type, metric=name != "not metric")
     return named
+
+
+def served_cases(data_norm_type: str, profile: Profile) -> dict[str, Views]:
+    """The parity cases that a profile serves, at a small size or the smallest one of the profile."""
+    cases = parity_cases(data_norm_type, small_size(profile, PARITY_SIZE), profile.views.min)
+    return {name: views for name, views in cases.items() if len(views) <= profile.views.max}
+
+
+def small_size(profile: Profile, size: tuple[int, int]) -> tuple[int, int]:
+    """``size`` as (width, height), or the smallest one that the profile serves."""
+    return size if isinstance(profile.sizes, AnySize) else min(profile.sizes, key=math.prod)

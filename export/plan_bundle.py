@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -24,10 +25,11 @@ from mapengine.runtime.manifest import Manifest, StageSpec, TensorSpec
 from mapengine.runtime.parity_record import Parity
 from mapengine.runtime.profile import Profile
 
-from .attention_choice import KernelChoice
+from .attention_choice import NATIVE, AttentionChoice, KernelChoice
 from .build_options import KERNEL_BACKENDS, PRECISIONS, PlanSettings, check_plan_settings
-from .chain_plans import compile_chain
+from .chain_plans import choose_kernels, compile_chain
 from .config_json import parse_config
+from .kernel_tolerance import kernel_tolerance, rounds, widened
 from .precision.weights import save_model
 from .stage_compilers import Fraction, StageCompiler, open_compiler
 from .tensorrt import gpu_chunks, stage_profiles
@@ -41,6 +43,7 @@ def compile_engine(
     out: str | os.PathLike[str],
     *,
     backend: str,
+    attention: str = "auto",
     settings: PlanSettings | None = None,
     progress: Progress | None = None,
     fraction: Fraction | None = None,
@@ -51,6 +54,8 @@ def compile_engine(
         bundle: folder that ``build_engine`` wrote for ``onnxruntime`` or ``openvino``, perhaps on another machine.
         out: folder of the new bundle. An older bundle there is replaced; anything else is not touched.
         backend: ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"onnxruntime-cuda"``.
+        attention: ``"auto"``, ``"native"`` or our own kernels, as :func:`.build_engine` takes them. Kernels are for
+            bundles in 16 bits, or with 16 bits around their 8-bit products, whose attention is written as ``mha``.
         settings: see :class:`.build_options.PlanSettings`.
         progress: called with a line per step.
         fraction: called with how much of a step is done (0 to 1) and what it does.
@@ -91,8 +96,37 @@ def compile_engine(
     record = manifest.quantization
     weights_only = record is not None and record.weights_only
     compiler.check(manifest.precision, manifest.attention, profile, config, weights_only)
+    kernels: Mapping[str, KernelChoice] = {}
+    if _takes_kernels(manifest, attention, str(bundle)):
+        report = progress or (lambda line: None)
+        kernels = choose_kernels(attention, compiler, profile, config, manifest.precision, report)
     with write_bundle(Path(out)) as writer:
-        return write_plan_bundle(source, writer, compiler, profile=profile, report=progress, fraction=fraction)
+        return write_plan_bundle(
+            source, writer, compiler, profile=profile, report=progress, fraction=fraction, kernels=kernels
+        )
+
+
+def _takes_kernels(manifest: Manifest, attention: str, bundle: str) -> bool:
+    """Whether kernels are asked for and the source has a place for them.
+
+    Raises:
+        InputError: they are asked for by name and it has none; or a form is asked for, which the source has.
+    """
+    asked = AttentionChoice.parse(attention)
+    if asked.form != "auto":
+        raise InputError(
+            f"attention {attention!r} is a way of writing it, and {bundle} has its own ({manifest.attention}); leave "
+            f"it out, or build from the model"
+        )
+    around = manifest.precision if manifest.quantization is None else manifest.quantization.rest
+    problem = ""
+    if around == "fp32":
+        problem = f"{bundle} has its attention in float32; build it in fp16"
+    elif manifest.attention != "mha":
+        problem = f"{bundle} has its attention written as {manifest.attention}; build it with --attention mha"
+    if problem and asked.kernels:
+        raise InputError(f"attention {attention!r} is in 16 bits and takes the place of mha, and {problem}")
+    return not problem and attention != NATIVE
 
 
 def write_plan_bundle(
@@ -104,7 +138,7 @@ def write_plan_bundle(
     report: Progress | None = None,
     fraction: Fraction | None = None,
     measure: Callable[[Engine], Parity] | None = None,
-    kernels: Mapping[str, KernelChoice] | None = None,
+    kernels: Mapping[str, KernelChoice] = MappingProxyType({}),
 ) -> Manifest:
     """Fill ``writer`` with what the stages of ``source`` become, and run them if their GPU is here.
 
@@ -115,7 +149,8 @@ def write_plan_bundle(
         profile: of the new bundle, see :func:`plan_profile`.
         report: called with a line per step. fraction: with the progress of a step.
         measure: measures the parity of the running engine; by default its golden check does.
-        kernels: attention modules of the aggregator that our own kernels compute; exported as ``mha``.
+        kernels: attention modules of the aggregator that our own kernels compute; exported as ``mha``. The golden check
+            of the new bundle allows for their rounding.
 
     Raises:
         ExportError, OutputError: a stage could not be compiled or written.
@@ -145,6 +180,10 @@ def write_plan_bundle(
             else:
                 stages[name] = compiler.compile(writer, graph, spec, profiles, fraction)
     golden = source.manifest.golden
+    if rounds(kernels):
+        report("measuring what the kernels round")
+        with tempfile.TemporaryDirectory(dir=writer.folder) as scratch:
+            golden = widened(golden, kernel_tolerance(source, kernels, Path(scratch)))
     shutil.copyfile(source.folder / golden.file.file, writer.folder / golden.file.file)
     manifest = replace(
         source.manifest,
@@ -153,6 +192,7 @@ def write_plan_bundle(
         backends=(compiler.info(),),
         profile=profile,
         stages=stages,
+        golden=golden,
         kernels=codes,
         tools={**source.manifest.tools, compiler.backend: compiler.version},
     )

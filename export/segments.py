@@ -19,7 +19,8 @@ from mapengine.runtime.errors import ExportError
 from mapengine.runtime.kernel_attention import TOKENS, KernelAttention
 from mapengine.runtime.stage_spec import StageSpec, TensorSpec
 
-from .attention_operator import DOMAIN, is_kernel_attention, read_attention
+from .attention_choice import KernelChoice
+from .attention_operator import DOMAIN, is_kernel_attention, mark_attention, read_attention
 from .precision.weights import save_model
 
 
@@ -35,6 +36,23 @@ class Segment:
     path: Path
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+def cut_at_kernels(
+    graph: Path, folder: Path, spec: StageSpec, kernels: Mapping[str, KernelChoice], extra_tokens: int
+) -> tuple[tuple[Segment, ...], tuple[KernelAttention, ...]]:
+    """Leave attention of a stage to kernels, and cut it there; see :func:`cut_stage`.
+
+    Args:
+        graph: the stage, whose attention is ``mha`` in the layers of ``kernels``.
+        kernels: attention modules with what computes them. extra_tokens: class tokens per view.
+    """
+    model = ir.load(graph)
+    mark_attention(model.graph, kernels, extra_tokens)
+    marked = folder / "marked" / graph.name
+    marked.parent.mkdir()
+    save_model(model, marked)
+    return cut_stage(marked, folder, spec)
 
 
 def cut_stage(graph: Path, folder: Path, spec: StageSpec) -> tuple[tuple[Segment, ...], tuple[KernelAttention, ...]]:

@@ -17,13 +17,16 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from mapengine.runtime.backends import StageRunner
+from mapengine.runtime.backends.base import HostBackend
+
 from .graphs import FLOAT32, is_sixteen_bit, load_graph, save_variant
 from .policy import LAYOUT
 
 FP8 = ir.DataType.FLOAT8E4M3FN
 
 
-def runnable(path: Path, scratch: Path) -> Path:
+def runnable(path: Path, scratch: Path, *, rounding: bool = True) -> Path:
     """A file that ONNX Runtime runs on the CPU and that computes what the stage ``path`` says, rounding included.
 
     Inputs and outputs keep their names and types.
@@ -32,6 +35,8 @@ def runnable(path: Path, scratch: Path) -> Path:
         path: a stage in any precision.
         scratch: folder for the emulating graph, which is needed until it is loaded. In the folder of ``path`` it
             shares the file of the weights, in another one it gets a copy.
+        rounding: whether to round to 16 bits. Without it the graph has the same weights and is float32 throughout,
+            inputs and outputs too; what is in 8 bits stays so.
 
     Returns:
         ``path`` itself if nothing in it is 16 bit or FP8, otherwise ``<scratch>/<stage>.emulated.onnx``.
@@ -46,8 +51,18 @@ def runnable(path: Path, scratch: Path) -> Path:
         return path
     if has_fp8:
         _write_out_fp8(model.graph)
-    _Emulation(model.graph).run()
+    _Emulation(model.graph, rounding).run()
     return save_variant(model, path, scratch / f"{path.stem}.emulated.onnx")
+
+
+def load_runnable(library: HostBackend, name: str, path: Path, scratch: Path, *, rounding: bool = True) -> StageRunner:
+    """Load what :func:`runnable` makes of the stage ``path``; its graph does not stay in ``scratch``."""
+    emulating = runnable(path, scratch, rounding=rounding)
+    try:
+        return library.load_stage(name, emulating)
+    finally:
+        if emulating != path:
+            emulating.unlink()
 
 
 def _write_out_fp8(graph: ir.Graph) -> None:
@@ -86,13 +101,19 @@ def _before(
 class _Emulation:
     """Replaces every 16-bit value by a float32 one that holds the same numbers."""
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, rounding: bool) -> None:
         self._graph = graph
+        self._rounding = rounding
         self._wide: dict[ir.Value, ir.Value] = {}
 
     def run(self) -> None:
         """Change the graph in place."""
-        nodes, stored = list(self._graph), {value: value.dtype for value in self._graph.outputs}
+        nodes = list(self._graph)
+        if not self._rounding:
+            for value in self._graph.inputs:
+                if is_sixteen_bit(value):
+                    value.dtype = FLOAT32
+        stored = {value: value.dtype for value in self._graph.outputs}
         for value in (*self._graph.inputs, *self._graph.initializers.values()):
             if is_sixteen_bit(value):
                 self._wide[value] = self._cast(value, FLOAT32, "wide")
@@ -106,7 +127,7 @@ class _Emulation:
                     self._widen(node, value)
         for index, value in enumerate(self._graph.outputs):
             dtype = stored[value]
-            if dtype is not None and dtype != value.dtype:
+            if self._rounding and dtype is not None and dtype != value.dtype:
                 name, value.name = value.name, f"{value.name}.wide"
                 self._graph.outputs[index] = self._cast(value, dtype, "stored")
                 self._graph.outputs[index].name = name
@@ -116,6 +137,12 @@ class _Emulation:
         """Round what a node returns, unless it is a cast, which rounds by itself, or moves rounded numbers."""
         dtype = value.dtype
         assert dtype is not None
+        if not self._rounding:
+            value.dtype = FLOAT32
+            if node.op_type == "Cast":
+                node.attributes["to"] = ir.AttrInt64("to", int(FLOAT32))
+            self._wide[value] = value
+            return
         rounded = value
         if node.op_type != "Cast":
             value.dtype = FLOAT32

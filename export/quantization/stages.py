@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 from mapengine.calibration.quantization import Calibration
 from mapengine.runtime.manifest import Quantization
-from mapengine.runtime.parity import measure_parity
+from mapengine.runtime.parity import Predictions
 
 from ..onnx_export import ExportedStage
 from ..precision import LoweredStage
 from ..reference import MapAnything
+from ..tolerance import rounding_tolerance
 from .emulate import emulated
 from .fold import folded, with_corrected_biases
 from .layers import Roundable
@@ -26,11 +27,6 @@ from .weights_only import WeightsOnly
 Stages = Sequence[ExportedStage | LoweredStage]
 Stage = TypeVar("Stage", ExportedStage, LoweredStage)
 Views = Sequence[Mapping[str, Any]]
-
-MARGIN = 2.0
-"""Times the error of the rounded network that an engine's may have. Kernels add in another order, so that numbers near
-the middle of a step round to the other side and errors differ from run to run, but not in size; a kernel that computes
-something else is outside."""
 
 
 def write_quantised(
@@ -95,17 +91,18 @@ def _moved(stage: ExportedStage | LoweredStage, folder: Path) -> ExportedStage |
 
 
 def measured_tolerance(
-    model: MapAnything, calibration: Calibration | WeightsOnly, cases: Mapping[str, Views]
+    model: MapAnything,
+    calibration: Calibration | WeightsOnly,
+    cases: Mapping[str, Views],
+    wanted: Mapping[str, Predictions],
 ) -> dict[str, float]:
-    """Allowed difference per output, relative to its largest value: :data:`MARGIN` times the rounded network's own.
+    """Allowed difference per output, relative to its largest value, see :func:`..tolerance.rounding_tolerance`.
 
     Args:
         model: float32 reference.
-        cases: that the difference is measured over.
+        cases: that the difference is measured over. wanted: the reference's predictions for them.
     """
     network = folded(model, calibration.layers) if isinstance(calibration, Calibration) else model
-    wanted = {name: model.predict(views, use_amp=False) for name, views in cases.items()}
     with emulated(network, calibration.quantised, calibration.precision):
         found = {name: network.predict(views, use_amp=False) for name, views in cases.items()}
-    parity = measure_parity(found, wanted, "PyTorch, rounding")
-    return {key: MARGIN * output.max_rel for key, output in parity.outputs.items()}
+    return rounding_tolerance(found, wanted, "PyTorch, rounding")

@@ -82,6 +82,22 @@ def test_what_a_source_bundle_has_decided_cannot_be_chosen_again(cli: Any, tiny_
 
 
 @pytest.mark.parametrize(
+    ("attention", "words"),
+    [
+        ("int8@0", "has its attention in float32; build it in fp16"),
+        ("sparse-int8", "'sparse-int8' has no threshold above 0 and up to 1; write it as in sparse-int8:0.9"),
+    ],
+)
+def test_kernels_can_be_chosen_for_a_source_bundle(
+    attention: str, words: str, cli: Any, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    result = cli("build", tiny_bundle, tmp_path / "out", "--backend", "tensorrt-rtx", "--attention", attention)
+    assert (result.code, len(result.problems)) == (1, 1)
+    assert words in result.problems[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (

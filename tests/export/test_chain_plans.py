@@ -7,15 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from mapengine.export import build_engine
 from mapengine.export.attention_choice import KernelChoice
 from mapengine.export.build_options import PlanSettings
 from mapengine.export.chain_plans import kernel_architectures, segment_profiles
-from mapengine.export.kernel_twins import kernel_tolerance, with_twins
-from mapengine.export.parity_cases import golden_views
 from mapengine.runtime.backends.cuda.attention import needed_variants
 from mapengine.runtime.backends.tensorrt import flavour
 from mapengine.runtime.bundle import Bundle
@@ -126,27 +123,3 @@ def test_profiles_of_a_segment_know_how_many_tokens_all_views_have() -> None:
     tensors = [TensorSpec("x", "float16", (1, "tokens", 64)), TensorSpec("y", "float16", ("views", 1, 64))]
     (found,) = segment_profiles(profiles, tensors, 1)
     assert found == {"views": Range(1, 2, 4), "tokens": Range(1 * 7 + 1, 2 * 13 + 1, 4 * 16 + 1)}
-
-
-def test_twins_change_the_named_layers_alone_and_go_away(reference: Any) -> None:
-    model = reference("preset:tiny")
-    views = golden_views(model.data_norm_type)
-    before = model.predict(views, use_amp=False)
-    with with_twins(model, {LAYER.format(0): KernelChoice("flash")}):
-        flash = model.predict(views, use_amp=False)
-    with with_twins(model, {LAYER.format(block): KernelChoice("int8") for block in (0, 2, 4)}):
-        int8 = model.predict(views, use_amp=False)
-    after = model.predict(views, use_amp=False)
-    np.testing.assert_array_equal(before[0]["pts3d"], after[0]["pts3d"])
-    errors = [float(np.abs(other[0]["pts3d"] - before[0]["pts3d"]).max()) for other in (flash, int8)]
-    assert 0 < errors[0] < errors[1] < 0.1 * np.abs(before[0]["pts3d"]).max()
-
-
-def test_the_golden_check_allows_for_what_a_kernel_rounds(reference: Any) -> None:
-    model = reference("preset:tiny")
-    cases = {"golden": golden_views(model.data_norm_type)}
-    assert kernel_tolerance(model, {LAYER.format(0): KernelChoice("flash")}, cases, 2.0) == {}
-    one = kernel_tolerance(model, {LAYER.format(0): KernelChoice("int8")}, cases, 1.0)
-    two = kernel_tolerance(model, {LAYER.format(0): KernelChoice("int8")}, cases, 2.0)
-    assert all(0 < one[key] <= 0.1 for key in ("pts3d", "conf"))
-    assert two == {key: 2 * value for key, value in one.items()}

@@ -83,6 +83,30 @@ def test_every_result_is_rounded(precision: str, level: Any, tmp_path: Path) -> 
     assert np.abs(found - expected).max() <= 4 * unit * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_without_rounding_only_the_weights_are_those_of_16_bits(precision: str, tmp_path: Path) -> None:
+    weights = gated_stage(tmp_path / "aggregator.onnx", *KINDS[precision])
+    x = np.random.default_rng(2).standard_normal((40, 32)).astype(np.float32)
+    (found,) = session(runnable(tmp_path / "aggregator.onnx", tmp_path, rounding=False)).run(None, {"x": x})
+    total = x.astype(np.float64) @ weights["w"].astype(np.float64) + weights["b"].astype(np.float64)
+    np.testing.assert_allclose(found, (total * np.maximum(total, 0)).reshape(-1, 24), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_without_rounding_a_stage_takes_and_gives_float32(precision: str, lowered: Lowered, tmp_path: Path) -> None:
+    stages = lowered("mha", "preset:tiny", precision)
+    low = set()
+    for stage in stages.values():
+        path = runnable(stage.path, tmp_path, rounding=False)
+        one, other = onnx.load(stage.path).graph, onnx.load(path).graph
+        for before, after in zip((*one.input, *one.output), (*other.input, *other.output), strict=True):
+            assert before.name == after.name
+            low.add(before.type.tensor_type.elem_type)
+            assert after.type.tensor_type.elem_type not in (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+        onnx.checker.check_model(str(path), full_check=True)
+    assert TensorProto.FLOAT16 in low
+
+
 def test_overflow_is_infinite(tmp_path: Path) -> None:
     gated_stage(tmp_path / "aggregator.onnx", *KINDS["fp16"])
     run = session(runnable(tmp_path / "aggregator.onnx", tmp_path)).run
