@@ -173,7 +173,7 @@ def test_info_of_this_machine(cli: Any) -> None:
 
 def test_info_where_onnxruntime_is_for_gpus(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mapengine.runtime.backends.available_backends", lambda: ["onnxruntime-cuda"])
-    facts = json.loads(cli("info", "--json").stdout)
+    facts = json.loads(cli("info", "--json").out)
     assert facts["backends"] == {"onnxruntime-cuda": importlib.metadata.version("onnxruntime")}
 
 
