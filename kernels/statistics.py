@@ -2,7 +2,7 @@
 value of each channel.
 
 SageAttention smooths keys by subtracting their mean (arXiv 2410.02367, section 4.2); SageAttention2 scales FP8 values
-per channel (arXiv 2411.10958, section 3.4). Both need one number per channel over all tokens. A head has too few
+per channel (arXiv 2411.10958). Both need one number per channel over all tokens. A head has too few
 channels to fill a GPU, so the sequence is cut into `SPLITS` parts with one program each; whoever uses the statistic
 combines the parts while loading them.
 
