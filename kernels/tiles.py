@@ -18,8 +18,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FP8_LOG2 = tl.constexpr(8.0)
 """FP8 probabilities are scaled by 2^8, and so are their sums, so that it cancels. SageAttention2 (arXiv 2411.10958,
-quantization of P and V) scales by 448, the largest e4m3 number; a power of two keeps the largest probability of a row, 1,
-exact."""
+quantization of P and V) scales by 448, the largest e4m3 number; a power of two keeps the largest probability of a row,
+1, exact."""
 
 
 @triton.jit
@@ -98,9 +98,9 @@ def softmax_step(scores, scale, peak, total, acc, value, PER_ROW: tl.constexpr, 
     total = total * rescale + tl.sum(weights, 1)
     acc = acc * rescale[:, None]
     if VALUE_FP8:
-        # FP8 tensor cores keep 14 bits of the running sum (arXiv 2411.10958, on its FP22 accumulators). A sum of its own for each
-        # block, added in float32, holds the error to that of one block. The limit keeps the compiler from merging the
-        # two again.
+        # FP8 tensor cores keep 14 bits of the running sum (arXiv 2411.10958, on their FP22 accumulator). A sum of its
+        # own for each block, added in float32, holds the error to that of one block. The limit keeps the compiler from
+        # merging the two again.
         if INTERPRETED:
             acc += dot(cast(weights, value.dtype), value, tl.zeros_like(acc))
         else:
