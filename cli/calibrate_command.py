@@ -48,7 +48,7 @@ def calibrate(
         typer.Option(min=1, metavar="N", help="Scenes of --metric geometry; 20 if not given.", show_default=False),
     ] = None,
     smooth: Annotated[bool, typer.Option(help="Move outlier channels into weights (SmoothQuant).")] = True,
-    rotate: Annotated[bool, typer.Option(help="Rotate attention values where that is better.")] = True,
+    rotate: Annotated[bool, typer.Option(help="Rotate what proj, w3 and fc2 read where that is better.")] = True,
     correct_bias: Annotated[bool, typer.Option(help="Correct the mean error of every layer.")] = True,
     compare: Annotated[bool, typer.Option("--compare", help="Measure what each of these buys.")] = False,
     cases: Annotated[int, typer.Option(min=1, metavar="N", help="Number of cases to run.")] = 8,

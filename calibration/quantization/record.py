@@ -45,7 +45,7 @@ class LayerCalibration:
         tokens: statistics by kind: ``patch``, ``reference`` (patches of view 0), ``class``, ``scale``.
         widened: whether ``largest`` is more than the range of the patches, for the sake of the other tokens.
         alpha: strength of the smoothing, or None. exponents: of 2, per input channel, or None.
-        rotated: whether the heads of the input are rotated.
+        rotated: whether the input is rotated: the heads of proj, blocks of channels of w3 and fc2.
         bias: (outputs,) added to the bias, or None.
         error, plain_error: squared error of the output over its power on a sample, with and without smoothing or
             rotation.

@@ -38,6 +38,8 @@ _SMALLEST_NORMAL = 2.0**-6
 """Of E4M3."""
 _CLIPS = np.linspace(1.0, 0.7, 13)
 """Parts of a channel's largest weight that are tried as its range."""
+_PART = 1 << 16
+"""Weights whose scales are searched at a time."""
 
 
 def round_to_grid(values: NDArray[Any], form: NumberFormat) -> NDArray[Any]:
@@ -69,11 +71,22 @@ def weight_scales(weight: Array, form: NumberFormat, method: WeightMethod = "mse
     largest[largest == 0] = form.largest  # nothing but zeros: any scale will do
     if method == "max" or form.name == "fp8":
         return np.asarray(largest / form.largest, np.float32)
+    chosen = np.empty_like(largest, np.float32)
+    # In parts that stay in a processor's cache: a full-size layer takes half the time.
+    step = max(1, _PART // len(weight))
+    for start in range(0, weight.shape[1], step):
+        part = slice(start, start + step)
+        chosen[part] = _least_error_scales(np.ascontiguousarray(weight[:, part].T), largest[part], form)
+    return chosen
+
+
+def _least_error_scales(rows: Array, largest: Array, form: NumberFormat) -> Array:
+    """Scale per row of (outputs, inputs), of those that :data:`_CLIPS` gives."""
     best = np.full(largest.shape, np.inf, np.float32)
-    chosen = largest.copy()
+    chosen = np.asarray(largest / form.largest, np.float32)
     for clip in _CLIPS:
         scale = np.asarray(largest * clip / form.largest, np.float32)
-        error = np.square(quantise(weight, scale, form) - weight).sum(axis=0)
+        error = np.square(quantise(rows, scale[:, None], form) - rows).sum(axis=1)
         better = error < best
         best[better], chosen[better] = error[better], scale[better]
     return chosen

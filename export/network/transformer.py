@@ -59,17 +59,38 @@ class Attention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(n, length, dim))
 
 
+class BlockRotation(nn.Module):
+    """Multiplies blocks of channels by an orthonormal matrix, as they come out of an activation.
+
+    A quantised network has it in front of a layer whose weight is rotated the same way (QuaRot, arXiv 2404.00456).
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("matrix", matrix, persistent=False)
+
+    matrix: Tensor
+    """(size, size)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, L, C) -> (N, L, C), C a multiple of the matrix's size."""
+        n, length, dim = x.shape
+        size = self.matrix.shape[0]
+        return (x.reshape(n, length, dim // size, size) @ self.matrix).reshape(n, length, dim)
+
+
 class Mlp(nn.Module):
     """Two linear layers with GELU (exact erf form)."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
+        self.rotation: nn.Module = nn.Identity()  # a BlockRotation in some quantised networks
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, L, C) -> (N, L, C)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.rotation(F.gelu(self.fc1(x))))
 
 
 class SwiGlu(nn.Module):
@@ -78,12 +99,13 @@ class SwiGlu(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.w12 = nn.Linear(dim, 2 * hidden)
+        self.rotation: nn.Module = nn.Identity()  # a BlockRotation in some quantised networks
         self.w3 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, L, C) -> (N, L, C)."""
         gate, value = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(gate) * value)
+        return self.w3(self.rotation(F.silu(gate) * value))
 
 
 class LayerScale(nn.Module):

@@ -165,6 +165,13 @@ def _kept(calibration: Calibration, names: tuple[str, ...], report: dict[str, fl
 
 
 def quantised_share(model: MapAnything, calibration: Calibration) -> float:
-    """Share of the multiplications of the blocks' linear layers that are quantised, per token."""
-    sizes = {name: linear(model, name).weight.numel() for name in find_layers(model)}
-    return sum(sizes[layer.name] for layer in calibration.quantised) / sum(sizes.values())
+    """Share of the multiplications of the blocks' linear layers, and of rotations behind activations, that are
+    quantised, per token."""
+    known = find_layers(model)
+    sizes = {name: linear(model, name).weight.numel() for name in known}
+    rotations = sum(
+        (known[layer.name].rotation or 0) * linear(model, layer.name).in_features
+        for layer in calibration.quantised
+        if layer.rotated and known[layer.name].kind != "proj"
+    )
+    return sum(sizes[layer.name] for layer in calibration.quantised) / (sum(sizes.values()) + rotations)

@@ -22,7 +22,6 @@ from mapengine.calibration.quantization import (
     choose_range,
     noise_ratio,
     quantise,
-    weight_scales,
 )
 from mapengine.calibration.quantization.cases import Cases
 from mapengine.calibration.quantization.ranges import Method
@@ -31,7 +30,7 @@ from mapengine.runtime.errors import InputError
 
 from ..reference import MapAnything
 from .budget import OutputQuality, Quality, keep_accuracy
-from .emulate import emulated
+from .emulate import emulated, scales_of
 from .fold import folded
 from .layers import LinearLayer, find_layers, linear
 from .observe import KINDS, Observation, Observer
@@ -44,6 +43,9 @@ MOST_NOISE = 0.01
 """Power of the error of class, scale or reference tokens over their power (20 dB), beyond which the range that suits
 the patches is widened for them."""
 
+LEAST_GAIN = 2.0
+"""Times that a rotation behind an activation, a product of its own, has to divide the error of the layer by."""
+
 _FOLDS_SMOOTHING = ("qkv", "proj", "w12", "w3", "fc1")
 
 
@@ -53,7 +55,7 @@ class CalibrationOptions:
 
     Attributes:
         precision: ``int8`` or ``fp8``. method: of :data:`mapengine.calibration.quantization.METHODS`.
-        smooth: search a SmoothQuant strength per layer. rotate: try a Hadamard rotation of the attention's values.
+        smooth: search a SmoothQuant strength per layer. rotate: try a Hadamard rotation of what proj, w3 and fc2 read.
         correct_bias: add the mean error of a layer's output to its bias.
         accuracy: percent of float32's accuracy to keep; None quantises every layer.
         compare: measure what each recovery buys, one after the other.
@@ -212,13 +214,20 @@ class _Run:
         for index, (name, layer) in enumerate(self._layers.items()):
             entry = LayerCalibration(name, layer.stage, 0.0, {})
             alphas = ALPHAS if options.smooth and layer.kind in _FOLDS_SMOOTHING else ()
-            head = layer.head_dim if options.rotate and layer.kind == "proj" else None
-            if alphas or head:
+            rotation = layer.rotation if options.rotate else None
+            if alphas or rotation:
                 found = self._original[name]
                 assert found.largest is not None
                 weight = np.ascontiguousarray(linear(self._model, name).weight.detach().numpy().T)
                 choice = best_choice(
-                    self._rows(layer), found.largest, weight, self._form, method="mse", alphas=alphas, head_dim=head
+                    self._rows(layer),
+                    found.largest,
+                    weight,
+                    self._form,
+                    method="mse",
+                    alphas=alphas,
+                    rotation=rotation,
+                    least_gain=1.0 if layer.kind == "proj" else LEAST_GAIN,
                 )
                 entry = replace(
                     entry,
@@ -250,14 +259,16 @@ class _Run:
         layer = self._layers[entry.name]
         rows = self._rows(layer)
         if entry.rotated:
-            rows = rotate(rows, layer.head_dim)
+            assert layer.rotation is not None
+            rows = rotate(rows, layer.rotation)
         elif entry.exponents is not None:
             rows = rows / np.exp2(np.array(entry.exponents)).astype(np.float32)
-        weight = linear(network, entry.name).weight.detach().numpy().T
+        parameter = linear(network, entry.name).weight
+        weight = parameter.detach().numpy().T
         scale = np.float32(entry.largest / self._form.largest)
         wanted = rows.mean(axis=0) @ weight
         found = quantise(rows, scale, self._form).mean(axis=0) @ quantise(
-            weight, weight_scales(weight, self._form), self._form
+            weight, scales_of(parameter, self._form), self._form
         )
         return replace(entry, bias=tuple(float(f"{value:.6g}") for value in wanted - found))
 

@@ -8,11 +8,15 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from mapengine.calibration.quantization import FORMATS, LayerCalibration, NumberFormat, weight_scales
 
 from .layers import Roundable, linear
+
+_scales = WeakTensorKeyDictionary()  # by weight: (its version, {format: scales})
 
 
 @contextlib.contextmanager
@@ -44,7 +48,7 @@ def emulated(network: nn.Module, layers: Iterable[Roundable], precision: str) ->
 
 
 def _rounding(module: nn.Linear, layer: Roundable, form: NumberFormat) -> Callable[[Tensor], Tensor]:
-    scales = torch.from_numpy(weight_scales(module.weight.detach().numpy().T, form))[:, None]
+    scales = torch.from_numpy(scales_of(module.weight, form))[:, None]
     if not isinstance(layer, LayerCalibration):
         return lambda x: F.linear(x, rounded(module.weight, scales, form), module.bias)
     scale = float(np.float32(layer.largest / form.largest))
@@ -54,6 +58,20 @@ def _rounding(module: nn.Linear, layer: Roundable, form: NumberFormat) -> Callab
         return F.linear(rounded(x, scale, form), rounded(module.weight, scales, form), bias)
 
     return forward
+
+
+def scales_of(weight: Tensor, form: NumberFormat) -> NDArray[np.float32]:
+    """Scale per output channel of a weight (outputs, inputs), searched once for as long as the weight lives.
+
+    A budget rounds the same layers dozens of times, and at full size the search takes minutes for all of them.
+    """
+    version, known = _scales.get(weight, (None, {}))
+    if version != weight._version:  # it was changed in place since
+        known = {}
+        _scales[weight] = (weight._version, known)
+    if form.name not in known:
+        known[form.name] = weight_scales(weight.detach().numpy().T, form)
+    return known[form.name]
 
 
 def rounded(x: Tensor, scale: float | Tensor, form: NumberFormat) -> Tensor:

@@ -3,14 +3,15 @@
 Smoothing and rotation change what a layer reads and compensate for it in the layer's weight. What is before has to be
 linear in the changed channels: a LayerNorm's gain and bias (for qkv, w12 and fc1), the rows of qkv that make the values
 (for proj, as attention is linear in its values), the rows of w12 that make the value path of SwiGLU (for w3, which its
-gate multiplies). There is nothing linear before fc2, so it gets neither. A rotation of the residual stream itself would
+gate multiplies). There is nothing linear before fc2, so it is not smoothed. No rotation passes GELU or the product of
+SwiGLU: what w3 and fc2 read is rotated by a small product of its own. A rotation of the residual stream itself would
 have to pass each LayerNorm's mean and gain and every LayerScale, and the stages exchange that stream: it is not done.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TypeVar
 
 import torch
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 
 from mapengine.calibration.quantization import Calibration, LayerCalibration
 from mapengine.calibration.quantization.smoothing import hadamard
+from mapengine.runtime.errors import CalibrationError
 
 from ..network import MapAnythingNetwork
+from ..network.transformer import BlockRotation
 from .layers import LinearLayer, find_layers, linear
 
 Network = TypeVar("Network", bound=MapAnythingNetwork)
@@ -31,18 +34,25 @@ def shared_copy(network: Network) -> Network:
     return copy.deepcopy(network, memo)
 
 
-def folded(network: Network, layers: Iterable[LayerCalibration]) -> Network:
+def folded(network: Network, layers: Iterable[LayerCalibration], kept: Collection[str] = ()) -> Network:
     """A network that computes the same, with smoothing and rotation in its weights.
 
     Powers of two change no bit of a product; a rotation rounds. The given network stays as it is.
+
+    Args:
+        network: that was calibrated.
+        layers: of its calibration.
+        kept: names of layers that are not going to be rounded: w3 and fc2 are not rotated then, which costs a product.
     """
     result = shared_copy(network)
     known = find_layers(result)
     with torch.no_grad():
         for layer in layers:
-            if layer.rotated:
-                _rotate(result, known[layer.name])
-            elif layer.exponents is not None:
+            if layer.rotated and known[layer.name].kind == "proj":
+                _rotate_heads(result, known[layer.name])
+            elif layer.rotated and layer.name not in kept:
+                _rotate_activation(result, known[layer.name])
+            elif not layer.rotated and layer.exponents is not None:
                 _smooth(result, known[layer.name], torch.exp2(torch.tensor(layer.exponents, dtype=torch.float32)))
     return result
 
@@ -78,23 +88,38 @@ def _smooth(network: nn.Module, layer: LinearLayer, factors: Tensor) -> None:
     _set(module, "weight", module.weight * factors)
 
 
-def _rotate(network: nn.Module, layer: LinearLayer) -> None:
-    matrix = hadamard(layer.head_dim)
-    assert matrix is not None
-    assert layer.kind == "proj"
-    rotation = torch.from_numpy(matrix)
+def _rotate_activation(network: nn.Module, layer: LinearLayer) -> None:
+    """Rotate behind the activation of the MLP, and the weight that reads it."""
+    rotation = _matrix(layer)
+    module = linear(network, layer.name)
+    network.get_submodule(f"{layer.block}.mlp").rotation = BlockRotation(rotation)
+    _set(module, "weight", _by_block(module.weight, rotation))
+
+
+def _rotate_heads(network: nn.Module, layer: LinearLayer) -> None:
+    rotation = _matrix(layer)
     module, before = linear(network, layer.name), linear(network, f"{layer.block}.attn.qkv")
     weight, bias = before.weight.clone(), before.bias.clone()
     rows = slice(-module.in_features, None)
-    weight[rows] = _by_head(weight[rows].T, rotation).T
-    bias[rows] = _by_head(bias[rows], rotation)
+    weight[rows] = _by_block(weight[rows].T, rotation).T
+    bias[rows] = _by_block(bias[rows], rotation)
     _set(before, "weight", weight)
     _set(before, "bias", bias)
-    _set(module, "weight", _by_head(module.weight, rotation))
+    _set(module, "weight", _by_block(module.weight, rotation))
 
 
-def _by_head(values: Tensor, rotation: Tensor) -> Tensor:
-    """Rotate the last axis, in parts of a head; in float64, so that only the result is rounded."""
+def _matrix(layer: LinearLayer) -> Tensor:
+    if layer.rotation is None:
+        raise CalibrationError(
+            f"the calibration rotates {layer.name}, which this version cannot rotate; calibrate again"
+        )
+    matrix = hadamard(layer.rotation)
+    assert matrix is not None
+    return torch.from_numpy(matrix)
+
+
+def _by_block(values: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate the last axis, in blocks of the matrix's size; in float64, so that only the result is rounded."""
     parts = values.double().reshape(*values.shape[:-1], -1, len(rotation))
     return (parts @ rotation.double()).reshape(values.shape).to(values.dtype).contiguous()
 

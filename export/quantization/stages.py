@@ -51,7 +51,7 @@ def write_quantised(
     """
     network = model
     if isinstance(calibration, Calibration):
-        network = with_corrected_biases(folded(model, calibration.layers), calibration)
+        network = with_corrected_biases(folded(model, calibration.layers, calibration.kept_layers), calibration)
     written = []
     products: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -102,7 +102,9 @@ def measured_tolerance(
         model: float32 reference.
         cases: that the difference is measured over. wanted: the reference's predictions for them.
     """
-    network = folded(model, calibration.layers) if isinstance(calibration, Calibration) else model
+    network = model
+    if isinstance(calibration, Calibration):
+        network = folded(model, calibration.layers, calibration.kept_layers)
     with emulated(network, calibration.quantised, calibration.precision):
         found = {name: network.predict(views, use_amp=False) for name, views in cases.items()}
     return rounding_tolerance(found, wanted, "PyTorch, rounding")

@@ -71,7 +71,9 @@ def test_smoothing_is_exact_and_helps_where_channels_differ() -> None:
                                   rows[:, :, None] * weight[None])  # fmt: skip
     choice = best_choice(rows, np.abs(rows).max(0), weight, INT8)
     assert choice.alpha is not None
-    assert choice.plain_error == output_error(rows, weight, INT8, "mse")
+    halves = (rows[:100], rows[100:])
+    errors = [output_error(halves[i], halves[1 - i], weight, INT8, "mse") for i in (0, 1)]
+    assert choice.plain_error == pytest.approx(np.mean(errors))
     assert choice.error < 0.5 * choice.plain_error
 
 
@@ -79,10 +81,27 @@ def test_rotation_is_chosen_for_an_outlier_of_a_head() -> None:
     rows = RNG.standard_normal((300, 128)).astype(np.float32)
     rows[::50, 5] *= 40  # single tokens, which no scale per channel can help
     weight = RNG.standard_normal((128, 32)).astype(np.float32)
-    choice = best_choice(rows, np.abs(rows).max(0), weight, INT8, head_dim=64, alphas=())
+    choice = best_choice(rows, np.abs(rows).max(0), weight, INT8, rotation=64, alphas=())
     assert choice.rotated
     assert choice.error < choice.plain_error
-    assert not best_choice(rows, np.abs(rows).max(0), weight, INT8, head_dim=24, alphas=()).rotated
+    gain = choice.plain_error / choice.error
+    for factor, taken in ((0.99 * gain, True), (1.01 * gain, False)):
+        found = best_choice(rows, np.abs(rows).max(0), weight, INT8, rotation=64, alphas=(), least_gain=factor)
+        assert found.rotated == taken
+
+
+def test_smoothing_is_not_fitted_to_the_rows() -> None:
+    """Heavy tails without outlier channels: the channels' largest magnitudes are chance, and say nothing of others."""
+    rows = (RNG.standard_normal((96, 256)) * RNG.standard_normal((96, 256))).astype(np.float32)
+    weight = RNG.standard_normal((256, 48)).astype(np.float32)
+    assert best_choice(rows, np.abs(rows).max(0), weight, INT8, alphas=(0.9,)).exponents is None
+    exponents = smoothing_exponents(np.abs(rows).max(0), weight, 0.5)
+    assert (exponents == 0).mean() > 0.95  # within a factor of two of the middle
+    rows[:, 7] *= 64
+    choice = best_choice(rows, np.abs(rows).max(0), weight, INT8)
+    assert choice.exponents is not None
+    assert choice.exponents[7] == max(choice.exponents) >= 2
+    assert np.count_nonzero(choice.exponents) < 32
 
 
 def test_dead_channels_are_left_alone() -> None:

@@ -11,11 +11,13 @@ import torch
 
 from mapengine.calibration.quantization import Calibration, LayerCalibration
 from mapengine.calibration.quantization.cases import Cases
+from mapengine.export.network.transformer import BlockRotation
 from mapengine.export.quantization import folded
 from mapengine.export.quantization.fold import with_corrected_biases
 from mapengine.export.quantization.layers import find_layers, linear
 from mapengine.export.quantization.observe import run_trunk
 from mapengine.export.reference import MapAnything
+from mapengine.runtime.errors import CalibrationError
 
 KINDS = ("qkv", "proj", "w12", "w3", "fc1")
 
@@ -56,9 +58,35 @@ def test_smoothing_is_exact(name: str, kind: str, reference: Callable[..., MapAn
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-def test_rotation_is_exact_to_rounding(reference: Callable[..., MapAnything], cases: Cases) -> None:
+@pytest.mark.parametrize(("name", "kind"), [("preset:tiny", "proj"), ("preset:tiny", "w3"), ("v1_tiny", "fc2")])
+def test_rotation_is_exact_to_rounding(
+    name: str, kind: str, reference: Callable[..., MapAnything], cases: Cases
+) -> None:
+    model = reference(name)
+    layers = changes(model, (kind,), rotated=True)
+    network = folded(model, layers)
+    assert difference(network, model, cases) <= 2e-5
+    first = layers[0].name
+    assert not torch.allclose(linear(network, first).weight, linear(model, first).weight, rtol=0.1)
+    assert network.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_kept_layer_has_no_product_for_its_rotation(reference: Callable[..., MapAnything], cases: Cases) -> None:
     model = reference("preset:tiny")
-    assert difference(folded(model, changes(model, ("proj",), rotated=True)), model, cases) <= 2e-5
+    layers = changes(model, ("w3", "proj"), rotated=True)
+    kept = next(layer.name for layer in layers if layer.name.endswith("w3"))
+    network = folded(model, layers, [kept])
+    blocks = [name for name, module in network.named_modules() if isinstance(module, BlockRotation)]
+    assert len(blocks) == sum(layer.name.endswith("w3") for layer in layers) - 1
+    assert linear(network, kept).weight is linear(model, kept).weight
+    assert difference(network, model, cases) <= 2e-5
+
+
+def test_a_rotation_that_does_not_fit_is_refused(reference: Callable[..., MapAnything]) -> None:
+    model = reference("preset:tiny")
+    layers = [replace(layer, name=layer.name.replace("w3", "w12")) for layer in changes(model, ("w3",), rotated=True)]
+    with pytest.raises(CalibrationError, match=r"mlp.w12, which this version cannot rotate; calibrate again"):
+        folded(model, layers)
 
 
 def test_a_calibration_folds_exactly(network: MapAnything, calibration: Calibration, cases: Cases) -> None:

@@ -112,7 +112,8 @@ def test_a_folded_bundle(
     smoothed = [layer for layer in layers.values() if layer.exponents is not None]
     rotated = [layer for layer in layers.values() if layer.rotated]
     assert {layer.stage for layer in smoothed} == set(PRODUCTS)
-    assert {layer.stage for layer in rotated} == {"aggregator"}
+    assert {layer.name.rpartition(".")[2] for layer in rotated} == {"proj", "w3"}
+    assert {layer.stage for layer in rotated if layer.name.endswith("proj")} == {"aggregator"}
 
     def copy(given: MapAnything, folder: Path, **options: Any) -> list[ExportedStage]:
         """Tracing takes long: the build has to ask for the network that was traced."""
@@ -144,9 +145,10 @@ def test_a_folded_bundle(
             np.testing.assert_array_equal(stored[f"{norm}.weight"], wanted)
     for layer in rotated:
         weight = network.get_submodule(layer.name).weight.numpy()
-        head = find_layers(network)[layer.name].head_dim
+        size = find_layers(network)[layer.name].rotation
+        assert size is not None
         read = stored[f"{layer.name}.weight"].astype(np.float32) * stored[f"{layer.name}.weight_scale"]
-        np.testing.assert_allclose(read.T, rotate(weight, head), atol=stored[f"{layer.name}.weight_scale"].max())
+        np.testing.assert_allclose(read.T, rotate(weight, size), atol=stored[f"{layer.name}.weight_scale"].max())
     for layer in layers.values():
         assert layer.bias is not None
         bias = network.get_submodule(layer.name).bias.numpy()
