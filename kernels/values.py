@@ -1,9 +1,9 @@
 """Values to FP8 (e4m3) with one scale per channel, transposed.
 
 Follows SageAttention2 (arXiv 2411.10958, quantization of P and V): channels of the values differ in magnitude, so each
-is scaled to the range of e4m3 over all tokens. FP8 tensor cores want both operands contiguous along the summed axis, which for
-the values are the tokens: the result is stored transposed, each channel on a row of ``pitch`` tokens, a multiple of
-64. Tokens past the end are zeros, so that no Inf or NaN of an uninitialised byte meets a weight of zero.
+is scaled to the range of e4m3 over all tokens. FP8 tensor cores want both operands contiguous along the summed axis,
+which for the values are the tokens: the result is stored transposed, each channel on a row of ``pitch`` tokens, a
+multiple of 64. Tokens past the end are zeros, so that no Inf or NaN of an uninitialised byte meets a weight of zero.
 
 * FLOPs: a few per element; no matrix product.
 * Traffic: the tensor is read once (2 bytes an element) and written once (1 byte).
