@@ -1,10 +1,12 @@
 """INT8 and FP8 of a network with outlier channels: signal-to-noise ratio of what the stages give, naive rounding first.
 
-    python benchmarks/outliers.py preset:giant --json benchmarks/results/outliers-giant.json
+    python benchmarks/outliers.py preset:giant --formats int8 --cases 2 --json benchmarks/results/outliers-giant.json
 
 Trained vision transformers have a few channels that are 50 to 100 times larger than the others. The given network gets
 such channels and computes the same; it is calibrated on rendered scenes and judged on others, as PyTorch with the
-rounding of the format (:mod:`mapengine.export.quantization.emulate`), with every layer of the blocks rounded.
+rounding of the format (:mod:`mapengine.export.quantization.emulate`). Every layer of the blocks is rounded, but for the
+rows with a budget: there calibration leaves layers in higher precision until its own cases have that many decibels.
+"without outliers" is the given network as it is: what rounding costs when there is nothing to recover.
 """
 
 from __future__ import annotations
@@ -19,26 +21,39 @@ from record import origin, write_record
 
 from mapengine.calibration.quantization.cases import Cases, make_cases, rendered_cases
 from mapengine.export.quantization import CalibrationOptions, OutputQuality, calibrate, emulated, folded
+from mapengine.export.quantization.budget import quantised_share
 from mapengine.export.quantization.outliers import CHANNELS, FACTOR, VALUE_FACTOR, with_outlier_channels
 from mapengine.export.reference import MapAnything, load_model
 
+BUDGET = 25.0
+"""Decibels."""
+_NONE = {"smooth": False, "rotate": False, "correct_bias": False}
+_KEPT = 100 * (1 - 10 ** (-BUDGET / 20))  # percent, as --accuracy says it
 METHODS: dict[str, dict[str, Any]] = {
-    "naive": {"method": "max", "smooth": False, "rotate": False, "correct_bias": False},
-    "MSE ranges": {"smooth": False, "rotate": False, "correct_bias": False},
-    "smoothing": {"rotate": False, "correct_bias": False},
+    "naive": {**_NONE, "method": "max"},
+    "MSE ranges": _NONE,
+    "smoothing": {**_NONE, "smooth": True},
+    "smoothing and rotation": {"correct_bias": False},
     "all recoveries": {},
+    f"all recoveries, budget of {BUDGET:g} dB": {"accuracy": _KEPT},
+    f"no rotation, budget of {BUDGET:g} dB": {"rotate": False, "accuracy": _KEPT},
+    "without outliers, MSE ranges": _NONE,
 }
 
 
-def decibels(
-    network: MapAnything, quality: OutputQuality, options: CalibrationOptions, cases: Cases
-) -> dict[str, float]:
-    """Signal-to-noise ratio by output of the stages."""
+def measure(network: MapAnything, quality: OutputQuality, options: CalibrationOptions, cases: Cases) -> dict[str, Any]:
+    """Signal-to-noise ratio by output of the stages, and the share of multiplications in 8 bits."""
     calibration = calibrate(network, cases, options)
-    rounding = folded(network, calibration.layers)
-    with emulated(rounding, calibration.layers, calibration.precision):
+    rounding = folded(network, calibration.layers, calibration.kept_layers)
+    with emulated(rounding, calibration.quantised, calibration.precision):
         quality(rounding)
-    return {name: round(value, 1) for name, value in quality.decibels.items()}
+    return {
+        "decibels": {name: round(value, 1) for name, value in quality.decibels.items()},
+        "quantised_share": round(quantised_share(network, calibration), 4),
+        "kept_layers": list(calibration.kept_layers),
+        "rotated": sum(layer.rotated for layer in calibration.layers),
+        "smoothed": sum(layer.exponents is not None for layer in calibration.layers),
+    }
 
 
 def main() -> None:
@@ -50,16 +65,12 @@ def main() -> None:
     parser.add_argument("--size", default="140x112", type=lambda text: tuple(map(int, text.split("x"))))
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
-    network = with_outlier_channels(load_model(args.model))
+    plain = load_model(args.model)
+    network = with_outlier_channels(plain)
     views = list(rendered_cases(2 * args.cases, args.size, network.data_norm_type).views.items())
     given = make_cases(dict(views[: args.cases]), f"{args.cases} rendered scenes")
     quality = OutputQuality(network, dict(views[args.cases :]))
-    results: dict[str, dict[str, dict[str, float]]] = {}
-    for precision in args.formats:
-        for name in args.methods:
-            found = decibels(network, quality, CalibrationOptions(precision, **METHODS[name]), given)
-            results.setdefault(precision, {})[name] = found
-            print(f"{precision} {name}: {found}", file=sys.stderr, flush=True)
+    results: dict[str, dict[str, dict[str, Any]]] = {}
     record = {
         "benchmark": "outliers",
         "model": network.model_id,
@@ -72,8 +83,14 @@ def main() -> None:
         **origin("mapengine", "torch", "numpy"),
         "results": results,
     }
+    for precision in args.formats:
+        for name in args.methods:
+            subject = plain if name.startswith("without") else network
+            found = measure(subject, quality, CalibrationOptions(precision, **METHODS[name]), given)
+            results.setdefault(precision, {})[name] = found
+            print(f"{precision} {name}: {found}", file=sys.stderr, flush=True)
+            write_record(record, args.json)  # a full-size network takes minutes per row
     print(json.dumps(record, indent=1))
-    write_record(record, args.json)
 
 
 if __name__ == "__main__":

@@ -126,9 +126,30 @@ def _gpu_test(record: dict[str, Any]) -> str:
         for name, figures in record["results"].items()
     ]
     gpu = record["machine"]["gpu"]
-    head = ["library and precision", "result", "largest difference", "allowed"]
+    head = ["backend, precision, attention", "result", "largest difference", "allowed"]
     what = (
         f"`{record['model']}` on {gpu['name']} (compute capability {gpu['compute_capability']}, CUDA {gpu['driver']})"
+    )
+    return f"{table(head, rows)}\n\n{what}. {origin_text(record)}"
+
+
+def _chain(record: dict[str, Any]) -> str:
+    first = next(iter(record["results"].values()))
+    rows = [
+        [
+            name,
+            views,
+            f"{figures['milliseconds']:.2f} ms",
+            f"{first[views]['milliseconds'] / figures['milliseconds']:.2f}",
+            f"{figures['difference_from_first']:.1e}",
+        ]
+        for name, results in record["results"].items()
+        for views, figures in results.items()
+    ]
+    head = ["attention", "views", "median", "speed", "difference from native"]
+    what = (
+        f"Aggregator of `{record['model']}` in FP16, {record['size']}, random features, {record['rounds']} runs, "
+        f"{record['machine']['gpu']['name']}. Difference: largest of an output, root mean square, relative"
     )
     return f"{table(head, rows)}\n\n{what}. {origin_text(record)}"
 
@@ -306,13 +327,18 @@ def _profile(record: dict[str, Any]) -> str:
 
 
 def _outliers(record: dict[str, Any]) -> str:
-    outputs = list(next(iter(next(iter(record["results"].values())).values())))
+    outputs = list(next(iter(next(iter(record["results"].values())).values()))["decibels"])
     rows = [
-        [precision.upper(), name, *(f"{found[output]:.1f}" for output in outputs)]
+        [
+            precision.upper(),
+            name,
+            f"{100 * found['quantised_share']:.1f} %",
+            *(f"{found['decibels'][output]:.1f}" for output in outputs),
+        ]
         for precision, methods in record["results"].items()
         for name, found in methods.items()
     ]
-    head = ["format", "rounding", *(f"`{output}`" for output in outputs)]
+    head = ["format", "rounding", "in 8 bits", *(f"`{output}`" for output in outputs)]
     channels = "; ".join(f"{place}: {what}" for place, what in record["channels"].items())
     what = (
         f"Decibels. `{record['model']}` with outlier channels ({channels}), {record['size']}, calibrated on "
@@ -387,6 +413,7 @@ RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "postprocess": _postprocess,
     "build": _build,
     "gpu_test": _gpu_test,
+    "chain": _chain,
     "precision": _precision,
     "precision_range": _precision_range,
     "attention": attention,
