@@ -84,10 +84,7 @@ class OnnxRuntimeCudaBackend:
             self._library.preload_dlls()
         self._device = open_device()
         self.compute_capability: str | None = self._device.compute_capability
-        self.device = (
-            f"{self._device.name} (compute capability {self._device.compute_capability}, CUDA driver "
-            f"{self._device.driver_version})"
-        )
+        self.device = self._device.description
 
     def open_pipeline(self, bundle: Bundle, chunks: ChunkSizes) -> DevicePipeline:
         """See :class:`.base.Backend`."""
@@ -147,8 +144,8 @@ class _Graph:
     """A loaded graph; see :class:`.cuda.stage.DeviceStage`."""
 
     recordable = False
-    """A run ends by waiting for the GPU, and has to. Without that, what it holds of the host's memory is given back only
-    with its session, in a callback in which CUDA allows no call, and the process ends (1.31.1 on an H200)."""
+    """A run ends by waiting for the GPU, and has to. Without that, what it holds of the host's memory is given back
+    with its session alone, in a callback in which CUDA allows no call, and the process ends (1.31.1 on an H200)."""
 
     def __init__(self, session: Any, name: str, spec: StageSpec) -> None:
         self.name = name

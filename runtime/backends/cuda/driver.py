@@ -84,6 +84,11 @@ class Device:
         self.driver_version = f"{version // 1000}.{version % 1000 // 10}"
         """Newest CUDA version that the driver serves, such as ``13.0``."""
 
+    @property
+    def description(self) -> str:
+        """Name, compute capability and driver, as backends show it."""
+        return f"{self.name} (compute capability {self.compute_capability}, CUDA driver {self.driver_version})"
+
     def call(self, doing: str, function: Any, *arguments: Any) -> Any:
         """Call a driver function and return its results.
 

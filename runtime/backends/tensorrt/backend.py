@@ -36,10 +36,7 @@ class TensorRtBackend:
         self.version = self._flavour.version
         self._device = open_device()
         self.compute_capability: str | None = self._device.compute_capability
-        self.device = (
-            f"{self._device.name} (compute capability {self._device.compute_capability}, CUDA driver "
-            f"{self._device.driver_version})"
-        )
+        self.device = self._device.description
 
     def open_pipeline(self, bundle: Bundle, chunks: ChunkSizes) -> DevicePipeline:
         """See :class:`..base.Backend`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mapengine.runtime import Engine
@@ -10,7 +12,7 @@ from mapengine.runtime.inference import Progress
 from mapengine.runtime.pipeline import ChunkSizes
 from mapengine.runtime.views import prepare_views
 
-from ...random_views import Views, random_views
+from ...random_views import Views, assert_close, random_views
 from .stand_in_driver import StandInDriver
 from .stand_in_tensorrt import StandInTensorRt
 
@@ -30,3 +32,18 @@ def given_views(kinds: str, batch: int = 1, width: int = 42, height: int = 28) -
         view if kind == "g" else {key: view[key] for key in ("img", "data_norm_type")}
         for view, kind in zip(views, kinds, strict=True)
     ]
+
+
+def call_from_threads(engine: Engine, host: Engine) -> None:
+    """Several requests at once, each four times, give what ``host`` gives one after the other."""
+    requests = [given_views(kinds, width=width) for kinds, width in (("gi", 42), ("gi", 42), ("iigg", 42), ("g", 70))]
+    expected = [forward(host, views) for views in requests]
+    start = threading.Barrier(len(requests))
+
+    def call(index: int) -> None:
+        start.wait()
+        for _ in range(4):
+            assert_close(forward(engine, requests[index]), expected[index])
+
+    with ThreadPoolExecutor(len(requests)) as pool:
+        list(pool.map(call, range(len(requests))))

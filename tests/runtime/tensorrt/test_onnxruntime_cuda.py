@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from ...chain_graphs import cut, half_bundle, write_chain
 from ...interpreted_kernels import import_interpreted
 from ...random_views import assert_close, mixed_views, random_views
 from .conftest import copy_bundle
-from .requests import MakeDriver, forward, given_views
+from .requests import MakeDriver, call_from_threads, forward, given_views
 from .stand_in_driver import StandInDriver
 from .stand_in_onnxruntime import StandInOnnxRuntime
 from .test_chain import assert_near
@@ -126,17 +124,7 @@ def test_threads_share_the_stream_and_not_the_recording(
 ) -> None:
     make_library(make_driver(schedule))
     engine = Engine.load(cuda_bundle, NAME, verify=False)
-    requests = [given_views(kinds, width=width) for kinds, width in (("gi", 42), ("gi", 42), ("iigg", 42), ("g", 70))]
-    expected = [forward(small, views) for views in requests]
-    start = threading.Barrier(len(requests))
-
-    def call(index: int) -> None:
-        start.wait()
-        for _ in range(4):
-            assert_close(forward(engine, requests[index]), expected[index])
-
-    with ThreadPoolExecutor(len(requests)) as pool:
-        list(pool.map(call, range(len(requests))))
+    call_from_threads(engine, small)
 
 
 def test_streams_of_one_thread_may_interleave(engine: Engine, small: Engine) -> None:

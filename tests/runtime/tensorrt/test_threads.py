@@ -11,7 +11,7 @@ import pytest
 from mapengine.runtime import Engine
 
 from ...random_views import assert_close, random_views
-from .requests import LIBRARIES, MakeDriver, MakeLibrary, forward, given_views
+from .requests import LIBRARIES, MakeDriver, MakeLibrary, call_from_threads, forward, given_views
 from .stand_in_driver import StandInDriver
 
 
@@ -27,17 +27,7 @@ def test_threads_get_what_serial_calls_get(
 ) -> None:
     make_library(name, make_driver(schedule))
     engine = Engine.load(plan_bundles[name], verify=False)
-    requests = [given_views(kinds, width=width) for kinds, width in (("gi", 42), ("gi", 42), ("iigg", 42), ("g", 70))]
-    expected = [forward(small, views) for views in requests]
-    start = threading.Barrier(len(requests))
-
-    def call(index: int) -> None:
-        start.wait()
-        for _ in range(4):
-            assert_close(forward(engine, requests[index]), expected[index])
-
-    with ThreadPoolExecutor(len(requests)) as pool:
-        list(pool.map(call, range(len(requests))))
+    call_from_threads(engine, small)
 
 
 def test_a_failing_thread_does_not_disturb_the_others(device_engine: Engine, small: Engine) -> None:
