@@ -2,7 +2,7 @@
 
 The aggregator is cut at the attention that is left to kernels, and its segments run in ONNX Runtime on the CPU with the
 kernels' plain twins (``attention_twins.py``) between them, and again with exact attention. All else is float32 with the
-weights of the bundle: 16-bit rounding would fall otherwise in the two runs and hide what the kernels cost. It needs no
+weights of the bundle: other rounding would fall otherwise in the two runs and hide what the kernels cost. It needs no
 PyTorch.
 """
 

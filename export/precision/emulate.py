@@ -35,8 +35,8 @@ def runnable(path: Path, scratch: Path, *, rounding: bool = True) -> Path:
         path: a stage in any precision.
         scratch: folder for the emulating graph, which is needed until it is loaded. In the folder of ``path`` it
             shares the file of the weights, in another one it gets a copy.
-        rounding: whether to round to 16 bits. Without it the graph has the same weights and is float32 throughout,
-            inputs and outputs too; what is in 8 bits stays so.
+        rounding: whether to round. Without it a graph that has 16 bits or FP8 in it has the same weights, and is
+            float32 throughout, inputs and outputs too.
 
     Returns:
         ``path`` itself if nothing in it is 16 bit or FP8, otherwise ``<scratch>/<stage>.emulated.onnx``.
@@ -49,6 +49,8 @@ def runnable(path: Path, scratch: Path, *, rounding: bool = True) -> Path:
     has_fp8 = any(value.dtype == FP8 for value in values)
     if not has_fp8 and not any(is_sixteen_bit(value) for value in values):
         return path
+    if not rounding:
+        _drop_quantised_activations(model.graph)
     if has_fp8:
         _write_out_fp8(model.graph)
     _Emulation(model.graph, rounding).run()
@@ -63,6 +65,17 @@ def load_runnable(library: HostBackend, name: str, path: Path, scratch: Path, *,
     finally:
         if emulating != path:
             emulating.unlink()
+
+
+def _drop_quantised_activations(graph: ir.Graph) -> None:
+    """Read what was quantised and dequantised as it was before, in place."""
+    for node in list(graph):
+        source = node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] else None
+        if source is not None and source.op_type == "QuantizeLinear" and source.inputs[0] is not None:
+            ir.convenience.replace_all_uses_with(node.outputs[0], source.inputs[0])
+            graph.remove(node, safe=True)
+            if not source.outputs[0].uses():
+                graph.remove(source, safe=True)
 
 
 def _write_out_fp8(graph: ir.Graph) -> None:
