@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_tables import attention, attention_accuracy, attention_launch, attention_tuning
+from gpu_tables import chain, gpu_test
 from table_text import origin_text, table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,45 +113,6 @@ def _build(record: dict[str, Any]) -> str:
     ]
     head = ["precision", "views, sizes", "stage", "time", "host memory", "plan", "device memory", "attention fused"]
     what = f"`{record['model']}` compiled with {record['backend']} for its default GPUs, on a machine without one"
-    return f"{table(head, rows)}\n\n{what}. {origin_text(record)}"
-
-
-def _gpu_test(record: dict[str, Any]) -> str:
-    rows = [
-        [
-            name,
-            figures["status"],
-            f"{max(figures['checks'].values()):.0e}" if figures.get("checks") else "none",
-            f"{figures['tolerance']:.0e}",
-        ]
-        for name, figures in record["results"].items()
-    ]
-    gpu = record["machine"]["gpu"]
-    head = ["backend, precision, attention", "result", "largest difference", "allowed"]
-    what = (
-        f"`{record['model']}` on {gpu['name']} (compute capability {gpu['compute_capability']}, CUDA {gpu['driver']})"
-    )
-    return f"{table(head, rows)}\n\n{what}. {origin_text(record)}"
-
-
-def _chain(record: dict[str, Any]) -> str:
-    first = next(iter(record["results"].values()))
-    rows = [
-        [
-            name,
-            views,
-            f"{figures['milliseconds']:.2f} ms",
-            f"{first[views]['milliseconds'] / figures['milliseconds']:.2f}",
-            f"{figures['difference_from_first']:.1e}",
-        ]
-        for name, results in record["results"].items()
-        for views, figures in results.items()
-    ]
-    head = ["attention", "views", "median", "speed", "difference from native"]
-    what = (
-        f"Aggregator of `{record['model']}` in FP16, {record['size']}, random features, {record['rounds']} runs, "
-        f"{record['machine']['gpu']['name']}. Difference: largest of an output, root mean square, relative"
-    )
     return f"{table(head, rows)}\n\n{what}. {origin_text(record)}"
 
 
@@ -412,8 +374,8 @@ RENDER: dict[str, Callable[[dict[str, Any]], str]] = {
     "cpu_options": _cpu_options,
     "postprocess": _postprocess,
     "build": _build,
-    "gpu_test": _gpu_test,
-    "chain": _chain,
+    "gpu_test": gpu_test,
+    "chain": chain,
     "precision": _precision,
     "precision_range": _precision_range,
     "attention": attention,
