@@ -185,11 +185,16 @@ def _library(manifest: Manifest, name: str | None, threads: int | None) -> OnnxR
 
 @dataclass(frozen=True)
 class _Places:
-    """Names of values in a float32 stage: outputs of layers, the stream behind them, and what the norms read."""
+    """Names of values in a float32 stage: outputs of layers, the stream behind them, and what the norms read.
+
+    ``producers`` are the nodes that they come from, and which output of theirs: the tracer numbers values, so that
+    those behind a rotation have other names in the bundle, while nodes are named after modules.
+    """
 
     layers: Mapping[str, str]
     streams: Mapping[str, str]
     read: tuple[str, ...]
+    producers: Mapping[str, tuple[str, int]]
 
 
 def _places(model: ir.Model, stage: str, layers: list[LinearLayer]) -> _Places:
@@ -207,7 +212,14 @@ def _places(model: ir.Model, stage: str, layers: list[LinearLayer]) -> _Places:
             if norm is None or norm.inputs[0] is None:
                 raise ExportError(f"{stage}: the graph has no norm before {layer.name}; export the stage again")
             read.append(norm.inputs[0].name or "")
-    return _Places(outputs, streams, tuple(read))
+    wanted = {*outputs.values(), *streams.values(), *read}
+    producers = {
+        value.name: (node.name or "", index)
+        for node in model.graph
+        for index, value in enumerate(node.outputs)
+        if value.name in wanted
+    }
+    return _Places(outputs, streams, tuple(read), producers)
 
 
 def _stream(value: ir.Value) -> ir.Value:
@@ -239,6 +251,14 @@ def _held(
     model = load_graph(path, stage)
     graph = model.graph
     named = {value.name: value for node in graph for value in node.outputs}
+    nodes = {node.name: node for node in graph}
+
+    def known(name: str) -> ir.Value:
+        producer, index = places.producers[name]
+        if producer not in nodes:
+            raise ExportError(f"{stage}: the bundle has no operation {producer}; build it again with this version")
+        return nodes[producer].outputs[index]
+
     quantised = frozenset(
         layer.name
         for layer in layers
@@ -246,7 +266,7 @@ def _held(
     )
     start = graph[0]
     for name in places.read:
-        held = _known(named, name, stage)
+        held = known(name)
         assert held.dtype is not None
         assert held.shape is not None
         given = ir.Value(name=f"{_GIVEN}{name}", shape=ir.Shape([None] * len(held.shape)), type=ir.TensorType(FLOAT32))
@@ -263,10 +283,10 @@ def _held(
     for layer in layers:
         name = places.layers[layer.name]
         separate = f"{layer.name}/Add.0" in named
-        value = _joined(graph, named, layer) if separate else _known(named, name, stage)
+        value = _joined(graph, named, layer) if separate else known(name)
         _expose(graph, value, f"{_LAYER}{layer.name}")
         if layer.name in places.streams:
-            _expose(graph, _known(named, places.streams[layer.name], stage), f"{_STREAM}{layer.name}")
+            _expose(graph, known(places.streams[layer.name]), f"{_STREAM}{layer.name}")
     return save_variant(model, path, folder / path.name), quantised
 
 
@@ -277,12 +297,6 @@ def _joined(graph: ir.Graph, named: Mapping[str | None, ir.Value], layer: Linear
     node.outputs[0].type = parts[0].type
     graph.append(node)
     return node.outputs[0]
-
-
-def _known(named: Mapping[str | None, ir.Value], name: str, stage: str) -> ir.Value:
-    if name not in named:
-        raise ExportError(f"{stage}: the bundle has no tensor {name}; build it again with this version")
-    return named[name]
 
 
 def _expose(graph: ir.Graph, value: ir.Value, name: str) -> None:

@@ -216,5 +216,5 @@ def test_refusals(built: Bundle, network: MapAnything, copied: Bundle) -> None:
         compare_noise(built, network, "tensorrt")
     path = copied.stage_path("image_encoder")
     shutil.copy(copied.stage_path("aggregator"), path)
-    with pytest.raises(ExportError, match=r"image_encoder: the bundle has no tensor .*; build it again"):
+    with pytest.raises(ExportError, match=r"image_encoder: the bundle has no operation .*; build it again"):
         compare_noise(copied, network)

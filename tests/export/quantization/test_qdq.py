@@ -81,9 +81,10 @@ def test_encoder_computes_what_the_emulation_does(
     found = np.concatenate([stage.run({"images": view["img"]})["patch_features"] for view in views])
     loss = relative(wanted, exact)
     assert 1e-4 < loss < 0.1
-    # Numbers near the middle of a step round either way, so that two runs differ by less than either from float32.
+    # Numbers near the middle of a step round either way, so that two runs differ by less than either from float32. In
+    # FP16 so many do that behind a few layers the two round independently: by up to sqrt(2) times as much.
     assert relative(found, exact) < 1.5 * loss
-    assert relative(found, wanted) < loss
+    assert relative(found, wanted) < (loss if rest == "fp32" else 1.5 * loss)
     if rest == "fp16":  # without rounding what is left is that of the weights
         plain = runnable(result.path, tmp_path, rounding=False)
         assert "QuantizeLinear" not in [node.op_type for node in onnx.load(plain).graph.node]
