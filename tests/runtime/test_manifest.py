@@ -118,7 +118,7 @@ def test_infinities_of_the_configuration_survive_strict_json(manifest: Manifest)
             "quantization must be set for int8",
         ),
         ("attention", "flash", "attention must be one of mha"),
-        ("format", "engine", "format must be one of onnx, plan"),
+        ("format", "engine", "format must be one of onnx, onnx-cuda, plan"),
         ("format", "plan", "backends[0].name must be one of tensorrt"),
         ("backends", [], "backends must name at least one backend"),
         ("backends.1.name", "onnxruntime", "backends must name at least one backend, and none twice"),
