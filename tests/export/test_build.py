@@ -271,7 +271,7 @@ FAILURES: dict[str, tuple[Any, str, Any, type[BaseException]]] = {
     "disk full while tracing": (onnx_bundle, "export_stages", disk_full, OutputError),
     "disk full at the golden file": (BundleWriter, "golden", disk_full, OutputError),
     "disk full at the manifest": (BundleWriter, "write_manifest", disk_full, OutputError),
-    "interrupted while measuring": (onnx_bundle, "measure", interrupt, KeyboardInterrupt),
+    "interrupted while measuring": (onnx_bundle, "measure_parity", interrupt, KeyboardInterrupt),
     "interrupted while tracing": (onnx_bundle, "export_stages", interrupt, KeyboardInterrupt),
     "wrong results": (onnx_bundle, "pack", wrong_reference, ParityError),
 }
