@@ -99,7 +99,8 @@ class Bench:
         found = []
         for _ in range(WARM_UP + rounds):
             start.record(self.stream)
-            self.stage.enqueue(self.context, self.stream.handle)
+            with self.stream.turn:
+                self.stage.enqueue(self.context, self.stream.handle)
             end.record(self.stream)
             end.wait()
             found.append(end.milliseconds_since(start))

@@ -173,9 +173,7 @@ def main() -> int:
         "what": "largest difference from the float32 PyTorch reference, relative to the largest value of an output",
         "model": args.model,
         "size": "{}x{}".format(*SIZE),
-        **origin(
-            "mapengine", "torch", "tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "cuda-bindings", "triton", "numpy"
-        ),
+        **origin(*PACKAGES),
         "results": results,
     }
     record["machine"]["gpu"] = {

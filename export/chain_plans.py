@@ -95,8 +95,9 @@ def kernel_architectures(compiler: StageCompiler, kernels: Iterable[KernelChoice
     Raises:
         InputError: a target that no kernel is compiled for.
     """
-    named = compiler.architectures() if compiler.format == "plan" else ()  # graphs are for no GPU in particular
-    wanted = compiler.architectures() or DEFAULT_ARCHITECTURES
+    architectures = compiler.architectures()
+    named = architectures if compiler.format == "plan" else ()  # graphs are for no GPU in particular
+    wanted = architectures or DEFAULT_ARCHITECTURES
     if min(wanted) < OLDEST:
         raise InputError(
             f"our attention kernels need compute capability {OLDEST / 10} or newer, not {min(wanted) / 10}; leave that "

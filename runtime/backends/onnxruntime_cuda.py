@@ -8,34 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..bundle import Bundle
-from ..errors import BackendError, BackendUnavailableError, ManifestError
+from ..errors import BackendError, BackendUnavailableError
 from ..kernel_attention import KernelCode
 from ..manifest import StageSpec
 from ..pipeline import ChunkSizes
 from .base import one_line
 from .cuda.attention import AttentionKernels
-from .cuda.driver import OutOfMemory, Stream, driver_problem, open_device
+from .cuda.driver import OutOfMemory, Stream, driver_problem, no_gpu, open_device
 from .cuda.pipeline import DevicePipeline
 from .cuda.plan_chain import PlanChain
-from .cuda.stage import DeviceStage, covering_profile, tensor_shape
+from .cuda.stage import DeviceStage, check_tensors, covering_profile, tensor_shape
 from .onnxruntime import import_library
 
 PROVIDER = "CUDAExecutionProvider"
 _EXTRA = "cuda"
 _ELEMENT_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16, "int64": 7}
 """ONNX's numbers of types (onnx.proto, ``TensorProto.DataType``): NumPy has no bfloat16 to name it by."""
-_TYPE_NAMES = {
-    "float32": "tensor(float)",
-    "float16": "tensor(float16)",
-    "bfloat16": "tensor(bfloat16)",
-    "int64": "tensor(int64)",
-}
 _FATAL = 4
 """Least severity that is logged. What fails is raised, too; what is logged besides, as an error, is each algorithm of
 cuDNN that does not fit a convolution, before one is found that does."""
@@ -68,10 +61,7 @@ class OnnxRuntimeCudaBackend:
         """
         problem = driver_problem()
         if problem is not None:
-            raise BackendUnavailableError(
-                f"the backend {self.name} needs an NVIDIA GPU, and {problem}; run it on a machine with one, or build "
-                f"the bundle with --backend onnxruntime or openvino to run it here"
-            )
+            raise no_gpu(self.name, problem)
         self._library: Any = import_library(_EXTRA)
         self.version: str = self._library.__version__
         if PROVIDER not in self._library.get_available_providers():
@@ -154,8 +144,6 @@ class _Graph:
         self.outputs = {tensor.name: tensor for tensor in spec.outputs}
         self.tensors = self.inputs | self.outputs
         self._session = session
-        # The library's memory for intermediate tensors is shared by all calls, which are in order only in the stream.
-        self._running = threading.Lock()
         self._check_tensors()
 
     def profile_for(self, axes: Mapping[str, int]) -> int:
@@ -170,8 +158,7 @@ class _Graph:
     def enqueue(self, context: _Binding, stream: int) -> None:
         """Run the graph in the stream that the session was made with."""
         try:
-            with self._running:
-                self._session.run_with_iobinding(context.binding)
+            self._session.run_with_iobinding(context.binding)
         except Exception as error:
             raise _refusal(f"onnxruntime failed in the stage {self.name}", error) from error
 
@@ -181,13 +168,8 @@ class _Graph:
 
     def _check_tensors(self) -> None:
         found = {value.name: value.type for value in (*self._session.get_inputs(), *self._session.get_outputs())}
-        wanted = {name: _TYPE_NAMES.get(spec.dtype, spec.dtype) for name, spec in self.tensors.items()}
-        if found != wanted:
-            different = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-            raise ManifestError(
-                f"the graph of {self.name} has other tensors than the manifest says ({', '.join(different)}); build "
-                f"the bundle again"
-            )
+        wanted = {name: f"tensor({spec.dtype.replace('float32', 'float')})" for name, spec in self.tensors.items()}
+        check_tensors(f"the graph of {self.name}", found, wanted)
 
 
 class _Binding:

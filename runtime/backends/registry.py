@@ -34,7 +34,8 @@ def available_backends() -> list[str]:
     devices: list[str] = []
     if driver.driver_problem() is None:
         devices += [name for name in flavour.NAMES if flavour.is_installed(name)]
-        devices += [OnnxRuntimeCudaBackend.name] * has_cuda()
+        if has_cuda():
+            devices.append(OnnxRuntimeCudaBackend.name)
     return [*devices, *(name for name in _HOST if importlib.util.find_spec(name) is not None)]
 
 

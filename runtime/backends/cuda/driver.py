@@ -373,5 +373,13 @@ def driver_problem() -> str | None:
     return None if status == 0 else f"the NVIDIA driver cannot be used (CUDA error {status})"
 
 
+def no_gpu(backend: str, problem: str) -> BackendUnavailableError:
+    """The error for a backend whose GPU cannot be used, for what :func:`driver_problem` says."""
+    return BackendUnavailableError(
+        f"the backend {backend} needs an NVIDIA GPU, and {problem}; run it on a machine with one, or build the bundle "
+        f"with --backend onnxruntime or openvino to run it here"
+    )
+
+
 def _gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ...errors import BackendError, ProfileError
+from ...errors import BackendError, ManifestError, ProfileError
 from ...manifest import StageSpec, TensorSpec
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "bool": 1, "uint8": 1}
@@ -46,7 +46,7 @@ class DeviceStage(Protocol):
         ...
 
     def enqueue(self, context: Any, stream: int) -> None:
-        """Put the stage into a stream; its tensors' addresses and its memory are set."""
+        """Put the stage into a stream, whose turn the caller holds; its tensors' addresses and its memory are set."""
         ...
 
     def failed(self, what: str) -> BackendError:
@@ -68,6 +68,22 @@ def covering_profile(name: str, spec: StageSpec, axes: Mapping[str, int]) -> int
         f"the stage {name} was not built for {asked}; build the bundle with --views and --resolution that cover the "
         f"request"
     )
+
+
+def check_tensors(what: str, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+    """Refuse a file with other tensors than the manifest says.
+
+    Args:
+        what: of the message: "the plan of aggregator". found, wanted: what is compared, by name of a tensor.
+
+    Raises:
+        ManifestError: the message names the tensors that differ.
+    """
+    different = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    if different:
+        raise ManifestError(
+            f"{what} has other tensors than the manifest says ({', '.join(different)}); build the bundle again"
+        )
 
 
 def tensor_shape(spec: TensorSpec, axes: Mapping[str, int]) -> tuple[int, ...]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ...bundle import Bundle
-from ...errors import BackendUnavailableError
 from ...pipeline import ChunkSizes
 from ..cuda.attention import AttentionKernels
-from ..cuda.driver import driver_problem, open_device
+from ..cuda.driver import driver_problem, no_gpu, open_device
 from ..cuda.pipeline import DevicePipeline
 from ..cuda.plan_chain import PlanChain
 from .flavour import load_flavour
@@ -27,10 +26,7 @@ class TensorRtBackend:
         """
         problem = driver_problem()  # first: without a driver the library may crash the process
         if problem is not None:
-            raise BackendUnavailableError(
-                f"the backend {name} needs an NVIDIA GPU, and {problem}; run it on a machine with one, or build the "
-                f"bundle with --backend onnxruntime or openvino to run it here"
-            )
+            raise no_gpu(name, problem)
         self.name = name
         self._flavour = load_flavour(name)
         self.version = self._flavour.version

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import BackendError, BundleNotFoundError, ManifestError, MapEngineError, VersionError
+from ...errors import BackendError, BundleNotFoundError, MapEngineError, VersionError
 from ...manifest import StageSpec
 from ..cuda.driver import OutOfMemory
-from ..cuda.stage import covering_profile, tensor_shape
+from ..cuda.stage import check_tensors, covering_profile, tensor_shape
 from .flavour import Flavour
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64"}
@@ -158,12 +158,7 @@ class Plan:
             found[name] = (engine.get_tensor_mode(name).name, _DTYPES.get(kind, kind))
         wanted = {name: ("INPUT", spec.dtype) for name, spec in self.inputs.items()}
         wanted |= {name: ("OUTPUT", spec.dtype) for name, spec in self.outputs.items()}
-        if found != wanted:
-            different = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-            raise ManifestError(
-                f"the plan of {self.name} has other tensors than the manifest says ({', '.join(different)}); build the "
-                f"bundle again"
-            )
+        check_tensors(f"the plan of {self.name}", found, wanted)
 
 
 @contextlib.contextmanager
