@@ -13,6 +13,9 @@ from typing import Any
 from .file_record import FileRecord
 from .json_reader import Reader
 
+FP8_FROM = 89
+"""First compute capability, times ten, whose tensor cores multiply FP8."""
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -26,6 +29,11 @@ class Kernel:
     int8: bool = False
     fp8: bool = False
     sparse: bool = False
+
+    @property
+    def first_architecture(self) -> int:
+        """The oldest GPUs that the kernel can be compiled for: compute capability times ten."""
+        return FP8_FROM if self.fp8 else 80
 
 
 KERNELS = {

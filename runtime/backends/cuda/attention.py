@@ -50,7 +50,7 @@ class AttentionKernels:
             for variant in needed_variants(layer):
                 if variant in self._kernels:
                     continue
-                code = choose_code(codes, variant, device.compute_capability)
+                code = choose_code(codes, variant, device.compute_capability, layer)
                 path = folder / code.file.file
                 try:
                     content = path.read_bytes()

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...errors import BackendError, DeviceError
-from ...kernel_attention import KernelCode
+from ...kernel_attention import KernelAttention, KernelCode
 from .driver import Device
 
 _SHARED_BYTES = 48 * 1024
@@ -17,14 +17,14 @@ _SHARED_BYTES = 48 * 1024
 _SCALARS: dict[str, Any] = {"i32": ctypes.c_int32, "fp32": ctypes.c_float}
 
 
-def choose_code(codes: Iterable[KernelCode], variant: str, capability: str) -> KernelCode:
+def choose_code(codes: Iterable[KernelCode], variant: str, capability: str, attention: KernelAttention) -> KernelCode:
     """The code of ``variant`` for a GPU: machine code of its own architecture, or else PTX, which the driver compiles.
 
     Args:
-        codes: of a bundle. capability: compute capability, such as ``8.9``.
+        codes: of a bundle. capability: compute capability, such as ``8.9``. attention: what the kernel is for.
 
     Raises:
-        DeviceError: the bundle has neither.
+        DeviceError: the bundle has neither, or there is none for such a GPU.
     """
     architecture = int(capability.replace(".", ""))
     found = [code for code in codes if code.variant == variant]
@@ -34,6 +34,13 @@ def choose_code(codes: Iterable[KernelCode], variant: str, capability: str) -> K
     for code in found:
         if code.is_ptx and code.architecture <= architecture:
             return code
+    kernel = attention.traits
+    if architecture < kernel.first_architecture:
+        other = attention.name.replace("-fp8", "") if kernel.fp8 else "native"
+        raise DeviceError(
+            f"the bundle's attention {attention.name} needs compute capability {kernel.first_architecture / 10} or "
+            f"newer, and this GPU has {capability}; build the bundle again with --attention {other}"
+        )
     raise DeviceError(
         f"the bundle's attention kernel {variant} was not compiled for compute capability {capability}; build the "
         f"bundle again with --target {capability}, or with --attention native"

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mapengine.kernels.tuning import KEY_BLOCK, QUERY_BLOCK, QUERY_GROUP, SPLITS
+from mapengine.kernels.tuning import FP8_FROM, KEY_BLOCK, QUERY_BLOCK, QUERY_GROUP, SPLITS
 from mapengine.kernels.tuning import LIST_SIZES as COMPILED_SIZES
 from mapengine.runtime import kernel_attention
 from mapengine.runtime.backends.cuda.attention import AttentionKernels, needed_variants
+from mapengine.runtime.backends.cuda.compiled_kernel import choose_code
 from mapengine.runtime.backends.cuda.driver import Device, Stream
 from mapengine.runtime.bundle import BundleWriter
 from mapengine.runtime.errors import BackendError, BundleNotFoundError, DeviceError, ProfileError
@@ -121,6 +122,7 @@ def test_the_constants_are_those_that_were_compiled() -> None:
         SPLITS,
         COMPILED_SIZES,
     )
+    assert ours.FP8_FROM == FP8_FROM
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -238,6 +240,17 @@ def test_no_code_for_this_gpu(device: Device, codes: tuple[KernelCode, ...], tmp
     others = [replace(code, architecture=90) for code in codes]
     with pytest.raises(DeviceError, match=r"dense-fp16-d32 was not compiled for compute capability 8.9; build"):
         AttentionKernels(device, tmp_path, others, [layer("flash")])
+
+
+def test_fp8_on_a_gpu_without_it(codes: tuple[KernelCode, ...]) -> None:
+    """Building again for that GPU would be refused, so the advice is another kernel."""
+    entry = replace(layer("sparse"), kernel="sparse-int8-fp8", threshold=0.9)
+    newer = [replace(codes[0], variant="values-fp8-fp16-d32", architecture=89)]
+    expected = r"attention sparse-int8-fp8:0.9 needs compute capability 8.9 or newer, and this GPU has 8.6; build .* "
+    with pytest.raises(DeviceError, match=f"{expected}--attention sparse-int8:0.9$"):
+        choose_code(newer, "values-fp8-fp16-d32", "8.6", entry)
+    with pytest.raises(DeviceError, match=r"needs compute capability 8.0 or newer.*--attention native$"):
+        choose_code(newer, "dense-fp16-d32", "7.5", layer("flash"))
 
 
 def test_a_file_that_is_gone_or_no_code(device: Device, codes: tuple[KernelCode, ...], tmp_path: Path) -> None:
