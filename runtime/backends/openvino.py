@@ -104,7 +104,11 @@ class OpenVinoBackend(HostBackend):
 class _Stage:
     def __init__(self, name: str, compiled: Any, path: Path) -> None:
         self._name = name
-        self._weights: Path | None = path.with_name(f"{path.name}.data")
+        weights = path.with_name(f"{path.name}.data")
+        # Compiling has read every weight once. A stage that no call runs, as the geometry encoder where there are
+        # images only, would keep these pages of the mapped file for nothing.
+        release_pages(weights)
+        self._weights: Path | None = weights
         self._compiled = compiled
         self._inputs = {port.get_any_name(): np.dtype(port.get_element_type().to_dtype()) for port in compiled.inputs}
         self._outputs = [port.get_any_name() for port in compiled.outputs]
