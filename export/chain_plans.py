@@ -181,13 +181,16 @@ def _sum(records: Sequence[LayerRecord]) -> LayerRecord | None:
     if not records:
         return None
     gemms: Counter[str] = Counter()
+    macs: Counter[str] = Counter()
     for record in records:
         gemms.update(record.gemms)
+        macs.update(record.macs)
     return LayerRecord(
         sum(record.attention for record in records),
         sum(record.fused for record in records),
         tuple(name for record in records for name in record.unfused),
         dict(gemms),
+        dict(macs),
     )
 
 

@@ -17,25 +17,30 @@ class LayerRecord:
         attention: attention blocks of the stage. fused: how many of them run as one fused kernel.
         unfused: module names of the others; their scores of tokens x tokens are held in memory.
         gemms: number of matrix products and convolutions per datatypes, such as ``{"Half x Half -> Half": 96}``.
+        macs: their multiplications, per row of what each makes (a token or a pixel).
     """
 
     attention: int
     fused: int
     unfused: tuple[str, ...] = ()
     gemms: Mapping[str, int] = field(default_factory=dict)
+    macs: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, reader: Reader) -> LayerRecord:
-        """Read ``{"attention", "fused", "unfused", "gemms"}``, where fused and unfused add up to attention."""
+        """Read ``{"attention", "fused", "unfused", "gemms", "macs"}``: fused and unfused add up to attention, and macs
+        has the datatypes of gemms."""
         fields = reader.fields(*cls.__dataclass_fields__)
         attention = fields["attention"].integer()
         unfused = tuple(item.text() for item in fields["unfused"].items())
         fused = fields["fused"].integer(0, attention)
         if fused + len(unfused) != attention:
             fields["unfused"].fail(f"must name the {attention - fused} attention blocks that are not fused")
-        return cls(
-            attention, fused, unfused, {name: member.integer(1) for name, member in fields["gemms"].members().items()}
-        )
+        gemms = {name: member.integer(1) for name, member in fields["gemms"].members().items()}
+        macs = {name: member.integer() for name, member in fields["macs"].members().items()}
+        if macs.keys() != gemms.keys():
+            fields["macs"].fail("must have the datatypes of gemms")
+        return cls(attention, fused, unfused, gemms, macs)
 
     def to_json(self) -> dict[str, Any]:
         """Inverse of ``read``."""
@@ -44,6 +49,7 @@ class LayerRecord:
             "fused": self.fused,
             "unfused": list(self.unfused),
             "gemms": dict(self.gemms),
+            "macs": dict(self.macs),
         }
 
 

@@ -48,16 +48,17 @@ _TENSORRT_TYPES = {
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix product or convolution that ran.
+    """A matrix product or convolution that ran, or several alike.
 
     Attributes:
         kernel: as the backend calls it. dtype: that it computes in, such as ``int8`` (or ``uint8``, its twin with an
-            offset). macs: multiplications; 0 where the backend does not say.
+            offset). macs: multiplications, of all of them; 0 where the backend does not say. count: how many there are.
     """
 
     kernel: str
     dtype: str
     macs: int
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,10 @@ class Executed:
 
     def counts(self) -> dict[str, int]:
         """Number of products by type."""
-        return dict(Counter(product.dtype for product in self.products).most_common())
+        found: Counter[str] = Counter()
+        for product in self.products:
+            found[product.dtype] += product.count
+        return dict(found.most_common())
 
     def share(self, dtypes: Iterable[str]) -> float | None:
         """Share of the multiplications in the given types; None where the backend does not say."""
@@ -81,7 +85,7 @@ class Executed:
 def executed_products(bundle: Bundle, backend: str, threads: int | None = None) -> list[Executed]:
     """Run the golden input with a CPU backend and list the products of every stage that it used.
 
-    For plans, what the builder listed, without multiplications.
+    For plans, what the builder listed.
 
     Raises:
         BackendError: the backend cannot run a stage or does not say what it ran.
@@ -188,7 +192,9 @@ def _length(kind: str, weight: tuple[int, ...]) -> int:
 
 
 def listed_products(manifest: Manifest) -> list[Executed]:
-    """The products of plans as their builder listed them, without multiplications.
+    """The products of plans as their builder listed them.
+
+    Multiplications are per token, and said of the stages that work on tokens alone: those with products in 8 bits.
 
     Raises:
         BackendError: the manifest lists no layers.
@@ -198,10 +204,12 @@ def listed_products(manifest: Manifest) -> list[Executed]:
         if stage.layers is None:
             raise BackendError(f"the manifest lists no layers of the stage {name}; build the bundle again")
         products = []
+        tokens = manifest.quantization is not None and name in manifest.quantization.products
         for types, count in stage.layers.gemms.items():
             # ``Half x Int8 -> Half`` is weight-only quantisation, which computes in the type of the activations.
             source = types.partition(" x ")[0]
-            products += [Product(types, _TENSORRT_TYPES.get(source, source), 0)] * count
+            macs = stage.layers.macs[types] if tokens else 0
+            products.append(Product(types, _TENSORRT_TYPES.get(source, source), macs, count))
         entries.append(Executed(name, tuple(products)))
     return entries
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mapengine.runtime.errors import ExportError
 
@@ -38,12 +39,26 @@ class AttentionBlock:
     heads: int | None
 
 
+class GraphProduct(NamedTuple):
+    """One product of the graph that is not inside an attention.
+
+    Attributes:
+        operator: one of :data:`PRODUCTS`. dtype: of its input, None where the graph does not say.
+        macs: multiplications per row of the output, which is a token or a pixel; 0 where nothing of it is a weight, or
+            where the number of rows does not depend on the input.
+    """
+
+    operator: str
+    dtype: str | None
+    macs: int = 0
+
+
 @dataclass(frozen=True)
 class StageGraph:
-    """Attention blocks in running order, and the other products: operator and element type by the node's name."""
+    """Attention blocks in running order, and the other products by the node's name."""
 
     attention: tuple[AttentionBlock, ...]
-    products: Mapping[str, tuple[str, str | None]]
+    products: Mapping[str, GraphProduct]
 
 
 def read_graph(path: Path) -> StageGraph:
@@ -62,7 +77,7 @@ def read_graph(path: Path) -> StageGraph:
     blocks = tuple(_attention(graph))
     inside = {name for block in blocks for name in block.nodes}
     products = {
-        _name(node): (node.op_type, _dtype(node))
+        _name(node): GraphProduct(node.op_type, _dtype(node), _macs(node))
         for node in graph
         if node.op_type in PRODUCTS and _name(node) not in inside
     }
@@ -116,6 +131,29 @@ def _heads(node: ir.Node) -> int | None:
 def _dtype(node: ir.Node) -> str | None:
     dtype = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
     return None if dtype is None else _DTYPES.get(dtype.name)
+
+
+def _macs(node: ir.Node) -> int:
+    weight, made = _weight(node), node.outputs[0].shape
+    if weight is None or weight.shape is None or made is None:
+        return 0
+    sides, known = weight.shape.numpy(), [side for side in made if isinstance(side, int)]
+    if len(known) == len(made):
+        return 0
+    if node.op_type != "MatMul":
+        return math.prod(sides)
+    # What lies between rows and channels, as the blocks of a rotation, is the same for every row.
+    return math.prod(known) * sides[-2]
+
+
+def _weight(node: ir.Node) -> ir.Value | None:
+    """The second factor of a product, perhaps behind what widens it, if it is a constant."""
+    value = node.inputs[1]
+    while value is not None and (producer := value.producer()) is not None:
+        if producer.op_type not in ("DequantizeLinear", "Cast"):
+            return None
+        value = producer.inputs[0]
+    return value if value is not None and value.is_initializer() else None
 
 
 def _name(node: ir.Node) -> str:

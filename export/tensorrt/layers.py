@@ -15,7 +15,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mapengine.runtime.build_record import LayerRecord
@@ -111,6 +111,7 @@ class LayerReport:
         products: datatypes of every matrix product and convolution, keyed by its ONNX node; more than one where the
             profiles of a plan differ.
         elsewhere: product nodes that no such layer names: folded into a constant, or computed element by element.
+        macs: multiplications of the product nodes, see :class:`.graph.GraphProduct`.
     """
 
     layers: tuple[Layer, ...]
@@ -118,12 +119,19 @@ class LayerReport:
     unfused: tuple[str, ...]
     products: Mapping[str, tuple[str, ...]]
     elsewhere: tuple[str, ...]
+    macs: Mapping[str, int] = field(default_factory=dict)
 
     def record(self) -> LayerRecord:
         """What the manifest keeps."""
-        counts = Counter(kind for kinds in self.products.values() for kind in kinds)
+        counts: Counter[str] = Counter()
+        macs: Counter[str] = Counter()
+        for name, kinds in sorted(self.products.items()):
+            for kind in kinds:
+                counts[kind] += 1
+                macs[kind] += self.macs.get(name, 0)
+        attention = len(self.fused) + len(self.unfused)
         return LayerRecord(
-            len(self.fused) + len(self.unfused), len(self.fused), self.unfused, dict(sorted(counts.items()))
+            attention, len(self.fused), self.unfused, dict(sorted(counts.items())), dict(sorted(macs.items()))
         )
 
 
@@ -178,7 +186,8 @@ def report_layers(layers: tuple[Layer, ...], graph: StageGraph) -> LayerReport:
             if name in graph.products:
                 products[name] = tuple(sorted({*products.get(name, ()), layer.datatypes}))
     elsewhere = tuple(name for name in graph.products if name not in products)
-    return LayerReport(layers, tuple(fused), tuple(unfused), products, elsewhere)
+    macs = {name: product.macs for name, product in graph.products.items()}
+    return LayerReport(layers, tuple(fused), tuple(unfused), products, elsewhere, macs)
 
 
 def _listed(line: str) -> Layer:

@@ -115,8 +115,8 @@ def check_graph(
     """
     if not flavour.is_rtx:
         return ()
-    for node, (operator, dtype) in graph.products.items():
-        if operator == "ConvTranspose" and dtype == "bfloat16":
+    for node, product in graph.products.items():
+        if product.operator == "ConvTranspose" and product.dtype == "bfloat16":
             raise ExportError(
                 f"{name}: {flavour.name} has no transposed convolution in bfloat16, which {node} is; keep it in "
                 "float16 or float32 (the precision policy of mapengine does), or use --precision fp16"

@@ -62,7 +62,7 @@ def test_round_trip_of_a_quantised_plan(manifest: Manifest) -> None:
             stage,
             opset=None,
             profiles=tuple({a: Range(1, opt, 700) for a in ("views", "height", "width")} for opt in (4, 64)),
-            layers=LayerRecord(2, 1, ("blocks.1.attn",), {"Int8 x Int8 -> Half": 8}),
+            layers=LayerRecord(2, 1, ("blocks.1.attn",), {"Int8 x Int8 -> Half": 8}, {"Int8 x Int8 -> Half": 4096}),
             data=(),
         )
         for name, stage in manifest.stages.items()
@@ -159,8 +159,13 @@ def test_infinities_of_the_configuration_survive_strict_json(manifest: Manifest)
         ("stages.aggregator.layers", {}, "stages.aggregator.layers lacks the field"),
         (
             "stages.aggregator.layers",
-            {"attention": 2, "fused": 1, "unfused": [], "gemms": {}},
+            {"attention": 2, "fused": 1, "unfused": [], "gemms": {}, "macs": {}},
             "stages.aggregator.layers.unfused must name the 1 attention blocks",
+        ),
+        (
+            "stages.aggregator.layers",
+            {"attention": 0, "fused": 0, "unfused": [], "gemms": {"Half x Half -> Half": 1}, "macs": {}},
+            "stages.aggregator.layers.macs must have the datatypes of gemms",
         ),
         ("reduced_precision", {"kept_layers": [], "headroom": []}, "reduced_precision must be null for fp32"),
         ("precision", "fp16", "reduced_precision must be null for fp32, and set otherwise (it is fp16)"),

@@ -178,15 +178,23 @@ def test_plans_multiply_in_int8(bundle: Bundle, tmp_path: Path) -> None:
     manifest = compile_engine(bundle.folder, tmp_path / "plans", backend="tensorrt-rtx")
     assert manifest.quantization is not None
     assert manifest.quantization.products == {"image_encoder": 12 + 2 * 3, "aggregator": 24 + 2 * 6}
-    counts = {entry.stage: entry.counts() for entry in listed_products(manifest)}
+    listed = {entry.stage: entry for entry in listed_products(manifest)}
+    counts = {stage: entry.counts() for stage, entry in listed.items()}
     assert {stage: counts[stage]["int8"] for stage in PRODUCTS} == manifest.quantization.products
     assert "int8" not in counts["dense_head"]
+    assert listed["dense_head"].share(LOW["int8"]) is None
+    ran = {entry.stage: entry for entry in executed_products(bundle, "onnxruntime", 1)}
+    for stage in PRODUCTS:  # where the position embedding and the scale head count as well
+        share, measured = listed[stage].share(LOW["int8"]), ran[stage].share(LOW["int8"])
+        assert share is not None
+        assert measured is not None
+        assert 0.5 < measured <= share < measured + 0.05
 
 
 def test_weights_alone_are_no_product_in_int8(bundle: Bundle) -> None:
     manifest = bundle.manifest
     stages = {
-        name: replace(stage, layers=LayerRecord(0, 0, (), {"Half x Int8 -> Half": 40}))
+        name: replace(stage, layers=LayerRecord(0, 0, (), {"Half x Int8 -> Half": 40}, {"Half x Int8 -> Half": 4000}))
         for name, stage in manifest.stages.items()
     }
     listed = listed_products(replace(manifest, stages=stages))

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from mapengine.export.tensorrt.graph import AttentionBlock, StageGraph
+from mapengine.export.tensorrt.graph import AttentionBlock, GraphProduct, StageGraph
 from mapengine.export.tensorrt.layers import LayerReport, parse_inspector, parse_listing, report_layers
 from mapengine.runtime.errors import ExportError
 
@@ -28,7 +28,7 @@ def sample(name: str) -> str:
 
 def report(name: str, form: str, products: tuple[str, ...] = LINEAR) -> LayerReport:
     block = AttentionBlock(f"{BLOCK}.attn", form, NODES[form], None, 2)
-    graph = StageGraph((block,), {node: ("MatMul", None) for node in products})
+    graph = StageGraph((block,), {node: GraphProduct("MatMul", None, 100 + i) for i, node in enumerate(products)})
     return report_layers(parse_listing(sample(name))[0], graph)
 
 
@@ -58,7 +58,10 @@ def test_precision_of_the_products() -> None:
     assert found.products[f"{BLOCK}.attn.proj/MatMul"] == ("Half x Half -> Float",)
     assert found.products["encoder.model.patch_embed.proj/Conv"][0].startswith("Half x Half")
     assert found.elsewhere == ("no.such/MatMul",)
-    assert sum(found.record().gemms.values()) == 5
+    record = found.record()
+    assert sum(record.gemms.values()) == 5
+    assert record.gemms.keys() == record.macs.keys()
+    assert sum(record.macs.values()) == sum(range(100, 105))  # not of the node that no layer names
     assert set(report("fp32_mha", "mha").record().gemms) == {"Float x Float -> Float"}
     assert "BFloat16 x BFloat16 -> BFloat16" in report("bf16_attention", "attention").record().gemms
 
@@ -96,7 +99,7 @@ def test_tensors_and_profiles() -> None:
 def test_a_block_that_only_one_profile_fuses_is_not_fused() -> None:
     layers = (*parse_listing(sample("fp16_mha"))[0], *parse_listing(sample("fp32_mha"))[0])
     block = AttentionBlock(f"{BLOCK}.attn", "MultiHeadAttention", NODES["mha"], None, 2)
-    found = report_layers(layers, StageGraph((block,), {LINEAR[0]: ("MatMul", None)}))
+    found = report_layers(layers, StageGraph((block,), {LINEAR[0]: GraphProduct("MatMul", None)}))
     assert found.unfused == (f"{BLOCK}.attn",)
     assert found.products[LINEAR[0]] == ("Float x Float -> Float", "Half x Half -> Half")
 
@@ -154,7 +157,8 @@ INSPECTED = {
 def test_the_inspectors_json() -> None:
     layers = parse_inspector(json.dumps(INSPECTED))
     block = AttentionBlock(f"{BLOCK}.attn", "Softmax", NODES["matmul"], None, 2)
-    graph = StageGraph((block,), {"dense_head.conv/Conv": ("Conv", None), LINEAR[0]: ("MatMul", None)})
+    products = {"dense_head.conv/Conv": GraphProduct("Conv", None), LINEAR[0]: GraphProduct("MatMul", None)}
+    graph = StageGraph((block,), products)
     found = report_layers(layers, graph)
     assert found.fused == (f"{BLOCK}.attn",)
     assert found.products == {
