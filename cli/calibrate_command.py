@@ -21,8 +21,8 @@ def calibrate(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Images, or views.json with depth, cameras and poses; sub-folders are sequences. Rendered views if "
-            "not given.",
+            help="Images, or views.json with depth, cameras and poses, or the layout of 7-Scenes; sub-folders are "
+            "sequences. Rendered views if not given.",
             show_default=False,
         ),
     ] = None,

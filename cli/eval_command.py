@@ -172,7 +172,7 @@ def _facts(model: str, weights_sha256: str, precision: str, where: str) -> dict[
 
 def _check_outputs(json_file: Path | None, markdown: Path | None, model: str, rgbd: Path | None) -> None:
     """Refuse to write the results over each other, or over what is read."""
-    from mapengine.calibration.evaluation.rgbd import VIEW_LIST
+    from mapengine.calibration.recordings import VIEW_LIST
 
     if json_file is not None and markdown is not None and os.path.realpath(json_file) == os.path.realpath(markdown):
         raise typer.BadParameter(f"{markdown} is also the file of --json; choose another name", param_hint="--markdown")

@@ -12,18 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapengine.runtime import preprocess_inputs
-from mapengine.runtime.errors import ImageReadError, InputError
+from mapengine.runtime.errors import InputError
 from mapengine.runtime.inputs import ViewFiles, load_view_list, view_list_inputs
-from mapengine.runtime.view_values import camera_matrix, number_matrix
 
+from ..recordings import VIEW_LIST, recorded_views
 from .evaluate import DEFAULT_SIZE, check_size
 
 Array = NDArray[Any]
-
-VIEW_LIST = "views.json"
-CAMERA_FILE = "camera-intrinsics.txt"
-_COLOR, _DEPTH, _POSE = ".color", ".depth.png", ".pose.txt"
-_COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +43,8 @@ def load_rgbd(
 
     Args:
         path: a folder with ``views.json``, or that file, as :func:`mapengine.runtime.inputs.load_view_list` reads it,
-            every view with intrinsics, depth and pose; or a folder laid out like 7-Scenes: ``NAME.color.jpg`` (or
-            ``.png``), ``NAME.depth.png`` (16 bits, millimetres, 0 and 65535 mean none), ``NAME.pose.txt`` (4x4,
-            camera-to-world, metres) and one ``camera-intrinsics.txt`` (3x3, pixels).
+            every view with intrinsics, depth and pose; or a folder laid out like 7-Scenes, as
+            :func:`..recordings.recorded_views` reads it.
         size: width and height of the result, multiples of 14.
         views_per_scene: the views are cut into scenes of so many, in their order; the last scene may have fewer.
 
@@ -77,7 +71,7 @@ def load_rgbd(
 def _listed_views(path: Path) -> Sequence[ViewFiles]:
     view_list = path / VIEW_LIST if path.is_dir() else path
     if path.is_dir() and not view_list.is_file():
-        return _recorded_views(path)
+        return recorded_views(path)
     if not path.exists():
         raise InputError(f"{path}: there is no such folder of RGB-D views; check the path")
     views = load_view_list(view_list)
@@ -87,34 +81,4 @@ def _listed_views(path: Path) -> Sequence[ViewFiles]:
                 raise InputError(f"{view_list}: view {index}: has no {key}, which an evaluation needs; add it")
         if view.metric is False:
             raise InputError(f"{view_list}: view {index}: is not metric; an evaluation needs metres")
-    return views
-
-
-def _recorded_views(folder: Path) -> list[ViewFiles]:
-    try:
-        names = sorted(entry.name for entry in folder.iterdir())
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be listed as a folder of RGB-D views: {error.strerror}") from error
-    images = [
-        name for name in names if Path(name).suffix.lower() in _COLOR_SUFFIXES and Path(name).stem.endswith(_COLOR)
-    ]
-    if not images:
-        raise InputError(
-            f"{folder}: holds no RGB-D views; give a folder with {VIEW_LIST}, or with NAME{_COLOR}.jpg, NAME{_DEPTH}, "
-            f"NAME{_POSE} and {CAMERA_FILE}"
-        )
-    camera = folder / CAMERA_FILE
-    if not camera.is_file():
-        raise InputError(f"{folder}: has no {CAMERA_FILE}; add the 3x3 camera matrix of its images, in pixels")
-    intrinsics = camera_matrix(camera, "intrinsics")
-    views = []
-    for image in images:
-        stem = Path(image).stem.removesuffix(_COLOR)
-        depth, pose = folder / f"{stem}{_DEPTH}", folder / f"{stem}{_POSE}"
-        if not depth.is_file():
-            raise ImageReadError(f"{folder}: {image} has no depth map {depth.name}; add it or remove the image")
-        if not pose.is_file():
-            raise InputError(f"{folder}: {image} has no pose {pose.name}; add it or remove the image")
-        matrix = number_matrix(pose, (4, 4), "pose", dtype=np.float64)
-        views.append(ViewFiles(folder / image, intrinsics=intrinsics, depth=depth, pose=matrix))
     return views

@@ -16,6 +16,7 @@ from mapengine.runtime.errors import InputError
 from mapengine.runtime.images import IMAGE_EXTENSIONS
 from mapengine.runtime.inputs import load_view_list, raw_views, view_list_inputs
 
+from ..recordings import VIEW_LIST, is_recording, recorded_views
 from ..scenes import render_scene
 
 Views = Sequence[Mapping[str, Any]]
@@ -95,19 +96,21 @@ def rendered_cases(count: int = 8, size: tuple[int, int] = (140, 112), data_norm
 def folder_cases(
     folder: Path, *, count: int = 16, size: tuple[int, int] | None = None, data_norm_type: str = "dinov2"
 ) -> Cases:
-    """Cases of a folder: its images in the order of their names, or the views of its ``views.json``.
+    """Cases of a folder: its images in the order of their names, or the views of its ``views.json``, or those of a
+    recording that is laid out like 7-Scenes.
 
-    In a folder with neither, the sub-folders are sequences of their own. What a view list knows of depth, cameras and
+    In a folder with none of these, the sub-folders are sequences of their own. What is known of depth, cameras and
     poses is given to the network in changing mixes; views without it are images only.
 
     Args:
-        folder: with images, with ``views.json``, or with such folders.
+        folder: with images, with ``views.json``, with a recording (:func:`..recordings.recorded_views`), or with such
+            folders.
         count: most cases.
         size: (width, height) in pixels; None for the size of the resolution table that fits.
         data_norm_type: of the model.
 
     Raises:
-        InputError: no folder, no images, or a single one.
+        InputError: no folder, no images, or a single one; a recording lacks something.
         ImageReadError: an image is damaged.
     """
     if not folder.is_dir():
@@ -134,8 +137,10 @@ def folder_cases(
 
 
 def _sequence(folder: Path) -> list[dict[str, Any]]:
-    if (folder / "views.json").is_file():
-        return view_list_inputs(load_view_list(folder / "views.json"))[0]
+    if (folder / VIEW_LIST).is_file():
+        return view_list_inputs(load_view_list(folder / VIEW_LIST))[0]
+    if is_recording(folder):
+        return view_list_inputs(recorded_views(folder))[0]
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_EXTENSIONS and f.is_file())
     return raw_views(files)[0] if files else []
 

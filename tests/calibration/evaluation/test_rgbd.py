@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from mapengine.calibration.evaluation import ConstantDepth, Truth, evaluate, load_rgbd, score, task_views
 from mapengine.calibration.evaluation.tasks import TASKS
@@ -20,29 +19,16 @@ from mapengine.runtime import ImageReadError, InputError
 from mapengine.runtime.errors import ImageSizeError
 
 from ...refusals import refused
+from ...seven_scenes import write_seven_scenes
 from .oracle import SIZE, Oracle
 
 DATA = Path(os.environ.get("MAPENGINE_DATA") or Path(__file__).resolve().parents[3] / ".." / "shared" / "data")
 KITCHEN = DATA / "redkitchen"
 
 
-def write_recording(folder: Path, views: int = 3) -> Path:
-    """The layout of 7-Scenes, twice the size that is evaluated."""
-    folder.mkdir()
-    for index, view in enumerate(sample_views(views, 2 * SIZE[0], 2 * SIZE[1])):
-        name = f"frame-{index:06}"
-        Image.fromarray(view.image).save(folder / f"{name}.color.png")
-        millimetres = np.rint(view.depth_z * 1000).astype(np.uint16)
-        millimetres[:4], millimetres[4:8] = 0, 65535
-        Image.fromarray(millimetres).save(folder / f"{name}.depth.png")
-        np.savetxt(folder / f"{name}.pose.txt", view.pose)
-        np.savetxt(folder / "camera-intrinsics.txt", view.intrinsics)
-    return folder
-
-
 @pytest.fixture
 def recording(tmp_path: Path) -> Path:
-    return write_recording(tmp_path / "recording")
+    return write_seven_scenes(tmp_path / "recording")
 
 
 def test_a_recording_is_read_and_resized(recording: Path) -> None:
@@ -87,7 +73,7 @@ def test_a_view_list_gives_the_same(tmp_path: Path) -> None:
 
 
 def test_long_recordings_become_several_scenes(tmp_path: Path) -> None:
-    scenes = load_rgbd(write_recording(tmp_path / "long", 10), SIZE)
+    scenes = load_rgbd(write_seven_scenes(tmp_path / "long", 10), SIZE)
     assert [len(scene.images) for scene in scenes] == [8, 2]
     assert [scene.seed for scene in scenes] == [0, 8]
     evaluation = evaluate(ConstantDepth(), scenes)

@@ -35,6 +35,8 @@ from mapengine.export.quantization.observe import Observer
 from mapengine.export.reference import MapAnything
 from mapengine.runtime.errors import CalibrationError, InputError, OutputError
 
+from ...seven_scenes import write_seven_scenes
+
 INT8 = FORMATS["int8"]
 
 
@@ -252,6 +254,23 @@ def test_folders(tmp_path: Path) -> None:
     (tmp_path / "room" / "views.json").unlink()
     with pytest.raises(InputError, match="holds one image"):
         folder_cases(tmp_path / "room")
+
+
+def test_a_recording_has_geometry_and_its_depth_maps_are_no_photos(tmp_path: Path) -> None:
+    folder = write_seven_scenes(tmp_path / "kitchen", 3, (70, 56))
+    found = folder_cases(tmp_path, count=7, size=(70, 56))
+    assert found.description == "7 cases of 3 images in " + tmp_path.name
+    keys = {key for views in found.views.values() for view in views for key in view}
+    assert keys >= {"intrinsics", "depth_z", "camera_poses"}
+    depth = next(view["depth_z"] for views in found.views.values() for view in views if "depth_z" in view)
+    assert 0.3 < np.median(depth[depth > 0]) < 20  # metres
+    (folder / "camera-intrinsics.txt").unlink()
+    with pytest.raises(InputError, match=r"has no camera-intrinsics\.txt"):
+        folder_cases(folder)
+    for path in folder.glob("*.depth.png"):
+        path.unlink()
+    plain = folder_cases(folder, count=7, size=(70, 56))  # images whose names end alike
+    assert {key for views in plain.views.values() for view in views for key in view} == {"img", "data_norm_type"}
 
 
 def test_black_images_are_refused(cases: Cases) -> None:
