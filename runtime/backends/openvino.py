@@ -20,6 +20,9 @@ from ..errors import BackendError, BackendUnavailableError
 from .base import LOOSE_STAGES, Arrays, HostBackend, StageRunner, cannot_import, cpu_name, default_threads, one_line
 from .mapped_files import release_pages
 
+_GIVEN_AWAY = 4 * 2**20
+"""Bytes of results from which on they are not copied."""
+
 
 @dataclass(frozen=True)
 class ExecutedNode:
@@ -129,13 +132,18 @@ class _Stage:
             if request is None:
                 request = self._compiled.create_infer_request()
             contiguous = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
-            results = request.infer(contiguous, share_inputs=True)
-            # Copied, because the request's buffers are written again by its next call.
-            outputs = {name: np.array(results[i]) for i, name in enumerate(self._outputs)}
+            results = request.infer(contiguous, share_inputs=True, share_outputs=True)
+            outputs = {name: results[i] for i, name in enumerate(self._outputs)}
+            # The request's buffers are written again by its next call. Small results are copied; large ones, which
+            # would lie in memory twice, are given away, and the request with them: a new one costs less.
+            again = sum(array.nbytes for array in outputs.values()) < _GIVEN_AWAY
+            if again:
+                outputs = {name: np.array(array) for name, array in outputs.items()}
         except Exception as error:
             raise BackendError(f"openvino failed in the stage {self._name}: {one_line(error)}") from error
         with self._lock:
-            self._idle.append(request)
+            if again:
+                self._idle.append(request)
             weights, self._weights = self._weights, None
         if weights is not None:
             # The first call has packed the weights; the mapped file would keep as much memory once more.

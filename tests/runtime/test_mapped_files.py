@@ -7,12 +7,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from mapengine.runtime.backends.mapped_files import release_pages
-from mapengine.runtime.backends.openvino import OpenVinoBackend
 from mapengine.runtime.memory_probe import resident_bytes
 
 SIZE = 64 * 2**20
@@ -48,36 +45,3 @@ def test_what_may_have_been_written_to_is_left_alone(weights: Path) -> None:
 
 def test_a_file_that_is_not_mapped_is_no_error(tmp_path: Path) -> None:
     assert release_pages(tmp_path / "missing") == 0
-
-
-def resident_pages(path: Path) -> int:
-    """Bytes of a mapped file that lie in memory."""
-    found, ours = 0, False
-    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
-        fields = line.split(maxsplit=5)
-        if "-" in fields[0]:
-            ours = fields[-1] == str(path)
-        elif ours and fields[0] == "Rss:":
-            found += 1024 * int(fields[1])
-    return found
-
-
-@linux
-def test_a_stage_keeps_none_of_its_file_before_it_runs_nor_after(tmp_path: Path) -> None:
-    """The geometry encoder of a call with images alone never runs."""
-    weight = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)  # 16 MiB
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "weight"], ["y"])],
-        "stage",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2048])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2048])],
-        [numpy_helper.from_array(weight, "weight")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    path = tmp_path / "stage.onnx"
-    onnx.save(model, path, save_as_external_data=True, location="stage.onnx.data", size_threshold=0)
-    stage = OpenVinoBackend(1).load_stage("stage", path)
-    assert resident_pages(tmp_path / "stage.onnx.data") < weight.nbytes / 10
-    x = np.ones((3, 2048), np.float32)
-    np.testing.assert_allclose(stage.run({"x": x})["y"], x @ weight, atol=1e-2)
-    assert resident_pages(tmp_path / "stage.onnx.data") < weight.nbytes / 10
