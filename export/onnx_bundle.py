@@ -40,12 +40,12 @@ from mapengine.runtime.profile import Profile
 from .build_options import MINIMUM_VERSIONS
 from .checkpoint import parameter_count
 from .onnx_export import AttentionExport, ExportedStage, export_stages
+from .openvino_graphs import rewrite_for_openvino
 from .parity_cases import GOLDEN_SIZE, golden_views, parity_cases, served_cases, small_size
 from .precision import LoweredStage, load_runnable, lower_precision, measure_ranges
 from .quantization.stages import measured_tolerance, write_quantised
 from .quantization.weights_only import WeightsOnly
 from .reference import MapAnything
-from .separate_products import separate_products
 
 Progress = Callable[[str], None]
 
@@ -206,8 +206,8 @@ def write_onnx_bundle(
         mha_layers=mha_layers,
     )
     if loose:
-        report("separating products")
-        graphs = _separated(graphs)
+        report("rewriting the stages for openvino")
+        graphs = _for_openvino(graphs)
     report("computing reference outputs")
     views = golden_views(model.data_norm_type, small_size(profile, GOLDEN_SIZE), profile.views)
     predictions = model.predict(views, use_amp=False)
@@ -246,11 +246,11 @@ def write_onnx_bundle(
     return writer.write_manifest(replace(manifest, parity=parity))
 
 
-def _separated(graphs: Graphs) -> Graphs:
-    """The graphs with :func:`.separate_products.separate_products` done, and their products counted anew."""
+def _for_openvino(graphs: Graphs) -> Graphs:
+    """The graphs in OpenVINO's form, and their products counted anew."""
     record = graphs.quantization
     for stage in graphs.stages:
-        more = separate_products(stage.path, stage.name)
+        more = rewrite_for_openvino(stage.path, stage.name)
         if record is not None and more and not record.weights_only:
             products = {**record.products, stage.name: record.products[stage.name] + more}
             record = replace(record, products=products)

@@ -8,40 +8,9 @@ in 8 bits apart again if several share an input, so this is for bundles that onl
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
-
 import onnx_ir as ir
 
-from .precision.graphs import columns, dequantised, load_graph
-from .precision.weights import save_model
-
-
-def separate_products(path: Path, stage: str) -> int:
-    """Rewrite a stage in place. It computes the same.
-
-    Args:
-        path: of the stage, in float32 or with products in 8 bits, with its weights beside it.
-        stage: its name, for messages.
-
-    Returns:
-        How many products in 8 bits there are more than before.
-
-    Raises:
-        ExportError: the file is no stage.
-    """
-    model = load_graph(path, stage)
-    places, more = cut_apart(model)
-    if not places:
-        return 0
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        data = save_model(model, Path(scratch) / path.name)
-        # The weights first: read from the old file until here, and found by the new graph from here on.
-        for written in (data, Path(scratch) / path.name):
-            if written is not None:
-                os.replace(written, path.with_name(written.name))
-    return more
+from .precision.graphs import columns, dequantised
 
 
 def cut_apart(model: ir.Model) -> tuple[int, int]:

@@ -20,10 +20,10 @@ from mapengine.export import build_engine, onnx_bundle
 from mapengine.export.layer_comparison import compare_layers
 from mapengine.export.layer_noise import LEAST_SNR, LayerNoise, NoiseComparison, check_comparable, compare_noise
 from mapengine.export.onnx_export import ExportedStage, export_stages
+from mapengine.export.openvino_graphs import rewrite_for_openvino
 from mapengine.export.quantization.layers import find_layers
 from mapengine.export.quantization.qdq import quantise_stage
 from mapengine.export.reference import MapAnything
-from mapengine.export.separate_products import separate_products
 from mapengine.export.stages import make_stages
 from mapengine.runtime.backends.openvino import OpenVinoBackend
 from mapengine.runtime.bundle import Bundle
@@ -134,7 +134,7 @@ def test_the_layer_with_a_wrong_scale_is_first_and_worst(layer: str, copied: Bun
 def test_separate_products(backend: str, copied: Bundle, network: MapAnything) -> None:
     together = by_name(compare_noise(copied, network))
     for stage in QUANTISED:
-        assert separate_products(copied.stage_path(stage), stage) > 0
+        assert rewrite_for_openvino(copied.stage_path(stage), stage) > 0
     apart = by_name(compare_noise(copied, network, backend))
     assert list(apart) == list(together)
     for name, noise in apart.items():
@@ -149,7 +149,7 @@ def test_bfloat16_around_it(copied: Bundle, network: MapAnything) -> None:
 
     plain = by_name(compare_noise(copied, network, "openvino"))
     for stage in QUANTISED:
-        separate_products(copied.stage_path(stage), stage)
+        rewrite_for_openvino(copied.stage_path(stage), stage)
     comparison = compare_noise(replaced(copied, copied.folder, loosen), network)
     assert comparison.compared == "openvino"
     assert comparison.first is None
