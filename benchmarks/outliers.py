@@ -14,17 +14,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from record import origin, write_record
 
-from mapengine.calibration.quantization.cases import Cases, make_cases, rendered_cases
+from mapengine.calibration.quantization.cases import Cases, Views, make_cases, rendered_cases
 from mapengine.export.quantization import CalibrationOptions, OutputQuality, calibrate, emulated, folded
 from mapengine.export.quantization.budget import quantised_share
 from mapengine.export.quantization.outliers import CHANNELS, FACTOR, VALUE_FACTOR, with_outlier_channels
 from mapengine.export.reference import MapAnything, load_model
 
+PREDICTIONS = (
+    "ray_directions", "depth_along_ray", "conf", "non_ambiguous_mask_logits", "cam_trans", "cam_quats",
+    "metric_scaling_factor",
+)  # fmt: skip
 BUDGET = 25.0
 """Decibels."""
 _NONE = {"smooth": False, "rotate": False, "correct_bias": False}
@@ -41,14 +47,41 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(network: MapAnything, quality: OutputQuality, options: CalibrationOptions, cases: Cases) -> dict[str, Any]:
-    """Signal-to-noise ratio by output of the stages, and the share of multiplications in 8 bits."""
+class PredictionQuality:
+    """Signal-to-noise ratio of what the heads make of it, scale and poses applied, over some cases."""
+
+    def __init__(self, reference: MapAnything, views: Mapping[str, Views]) -> None:
+        self._views = views
+        self._wanted = {name: reference.predict(given, use_amp=False) for name, given in views.items()}
+
+    def decibels(self, model: MapAnything) -> dict[str, float]:
+        """By prediction."""
+        noise, signal = dict.fromkeys(PREDICTIONS, 0.0), dict.fromkeys(PREDICTIONS, 0.0)
+        for name, given in self._views.items():
+            for found, wanted in zip(model.predict(given, use_amp=False), self._wanted[name], strict=True):
+                for key in PREDICTIONS:
+                    exact = np.asarray(wanted[key], np.float64)
+                    noise[key] += float(np.square(np.asarray(found[key], np.float64) - exact).sum())
+                    signal[key] += float(np.square(exact).sum())
+        return {key: -10 * float(np.log10(noise[key] / signal[key])) for key in PREDICTIONS}
+
+
+def measure(
+    network: MapAnything,
+    quality: OutputQuality,
+    predictions: PredictionQuality,
+    options: CalibrationOptions,
+    cases: Cases,
+) -> dict[str, Any]:
+    """Signal-to-noise ratio by output of the stages and by prediction, and the share of multiplications in 8 bits."""
     calibration = calibrate(network, cases, options)
     rounding = folded(network, calibration.layers, calibration.kept_layers)
     with emulated(rounding, calibration.quantised, calibration.precision):
         quality(rounding)
+        made = predictions.decibels(rounding)
     return {
         "decibels": {name: round(value, 1) for name, value in quality.decibels.items()},
+        "predictions": {name: round(value, 1) for name, value in made.items()},
         "quantised_share": round(quantised_share(network, calibration), 4),
         "kept_layers": list(calibration.kept_layers),
         "rotated": sum(layer.rotated for layer in calibration.layers),
@@ -69,7 +102,8 @@ def main() -> None:
     network = with_outlier_channels(plain)
     views = list(rendered_cases(2 * args.cases, args.size, network.data_norm_type).views.items())
     given = make_cases(dict(views[: args.cases]), f"{args.cases} rendered scenes")
-    quality = OutputQuality(network, dict(views[args.cases :]))
+    held_out = dict(views[args.cases :])
+    quality, predictions = OutputQuality(network, held_out), PredictionQuality(network, held_out)
     results: dict[str, dict[str, dict[str, Any]]] = {}
     record = {
         "benchmark": "outliers",
@@ -86,7 +120,7 @@ def main() -> None:
     for precision in args.formats:
         for name in args.methods:
             subject = plain if name.startswith("without") else network
-            found = measure(subject, quality, CalibrationOptions(precision, **METHODS[name]), given)
+            found = measure(subject, quality, predictions, CalibrationOptions(precision, **METHODS[name]), given)
             results.setdefault(precision, {})[name] = found
             print(f"{precision} {name}: {found}", file=sys.stderr, flush=True)
             write_record(record, args.json)  # a full-size network takes minutes per row
