@@ -289,24 +289,27 @@ def _profile(record: dict[str, Any]) -> str:
 
 
 def _outliers(record: dict[str, Any]) -> str:
-    outputs = list(next(iter(next(iter(record["results"].values())).values()))["decibels"])
-    rows = [
-        [
-            precision.upper(),
-            name,
-            f"{100 * found['quantised_share']:.1f} %",
-            *(f"{found['decibels'][output]:.1f}" for output in outputs),
+    tables = []
+    for part in ("decibels", "predictions"):
+        outputs = list(next(iter(next(iter(record["results"].values())).values()))[part])
+        rows = [
+            [
+                precision.upper(),
+                name,
+                f"{100 * found['quantised_share']:.1f} %",
+                *(f"{found[part][output]:.1f}" for output in outputs),
+            ]
+            for precision, methods in record["results"].items()
+            for name, found in methods.items()
         ]
-        for precision, methods in record["results"].items()
-        for name, found in methods.items()
-    ]
-    head = ["format", "rounding", "in 8 bits", *(f"`{output}`" for output in outputs)]
+        tables.append(table(["format", "rounding", "in 8 bits", *(f"`{output}`" for output in outputs)], rows))
     channels = "; ".join(f"{place}: {what}" for place, what in record["channels"].items())
     what = (
         f"Decibels. `{record['model']}` with outlier channels ({channels}), {record['size']}, calibrated on "
-        f"{record['cases']} rendered scenes and judged on {record['cases']} others."
+        f"{record['cases']} rendered scenes and judged on {record['cases']} others. First what the transformers give, "
+        "then what the heads make of it, scale and poses applied."
     )
-    return f"{table(head, rows)}\n\n{what} {origin_text(record)}"
+    return "\n\n".join([*tables, f"{what} {origin_text(record)}"])
 
 
 def _quantizers(record: dict[str, Any]) -> str:
