@@ -14,14 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from prediction_noise import prediction_decibels
 from record import origin, write_record
 
-from mapengine.calibration.quantization.cases import Cases, Views, make_cases, rendered_cases
+from mapengine.calibration.quantization.cases import Cases, make_cases, rendered_cases
 from mapengine.export.quantization import CalibrationOptions, OutputQuality, calibrate, emulated, folded
 from mapengine.export.quantization.budget import quantised_share
 from mapengine.export.quantization.outliers import CHANNELS, FACTOR, VALUE_FACTOR, with_outlier_channels
@@ -47,29 +47,10 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-class PredictionQuality:
-    """Signal-to-noise ratio of what the heads make of it, scale and poses applied, over some cases."""
-
-    def __init__(self, reference: MapAnything, views: Mapping[str, Views]) -> None:
-        self._views = views
-        self._wanted = {name: reference.predict(given, use_amp=False) for name, given in views.items()}
-
-    def decibels(self, model: MapAnything) -> dict[str, float]:
-        """By prediction."""
-        noise, signal = dict.fromkeys(PREDICTIONS, 0.0), dict.fromkeys(PREDICTIONS, 0.0)
-        for name, given in self._views.items():
-            for found, wanted in zip(model.predict(given, use_amp=False), self._wanted[name], strict=True):
-                for key in PREDICTIONS:
-                    exact = np.asarray(wanted[key], np.float64)
-                    noise[key] += float(np.square(np.asarray(found[key], np.float64) - exact).sum())
-                    signal[key] += float(np.square(exact).sum())
-        return {key: -10 * float(np.log10(noise[key] / signal[key])) for key in PREDICTIONS}
-
-
 def measure(
     network: MapAnything,
     quality: OutputQuality,
-    predictions: PredictionQuality,
+    predictions: Callable[[MapAnything], dict[str, float]],
     options: CalibrationOptions,
     cases: Cases,
 ) -> dict[str, Any]:
@@ -78,10 +59,10 @@ def measure(
     rounding = folded(network, calibration.layers, calibration.kept_layers)
     with emulated(rounding, calibration.quantised, calibration.precision):
         quality(rounding)
-        made = predictions.decibels(rounding)
+        made = predictions(rounding)
     return {
         "decibels": {name: round(value, 1) for name, value in quality.decibels.items()},
-        "predictions": {name: round(value, 1) for name, value in made.items()},
+        "predictions": made,
         "quantised_share": round(quantised_share(network, calibration), 4),
         "kept_layers": list(calibration.kept_layers),
         "rotated": sum(layer.rotated for layer in calibration.layers),
@@ -103,7 +84,13 @@ def main() -> None:
     views = list(rendered_cases(2 * args.cases, args.size, network.data_norm_type).views.items())
     given = make_cases(dict(views[: args.cases]), f"{args.cases} rendered scenes")
     held_out = dict(views[args.cases :])
-    quality, predictions = OutputQuality(network, held_out), PredictionQuality(network, held_out)
+    quality = OutputQuality(network, held_out)
+    wanted = [network.predict(case, use_amp=False) for case in held_out.values()]
+
+    def predictions(model: MapAnything) -> dict[str, float]:
+        found = (model.predict(case, use_amp=False) for case in held_out.values())
+        return prediction_decibels(found, wanted, PREDICTIONS)
+
     results: dict[str, dict[str, dict[str, Any]]] = {}
     record = {
         "benchmark": "outliers",

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from prediction_noise import prediction_decibels
 from record import origin, write_record
 
 from mapengine.calibration.evaluation import evaluate, kept_parts
@@ -164,17 +165,6 @@ def quantised_products(paths: Mapping[str, Path]) -> int:
     return count
 
 
-def decibels(engine: Engine, wanted: Mapping[str, Any], cases: Cases) -> dict[str, float]:
-    """Signal-to-noise ratio of each prediction over all cases."""
-    noise, signal = dict.fromkeys(KEYS, 0.0), dict.fromkeys(KEYS, 0.0)
-    for name, views in cases.views.items():
-        for found, exact in zip(engine.predict(list(views)), wanted[name], strict=True):
-            for key in KEYS:
-                noise[key] += float(np.square(found[key].astype(np.float64) - exact[key]).sum())
-                signal[key] += float(np.square(exact[key].astype(np.float64)).sum())
-    return {key: round(10 * float(np.log10(signal[key] / max(noise[key], 1e-30))), 1) for key in KEYS}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="what `mapengine build` takes")
@@ -191,7 +181,7 @@ def main() -> None:
         build_engine(model, Path(scratch) / "bundle", views=(1, 4, 8), attention=ATTENTION)
         bundle = Bundle.open(Path(scratch) / "bundle", verify=False)
         exact = engine_of(bundle, {})
-        wanted = {name: exact.predict(list(case)) for name, case in others.views.items()}
+        wanted = [exact.predict(list(case)) for case in others.views.values()]
         float32 = {r.name: r.metrics for r in evaluate(exact, args.scenes, seed=VALIDATION_SEED).tasks}
         for name in args.quantisers:
             folder = Path(scratch) / name
@@ -202,7 +192,9 @@ def main() -> None:
             parts = list(kept_parts(found, float32).values())
             results[name] = {
                 "products": quantised_products(paths),
-                "decibels": decibels(engine, wanted, others),
+                "decibels": prediction_decibels(
+                    (engine.predict(list(views)) for views in others.views.values()), wanted, KEYS
+                ),
                 "figures": len(parts),
                 "kept_99": sum(part >= 0.99 for part in parts),
                 "kept_median": round(float(np.median(parts)), 4),

@@ -48,32 +48,32 @@ def round_before_reshaping(model: ir.Model) -> int:
     Returns:
         How many places were changed.
     """
-    found = [node for node in model.graph if node.op_type == "Reshape" and _is_rounded_result(node)]
-    for reshape in found:
-        product = reshape.inputs[0]
-        (rounding, _), *_ = reshape.outputs[0].uses()
-        (widening, _), *_ = rounding.outputs[0].uses()
-        wide = widening.outputs[0]
+    reshapes = [node for node in model.graph if node.op_type == "Reshape"]
+    found = [(reshape, behind) for reshape in reshapes if (behind := _rounding_behind(reshape)) is not None]
+    for reshape, (rounding, widening) in found:
+        product, wide = reshape.inputs[0], widening.outputs[0]
+        assert product is not None
         rounding.replace_input_with(0, product)
         # The reshape behind the two takes the place of what they gave.
         ir.convenience.replace_all_uses_with(wide, reshape.outputs[0])
         reshape.replace_input_with(0, wide)
         for value in (rounding.outputs[0], wide):
-            value.shape = None if product is None else product.shape
+            value.shape = product.shape
         model.graph.remove(reshape)
         model.graph.insert_after(widening, reshape)
     return len(found)
 
 
-def _is_rounded_result(reshape: ir.Node) -> bool:
-    """Whether it reshapes a product for a rounding with one scale, and for nothing else."""
+def _rounding_behind(reshape: ir.Node) -> tuple[ir.Node, ir.Node] | None:
+    """The rounding and the widening that a product is reshaped for, and for nothing else, if both have one scale."""
     product = reshape.inputs[0].producer() if reshape.inputs[0] is not None else None
     rounding = _only_user(reshape, "QuantizeLinear")
     widening = _only_user(rounding, "DequantizeLinear") if rounding is not None else None
     if product is None or product.op_type != "MatMul" or rounding is None or widening is None:
-        return False
+        return None
     scales = [node.inputs[1] for node in (rounding, widening)]
-    return all(scale is not None and scale.shape is not None and not len(scale.shape) for scale in scales)
+    single = all(scale is not None and scale.shape is not None and not len(scale.shape) for scale in scales)
+    return (rounding, widening) if single else None
 
 
 def _only_user(node: ir.Node, operator: str) -> ir.Node | None:

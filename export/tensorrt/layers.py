@@ -15,7 +15,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mapengine.runtime.build_record import LayerRecord
@@ -119,7 +119,7 @@ class LayerReport:
     unfused: tuple[str, ...]
     products: Mapping[str, tuple[str, ...]]
     elsewhere: tuple[str, ...]
-    macs: Mapping[str, int] = field(default_factory=dict)
+    macs: Mapping[str, int]
 
     def record(self) -> LayerRecord:
         """What the manifest keeps."""
@@ -128,7 +128,7 @@ class LayerReport:
         for name, kinds in sorted(self.products.items()):
             for kind in kinds:
                 counts[kind] += 1
-                macs[kind] += self.macs.get(name, 0)
+                macs[kind] += self.macs[name]
         attention = len(self.fused) + len(self.unfused)
         return LayerRecord(
             attention, len(self.fused), self.unfused, dict(sorted(counts.items())), dict(sorted(macs.items()))
