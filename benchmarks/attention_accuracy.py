@@ -22,13 +22,13 @@ from torch import Tensor
 from mapengine.calibration.evaluation import HELD_OUT_SEED, evaluate
 from mapengine.calibration.evaluation.evaluate import rendered_scenes
 from mapengine.export import load_model
-from mapengine.export.reference import MapAnything
+from mapengine.export.model.reference import MapAnything
 from mapengine.kernels import Selection, split_qkv
 from mapengine.kernels.dense import dense_attention_reference
 from mapengine.kernels.int8 import int8_attention_reference
 from mapengine.kernels.selection import select_reference
 from mapengine.kernels.sparse import sparse_attention_reference
-from mapengine.runtime.kernel_attention import MINIMUM_SHARE
+from mapengine.runtime.bundle.kernel_attention import MINIMUM_SHARE
 
 MODEL = "preset:nano"
 VIEWS = (2, 4, 8)

@@ -25,8 +25,8 @@ from record import origin, write_record
 from mapengine.kernels.compile import build, chosen, read_manifest
 from mapengine.runtime.backends.cuda.attention import AttentionKernels, needed_variants
 from mapengine.runtime.backends.cuda.driver import Device
-from mapengine.runtime.bundle import BundleWriter
-from mapengine.runtime.kernel_attention import KERNELS, KernelAttention, KernelCode
+from mapengine.runtime.bundle.kernel_attention import KERNELS, KernelAttention, KernelCode
+from mapengine.runtime.bundle.store import BundleWriter
 
 HEADS, DIM, VIEW_TOKENS = 24, 64, 1370
 CASES: tuple[tuple[str, float | None], ...] = (

@@ -25,7 +25,7 @@ from record import origin, write_record
 
 from mapengine.kernels.costs import attention_cost
 from mapengine.kernels.tuning import KEY_BLOCK, KINDS, QUERY_BLOCK, TUNED, Tile
-from mapengine.runtime.files import atomic_write
+from mapengine.runtime.system.files import atomic_write
 
 HEAD_DIM = 64
 KERNELS = ("dense", "int8", "int8-fp8", "sparse", "sparse-int8", "sparse-int8-fp8")

@@ -20,12 +20,12 @@ from typing import Any
 
 from record import origin, write_record
 
-from mapengine.export.build_options import make_profile
+from mapengine.export.options import make_profile
 from mapengine.export.precision import lower_precision
 from mapengine.export.tensorrt import BuiltPlan, build_plan, gpu_chunks, stage_profiles
 from mapengine.runtime.backends.tensorrt.flavour import Flavour, load_flavour
-from mapengine.runtime.manifest import STAGES, TensorSpec
-from mapengine.runtime.profile import Profile, Range
+from mapengine.runtime.bundle.manifest import STAGES, TensorSpec
+from mapengine.runtime.bundle.requests import Profile, Range
 
 BACKEND = "tensorrt-rtx"
 REQUESTS = ("1:4:32/all", "1:8:64/518x518")

@@ -21,19 +21,19 @@ import numpy as np
 from record import origin, write_record
 
 from mapengine.export import load_model
-from mapengine.export.attention_choice import AttentionChoice
-from mapengine.export.build_options import ONNXRUNTIME_CUDA, PlanSettings, make_profile
-from mapengine.export.chain_plans import compile_chain
-from mapengine.export.onnx_export import export_stages
+from mapengine.export.attention.chains import compile_chain
+from mapengine.export.attention.choice import AttentionChoice
+from mapengine.export.bundles.compilers import open_compiler
+from mapengine.export.graphs.tracing import export_stages
+from mapengine.export.options import ONNXRUNTIME_CUDA, PlanSettings, make_profile
 from mapengine.export.precision import lower_precision
-from mapengine.export.stage_compilers import open_compiler
 from mapengine.export.tensorrt import stage_profiles
 from mapengine.runtime.backends.cuda.driver import Buffer, Device, Pinned, open_device
 from mapengine.runtime.backends.cuda.stage import DeviceStage, tensor_bytes, tensor_shape
 from mapengine.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
-from mapengine.runtime.bundle import BundleWriter
-from mapengine.runtime.manifest import StageSpec
-from mapengine.runtime.profile import PATCH_SIZE
+from mapengine.runtime.bundle.manifest import StageSpec
+from mapengine.runtime.bundle.requests import PATCH_SIZE
+from mapengine.runtime.bundle.store import BundleWriter
 
 STAGE = "aggregator"
 WARM_UP = 2

@@ -19,8 +19,8 @@ import numpy as np
 from contest import take_turns
 from record import origin, write_record
 
-from mapengine.runtime.backends.base import default_threads
-from mapengine.runtime.bundle import Bundle
+from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.system.threads import default_threads
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[[Arrays], np.ndarray]

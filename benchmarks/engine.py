@@ -21,7 +21,7 @@ from typing import Any
 from contest import Loader, take_turns
 from record import origin, write_record
 
-from mapengine.runtime.backends.base import default_threads
+from mapengine.runtime.system.threads import default_threads
 
 BASELINE = "pytorch-eager"
 CONTENDERS = ("onnxruntime", "openvino")
@@ -30,7 +30,7 @@ Views = list[dict[str, Any]]
 
 def make_views(count: int, width: int, height: int, geometry: bool) -> Views:
     """Prepared views of the sample scene; with ``geometry`` every one has camera, depth and pose."""
-    from mapengine.calibration.samples import sample_views
+    from mapengine.calibration.data.samples import sample_views
     from mapengine.runtime import preprocess_inputs
 
     raw: Views = []

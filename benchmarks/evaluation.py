@@ -41,12 +41,12 @@ def show_progress(done: int, total: int, task: str) -> None:
 
 def emulated(model: str, precision: str, calibration: Path | None, folder: Path) -> tuple[Any, dict[str, Any]]:
     """An engine that runs the graphs of a plan on the CPU, and what a record says of it."""
-    from mapengine.calibration.quantization import load_calibration
-    from mapengine.export.build_options import make_profile
-    from mapengine.export.onnx_bundle import open_graphs, write_onnx_bundle
-    from mapengine.export.reference import load_model
-    from mapengine.runtime.bundle import Bundle, write_bundle
-    from mapengine.runtime.pipeline import ChunkSizes
+    from mapengine.calibration.ranges import load_calibration
+    from mapengine.export.bundles.onnx import open_graphs, write_onnx_bundle
+    from mapengine.export.model.reference import load_model
+    from mapengine.export.options import make_profile
+    from mapengine.runtime.backends.contract import ChunkSizes
+    from mapengine.runtime.bundle.store import Bundle, write_bundle
 
     network = load_model(model)
     with write_bundle(folder) as writer:

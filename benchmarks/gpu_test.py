@@ -25,8 +25,8 @@ from engine import make_views
 from record import origin, write_record
 
 from mapengine.runtime import Engine
-from mapengine.runtime.backends import available_backends
 from mapengine.runtime.backends.cuda.driver import driver_problem
+from mapengine.runtime.backends.registry import available_backends
 from mapengine.runtime.errors import MapEngineError
 
 CASES = ("fp32", "fp16", "bf16", "fp16 flash", "bf16 flash", "fp16 int8", "fp16 sparse:1")
@@ -55,7 +55,7 @@ def difference(found: Predictions, expected: Predictions) -> float:
 
 def checks(engine: Engine, model: Any) -> dict[str, Callable[[], float]]:
     """Named checks; each returns a relative difference from the reference."""
-    from mapengine.export.onnx_bundle import measure
+    from mapengine.export.bundles.onnx import measure
 
     most = min(MOST_VIEWS, engine.manifest.profile.views.max)
 
@@ -109,7 +109,7 @@ def checks(engine: Engine, model: Any) -> dict[str, Callable[[], float]]:
 def run(backend: str, case: str, model: Any, folder: Path) -> dict[str, Any]:
     """Build, load and check one combination."""
     from mapengine.export import build_engine
-    from mapengine.export.onnx_bundle import TOLERANCE
+    from mapengine.export.bundles.onnx import TOLERANCE
 
     precision, _, attention = case.partition(" ")
     result: dict[str, Any] = {"status": "passed", "tolerance": TOLERANCE[precision]}

@@ -21,9 +21,9 @@ from PIL import Image, ImageOps
 from record import origin, write_record
 
 from mapengine.runtime import load_images
-from mapengine.runtime.backends.base import default_threads
-from mapengine.runtime.normalization import norm_constants
-from mapengine.runtime.resolution import target_size
+from mapengine.runtime.inputs.normalization import norm_constants
+from mapengine.runtime.inputs.resolutions import target_size
+from mapengine.runtime.system.threads import default_threads
 
 WIDTH, HEIGHT, PHOTOS = 4032, 3024, 8
 

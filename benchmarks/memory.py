@@ -17,8 +17,9 @@ from typing import Any
 
 from record import origin, write_record
 
-from mapengine.runtime.memory_plan import MemoryModel, measure
-from mapengine.runtime.memory_probe import probe
+from mapengine.runtime.memory.measurement import measure
+from mapengine.runtime.memory.model import MemoryModel
+from mapengine.runtime.memory.probe import probe
 
 VIEWS = (1, 8, 48, 64, 128, 300)
 

@@ -4,8 +4,9 @@
 
 Trained vision transformers have a few channels that are 50 to 100 times larger than the others. The given network gets
 such channels and computes the same; it is calibrated on rendered scenes and judged on others, as PyTorch with the
-rounding of the format (:mod:`mapengine.export.quantization.emulate`). Every layer of the blocks is rounded, but for the
-rows with a budget: there calibration leaves layers in higher precision until its own cases have that many decibels.
+rounding of the format (:mod:`mapengine.export.quantization.fake_quantization`). Every layer of the blocks is rounded,
+but for the rows with a budget: there calibration leaves layers in higher precision until its own cases have that many
+decibels.
 "without outliers" is the given network as it is: what rounding costs when there is nothing to recover.
 """
 
@@ -21,11 +22,11 @@ from typing import Any
 from prediction_noise import prediction_decibels
 from record import origin, write_record
 
-from mapengine.calibration.quantization.cases import Cases, make_cases, rendered_cases
+from mapengine.calibration.data.cases import Cases, make_cases, rendered_cases
+from mapengine.export.model.reference import MapAnything, load_model
 from mapengine.export.quantization import CalibrationOptions, OutputQuality, calibrate, emulated, folded
 from mapengine.export.quantization.budget import quantised_share
 from mapengine.export.quantization.outliers import CHANNELS, FACTOR, VALUE_FACTOR, with_outlier_channels
-from mapengine.export.reference import MapAnything, load_model
 
 PREDICTIONS = (
     "ray_directions", "depth_along_ray", "conf", "non_ambiguous_mask_logits", "cam_trans", "cam_quats",

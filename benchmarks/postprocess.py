@@ -29,7 +29,7 @@ import numpy as np  # noqa: E402
 from record import origin, write_record  # noqa: E402
 
 from mapengine.runtime.geometry import rays_from_intrinsics  # noqa: E402
-from mapengine.runtime.postprocess import finish_predictions, forward_outputs  # noqa: E402
+from mapengine.runtime.postprocessing.predictions import finish_predictions, forward_outputs  # noqa: E402
 
 Array = Any
 MEAN = np.asarray((0.485, 0.456, 0.406), np.float32)

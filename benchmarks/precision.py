@@ -21,16 +21,16 @@ import numpy as np
 from record import origin, write_record
 
 from mapengine.export import export_stages, load_model
-from mapengine.export.parity_cases import parity_cases
+from mapengine.export.bundles.parity_cases import parity_cases
 from mapengine.export.precision import POLICY, LoweredStage, Rule, lower_precision, measure_ranges, runnable
 from mapengine.export.precision.policy import INPUT, OUTPUT
+from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from mapengine.runtime.build_record import Headroom
+from mapengine.runtime.bundle.build_record import Headroom
+from mapengine.runtime.bundle.manifest import STAGES
+from mapengine.runtime.checks.parity import measure_parity
 from mapengine.runtime.errors import ParityError
-from mapengine.runtime.manifest import STAGES
-from mapengine.runtime.parity import measure_parity
-from mapengine.runtime.pipeline import Pipeline
-from mapengine.runtime.views import prepare_views
+from mapengine.runtime.inputs.prepared import prepare_views
 
 Arrays = dict[str, np.ndarray]
 Calls = dict[str, list[tuple[Arrays, Arrays]]]

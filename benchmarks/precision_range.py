@@ -16,10 +16,10 @@ from typing import Any
 from precision import export_float32, geometry, lowered, predict
 from record import origin, write_record
 
-from mapengine.export.parity_cases import parity_cases
+from mapengine.export.bundles.parity_cases import parity_cases
 from mapengine.export.precision import measure_ranges, runnable
 from mapengine.export.precision.stress import PLACES, Place, write_stressed
-from mapengine.runtime.manifest import STAGES
+from mapengine.runtime.bundle.manifest import STAGES
 
 PRECISIONS = ("fp16", "bf16")
 

@@ -24,20 +24,20 @@ import onnx
 from prediction_noise import prediction_decibels
 from record import origin, write_record
 
+from mapengine.calibration.data.cases import Cases, make_cases, rendered_cases
 from mapengine.calibration.evaluation import evaluate, kept_parts
-from mapengine.calibration.quantization.cases import Cases, make_cases, rendered_cases
 from mapengine.export import build_engine
-from mapengine.export.onnx_export import export_stages
+from mapengine.export.graphs.tracing import export_stages
+from mapengine.export.model.reference import MapAnything, load_model
 from mapengine.export.quantization import CalibrationOptions, calibrate, folded
 from mapengine.export.quantization.fold import with_corrected_biases
 from mapengine.export.quantization.layers import find_layers
 from mapengine.export.quantization.qdq import quantise_stage
-from mapengine.export.reference import MapAnything, load_model
 from mapengine.runtime import Engine
-from mapengine.runtime.backends.base import Arrays, StageRunner
+from mapengine.runtime.backends.contract import Arrays, StageRunner
+from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from mapengine.runtime.bundle import Bundle
-from mapengine.runtime.pipeline import Pipeline
+from mapengine.runtime.bundle.store import Bundle
 
 STAGES = ("image_encoder", "aggregator")
 ATTENTION = "matmul"

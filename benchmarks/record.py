@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mapengine.runtime.backends.base import cpu_name
+from mapengine.runtime.system.machine import cpu_name
 
 
 def origin(*packages: str) -> dict[str, Any]:

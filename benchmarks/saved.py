@@ -11,9 +11,9 @@ from pathlib import Path
 
 from record import origin, write_record
 
-from mapengine.export.config_json import parse_config
-from mapengine.export.costs import Request, stage_costs, total
-from mapengine.export.presets import preset_config
+from mapengine.export.diagnosis.costs import Request, stage_costs, total
+from mapengine.export.model.config_json import parse_config
+from mapengine.export.model.presets import preset_config
 
 ROWS, COLUMNS = 28, 37
 VIEWS = (2, 4, 8, 16, 32, 64)

@@ -23,9 +23,9 @@ from contest import take_turns
 from cpu_options import load_onnxruntime, load_openvino, load_variant, make_inputs
 from record import origin, write_record
 
-from mapengine.export.separate_products import cut_apart
-from mapengine.runtime.backends.base import default_threads
-from mapengine.runtime.bundle import Bundle
+from mapengine.export.graphs.separate_products import cut_apart
+from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.system.threads import default_threads
 
 Change = Callable[[ir.Model], int]
 """Rewrites a graph; returns in how many places."""

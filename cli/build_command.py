@@ -22,7 +22,7 @@ from .options import (
 from .tables import show_layers, show_parity, show_precision, show_quantization
 
 if TYPE_CHECKING:
-    from mapengine.runtime.manifest import Manifest
+    from mapengine.runtime.bundle.manifest import Manifest
 
 _VIEWS = "1:4:32"
 
@@ -129,8 +129,8 @@ def build(
       mapengine build preset:nano build/engine --precision int8 --backend openvino --rest bf16
       mapengine build preset:nano build/engine --backend tensorrt-rtx --precision int8 --weights-only
     """
-    from mapengine.runtime.bundle import files_of_old_bundle
-    from mapengine.runtime.manifest import ATTENTIONS
+    from mapengine.runtime.bundle.manifest import ATTENTIONS
+    from mapengine.runtime.bundle.store import files_of_old_bundle
 
     counts = parse_views(_VIEWS if views is None else views, "--views")
     sizes = None if resolution is None else parse_sizes(resolution, "--resolution")

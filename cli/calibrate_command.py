@@ -11,7 +11,7 @@ from .console import Steps, say, show_table
 from .options import AccuracyMetric, LowPrecision, Model, RangeMethod, Revision, import_export, parse_size
 
 if TYPE_CHECKING:
-    from mapengine.calibration.quantization import Calibration
+    from mapengine.calibration.ranges import Calibration
 
 
 def calibrate(
@@ -78,8 +78,8 @@ def calibrate(
     if scenes is not None and not by_geometry:
         raise typer.BadParameter("it belongs to --metric geometry, which is not given", param_hint="--scenes")
     package = import_export("quantization")
-    from mapengine.calibration.quantization import save_calibration
-    from mapengine.calibration.quantization.cases import folder_cases, rendered_cases
+    from mapengine.calibration.data.cases import folder_cases, rendered_cases
+    from mapengine.calibration.ranges import save_calibration
 
     options = package.CalibrationOptions(precision.value, method.value, smooth, rotate, correct_bias, accuracy, compare)
     with Steps() as step:
@@ -118,7 +118,7 @@ def calibrate(
 
 def _reusable(out: Path, weights: str, data: str, options: object, measure: str | None) -> Calibration | None:
     """The calibration that is there, if it would come out again, measured by ``measure`` (None: by anything)."""
-    from mapengine.calibration.quantization import load_calibration
+    from mapengine.calibration.ranges import load_calibration
     from mapengine.runtime.errors import CalibrationError
 
     if not out.exists():

@@ -16,9 +16,9 @@ from .options import RANDOM_PRESETS, BundleArgument, Device, RunBackend, Threads
 from .outputs import plan_outputs
 
 if TYPE_CHECKING:
-    from mapengine.calibration.demo import Comparison
+    from mapengine.calibration.demonstration.demo import Comparison
     from mapengine.runtime import Engine
-    from mapengine.runtime.profile import Profile
+    from mapengine.runtime.bundle.requests import Profile
 
 _GIVEN = ("images", "intrinsics", "poses", "depth")
 _MOST_VIEWS, _USUAL_VIEWS = 8, 4
@@ -82,14 +82,14 @@ def demo(
       mapengine demo build/engine
       mapengine demo build/engine --give intrinsics,poses --seed 1000003 --out build/posed
     """
-    from mapengine.calibration.demo import compare, demo_scene
-    from mapengine.calibration.demo_picture import draw_demo
+    from mapengine.calibration.data.samples import SAMPLE_SEED
+    from mapengine.calibration.demonstration.demo import compare, demo_scene
+    from mapengine.calibration.demonstration.picture import draw_demo
     from mapengine.calibration.evaluation import HELD_OUT_SEED, Task, task_views
-    from mapengine.calibration.samples import SAMPLE_SEED
     from mapengine.runtime import Engine
-    from mapengine.runtime.bundle import Bundle
+    from mapengine.runtime.bundle.store import Bundle
     from mapengine.runtime.errors import BackendUnavailableError
-    from mapengine.runtime.files import atomic_folder
+    from mapengine.runtime.system.files import atomic_folder
 
     given = _given(give or [])
     target = None if size is None else parse_size(size, "--size")
@@ -194,15 +194,15 @@ def _usual_views(profile: Profile) -> int:
 
 def _usual_size(profile: Profile) -> tuple[int, int]:
     """(width, height) of the bundle, or of MapAnything's table, whose shape is nearest to that of the samples."""
-    from mapengine.calibration.samples import SAMPLE_SIZE
-    from mapengine.runtime.resolution import target_size
+    from mapengine.calibration.data.samples import SAMPLE_SIZE
+    from mapengine.runtime.inputs.resolutions import target_size
 
     ratio = SAMPLE_SIZE[0] / SAMPLE_SIZE[1]
     return profile.nearest_size(ratio) or target_size([ratio])
 
 
 def _summary(engine: Engine, comparison: Comparison, scene: str, inputs: str, files: Sequence[Path]) -> None:
-    from mapengine.calibration.demo_picture import figures
+    from mapengine.calibration.demonstration.picture import figures
 
     count, height, width = comparison.depth.shape
     manifest = engine.manifest

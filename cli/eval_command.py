@@ -86,7 +86,7 @@ def eval_(
       mapengine eval build/engine --rgbd recording/
     """
     from mapengine.calibration.evaluation import HELD_OUT_SEED, evaluate, load_rgbd, markdown_table
-    from mapengine.runtime.files import atomic_write
+    from mapengine.runtime.system.files import atomic_write
 
     _check_outputs(json_file, markdown, model, rgbd)
     if seed is not None and rgbd is not None:
@@ -172,7 +172,7 @@ def _facts(model: str, weights_sha256: str, precision: str, where: str) -> dict[
 
 def _check_outputs(json_file: Path | None, markdown: Path | None, model: str, rgbd: Path | None) -> None:
     """Refuse to write the results over each other, or over what is read."""
-    from mapengine.calibration.recordings import VIEW_LIST
+    from mapengine.calibration.data.recordings import VIEW_LIST
 
     if json_file is not None and markdown is not None and os.path.realpath(json_file) == os.path.realpath(markdown):
         raise typer.BadParameter(f"{markdown} is also the file of --json; choose another name", param_hint="--markdown")
@@ -227,7 +227,7 @@ def _unserved(predictor: Any, tasks: Sequence[tuple[str, int]], size: tuple[int,
 
 def _origin() -> dict[str, Any]:
     """Machine and versions; an installed program does not know the commit that it was made from."""
-    from mapengine.runtime.backends.base import cpu_name
+    from mapengine.runtime.system.machine import cpu_name
 
     versions = {"python": platform.python_version()}
     for name in _VERSIONS:

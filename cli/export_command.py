@@ -32,8 +32,8 @@ def export(
     Example:
       mapengine export preset:tiny build/onnx --attention matmul --precision fp16
     """
-    from mapengine.runtime.files import atomic_folder
-    from mapengine.runtime.manifest import STAGES
+    from mapengine.runtime.bundle.manifest import STAGES
+    from mapengine.runtime.system.files import atomic_folder
 
     known = {f"{stage}.onnx{suffix}" for stage in STAGES for suffix in ("", ".data")}
     _check_folder(out, known)
@@ -70,7 +70,7 @@ def export(
 def _check_folder(out: Path, known: set[str]) -> None:
     """Refuse a folder that holds anything but an older export."""
     from mapengine.runtime.errors import OutputError
-    from mapengine.runtime.files import output_error
+    from mapengine.runtime.system.files import output_error
 
     try:
         others = sorted(entry.name for entry in out.iterdir() if entry.name not in known) if out.is_dir() else []

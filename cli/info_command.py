@@ -15,7 +15,7 @@ from .console import megabytes, one_line, show_facts
 from .tables import manifest_rows, show_layers, show_parity, show_precision, show_stages
 
 if TYPE_CHECKING:
-    from mapengine.runtime.manifest import Manifest
+    from mapengine.runtime.bundle.manifest import Manifest
 
 
 def info(
@@ -41,7 +41,7 @@ def info(
         else:
             show_facts([(name, _text(value)) for name, value in facts.items()])
         return
-    from mapengine.runtime.bundle import Bundle
+    from mapengine.runtime.bundle.store import Bundle
 
     manifest = Bundle.open(bundle, verify=False).manifest
     if as_json:
@@ -64,10 +64,11 @@ def version() -> str:
 
 
 def _environment() -> dict[str, Any]:
-    from mapengine.runtime.backends import available_backends
-    from mapengine.runtime.backends.base import cpu_name, default_threads
     from mapengine.runtime.backends.cuda.driver import driver_problem
+    from mapengine.runtime.backends.registry import available_backends
     from mapengine.runtime.backends.tensorrt import flavour
+    from mapengine.runtime.system.machine import cpu_name
+    from mapengine.runtime.system.threads import default_threads
 
     def versions(packages: tuple[str, ...]) -> dict[str, str | None]:
         found: dict[str, str | None] = dict.fromkeys(packages)
@@ -107,8 +108,8 @@ def _text(value: object) -> str:
 
 
 def _bundle_facts(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
-    from mapengine.runtime.backends import available_backends
-    from mapengine.runtime.profile import AnySize
+    from mapengine.runtime.backends.registry import available_backends
+    from mapengine.runtime.bundle.requests import AnySize
 
     model, profile = manifest.model, manifest.profile
     installed = available_backends()

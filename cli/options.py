@@ -157,7 +157,7 @@ def parse_size(text: str, option: str) -> tuple[int, int]:
     Raises:
         typer.BadParameter: not of that form, or not multiples of the patch size.
     """
-    from mapengine.runtime.profile import PATCH_SIZE, rounded_to_patches
+    from mapengine.runtime.bundle.requests import PATCH_SIZE, rounded_to_patches
 
     match = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text.strip())
     if match is None:

@@ -117,7 +117,7 @@ def _check_target(output: Output) -> None:
         OutputError: there is something in the way, or no permission.
     """
     from mapengine.runtime.errors import OutputError
-    from mapengine.runtime.files import output_error
+    from mapengine.runtime.system.files import output_error
 
     path = Path(os.path.realpath(output.path))
     try:

@@ -47,8 +47,10 @@ def plan(
       mapengine plan build/engine --views 50 --resolution 518x392
       mapengine plan build/engine --memory 8GB
     """
-    from mapengine.runtime.bundle import Bundle
-    from mapengine.runtime.memory_plan import free_bytes, gigabytes, model_path, parse_memory, table
+    from mapengine.runtime.bundle.store import Bundle
+    from mapengine.runtime.memory.model import model_path, table
+    from mapengine.runtime.system.machine import free_bytes
+    from mapengine.runtime.system.sizes import gigabytes, parse_memory
 
     opened = Bundle.open(bundle, verify=False)
     profile = opened.manifest.profile
@@ -96,10 +98,11 @@ def plan(
 
 
 def _model(bundle: Any, opened: Any, backend: str, measure: bool, quiet: bool) -> Any:
-    from mapengine.runtime import memory_plan
+    from mapengine.runtime.memory import measurement
+    from mapengine.runtime.memory.model import known_model
 
-    key = memory_plan.model_key(opened, backend)
-    model = None if measure else memory_plan.known_model(key)
+    key = measurement.model_key(opened, backend)
+    model = None if measure else known_model(key)
     if model is not None:
         return model
 
@@ -107,7 +110,7 @@ def _model(bundle: Any, opened: Any, backend: str, measure: bool, quiet: bool) -
         if not quiet:
             say(f"measuring call {done + 1} of {total}" if done < total else "measured")
 
-    return memory_plan.measure(bundle, backend, progress)
+    return measurement.measure(bundle, backend, progress)
 
 
 def _default_size(profile: Any) -> tuple[int, int]:

@@ -87,12 +87,12 @@ def profile(
       mapengine profile build/fp32 build/int8 --backends all --baselines pytorch,pytorch-bf16
       mapengine profile build/engine --compare profile.json
     """
-    from mapengine.runtime.files import atomic_write
     from mapengine.runtime.profiling import Settings
     from mapengine.runtime.profiling import profile as measure
     from mapengine.runtime.profiling.accuracy import add_accuracy, check_evaluation
     from mapengine.runtime.profiling.environment import clocks, environment
     from mapengine.runtime.profiling.report import markdown, rows
+    from mapengine.runtime.system.files import atomic_write
 
     old = None if compare is None else _read(compare)
     evaluations = [_read(path) for path in accuracy or ()]
@@ -107,7 +107,7 @@ def profile(
         measured = measure(contenders, _Photos(Path(folder)), settings, say)
     record: dict[str, Any] = {"benchmark": "profile", **environment(), "clocks": [before, clocks()], **measured}
     if roofline:
-        from mapengine.export.roofline import add_rooflines, measure_ceilings
+        from mapengine.export.diagnosis.roofline import add_rooflines, measure_ceilings
 
         record["ceilings"] = measure_ceilings()
         add_rooflines(record["results"], record["ceilings"])
@@ -132,7 +132,7 @@ def profile(
 
 
 def _manifests(bundles: list[Path]) -> list[Any]:
-    from mapengine.runtime.bundle import Bundle
+    from mapengine.runtime.bundle.store import Bundle
 
     return [Bundle.open(bundle, verify=False).manifest for bundle in bundles]
 
@@ -163,7 +163,7 @@ def _counts(text: str, manifests: list[Any], sizes: tuple[tuple[int, int], ...])
 def _contenders(
     bundles: list[Path], manifests: list[Any], backends: str, baselines: str, threads: int | None
 ) -> list[Any]:
-    from mapengine.runtime.backends import make_backend
+    from mapengine.runtime.backends.registry import make_backend
     from mapengine.runtime.profiling import Contender
 
     contenders = []

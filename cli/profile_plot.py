@@ -15,7 +15,7 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
         OutputError: the picture could not be written.
     """
     from mapengine.runtime.errors import BackendUnavailableError
-    from mapengine.runtime.files import atomic_write
+    from mapengine.runtime.system.files import atomic_write
 
     try:
         import matplotlib

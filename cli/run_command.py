@@ -16,7 +16,7 @@ from .signals import interrupts_later
 
 if TYPE_CHECKING:
     from mapengine.runtime import Engine, Scene
-    from mapengine.runtime.inputs import ViewFiles
+    from mapengine.runtime.inputs.view_lists import ViewFiles
 
 
 def run(
@@ -130,8 +130,8 @@ def run(
       mapengine run build/engine video-frames/ --stream predictions/ --half --memory 8GB
     """
     from mapengine.runtime import Engine
-    from mapengine.runtime.bundle import Bundle
-    from mapengine.runtime.view_files import check_no_views, save_views
+    from mapengine.runtime.bundle.store import Bundle
+    from mapengine.runtime.outputs.view_files import check_no_views, save_views
 
     _check_inputs(inputs, intrinsics)
     if stream is not None and (out or preview is not None or max_points is not None):
@@ -209,7 +209,7 @@ def _check_inputs(inputs: list[Path], intrinsics: Path | None) -> None:
 
 def _view_list(inputs: list[Path]) -> list[ViewFiles] | None:
     """The views that a JSON file lists, or None for images and folders."""
-    from mapengine.runtime.inputs import load_view_list
+    from mapengine.runtime.inputs.view_lists import load_view_list
 
     is_list = len(inputs) == 1 and inputs[0].suffix.lower() == ".json" and not inputs[0].is_dir()
     return load_view_list(inputs[0]) if is_list else None
@@ -217,7 +217,7 @@ def _view_list(inputs: list[Path]) -> list[ViewFiles] | None:
 
 def _files(inputs: list[Path], intrinsics: Path | None, listed: list[ViewFiles] | None) -> list[Path]:
     """The files that are read, as far as they are there; text files of a view list are not among them."""
-    from mapengine.runtime.images import IMAGE_EXTENSIONS
+    from mapengine.runtime.inputs.images import IMAGE_EXTENSIONS
 
     files = list(inputs) if intrinsics is None else [*inputs, intrinsics]
     if inputs[0].is_dir():
@@ -231,7 +231,7 @@ def _files(inputs: list[Path], intrinsics: Path | None, listed: list[ViewFiles] 
 def _read(
     inputs: list[Path], intrinsics: Path | None, listed: list[ViewFiles] | None
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    from mapengine.runtime.inputs import raw_views, view_list_inputs
+    from mapengine.runtime.inputs.view_lists import raw_views, view_list_inputs
 
     if listed is not None:
         return view_list_inputs(listed)

@@ -25,7 +25,7 @@ def samples(
       mapengine samples build/samples
       mapengine run build/engine build/samples --preview scene.png
     """
-    from mapengine.calibration.samples import SAMPLE_SEED, write_samples
+    from mapengine.calibration.data.samples import SAMPLE_SEED, write_samples
 
     images = write_samples(out, views, seed=SAMPLE_SEED if seed is None else seed)
     print(f"Wrote {len(images)} views to {out}")

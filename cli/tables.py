@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from .console import megabytes, say, show_table
 
 if TYPE_CHECKING:
-    from mapengine.export.layer_comparison import LayerComparison
-    from mapengine.export.layer_noise import NoiseComparison
-    from mapengine.runtime.executed import Executed
-    from mapengine.runtime.manifest import Manifest
-    from mapengine.runtime.parity_record import Parity
+    from mapengine.export.diagnosis.layer_comparison import LayerComparison
+    from mapengine.export.diagnosis.layer_noise import NoiseComparison
+    from mapengine.runtime.bundle.manifest import Manifest
+    from mapengine.runtime.bundle.parity_record import Parity
+    from mapengine.runtime.checks.product_precision import Executed
 
 Tensors = tuple[tuple[str, tuple[int | str, ...]], ...]
 
@@ -124,7 +124,7 @@ def show_quantization(manifest: Manifest) -> None:
 
 def show_executed(manifest: Manifest, backend: str, executed: Iterable[Executed]) -> None:
     """What the products of each stage run in, and the share of their multiplications in 8 bits."""
-    from mapengine.runtime.executed import LOW
+    from mapengine.runtime.checks.product_precision import LOW
 
     rows = []
     for entry in executed:

@@ -20,9 +20,9 @@ from .tables import (
 )
 
 if TYPE_CHECKING:
-    from mapengine.runtime.executed import Executed
-    from mapengine.runtime.manifest import Manifest
-    from mapengine.runtime.parity_record import Parity
+    from mapengine.runtime.bundle.manifest import Manifest
+    from mapengine.runtime.bundle.parity_record import Parity
+    from mapengine.runtime.checks.product_precision import Executed
 
 
 def verify(
@@ -64,9 +64,9 @@ def verify(
       mapengine verify build/engine --model preset:tiny --backend openvino
       mapengine verify build/engine --model preset:tiny --layers
     """
-    from mapengine.runtime.bundle import Bundle
+    from mapengine.runtime.bundle.store import Bundle
+    from mapengine.runtime.checks.product_precision import check_executed, executed_products, listed_products
     from mapengine.runtime.errors import BackendUnavailableError, ParityError
-    from mapengine.runtime.executed import check_executed, executed_products, listed_products
 
     for option, given in (("--revision", revision is not None), ("--layers", layers)):
         if given and model is None:
@@ -160,7 +160,7 @@ def _reference(model: str | None, revision: str | None, manifest: Manifest) -> A
 
 
 def _backends(choice: VerifyBackend, manifest: Manifest) -> list[str]:
-    from mapengine.runtime.backends import available_backends
+    from mapengine.runtime.backends.registry import available_backends
 
     served = [info.name for info in manifest.backends]
     names = [name for name in available_backends() if name in served]

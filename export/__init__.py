@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .build import build_engine
-    from .onnx_export import export_stages
-    from .plan_bundle import compile_engine
-    from .reference import MapAnything, load_model
+    from .bundles.plans import compile_engine
+    from .graphs.tracing import export_stages
+    from .model.reference import MapAnything, load_model
 
 __all__ = ["MapAnything", "build_engine", "compile_engine", "export_stages", "load_model"]
 
 _HOMES = {
-    "MapAnything": "reference",
+    "MapAnything": "model.reference",
     "build_engine": "build",
-    "compile_engine": "plan_bundle",
-    "export_stages": "onnx_export",
-    "load_model": "reference",
+    "compile_engine": "bundles.plans",
+    "export_stages": "graphs.tracing",
+    "load_model": "model.reference",
 }
 
 

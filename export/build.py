@@ -9,21 +9,21 @@ from pathlib import Path
 
 import torch
 
-from mapengine.calibration.quantization import Calibration, load_calibration
-from mapengine.calibration.quantization.cases import rendered_cases
-from mapengine.runtime.bundle import Bundle, write_bundle
+from mapengine.calibration.data.cases import rendered_cases
+from mapengine.calibration.ranges import Calibration, load_calibration
+from mapengine.runtime.backends.contract import ChunkSizes
+from mapengine.runtime.bundle.manifest import Manifest
+from mapengine.runtime.bundle.store import Bundle, write_bundle
 from mapengine.runtime.errors import InputError
-from mapengine.runtime.manifest import Manifest
-from mapengine.runtime.pipeline import ChunkSizes
 
-from .attention_choice import KernelChoice
-from .build_options import QUANTISED, PlanSettings, attention_form, bundle_format, check_options, make_profile
-from .chain_plans import choose_kernels
-from .onnx_bundle import measure, write_onnx_bundle
-from .plan_bundle import plan_profile, write_plan_bundle
+from .attention.chains import choose_kernels
+from .attention.choice import KernelChoice
+from .bundles.compilers import Fraction, open_compiler
+from .bundles.onnx import measure, write_onnx_bundle
+from .bundles.plans import plan_profile, write_plan_bundle
+from .model.reference import MapAnything
+from .options import QUANTISED, PlanSettings, attention_form, bundle_format, check_options, make_profile
 from .quantization import CalibrationOptions, WeightsOnly, calibrate
-from .reference import MapAnything
-from .stage_compilers import Fraction, open_compiler
 
 Progress = Callable[[str], None]
 

@@ -7,7 +7,7 @@ scene = engine.reconstruct(["a.jpg", "b.jpg"])
 scene.save("scene.glb")
 """
 
-from .encoded import EncodedView
+from .bundle.manifest import Manifest
 from .engine import Engine
 from .errors import (
     BackendError,
@@ -20,11 +20,11 @@ from .errors import (
     ParityError,
     ProfileError,
 )
-from .manifest import Manifest
-from .preprocess import load_images, preprocess_inputs
-from .scene import Scene
-from .video import Session
-from .view_files import load_view, save_views
+from .inputs.encoded import EncodedView
+from .inputs.preprocess import load_images, preprocess_inputs
+from .outputs.scene import Scene
+from .outputs.view_files import load_view, save_views
+from .session import Session
 
 __all__ = [
     "BackendError",

@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .backends import Backend, make_backend
-from .bundle import Bundle
-from .encoded import EncodedView, unpack_views
+from .backends.contract import Backend, ChunkSizes, StagePipeline
+from .backends.registry import make_backend
+from .bundle.manifest import Manifest
+from .bundle.parity_record import Parity
+from .bundle.requests import PATCH_SIZE, Profile, rounded_to_patches
+from .bundle.store import Bundle
+from .checks.golden import check_golden
+from .checks.golden_records import is_verified, remember_verified
+from .checks.parity import measure_parity
 from .errors import ImageSizeError, InputError
 from .geometry import Array
-from .golden import check_golden
 from .inference import MultiViewInference, Progress, RunOptions, check_known_options
-from .inputs import raw_views
-from .manifest import Manifest
-from .memory_plan import MemoryGuard, guard_for
-from .parity import measure_parity
-from .parity_record import Parity
-from .pipeline import ChunkSizes, StagePipeline
-from .preprocess import preprocess_inputs
-from .profile import PATCH_SIZE, Profile, rounded_to_patches
-from .scene import Scene
-from .verified import is_verified, remember_verified
-from .views import PreparedViews, prepare_views
+from .inputs.encoded import EncodedView, unpack_views
+from .inputs.prepared import PreparedViews, prepare_views
+from .inputs.preprocess import preprocess_inputs
+from .inputs.view_lists import raw_views
+from .memory.guard import MemoryGuard, guard_for
+from .outputs.scene import Scene
 
 
 class Engine(MultiViewInference):

@@ -98,3 +98,9 @@ class ModelNotFoundError(MapEngineError, FileNotFoundError):
 
 class ExportError(MapEngineError, RuntimeError):
     """Tracing or writing an ONNX stage failed."""
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of a library's message, for a one-sentence error."""
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from .encoded import EncodedView, ImageFeatures, unpack_views
 from .errors import InputError
 from .geometry import Array
-from .postprocess import check_options, finish_predictions, finish_view, halved
-from .views import PreparedViews, prepare_views
+from .inputs.encoded import EncodedView, ImageFeatures, unpack_views
+from .inputs.prepared import PreparedViews, prepare_views
+from .postprocessing.predictions import check_options, finish_predictions, finish_view, halved
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, the views that it has finished, and how many it will do."""

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from mapengine.export.attention_choice import AttentionChoice
-from mapengine.export.attention_operator import mark_attention
-from mapengine.export.chain_plans import segment_profiles
-from mapengine.export.config_json import parse_config
-from mapengine.export.parity_cases import parity_cases
+from mapengine.export.attention.chains import segment_profiles
+from mapengine.export.attention.choice import AttentionChoice
+from mapengine.export.attention.operator import mark_attention
+from mapengine.export.attention.segments import Segment, cut_stage
+from mapengine.export.bundles.parity_cases import parity_cases
+from mapengine.export.graphs.weights import save_model
+from mapengine.export.model.config_json import parse_config
 from mapengine.export.precision import lower_precision, measure_ranges
-from mapengine.export.precision.weights import save_model
-from mapengine.export.segments import Segment, cut_stage
-from mapengine.runtime.bundle import Bundle, BundleWriter, write_bundle
-from mapengine.runtime.kernel_attention import KernelAttention
-from mapengine.runtime.manifest import ReducedPrecision, StageSpec
+from mapengine.runtime.bundle.kernel_attention import KernelAttention
+from mapengine.runtime.bundle.manifest import ReducedPrecision, StageSpec
+from mapengine.runtime.bundle.store import Bundle, BundleWriter, write_bundle
 
-from .runtime.tensorrt.stand_in_kernels import write_kernels
+from .runtime.backends.cuda.stand_in_kernels import write_kernels
 
 STAGE = "aggregator"
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mapengine.runtime.bundle import BundleWriter, write_bundle
-from mapengine.runtime.manifest import (
+from mapengine.runtime.bundle.manifest import (
     STAGES,
     AnySize,
     BackendInfo,
@@ -29,6 +28,7 @@ from mapengine.runtime.manifest import (
     TensorSpec,
     Tolerance,
 )
+from mapengine.runtime.bundle.store import BundleWriter, write_bundle
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mapengine.calibration.samples import sample_views
+from mapengine.calibration.data.samples import sample_views
 from mapengine.runtime import preprocess_inputs
 
 SIZE = (84, 56)  # width, height

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mapengine.calibration.samples import sample_views
+from mapengine.calibration.data.samples import sample_views
 
 from .calibration.evaluation.oracle import SIZE
 

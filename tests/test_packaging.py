@@ -85,7 +85,7 @@ def test_the_runtime_works_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> 
     site = Path(__import__("numpy").__file__).parents[1]
     script = (
         f"import sys; sys.path += [{str(site)!r}]\n"
-        "import mapengine.runtime, mapengine.runtime.bundle as bundle\n"
+        "import mapengine.runtime, mapengine.runtime.bundle.store as bundle\n"
         "print(mapengine.runtime.__file__)\n"
         "try: bundle.Bundle.open('nowhere')\n"
         "except mapengine.runtime.errors.BundleNotFoundError: print('typed error')"

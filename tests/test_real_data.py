@@ -21,7 +21,7 @@ import trimesh
 from PIL import Image
 
 from mapengine.runtime import Engine, Scene, load_images, preprocess_inputs
-from mapengine.runtime.inputs import load_view_list, raw_views, view_list_inputs
+from mapengine.runtime.inputs.view_lists import load_view_list, raw_views, view_list_inputs
 
 DATA = Path(os.environ.get("MAPENGINE_DATA") or Path(__file__).resolve().parents[1] / ".." / "shared" / "data")
 SCEAUX, KITCHEN = DATA / "sceaux", DATA / "redkitchen"

@@ -9,8 +9,8 @@ print(evaluation.to_json()["results"]["image-only-4"]["metrics"]["depth_abs_rel"
 
 from .baseline import ConstantDepth
 from .evaluate import DEFAULT_SCENES, DEFAULT_SIZE, Evaluation, Predictor, TaskResult, evaluate
-from .kept import TaskMetrics, kept_errors, kept_parts
 from .report import markdown_table
+from .retention import TaskMetrics, kept_errors, kept_parts
 from .rgbd import RgbdScene, load_rgbd
 from .scoring import METRICS, SceneScore, aggregate, score
 from .tasks import HELD_OUT_SEED, TASKS, Task, select_tasks, task_views

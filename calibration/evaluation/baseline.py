@@ -11,8 +11,8 @@ import numpy as np
 
 from mapengine.runtime.geometry import Array, depth_along_ray, rays_from_intrinsics
 from mapengine.runtime.inference import MultiViewInference, RunOptions
-from mapengine.runtime.postprocess import forward_outputs
-from mapengine.runtime.views import PreparedViews
+from mapengine.runtime.inputs.prepared import PreparedViews
+from mapengine.runtime.postprocessing.predictions import forward_outputs
 
 CONSTANT_DEPTH = 2.9
 """Metres: the mean depth of training scenes (seeds 0 to 399, four views each)."""

@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mapengine.runtime.bundle.requests import PATCH_SIZE, rounded_to_patches
 from mapengine.runtime.errors import ImageSizeError, InputError
-from mapengine.runtime.profile import PATCH_SIZE, rounded_to_patches
 
 from ..scenes import render_scene
 from .baseline import ConstantDepth

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from mapengine.runtime import preprocess_inputs
 from mapengine.runtime.errors import InputError
-from mapengine.runtime.inputs import ViewFiles, load_view_list, view_list_inputs
+from mapengine.runtime.inputs.view_lists import ViewFiles, load_view_list, view_list_inputs
 
-from ..recordings import VIEW_LIST, recorded_views
+from ..data.recordings import VIEW_LIST, recorded_views
 from .evaluate import DEFAULT_SIZE, check_size
 
 Array = NDArray[Any]
@@ -42,7 +42,8 @@ def load_rgbd(
     """Read RGB-D views and bring them to one size with :func:`mapengine.runtime.preprocess_inputs`.
 
     Args:
-        path: a folder with ``views.json``, or that file, as :func:`mapengine.runtime.inputs.load_view_list` reads it,
+        path: a folder with ``views.json``, or that file, as
+            :func:`mapengine.runtime.inputs.view_lists.load_view_list` reads it,
             every view with intrinsics, depth and pose; or a folder laid out like 7-Scenes, as
             :func:`..recordings.recorded_views` reads it.
         size: width and height of the result, multiples of 14.

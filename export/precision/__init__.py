@@ -1,8 +1,8 @@
 """Float16 and bfloat16, written into the exported graphs."""
 
-from .emulate import load_runnable, runnable
+from .magnitudes import measure_ranges
 from .policy import POLICY, Rule
-from .ranges import measure_ranges
 from .rewrite import LoweredStage, lower_precision
+from .rounded_graphs import load_runnable, runnable
 
 __all__ = ["POLICY", "LoweredStage", "Rule", "load_runnable", "lower_precision", "measure_ranges", "runnable"]

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from mapengine.runtime.build_record import Headroom
+from mapengine.runtime.bundle.build_record import Headroom
 from mapengine.runtime.errors import ExportError
 
-from .graphs import FLOAT32, is_floating, module_of
+from ..graphs.files import FLOAT32, is_floating, module_of
+from ..graphs.weights import largest_weight
 from .policy import INPUT, OUTPUT, Precision, Rule, match
-from .weights import largest_weight
 
 FP16_MAX, FP16_NORMAL = 65504.0, 2.0**-14
 """Largest finite float16, and the smallest that has all digits."""

@@ -15,14 +15,14 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from mapengine.runtime.build_record import Headroom
+from mapengine.runtime.bundle.build_record import Headroom
+from mapengine.runtime.bundle.manifest import TensorSpec
 from mapengine.runtime.errors import ExportError
-from mapengine.runtime.manifest import TensorSpec
 
+from ..graphs.files import is_floating, load_float32_graph, module_of
+from ..graphs.weights import converted, save_model
 from .assign import Assignment, assign_types, dtype_name, floating_inputs
-from .graphs import is_floating, load_float32_graph, module_of
 from .policy import POLICY, Precision, Rule
-from .weights import converted, save_model
 
 
 @dataclass(frozen=True)

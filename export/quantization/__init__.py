@@ -2,7 +2,7 @@
 
 from .budget import OutputQuality, keep_accuracy
 from .calibrate import CalibrationOptions, calibrate
-from .emulate import emulated
+from .fake_quantization import emulated
 from .fold import folded
 from .geometry import GeometryQuality
 from .layers import LinearLayer, find_layers

@@ -8,12 +8,12 @@ from typing import Protocol
 
 import numpy as np
 
-from mapengine.calibration.quantization import Calibration, LayerCalibration
-from mapengine.calibration.quantization.cases import Views
+from mapengine.calibration.data.cases import Views
+from mapengine.calibration.ranges import Calibration, LayerCalibration
 from mapengine.runtime.errors import CalibrationError
 
-from ..reference import MapAnything
-from .emulate import emulated
+from ..model.reference import MapAnything
+from .fake_quantization import emulated
 from .layers import find_layers, linear
 from .observe import run_trunk
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mapengine.calibration.quantization import (
+from mapengine.calibration.data.cases import Cases
+from mapengine.calibration.ranges import (
     FORMATS,
     METHODS,
     Calibration,
@@ -23,14 +24,13 @@ from mapengine.calibration.quantization import (
     noise_ratio,
     quantise,
 )
-from mapengine.calibration.quantization.cases import Cases
-from mapengine.calibration.quantization.ranges import Method
-from mapengine.calibration.quantization.smoothing import ALPHAS, best_choice, rotate
+from mapengine.calibration.ranges.selection import Method
+from mapengine.calibration.ranges.smoothing import ALPHAS, best_choice, rotate
 from mapengine.runtime.errors import InputError
 
-from ..reference import MapAnything
+from ..model.reference import MapAnything
 from .budget import OutputQuality, Quality, keep_accuracy
-from .emulate import emulated, scales_of
+from .fake_quantization import emulated, scales_of
 from .fold import folded
 from .layers import LinearLayer, find_layers, linear
 from .observe import KINDS, Observation, Observer

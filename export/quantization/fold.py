@@ -17,12 +17,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from mapengine.calibration.quantization import Calibration, LayerCalibration
-from mapengine.calibration.quantization.smoothing import hadamard
+from mapengine.calibration.ranges import Calibration, LayerCalibration
+from mapengine.calibration.ranges.smoothing import hadamard
 from mapengine.runtime.errors import CalibrationError
 
-from ..network import MapAnythingNetwork
-from ..network.transformer import BlockRotation
+from ..model.network import MapAnythingNetwork
+from ..model.network.transformer import BlockRotation
 from .layers import LinearLayer, find_layers, linear
 
 Network = TypeVar("Network", bound=MapAnythingNetwork)

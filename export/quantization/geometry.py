@@ -11,10 +11,10 @@ from mapengine.calibration.evaluation import SceneScore, TaskMetrics, evaluate, 
 from mapengine.calibration.evaluation.metrics import ray_degrees
 from mapengine.calibration.evaluation.tasks import HELD_OUT_SEED, select_tasks, task_views
 from mapengine.calibration.scenes import RenderedScene, render_scene
+from mapengine.runtime.checks.parity import Predictions, measure_parity
 from mapengine.runtime.errors import InputError
-from mapengine.runtime.parity import Predictions, measure_parity
 
-from ..reference import MapAnything
+from ..model.reference import MapAnything
 
 TASKS = ("image-only-1", "image-only-4", "depth", "mixed", "all")
 """Of :data:`mapengine.calibration.evaluation.TASKS`: one and more views, and every kind of input."""

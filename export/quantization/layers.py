@@ -13,10 +13,10 @@ from typing import Literal
 
 from torch import nn
 
-from mapengine.calibration.quantization import LayerCalibration
+from mapengine.calibration.ranges import LayerCalibration
 
-from ..network import MapAnythingNetwork
-from ..network.transformer import Block, SwiGlu
+from ..model.network import MapAnythingNetwork
+from ..model.network.transformer import Block, SwiGlu
 
 Kind = Literal["qkv", "proj", "w12", "w3", "fc1", "fc2"]
 

@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mapengine.calibration.quantization import Histogram
-from mapengine.calibration.quantization.cases import Cases, Views
+from mapengine.calibration.data.cases import Cases, Views
+from mapengine.calibration.ranges import Histogram
 from mapengine.runtime.errors import CalibrationError, InputError
-from mapengine.runtime.files import atomic_write
-from mapengine.runtime.views import prepare_views
+from mapengine.runtime.inputs.prepared import prepare_views
+from mapengine.runtime.system.files import atomic_write
 
-from ..reference import MapAnything
+from ..model.reference import MapAnything
 from .layers import LinearLayer, linear
 
 KINDS = ("patch", "reference", "class", "scale")
@@ -180,7 +180,7 @@ def run_trunk(model: MapAnything, views: Views) -> dict[str, Array]:
     Returns:
         The outputs of the image encoder, without geometry, and of the aggregator, named as in the exported stages.
     """
-    from mapengine.runtime.pipeline import geometry_inputs
+    from mapengine.runtime.backends.host_pipeline import geometry_inputs
 
     prepared = prepare_views(views, data_norm_type=model.data_norm_type)
     features, extras = [], []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..reference import MapAnything
+from ..model.reference import MapAnything
 from .fold import shared_copy
 
 CHANNELS = (3, 17)

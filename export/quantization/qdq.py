@@ -19,12 +19,12 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mapengine.calibration.quantization import FORMATS, LayerCalibration, NumberFormat, round_to_grid, weight_scales
+from mapengine.calibration.ranges import FORMATS, LayerCalibration, NumberFormat, round_to_grid, weight_scales
 from mapengine.runtime.errors import ExportError
 
-from ..precision.graphs import constant, load_float32_graph, load_graph
+from ..graphs.files import constant, load_float32_graph, load_graph
+from ..graphs.weights import save_model
 from ..precision.rewrite import removed_on_failure
-from ..precision.weights import save_model
 from .layers import Roundable
 
 _OPSET = 19

@@ -10,15 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mapengine.calibration.quantization import Calibration
-from mapengine.runtime.manifest import Quantization
-from mapengine.runtime.parity import Predictions
+from mapengine.calibration.ranges import Calibration
+from mapengine.runtime.bundle.manifest import Quantization
+from mapengine.runtime.checks.parity import Predictions
 
-from ..onnx_export import ExportedStage
+from ..bundles.tolerances import rounding_tolerance
+from ..graphs.tracing import ExportedStage
+from ..model.reference import MapAnything
 from ..precision import LoweredStage
-from ..reference import MapAnything
-from ..tolerance import rounding_tolerance
-from .emulate import emulated
+from .fake_quantization import emulated
 from .fold import folded, with_corrected_biases
 from .layers import Roundable
 from .qdq import quantise_stage

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..network import MapAnythingNetwork
+from ..model.network import MapAnythingNetwork
 from .layers import LinearLayer, find_layers
 
 

@@ -3,7 +3,7 @@
 from .builder import BuiltPlan, build_plan, check_settings
 from .layers import LayerReport
 from .limits import check_limits
-from .profiles import gpu_chunks, stage_profiles
+from .optimization_profiles import gpu_chunks, stage_profiles
 from .targets import check_targets, parse_target
 
 __all__ = [

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
+from mapengine.runtime.bundle.manifest import TensorSpec
+from mapengine.runtime.bundle.requests import Range
 from mapengine.runtime.errors import ExportError, InputError
-from mapengine.runtime.files import atomic_write
-from mapengine.runtime.manifest import TensorSpec
-from mapengine.runtime.profile import Range
+from mapengine.runtime.system.files import atomic_write
 
-from ..build_options import PlanSettings
+from ..options import PlanSettings
 from .compile import Compiled, PlanRequest
 from .graph import StageGraph, read_graph
 from .layers import LayerReport, Port, parse_inspector, parse_listing, report_layers
 from .limits import check_gpu, check_graph
+from .optimization_profiles import shape_ends
 from .process import compile_elsewhere
-from .profiles import shape_ends
 from .progress import Fraction
 from .targets import check_targets
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
+from mapengine.runtime.bundle.manifest import TensorSpec
+from mapengine.runtime.bundle.requests import Range
 from mapengine.runtime.errors import BackendError, ExportError
-from mapengine.runtime.manifest import TensorSpec
-from mapengine.runtime.profile import Range
 
 from .layers import Port, manifest_dtype
 from .messages import builder_error, parser_error, useful_line
-from .profiles import shape_ends
+from .optimization_profiles import shape_ends
 from .progress import Fraction, PhaseProgress
 from .targets import set_targets
 from .timing_cache import read_timings, write_timings

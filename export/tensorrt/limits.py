@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from mapengine.runtime.backend_info import parse_version
 from mapengine.runtime.backends.cuda.driver import driver_problem
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
+from mapengine.runtime.bundle.backend_info import parse_version
+from mapengine.runtime.bundle.requests import CHUNKED_STAGES, Profile, Range
 from mapengine.runtime.errors import BackendUnavailableError, ExportError, InputError
-from mapengine.runtime.profile import CHUNKED_STAGES, Profile, Range
 
 from .graph import StageGraph
-from .profiles import stage_profiles
+from .optimization_profiles import stage_profiles
 
 MAX_SCORE_BYTES = 31 * 2**30
 """Largest matrix of attention scores that a plan is built for.

@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 
 from mapengine.runtime.errors import MapEngineError
-from mapengine.runtime.files import atomic_write
-from mapengine.runtime.verified import cache_folder
+from mapengine.runtime.system.cache import cache_folder
+from mapengine.runtime.system.files import atomic_write
 
 MAX_BYTES = 512 * 2**20
 _MAGIC = b"mapengine timing cache 1\n"

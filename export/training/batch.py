@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mapengine.runtime import geometry
-from mapengine.runtime.normalization import norm_constants
-from mapengine.runtime.views import MODALITIES
+from mapengine.runtime.inputs.normalization import norm_constants
+from mapengine.runtime.inputs.prepared import MODALITIES
 
 from .config import InputMix
 from .dataset import SceneStore

@@ -11,7 +11,7 @@ from typing import Any
 from mapengine.calibration.scenes import MAX_VIEWS
 from mapengine.runtime.errors import ConfigError
 
-from ..config import PATCH_SIZE
+from ..model.config import PATCH_SIZE
 
 
 @dataclass(frozen=True)

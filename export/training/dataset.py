@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from mapengine.calibration.scenes import MAX_VIEWS, render_scene
-from mapengine.runtime.files import atomic_write
+from mapengine.runtime.system.files import atomic_write
 
 SHARD = 50
 """Scenes per file."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..config import ModelConfig
-from ..network import ViewFeatures
-from ..network.dense_head import dense_outputs
-from ..network.geometry_encoder import GlobalEncoder
-from ..reference import MapAnything
+from ..model.config import ModelConfig
+from ..model.network import ViewFeatures
+from ..model.network.dense_head import dense_outputs
+from ..model.network.geometry_encoder import GlobalEncoder
+from ..model.reference import MapAnything
 from .batch import Batch, Targets
 from .losses import Predictions
 

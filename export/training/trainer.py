@@ -21,13 +21,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mapengine.calibration.evaluation import evaluate
-from mapengine.runtime.backends.base import cpu_name
 from mapengine.runtime.errors import CheckpointError, MapEngineError
-from mapengine.runtime.files import atomic_write
+from mapengine.runtime.system.files import atomic_write
+from mapengine.runtime.system.machine import cpu_name
 
-from ..config_json import parse_config
-from ..presets import save_model
-from ..reference import MapAnything, load_model
+from ..model.config_json import parse_config
+from ..model.presets import save_model
+from ..model.reference import MapAnything, load_model
 from .batch import Sampler
 from .config import TrainingConfig
 from .dataset import SHARD, SceneFeed, SceneStore, processors, render_scenes

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError
-from .base import Arrays, HostBackend, StageRunner, cannot_import, cpu_name, default_threads, one_line
+from ..errors import BackendError, one_line
+from ..system.machine import cpu_name
+from ..system.threads import default_threads
+from .contract import Arrays, StageRunner, cannot_import
+from .host_pipeline import HostBackend
 
 _FLOAT32_PRODUCTS = "1"
 """Level at which a product with 8-bit weights accumulates in float32; the default, 4, is INT8."""

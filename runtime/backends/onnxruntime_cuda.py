@@ -12,16 +12,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..bundle import Bundle
-from ..errors import BackendError, BackendUnavailableError
-from ..kernel_attention import KernelCode
-from ..manifest import StageSpec
-from ..pipeline import ChunkSizes
-from .base import one_line
+from ..bundle.kernel_attention import KernelCode
+from ..bundle.manifest import StageSpec
+from ..bundle.store import Bundle
+from ..errors import BackendError, BackendUnavailableError, one_line
+from .contract import ChunkSizes
 from .cuda.attention import AttentionKernels
+from .cuda.chain import PlanChain
 from .cuda.driver import OutOfMemory, Stream, driver_problem, no_gpu, open_device
 from .cuda.pipeline import DevicePipeline
-from .cuda.plan_chain import PlanChain
 from .cuda.stage import DeviceStage, check_tensors, covering_profile, tensor_shape
 from .onnxruntime import import_library
 

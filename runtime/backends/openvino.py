@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError, BackendUnavailableError
-from .base import LOOSE_STAGES, Arrays, HostBackend, StageRunner, cannot_import, cpu_name, default_threads, one_line
+from ..errors import BackendError, BackendUnavailableError, one_line
+from ..system.machine import cpu_name
+from ..system.threads import default_threads
+from .contract import LOOSE_STAGES, Arrays, StageRunner, cannot_import
+from .host_pipeline import HostBackend
 from .mapped_files import release_pages
 
 _GIVEN_AWAY = 4 * 2**20

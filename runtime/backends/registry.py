@@ -8,7 +8,7 @@ from functools import partial
 from numbers import Integral
 
 from ..errors import BackendUnavailableError, InputError
-from .base import Backend
+from .contract import Backend
 from .cuda import driver
 from .onnxruntime import OnnxRuntimeBackend
 from .onnxruntime_cuda import OnnxRuntimeCudaBackend, has_cuda

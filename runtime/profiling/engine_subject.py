@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..engine import Engine
-from ..inputs import raw_views
-from ..scene import Scene
+from ..inputs.view_lists import raw_views
+from ..outputs.scene import Scene
 
 
 class StageClock:

@@ -10,7 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..backends.base import cpu_name, default_threads
+from ..system.machine import cpu_name
+from ..system.threads import default_threads
 
 PACKAGES = ("mapengine", "numpy", "pillow", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "torch")
 _QUERY = "name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu,memory.total"

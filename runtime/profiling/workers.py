@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import BackendError, MapEngineError
-from ..memory_probe import can_probe, reset_peak, resident_bytes
+from ..memory.probe import can_probe, reset_peak
+from ..system.machine import resident_bytes
 
 
 class Subject(Protocol):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from mapengine.calibration.samples import write_samples
+from mapengine.calibration.data.samples import write_samples
 from mapengine.cli import main
 
 

@@ -16,7 +16,7 @@ import pytest
 import typer
 
 from mapengine.cli import app as app_module
-from mapengine.runtime.bundle import Bundle
+from mapengine.runtime.bundle.store import Bundle
 
 COMMANDS = ("export", "calibrate", "build", "verify", "run", "plan", "profile", "demo", "eval", "info")
 PROGRAM = Path(sys.executable).parent / "mapengine"

@@ -18,12 +18,11 @@ from typing import Any
 import pytest
 
 from mapengine.cli import options
-from mapengine.runtime.backends import available_backends
-from mapengine.runtime.backends.registry import NAMES
+from mapengine.runtime.backends.registry import NAMES, available_backends
 from mapengine.runtime.backends.tensorrt import flavour
-from mapengine.runtime.bundle import Bundle
-from mapengine.runtime.manifest import ATTENTIONS, STAGES, Manifest
-from mapengine.runtime.parity_record import OutputParity
+from mapengine.runtime.bundle.manifest import ATTENTIONS, STAGES, Manifest
+from mapengine.runtime.bundle.parity_record import OutputParity
+from mapengine.runtime.bundle.store import Bundle
 
 PROGRAM = Path(sys.executable).parent / "mapengine"
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -151,11 +150,11 @@ def test_verify_fails_far_from_pytorch(cli: Any, tiny_bundle: Path, monkeypatch:
     recorded = Bundle.open(tiny_bundle).manifest.parity
     assert recorded is not None
     parity = replace(recorded, outputs={**recorded.outputs, "pts3d": OutputParity(1.0, 0.01)})
-    monkeypatch.setattr("mapengine.export.onnx_bundle.measure", lambda engine, model: parity)
+    monkeypatch.setattr("mapengine.export.bundles.onnx.measure", lambda engine, model: parity)
     result = cli("verify", tiny_bundle, "--model", "preset:tiny", "--backend", "onnxruntime")
     assert result.code == 1
     assert "differs from PyTorch: pts3d by 1.0e-02" in result.problems[0]
-    monkeypatch.setattr("mapengine.export.onnx_bundle.measure", lambda engine, model: recorded)
+    monkeypatch.setattr("mapengine.export.bundles.onnx.measure", lambda engine, model: recorded)
     assert cli("verify", tiny_bundle, "--model", "preset:tiny", "--backend", "onnxruntime").code == 0
 
 
@@ -172,7 +171,7 @@ def test_info_of_this_machine(cli: Any) -> None:
 
 
 def test_info_where_onnxruntime_is_for_gpus(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mapengine.runtime.backends.available_backends", lambda: ["onnxruntime-cuda"])
+    monkeypatch.setattr("mapengine.runtime.backends.registry.available_backends", lambda: ["onnxruntime-cuda"])
     facts = json.loads(cli("info", "--json").out)
     assert facts["backends"] == {"onnxruntime-cuda": importlib.metadata.version("onnxruntime")}
 
@@ -239,7 +238,7 @@ def test_a_full_disk_leaves_nothing(cli: Any, tmp_path: Path, monkeypatch: pytes
         (folder / "image_encoder.onnx").write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mapengine.export.onnx_bundle.export_stages", full)
+    monkeypatch.setattr("mapengine.export.bundles.onnx.export_stages", full)
     result = cli(command, "preset:tiny", tmp_path / "new" / "out")
     assert result.code == 1
     assert "the disk is full" in result.problems[0]

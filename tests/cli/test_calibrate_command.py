@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mapengine.calibration.quantization import load_calibration
+from mapengine.calibration.ranges import load_calibration
 
 SMALL = ("--cases", "2", "--size", "56x42")
 

@@ -12,8 +12,8 @@ import pytest
 import trimesh
 from PIL import Image
 
-from mapengine.calibration import demo_picture
-from mapengine.calibration.samples import sample_scene
+from mapengine.calibration.data.samples import sample_scene
+from mapengine.calibration.demonstration import picture as demo_picture
 from mapengine.runtime import Engine
 
 FILES = ["demo.glb", "demo.png", "truth.glb"]
@@ -187,7 +187,7 @@ def test_bundles_and_places_that_are_none(
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError("it was rendered first")
 
-    monkeypatch.setattr("mapengine.calibration.demo.render_scene", forbidden)
+    monkeypatch.setattr("mapengine.calibration.demonstration.demo.render_scene", forbidden)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "empty").mkdir()
     (tmp_path / "taken" / "demo.png").mkdir(parents=True)
@@ -213,7 +213,7 @@ def test_nothing_half_written_remains(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mapengine.runtime.scene.write_glb", interrupt)
+    monkeypatch.setattr("mapengine.runtime.outputs.scene.write_glb", interrupt)
     result = cli("demo", tiny_bundle, "--out", tmp_path / "new" / "demo", "--views", "1", *QUICK)
     assert result.code == 130
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mapengine.cli import options
-from mapengine.runtime.bundle import Bundle
+from mapengine.runtime.bundle.store import Bundle
 
 NO_GPU = "this machine has no NVIDIA driver (libcuda.so.1 is missing)"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mapengine.runtime import memory_plan
-from mapengine.runtime.memory_probe import can_probe
-from mapengine.runtime.view_files import load_view
+from mapengine.runtime.memory import model as memory_plan
+from mapengine.runtime.memory.probe import can_probe
+from mapengine.runtime.outputs.view_files import load_view
 
 from .conftest import Cli
 

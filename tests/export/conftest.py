@@ -13,10 +13,11 @@ import pytest
 from filelock import FileLock  # comes with torch
 from safetensors.torch import load_file, save_file
 
-from mapengine.export import load_model, onnx_bundle
-from mapengine.export.onnx_export import AttentionExport, ExportedStage, export_stages
-from mapengine.export.reference import MapAnything
-from mapengine.export.stages import make_stages
+from mapengine.export import load_model
+from mapengine.export.bundles import onnx as onnx_bundle
+from mapengine.export.graphs.stages import make_stages
+from mapengine.export.graphs.tracing import AttentionExport, ExportedStage, export_stages
+from mapengine.export.model.reference import MapAnything
 
 from ..goldens import DATA
 

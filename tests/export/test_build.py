@@ -13,15 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mapengine.export import build_engine, build_options, onnx_bundle, stage_compilers
-from mapengine.export.build_options import PlanSettings
-from mapengine.export.parity_cases import parity_cases
-from mapengine.export.presets import preset_config
-from mapengine.export.reference import MapAnything
+from mapengine.export import build_engine
+from mapengine.export import options as build_options
+from mapengine.export.bundles import compilers as stage_compilers
+from mapengine.export.bundles import onnx as onnx_bundle
+from mapengine.export.bundles.parity_cases import parity_cases
+from mapengine.export.model.presets import preset_config
+from mapengine.export.model.reference import MapAnything
+from mapengine.export.options import PlanSettings
 from mapengine.export.tensorrt import limits
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
-from mapengine.runtime.bundle import Bundle, BundleWriter
+from mapengine.runtime.bundle.requests import AnySize, Range
+from mapengine.runtime.bundle.store import Bundle, BundleWriter
 from mapengine.runtime.errors import (
     BackendUnavailableError,
     InputError,
@@ -30,7 +34,6 @@ from mapengine.runtime.errors import (
     ParityError,
     ProfileError,
 )
-from mapengine.runtime.profile import AnySize, Range
 
 from ..random_views import assert_close, mixed_views, random_views
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mapengine.calibration.samples import sample_views
+from mapengine.calibration.data.samples import sample_views
 from mapengine.runtime import Engine
 
 

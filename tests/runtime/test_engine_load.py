@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mapengine.calibration.samples import sample_views
+from mapengine.calibration.data.samples import sample_views
 from mapengine.runtime import BackendUnavailableError, Engine, InputError
 from mapengine.runtime import engine as engine_module
-from mapengine.runtime.backends import available_backends
+from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from mapengine.runtime.backends.registry import available_backends
 from mapengine.runtime.errors import (
     BundleNotFoundError,
     IntegrityError,
     ParityError,
     VersionError,
 )
-from mapengine.runtime.pipeline import Pipeline
 
 from ..engine_views import close, views_of
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mapengine.calibration.samples import sample_views
+from mapengine.calibration.data.samples import sample_views
 from mapengine.runtime import Engine, InputError, ProfileError, Scene, preprocess_inputs
 from mapengine.runtime import engine as engine_module
 from mapengine.runtime.errors import (

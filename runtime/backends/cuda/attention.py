@@ -11,8 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ...errors import BundleNotFoundError, ProfileError
-from ...kernel_attention import (
+from ...bundle.kernel_attention import (
     KERNELS,
     KEY_BLOCK,
     LIST_SIZES,
@@ -23,6 +22,7 @@ from ...kernel_attention import (
     KernelAttention,
     KernelCode,
 )
+from ...errors import BundleNotFoundError, ProfileError
 from .compiled_kernel import CompiledKernel, choose_code
 from .driver import ALIGNMENT, Device
 

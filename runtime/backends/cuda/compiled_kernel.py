@@ -8,8 +8,8 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ...bundle.kernel_attention import KernelAttention, KernelCode
 from ...errors import BackendError, DeviceError
-from ...kernel_attention import KernelAttention, KernelCode
 from .driver import Device
 
 _SHARED_BYTES = 48 * 1024

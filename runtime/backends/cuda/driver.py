@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import BackendError, BackendUnavailableError
-from ..base import one_line
+from ...errors import BackendError, BackendUnavailableError, one_line
 
 ALIGNMENT = 256
 """Bytes that TensorRT wants addresses of tensors to be multiples of; CUDA's allocations are."""

@@ -1,4 +1,4 @@
-"""The four plans of a bundle, run on a GPU: the counterpart of :class:`mapengine.runtime.pipeline.Pipeline`."""
+"""The four plans of a bundle, run on a GPU: the counterpart of :class:`..host_pipeline.Pipeline`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...encoded import ImageFeatures
+from ...bundle.requests import PATCH_SIZE
 from ...inference import Progress
-from ...pipeline import ChunkSizes, StagePipeline
-from ...postprocess import forward_outputs
-from ...profile import PATCH_SIZE
-from ...views import PreparedViews, ViewGeometry
+from ...inputs.encoded import ImageFeatures
+from ...inputs.prepared import PreparedViews, ViewGeometry
+from ...postprocessing.predictions import forward_outputs
+from ..contract import ChunkSizes, StagePipeline
 from .driver import Device, OutOfMemory, Stream
-from .session import Request, Session, Work
+from .shape_context import Request, Session, Work
 from .stage import DeviceStage
 from .timing import GpuClock
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from ...bundle.manifest import StageSpec, TensorSpec
 from ...errors import BackendError, ManifestError, ProfileError
-from ...manifest import StageSpec, TensorSpec
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "bool": 1, "uint8": 1}
 

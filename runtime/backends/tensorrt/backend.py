@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...bundle import Bundle
-from ...pipeline import ChunkSizes
+from ...bundle.store import Bundle
+from ..contract import ChunkSizes
 from ..cuda.attention import AttentionKernels
+from ..cuda.chain import PlanChain
 from ..cuda.driver import driver_problem, no_gpu, open_device
 from ..cuda.pipeline import DevicePipeline
-from ..cuda.plan_chain import PlanChain
 from .flavour import load_flavour
 from .plans import Plan, make_logger
 from .runtime_cache import RuntimeCaches

@@ -11,8 +11,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import BackendUnavailableError, InputError
-from ..base import one_line
+from ...errors import BackendUnavailableError, InputError, one_line
 
 _MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 _EXTRAS = {"tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...bundle.manifest import StageSpec
 from ...errors import BackendError, BundleNotFoundError, MapEngineError, VersionError
-from ...manifest import StageSpec
 from ..cuda.driver import OutOfMemory
 from ..cuda.stage import check_tensors, covering_profile, tensor_shape
 from .flavour import Flavour

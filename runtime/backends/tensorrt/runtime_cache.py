@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import MapEngineError
-from ...files import atomic_write
-from ...verified import cache_folder
+from ...system.cache import cache_folder
+from ...system.files import atomic_write
 from .plans import Plan
 
 MAX_BYTES = 512 * 2**20

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mapengine.calibration.data.samples import sample_views
 from mapengine.calibration.evaluation import Task, Truth, task_views
-from mapengine.calibration.samples import sample_views
 from mapengine.runtime.geometry import matrix_to_quaternion
 from mapengine.runtime.inference import MultiViewInference, RunOptions
-from mapengine.runtime.postprocess import forward_outputs
-from mapengine.runtime.views import PreparedViews
+from mapengine.runtime.inputs.prepared import PreparedViews
+from mapengine.runtime.postprocessing.predictions import forward_outputs
 
 Array = NDArray[Any]
 SIZE = (56, 42)  # width, height

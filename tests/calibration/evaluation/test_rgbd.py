@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mapengine.calibration.data.samples import sample_views, write_samples
 from mapengine.calibration.evaluation import ConstantDepth, Truth, evaluate, load_rgbd, score, task_views
 from mapengine.calibration.evaluation.tasks import TASKS
-from mapengine.calibration.samples import sample_views, write_samples
 from mapengine.runtime import ImageReadError, InputError
 from mapengine.runtime.errors import ImageSizeError
 

@@ -10,8 +10,8 @@ import pytest
 from mapengine.calibration.evaluation import TASKS, Task, select_tasks, task_views
 from mapengine.calibration.evaluation.tasks import SPARSE_SHARE, UNIT_RANGE
 from mapengine.runtime import InputError
-from mapengine.runtime.normalization import norm_constants
-from mapengine.runtime.views import prepare_views
+from mapengine.runtime.inputs.normalization import norm_constants
+from mapengine.runtime.inputs.prepared import prepare_views
 
 from ...refusals import refused
 from .oracle import changed, sample_scene

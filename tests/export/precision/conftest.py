@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from mapengine.export.parity_cases import parity_cases
+from mapengine.export.bundles.parity_cases import parity_cases
 from mapengine.export.precision import LoweredStage, lower_precision, measure_ranges, runnable
-from mapengine.runtime.backends import StageRunner
+from mapengine.runtime.backends.contract import StageRunner
+from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from mapengine.runtime.manifest import STAGES
-from mapengine.runtime.pipeline import Pipeline
-from mapengine.runtime.views import prepare_views
+from mapengine.runtime.bundle.manifest import STAGES
+from mapengine.runtime.inputs.prepared import prepare_views
 
 FORMS = ("mha", "attention", "matmul")
 PRECISIONS = ("fp16", "bf16")

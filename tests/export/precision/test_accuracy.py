@@ -14,12 +14,13 @@ from onnx import TensorProto, helper
 
 from mapengine.export.precision import LoweredStage, runnable
 from mapengine.export.precision.policy import LAYOUT
+from mapengine.runtime.backends.contract import ChunkSizes
+from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from mapengine.runtime.manifest import STAGES
-from mapengine.runtime.parity import measure_parity
-from mapengine.runtime.parity_record import GeometryParity
-from mapengine.runtime.pipeline import ChunkSizes, Pipeline
-from mapengine.runtime.views import prepare_views
+from mapengine.runtime.bundle.manifest import STAGES
+from mapengine.runtime.bundle.parity_record import GeometryParity
+from mapengine.runtime.checks.parity import measure_parity
+from mapengine.runtime.inputs.prepared import prepare_views
 
 from ...goldens import KEYS, Case, all_cases
 from ...random_views import mixed_views, random_views

@@ -10,8 +10,8 @@ from onnx import TensorProto, shape_inference
 
 from mapengine.export.precision import POLICY, LoweredStage
 from mapengine.export.precision.policy import INPUT, LAYOUT, OUTPUT, Rule, match
+from mapengine.runtime.bundle.manifest import STAGES
 from mapengine.runtime.errors import ExportError
-from mapengine.runtime.manifest import STAGES
 
 from .conftest import FORMS, GRAPHS, PRECISIONS
 

@@ -11,13 +11,13 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from mapengine.export.graphs.weights import converted
 from mapengine.export.precision import LoweredStage, lower_precision
-from mapengine.export.precision.weights import converted
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from mapengine.runtime.bundle.manifest import STAGES
 from mapengine.runtime.errors import ExportError
-from mapengine.runtime.manifest import STAGES
 
-from ..test_onnx_export import TENSORRT_10_3_OPERATORS
+from ..graphs.test_tracing import TENSORRT_10_3_OPERATORS
 from .conftest import FORMS, GRAPHS, NETWORKS, PRECISIONS, lower
 
 Lowered = Callable[..., dict[str, LoweredStage]]

@@ -17,9 +17,9 @@ from onnx import numpy_helper
 from mapengine.export.precision import measure_ranges
 from mapengine.export.precision.assign import FP16_MAX, MARGIN
 from mapengine.export.precision.stress import PLACES, Place, write_stressed
-from mapengine.runtime.manifest import STAGES
-from mapengine.runtime.parity import measure_parity
-from mapengine.runtime.views import prepare_views
+from mapengine.runtime.bundle.manifest import STAGES
+from mapengine.runtime.checks.parity import measure_parity
+from mapengine.runtime.inputs.prepared import prepare_views
 
 from .conftest import PRECISIONS, Ranges, emulated, lower, pipeline, small_cases, stage_paths
 from .test_accuracy import DEPTH

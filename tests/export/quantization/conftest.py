@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from mapengine.calibration.quantization import Calibration
-from mapengine.calibration.quantization.cases import Cases, make_cases
-from mapengine.export.onnx_export import export_stages
-from mapengine.export.parity_cases import parity_cases
+from mapengine.calibration.data.cases import Cases, make_cases
+from mapengine.calibration.ranges import Calibration
+from mapengine.export.bundles.parity_cases import parity_cases
+from mapengine.export.graphs.tracing import export_stages
+from mapengine.export.model.reference import MapAnything
 from mapengine.export.quantization import CalibrationOptions, calibrate, folded
 from mapengine.export.quantization.fold import with_corrected_biases
 from mapengine.export.quantization.outliers import with_outlier_channels
-from mapengine.export.reference import MapAnything
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from mapengine.calibration.data.cases import FIRST_SEED, Cases, folder_cases, make_cases, rendered_cases
 from mapengine.calibration.evaluation import evaluate
-from mapengine.calibration.quantization import FORMATS, Calibration, Histogram, quantise, weight_scales
-from mapengine.calibration.quantization.cases import FIRST_SEED, Cases, folder_cases, make_cases, rendered_cases
+from mapengine.calibration.ranges import FORMATS, Calibration, Histogram, quantise, weight_scales
 from mapengine.calibration.scenes import render_scene
+from mapengine.export.model.reference import MapAnything
 from mapengine.export.quantization import (
     CalibrationOptions,
     GeometryQuality,
@@ -26,13 +27,12 @@ from mapengine.export.quantization import (
 )
 from mapengine.export.quantization.budget import quantised_share
 from mapengine.export.quantization.calibrate import choose_token_range
-from mapengine.export.quantization.emulate import rounded
+from mapengine.export.quantization.fake_quantization import rounded
 from mapengine.export.quantization.fold import shared_copy
 from mapengine.export.quantization.geometry import FIRST_SEED as FIRST_SCENE
 from mapengine.export.quantization.geometry import TASKS
 from mapengine.export.quantization.layers import find_layers, linear
 from mapengine.export.quantization.observe import Observer
-from mapengine.export.reference import MapAnything
 from mapengine.runtime.errors import CalibrationError, InputError, OutputError
 
 from ...seven_scenes import write_seven_scenes

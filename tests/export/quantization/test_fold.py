@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from mapengine.calibration.quantization import Calibration, LayerCalibration
-from mapengine.calibration.quantization.cases import Cases
-from mapengine.export.network.transformer import BlockRotation
+from mapengine.calibration.data.cases import Cases
+from mapengine.calibration.ranges import Calibration, LayerCalibration
+from mapengine.export.model.network.transformer import BlockRotation
+from mapengine.export.model.reference import MapAnything
 from mapengine.export.quantization import folded
 from mapengine.export.quantization.fold import with_corrected_biases
 from mapengine.export.quantization.layers import find_layers, linear
 from mapengine.export.quantization.observe import run_trunk
-from mapengine.export.reference import MapAnything
 from mapengine.runtime.errors import CalibrationError
 
 KINDS = ("qkv", "proj", "w12", "w3", "fc1")

@@ -14,24 +14,32 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from mapengine.calibration.quantization import Calibration, save_calibration
-from mapengine.calibration.quantization.cases import Cases
-from mapengine.calibration.quantization.smoothing import rotate
-from mapengine.export import build_engine, compile_engine, onnx_bundle
-from mapengine.export.layer_comparison import compare_layers
-from mapengine.export.onnx_export import ExportedStage
+from mapengine.calibration.data.cases import Cases
+from mapengine.calibration.ranges import Calibration, save_calibration
+from mapengine.calibration.ranges.smoothing import rotate
+from mapengine.export import build_engine, compile_engine
+from mapengine.export.bundles import onnx as onnx_bundle
+from mapengine.export.bundles.tolerances import MARGIN
+from mapengine.export.diagnosis.layer_comparison import compare_layers
+from mapengine.export.graphs.stages import make_stages
+from mapengine.export.graphs.tracing import ExportedStage
+from mapengine.export.model.reference import MapAnything
 from mapengine.export.quantization import CalibrationOptions, calibrate
 from mapengine.export.quantization.layers import find_layers
 from mapengine.export.quantization.stages import measured_tolerance
-from mapengine.export.reference import MapAnything
-from mapengine.export.stages import make_stages
-from mapengine.export.tolerance import MARGIN
 from mapengine.runtime import Engine
-from mapengine.runtime.build_record import LayerRecord
-from mapengine.runtime.bundle import Bundle
+from mapengine.runtime.bundle.build_record import LayerRecord
+from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.checks.parity import measure_parity
+from mapengine.runtime.checks.product_precision import (
+    LOW,
+    Executed,
+    Product,
+    check_executed,
+    executed_products,
+    listed_products,
+)
 from mapengine.runtime.errors import CalibrationError, InputError, ParityError
-from mapengine.runtime.executed import LOW, Executed, Product, check_executed, executed_products, listed_products
-from mapengine.runtime.parity import measure_parity
 
 PRODUCTS = {"image_encoder": 12, "aggregator": 24}
 

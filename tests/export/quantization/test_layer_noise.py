@@ -14,21 +14,28 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from mapengine.calibration.quantization import Calibration
+from mapengine.calibration.ranges import Calibration
 from mapengine.cli.app import main
-from mapengine.export import build_engine, onnx_bundle
-from mapengine.export.layer_comparison import compare_layers
-from mapengine.export.layer_noise import LEAST_SNR, LayerNoise, NoiseComparison, check_comparable, compare_noise
-from mapengine.export.onnx_export import ExportedStage, export_stages
-from mapengine.export.openvino_graphs import rewrite_for_openvino
+from mapengine.export import build_engine
+from mapengine.export.bundles import onnx as onnx_bundle
+from mapengine.export.diagnosis.layer_comparison import compare_layers
+from mapengine.export.diagnosis.layer_noise import (
+    LEAST_SNR,
+    LayerNoise,
+    NoiseComparison,
+    check_comparable,
+    compare_noise,
+)
+from mapengine.export.graphs.openvino import rewrite_for_openvino
+from mapengine.export.graphs.stages import make_stages
+from mapengine.export.graphs.tracing import ExportedStage, export_stages
+from mapengine.export.model.reference import MapAnything
 from mapengine.export.quantization.layers import find_layers
 from mapengine.export.quantization.qdq import quantise_stage
-from mapengine.export.reference import MapAnything
-from mapengine.export.stages import make_stages
 from mapengine.runtime.backends.openvino import OpenVinoBackend
-from mapengine.runtime.bundle import Bundle
+from mapengine.runtime.bundle.manifest import Manifest
+from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import ExportError, InputError
-from mapengine.runtime.manifest import Manifest
 
 BLOCK = "info_sharing.self_attention_blocks.3"
 QUANTISED = ("image_encoder", "aggregator")
@@ -188,7 +195,7 @@ def test_layers_that_were_kept(
 def test_command(
     built: Bundle, network: MapAnything, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mapengine.export.reference.load_model", lambda name, revision: network)
+    monkeypatch.setattr("mapengine.export.model.reference.load_model", lambda name, revision: network)
     with pytest.raises(SystemExit) as leave:
         main(["verify", str(built.folder), "--model", "preset:tiny", "--layers", "--backend", "openvino"])
     shown = capsys.readouterr()

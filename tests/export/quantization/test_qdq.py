@@ -11,12 +11,12 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from mapengine.calibration.quantization import Calibration, LayerCalibration
-from mapengine.calibration.quantization.cases import Cases
+from mapengine.calibration.data.cases import Cases
+from mapengine.calibration.ranges import Calibration, LayerCalibration
+from mapengine.export.model.reference import MapAnything
 from mapengine.export.precision import lower_precision, runnable
 from mapengine.export.quantization import emulated, quantise_stage
 from mapengine.export.quantization.observe import run_trunk
-from mapengine.export.reference import MapAnything
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mapengine.runtime.errors import ExportError
 

@@ -13,24 +13,24 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from mapengine.calibration.quantization import Calibration
-from mapengine.calibration.quantization.cases import Cases
+from mapengine.calibration.data.cases import Cases
+from mapengine.calibration.ranges import Calibration
 from mapengine.export import build, build_engine, compile_engine
-from mapengine.export.layer_noise import compare_noise
+from mapengine.export.diagnosis.layer_noise import compare_noise
+from mapengine.export.model.reference import MapAnything
 from mapengine.export.precision import lower_precision, runnable
 from mapengine.export.quantization import WeightsOnly, emulated, quantise_stage
 from mapengine.export.quantization.layers import LinearLayer, linear
 from mapengine.export.quantization.observe import run_trunk
-from mapengine.export.reference import MapAnything
 from mapengine.export.tensorrt.limits import check_limits
 from mapengine.runtime import Engine
-from mapengine.runtime.backends import available_backends
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from mapengine.runtime.backends.registry import available_backends
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
-from mapengine.runtime.bundle import Bundle
+from mapengine.runtime.bundle.requests import AnySize, Profile, Range
+from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.checks.product_precision import check_executed, executed_products
 from mapengine.runtime.errors import InputError
-from mapengine.runtime.executed import check_executed, executed_products
-from mapengine.runtime.profile import AnySize, Profile, Range
 
 PRODUCTS = {"image_encoder": 12, "aggregator": 24}
 STEPS = 127

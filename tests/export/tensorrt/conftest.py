@@ -15,8 +15,8 @@ from filelock import FileLock
 from mapengine.export.precision import lower_precision
 from mapengine.export.tensorrt import BuiltPlan, build_plan, stage_profiles
 from mapengine.runtime.backends.tensorrt.flavour import Flavour, load_flavour
-from mapengine.runtime.manifest import TensorSpec
-from mapengine.runtime.profile import AnySize, Profile, Range
+from mapengine.runtime.bundle.manifest import TensorSpec
+from mapengine.runtime.bundle.requests import AnySize, Profile, Range
 
 NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
 PROFILE = Profile(Range(1, 2, 4), AnySize(14, 140), {"image_encoder": 2, "geometry_encoder": 2, "dense_head": 2})

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from mapengine.export.build_options import PlanSettings
+from mapengine.export.options import PlanSettings
 from mapengine.export.tensorrt import BuiltPlan, build_plan, builder, stage_profiles
 from mapengine.export.tensorrt.graph import read_graph
 from mapengine.export.tensorrt.layers import Port
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
+from mapengine.runtime.bundle.manifest import TensorSpec
+from mapengine.runtime.bundle.requests import Profile, Range
 from mapengine.runtime.errors import ExportError, InputError, OutputError
-from mapengine.runtime.manifest import TensorSpec
-from mapengine.runtime.profile import Profile, Range
 
 from ...refusals import refused
 from .conftest import PROFILE, Stage

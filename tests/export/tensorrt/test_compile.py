@@ -13,9 +13,9 @@ from mapengine.export.tensorrt import compile as compiling
 from mapengine.export.tensorrt.compile import Compiled, PlanRequest, compile_plan
 from mapengine.export.tensorrt.timing_cache import cache_path, read_timings, write_timings
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
+from mapengine.runtime.bundle.manifest import TensorSpec
+from mapengine.runtime.bundle.requests import Range
 from mapengine.runtime.errors import ExportError
-from mapengine.runtime.manifest import TensorSpec
-from mapengine.runtime.profile import Range
 
 from ...refusals import refused
 from ...tensorrt_api import RELEASES, RTX

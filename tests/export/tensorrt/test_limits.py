@@ -15,9 +15,9 @@ from mapengine.export.tensorrt import build_plan, builder, limits, stage_profile
 from mapengine.export.tensorrt.graph import read_graph
 from mapengine.export.tensorrt.limits import MAX_SCORE_BYTES, check_graph, check_limits, check_scores, score_bytes
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
+from mapengine.runtime.bundle.manifest import TensorSpec
+from mapengine.runtime.bundle.requests import AnySize, Profile, Range
 from mapengine.runtime.errors import BackendUnavailableError, ExportError, InputError
-from mapengine.runtime.manifest import TensorSpec
-from mapengine.runtime.profile import AnySize, Profile, Range
 
 from ...refusals import refused
 from .conftest import PROFILE, Stage

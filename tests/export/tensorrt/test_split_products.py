@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from mapengine.export.tensorrt.split_products import split_quantised_products
+from mapengine.export.graphs.split_products import split_quantised_products
 
 from ..small_graphs import run_graph, save_graph
 

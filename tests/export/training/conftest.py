@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mapengine.export.presets import preset_config
+from mapengine.export.model.presets import preset_config
 from mapengine.export.training.config import Phase, TrainingConfig
 from mapengine.export.training.dataset import SceneStore, render_scenes
 

@@ -14,9 +14,9 @@ from mapengine.export.training.batch import Sampler, make_batch, mirrored_camera
 from mapengine.export.training.config import InputMix
 from mapengine.export.training.dataset import SceneStore
 from mapengine.runtime import preprocess_inputs
-from mapengine.runtime.normalization import norm_constants
-from mapengine.runtime.pipeline import geometry_inputs
-from mapengine.runtime.views import prepare_views
+from mapengine.runtime.backends.host_pipeline import geometry_inputs
+from mapengine.runtime.inputs.normalization import norm_constants
+from mapengine.runtime.inputs.prepared import prepare_views
 
 EVERYTHING = InputMix(geometry=1, rays=1, depth=1, pose=1, per_view=1, sparse=0, metric=1)
 NOTHING = InputMix(geometry=0)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mapengine.export import load_model
-from mapengine.export.presets import preset_config
+from mapengine.export.model.presets import preset_config
 from mapengine.export.training.config import InputMix, Phase, TrainingConfig
 from mapengine.export.training.optimizer import learning_rate_at
 from mapengine.export.training.trainer import Clock, Trainer

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mapengine.calibration.samples import sample_views
+from mapengine.calibration.data.samples import sample_views
 from mapengine.runtime.errors import BackendError, InputError, MapEngineError
 from mapengine.runtime.profiling import Contender, Settings, profile
 
@@ -113,8 +113,8 @@ def test_a_budget_ends_early_but_not_below_the_least() -> None:
 def test_engines_and_pytorch_from_files_to_a_scene(tiny_bundle: Path, tmp_path: Path) -> None:
     from PIL import Image
 
-    from mapengine.export.baselines import baseline
-    from mapengine.export.roofline import add_rooflines
+    from mapengine.export.diagnosis.baselines import baseline
+    from mapengine.export.diagnosis.roofline import add_rooflines
 
     def images(views: int, width: int, height: int) -> list[Path]:
         paths = [tmp_path / f"{index}.png" for index in range(views)]

@@ -1,0 +1,173 @@
+"""Inputs to calibrate with: view counts and mixes of inputs spread as in use, the same for the same seed."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mapengine.runtime import preprocess_inputs
+from mapengine.runtime.errors import InputError
+from mapengine.runtime.inputs.images import IMAGE_EXTENSIONS
+from mapengine.runtime.inputs.view_lists import load_view_list, raw_views, view_list_inputs
+
+from ..scenes import render_scene
+from .recordings import VIEW_LIST, is_recording, recorded_views
+
+Views = Sequence[Mapping[str, Any]]
+
+COUNTS = (2, 4, 1, 3)
+"""Views of the cases, in turn."""
+MIXES: tuple[tuple[str, ...], ...] = (("",), ("kd",), ("k",), ("kdp", ""), ("p",), ("kdp",), ("kp", "", "kd"))
+"""What is known of the views of a case, in turn: letters of k (camera), d (depth), p (pose)."""
+FIRST_SEED = 500_000
+"""Of the rendered scenes, one per case. Evaluation uses seeds from 1 000 000 on, so nothing is calibrated on what it is
+judged by."""
+_GIVEN = {"k": "intrinsics", "d": "depth_z", "p": "camera_poses"}
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Named cases, each a list of preprocessed views.
+
+    Attributes:
+        description: where they come from. sha256: over all names, keys and values.
+    """
+
+    views: Mapping[str, Views]
+    description: str
+    sha256: str
+
+
+def make_cases(views: Mapping[str, Views], description: str) -> Cases:
+    """Check cases and hash them.
+
+    Raises:
+        InputError: there are none, or no image has any contrast.
+    """
+    if not views:
+        raise InputError("there is nothing to calibrate with; give at least one case")
+    digest, flat = hashlib.sha256(), True
+    for name, case in views.items():
+        digest.update(f"case {name}\n".encode())
+        for view in case:
+            for key in sorted(view):
+                for part in view[key] if isinstance(view[key], tuple) else (view[key],):
+                    array = np.ascontiguousarray(part)
+                    digest.update(f"{key} {array.dtype.kind} {array.shape}\n".encode())
+                    digest.update(array.tobytes())
+            image = np.asarray(view["img"])
+            flat = flat and bool((image.max(axis=(-2, -1)) == image.min(axis=(-2, -1))).all())
+    if flat:
+        raise InputError(
+            "every calibration image has one colour (all black?), which says nothing of the activations in use; "
+            "give photographs"
+        )
+    return Cases(views, description, digest.hexdigest())
+
+
+def rendered_cases(count: int = 8, size: tuple[int, int] = (140, 112), data_norm_type: str = "dinov2") -> Cases:
+    """Cases of rendered scenes, a scene each; ``size`` is (width, height) in pixels.
+
+    Raises:
+        InputError: a size that scenes are not rendered in.
+    """
+    cases: dict[str, Views] = {}
+    for index, (number, mix) in enumerate(itertools.islice(_plan(), count)):
+        scene = render_scene(FIRST_SEED + index, number, *size)
+        raw = [
+            {
+                "img": scene.images[view],
+                "intrinsics": scene.intrinsics[view],
+                "depth_z": scene.depth_z[view],
+                "camera_poses": scene.poses[view],
+            }
+            for view in range(number)
+        ]
+        cases[_title(index, number, mix)] = _prepared(raw, mix, size, data_norm_type)
+    return make_cases(cases, f"{count} rendered scenes from seed {FIRST_SEED}, {size[0]}x{size[1]}")
+
+
+def folder_cases(
+    folder: Path, *, count: int = 16, size: tuple[int, int] | None = None, data_norm_type: str = "dinov2"
+) -> Cases:
+    """Cases of a folder: its images in the order of their names, or the views of its ``views.json``, or those of a
+    recording that is laid out like 7-Scenes.
+
+    In a folder with none of these, the sub-folders are sequences of their own. What is known of depth, cameras and
+    poses is given to the network in changing mixes; views without it are images only.
+
+    Args:
+        folder: with images, with ``views.json``, with a recording (:func:`..recordings.recorded_views`), or with such
+            folders.
+        count: most cases.
+        size: (width, height) in pixels; None for the size of the resolution table that fits.
+        data_norm_type: of the model.
+
+    Raises:
+        InputError: no folder, no images, or a single one; a recording lacks something.
+        ImageReadError: an image is damaged.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is no folder to calibrate with; give a folder of images")
+    sequences = [_sequence(folder)]
+    if not sequences[0]:
+        sequences = [raw for raw in map(_sequence, sorted(f for f in folder.iterdir() if f.is_dir())) if raw]
+    total = sum(len(raw) for raw in sequences)
+    if total == 0:
+        raise InputError(
+            f"{folder}: holds no images ({' '.join(IMAGE_EXTENSIONS)}) to calibrate with; check the folder"
+        )
+    if total == 1:
+        raise InputError(f"{folder}: holds one image, which is too few to calibrate with; give at least two")
+    cases: dict[str, Views] = {}
+    starts = [0] * len(sequences)
+    for index, (number, mix) in enumerate(itertools.islice(_plan(), count)):
+        which = index % len(sequences)
+        raw, start = sequences[which], starts[which]
+        chosen = [raw[(start + i) % len(raw)] for i in range(min(number, len(raw)))]
+        starts[which] += len(chosen)
+        cases[_title(index, len(chosen), mix)] = _prepared(chosen, mix, size, data_norm_type)
+    return make_cases(cases, f"{len(cases)} cases of {total} images in {folder.name}")
+
+
+def _sequence(folder: Path) -> list[dict[str, Any]]:
+    if (folder / VIEW_LIST).is_file():
+        return view_list_inputs(load_view_list(folder / VIEW_LIST))[0]
+    if is_recording(folder):
+        return view_list_inputs(recorded_views(folder))[0]
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_EXTENSIONS and f.is_file())
+    return raw_views(files)[0] if files else []
+
+
+def _plan() -> Iterator[tuple[int, tuple[str, ...]]]:
+    """View count and mix of one case after the other; the lengths share no factor, so all pairs come."""
+    return zip(itertools.cycle(COUNTS), itertools.cycle(MIXES), strict=False)
+
+
+def _title(index: int, views: int, mix: tuple[str, ...]) -> str:
+    return f"{index}: {views} views, {'/'.join(letters or 'images' for letters in mix)}"
+
+
+def _prepared(
+    raw: Sequence[Mapping[str, Any]], mix: tuple[str, ...], size: tuple[int, int] | None, norm_type: str
+) -> Views:
+    views: list[dict[str, Any]] = []
+    for view, letters in zip(raw, itertools.cycle(mix), strict=False):
+        wanted = {"img", *(_GIVEN[letter] for letter in letters)}
+        if letters and "is_metric_scale" in view:
+            wanted.add("is_metric_scale")
+        known = {key: value for key, value in view.items() if key in wanted}
+        if "depth_z" in known and "intrinsics" not in known:
+            del known["depth_z"]  # depth without a camera is refused
+        if "camera_poses" in known and views and "camera_poses" not in views[0]:
+            del known["camera_poses"]  # poses are relative to view 0
+        views.append(known)
+    if size is None:
+        return preprocess_inputs(views, norm_type=norm_type)
+    return preprocess_inputs(views, resize_mode="fixed_size", size=size, norm_type=norm_type)

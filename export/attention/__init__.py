@@ -1,0 +1,1 @@
+"""Attention that our own kernels compute between the segments of a stage."""

@@ -1,0 +1,128 @@
+"""How much more an engine may be off its reference because our own kernels compute its attention: measured.
+
+The aggregator is cut at the attention that is left to kernels, and its segments run in ONNX Runtime on the CPU with the
+kernels' plain twins (``attention_twins.py``) between them, and again with exact attention. All else is float32 with the
+weights of the bundle: other rounding would fall otherwise in the two runs and hide what the kernels cost. It needs no
+PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mapengine.runtime import Engine
+from mapengine.runtime.backends.contract import StageRunner
+from mapengine.runtime.backends.host_pipeline import Pipeline
+from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from mapengine.runtime.bundle.kernel_attention import KernelAttention
+from mapengine.runtime.bundle.manifest import Golden, StageSpec
+from mapengine.runtime.bundle.parity_record import Tolerance
+from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.checks.golden import unpack
+from mapengine.runtime.checks.parity import Predictions
+
+from ..bundles.parity_cases import served_cases
+from ..bundles.tolerances import rounding_tolerance
+from ..precision import load_runnable
+from .choice import KernelChoice
+from .segments import Segment, cut_at_kernels
+from .twins import exact_attention, twin_attention
+
+Arrays = Mapping[str, NDArray[Any]]
+Attend = Callable[[KernelAttention, Arrays, int], NDArray[np.float32]]
+"""Attention of tensors by name, for views of so many tokens."""
+
+EXACT = "flash"
+"""The kernel that rounds no more than a library's own attention."""
+
+
+def rounds(kernels: Mapping[str, KernelChoice]) -> bool:
+    """Whether any of the kernels rounds more than a library's own attention."""
+    return any(choice.kernel != EXACT for choice in kernels.values())
+
+
+def kernel_tolerance(bundle: Bundle, kernels: Mapping[str, KernelChoice], scratch: Path) -> dict[str, float]:
+    """Allowed difference per output that kernels add, relative to its largest value.
+
+    Measured over the golden input and the parity cases.
+
+    Args:
+        bundle: ONNX stages, whose aggregator has its attention as ``mha`` in the layers of ``kernels``.
+        kernels: attention modules with what computes them.
+        scratch: empty folder for the segments.
+
+    Raises:
+        BackendUnavailableError: ONNX Runtime is not installed. ExportError: the stage cannot be cut.
+    """
+    library = OnnxRuntimeBackend()
+    manifest = bundle.manifest
+    spec = manifest.stages["aggregator"]
+    segments, attention = cut_at_kernels(
+        bundle.stage_path("aggregator"), scratch, spec, kernels, manifest.model.extra_tokens
+    )
+
+    def load(path: Path) -> StageRunner:
+        return load_runnable(library, path.stem, path, scratch, rounding=False)
+
+    stages = {name: load(bundle.stage_path(name)) for name in manifest.stages if name != "aggregator"}
+    parts = [load(segment.path) for segment in segments]
+    views, _ = unpack(bundle.golden())
+    norm = manifest.model.data_norm_type
+    golden = [{**view, "data_norm_type": [norm]} for view in views]
+    cases = {"golden": golden, **served_cases(norm, manifest.profile)}
+
+    def predictions(attend: Attend) -> dict[str, Predictions]:
+        chain = _Chain(spec, segments, parts, attention, attend, manifest.model.extra_tokens)
+        engine = Engine(bundle, library, Pipeline({**stages, "aggregator": chain}))
+        return {name: engine.predict(given) for name, given in cases.items()}
+
+    wanted = predictions(lambda entry, tensors, _: exact_attention(entry, tensors))
+    return rounding_tolerance(predictions(twin_attention), wanted, "ONNX Runtime, with the kernels' twins")
+
+
+def widened(golden: Golden, added: Mapping[str, float]) -> Golden:
+    """A golden check that allows for ``added`` more, relative to the largest value of an output."""
+    tolerance = {}
+    for key, old in golden.tolerance.items():
+        limit = old.rtol + added.get(key, 0.0)
+        tolerance[key] = Tolerance(atol=old.atol * (limit / old.rtol), rtol=limit)
+    return replace(golden, tolerance=tolerance)
+
+
+class _Chain:
+    """Segments with attention between them, as one stage on the CPU."""
+
+    def __init__(
+        self,
+        spec: StageSpec,
+        segments: tuple[Segment, ...],
+        parts: list[StageRunner],
+        attention: tuple[KernelAttention, ...],
+        attend: Attend,
+        extra_tokens: int,
+    ) -> None:
+        self._spec = spec
+        self._parts = tuple(zip(segments, parts, (*attention, None), strict=True))
+        self._attend = attend
+        self._extra_tokens = extra_tokens
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
+        """See :class:`mapengine.runtime.backends.contract.StageRunner`."""
+        axes = {
+            axis: size
+            for tensor in self._spec.inputs
+            for axis, size in zip(tensor.shape, inputs[tensor.name].shape, strict=True)
+        }
+        view_tokens = axes["patch_rows"] * axes["patch_columns"] + self._extra_tokens
+        tensors: dict[str, Any] = dict(inputs)
+        for segment, part, entry in self._parts:
+            tensors |= part.run({tensor.name: tensors[tensor.name] for tensor in segment.inputs})
+            if entry is not None:
+                tensors[entry.out] = self._attend(entry, tensors, view_tokens)
+        return {tensor.name: tensors[tensor.name] for tensor in self._spec.outputs}

@@ -1,0 +1,1 @@
+"""The stages as ONNX graphs: tracing, files, and rewrites for a backend."""

@@ -1,0 +1,162 @@
+"""The four stages that are exported: tensor names, axes, example inputs and the modules that trace them.
+
+The stages cut the network where its leading dimension changes meaning, so that memory is bounded by chunks and encoded
+views can be kept: see ``docs/architecture.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mapengine.runtime.inputs.prepared import MODALITIES
+
+from ..model.config import PATCH_SIZE, ModelConfig
+from ..model.network import MapAnythingNetwork, ViewFeatures
+
+HEIGHT, WIDTH = f"{PATCH_SIZE}*patch_rows", f"{PATCH_SIZE}*patch_columns"
+Axes = tuple[int | str, ...]
+"""Symbolic shape: an int is fixed, a string names a dynamic axis; ``14*x`` is derived from the axis ``x``."""
+
+_EXAMPLE_VIEWS = 3  # a count of 1 would be specialised by the tracer
+_EXAMPLE_PATCHES = (4, 5)  # rows, columns: different, so that no axis is taken for another
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name and symbolic shape of one input or output of a stage (float32)."""
+
+    name: str
+    axes: Axes
+
+    def example(self, sizes: dict[str, int]) -> Tensor:
+        """Random values with every dynamic axis replaced by ``sizes``."""
+        shape = [a if isinstance(a, int) else sizes[a] for a in self.axes]
+        return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One graph: its interface and the module whose forward is traced."""
+
+    name: str
+    leading_axis: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    module: nn.Module
+
+    def examples(self) -> tuple[Tensor, ...]:
+        """Example inputs for tracing."""
+        rows, columns = _EXAMPLE_PATCHES
+        sizes = {
+            self.leading_axis: _EXAMPLE_VIEWS,
+            "patch_rows": rows,
+            "patch_columns": columns,
+            HEIGHT: PATCH_SIZE * rows,
+            WIDTH: PATCH_SIZE * columns,
+        }
+        return tuple(spec.example(sizes) for spec in self.inputs)
+
+
+class _Traced(nn.Module):
+    """A stage of ``network`` as a module with flat tensor inputs and outputs."""
+
+    def __init__(self, network: MapAnythingNetwork, run: Callable[..., tuple[Tensor, ...]]) -> None:
+        super().__init__()
+        self.network = network
+        self.run = run
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.run(self.network, *inputs)
+
+
+def _image_encoder(network: MapAnythingNetwork, images: Tensor) -> tuple[Tensor, ...]:
+    features, extra_tokens = network.encode_images(images)
+    return (features,) if extra_tokens is None else (features, extra_tokens)
+
+
+def _geometry_encoder(network: MapAnythingNetwork, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return (network.encode_geometry(*inputs),)
+
+
+def _aggregator(
+    network: MapAnythingNetwork, features: Tensor, extra_tokens: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    extra = None if extra_tokens is None else extra_tokens.unsqueeze(0)
+    maps, scale = network.aggregate(features.unsqueeze(0), extra)
+    return (*(x.squeeze(0) for x in maps), scale.squeeze(0))
+
+
+def _dense_head(network: MapAnythingNetwork, *maps: Tensor) -> tuple[Tensor, ...]:
+    return network.decode(ViewFeatures(*maps))
+
+
+def make_stages(network: MapAnythingNetwork) -> dict[str, Stage]:
+    """Describe the four stages of ``network``, in running order, keyed by name."""
+    config: ModelConfig = network.config
+    encoder_dim, dim = config.image_encoder.block.dim, config.aggregator.block.dim
+
+    def maps(leading: str, channels: int) -> Axes:
+        return (leading, "patch_rows", "patch_columns", channels)
+
+    def extra(leading: str) -> tuple[TensorSpec, ...]:
+        return (TensorSpec("extra_tokens", (leading, 1, encoder_dim)),) if config.use_class_token else ()
+
+    def view_features(leading: str) -> tuple[TensorSpec, ...]:
+        channels = (encoder_dim, dim, dim, dim)
+        return tuple(TensorSpec(f"view_features_{i}", maps(leading, c)) for i, c in enumerate(channels))
+
+    chunk = "views_in_chunk"
+    pixels: Axes = (chunk, HEIGHT, WIDTH)
+    specs = (
+        (
+            "image_encoder",
+            chunk,
+            (TensorSpec("images", (chunk, 3, HEIGHT, WIDTH)),),
+            (TensorSpec("patch_features", maps(chunk, encoder_dim)), *extra(chunk)),
+            _image_encoder,
+        ),
+        (
+            "geometry_encoder",
+            chunk,
+            (
+                TensorSpec("ray_directions", (*pixels, 3)),
+                TensorSpec("depth", (*pixels, 1)),
+                TensorSpec("depth_log_scale", (chunk, 1)),
+                TensorSpec("rotation", (chunk, 4)),
+                TensorSpec("translation", (chunk, 3)),
+                TensorSpec("translation_log_scale", (chunk, 1)),
+                TensorSpec("modality_flags", (chunk, len(MODALITIES))),
+            ),
+            (TensorSpec("geometry_features", maps(chunk, encoder_dim)),),
+            _geometry_encoder,
+        ),
+        (
+            "aggregator",
+            "views",
+            (TensorSpec("features", maps("views", encoder_dim)), *extra("views")),
+            (*view_features("views"), TensorSpec("metric_scaling_factor", (1,))),
+            _aggregator,
+        ),
+        (
+            "dense_head",
+            chunk,
+            view_features(chunk),
+            (
+                TensorSpec("ray_directions", (*pixels, 3)),
+                TensorSpec("depth_along_ray", (*pixels, 1)),
+                TensorSpec("confidence", pixels),
+                TensorSpec("mask_logits", pixels),
+                TensorSpec("cam_trans", (chunk, 3)),
+                TensorSpec("cam_quats", (chunk, 4)),
+            ),
+            _dense_head,
+        ),
+    )
+    return {
+        name: Stage(name, leading, inputs, outputs, _Traced(network, run).eval())
+        for name, leading, inputs, outputs, run in specs
+    }

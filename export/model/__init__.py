@@ -1,0 +1,1 @@
+"""The PyTorch reference network: configuration, weights and inference."""

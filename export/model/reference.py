@@ -1,0 +1,145 @@
+"""The PyTorch reference: ``load_model`` and ``infer`` with the contract of the engine, in torch tensors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mapengine.runtime.backends.host_pipeline import geometry_inputs
+from mapengine.runtime.inference import MultiViewInference, RunOptions
+from mapengine.runtime.inputs.encoded import EncodedView
+from mapengine.runtime.inputs.prepared import PreparedViews
+from mapengine.runtime.postprocessing.predictions import forward_outputs
+
+from .checkpoint import weights_sha256
+from .config import ModelConfig
+from .hub import resolve_model
+from .network import HeadOutputs, MapAnythingNetwork, ViewFeatures
+
+_AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class MapAnything(MapAnythingNetwork, MultiViewInference):
+    """The reference network with its origin and ``infer``. Float32 (or float64 after ``double()``)."""
+
+    def __init__(self, config: ModelConfig, model_id: str = "", revision: str | None = None) -> None:
+        super().__init__(config)
+        self.model_id = model_id
+        self.revision = revision
+        self.data_norm_type = config.data_norm_type
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.scale_token.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the parameters."""
+        return self.scale_token.dtype
+
+    def weights_hash(self) -> str:
+        """SHA-256 over names, shapes and float32 values; independent of the file format."""
+        return weights_sha256(self.state_dict())
+
+    def infer(
+        self, views: Sequence[Mapping[str, Any] | EncodedView], *args: Any, **options: Any
+    ) -> list[dict[str, Any]]:
+        """See :meth:`mapengine.runtime.inference.MultiViewInference.infer`; returns tensors on the model's device.
+
+        ``use_amp`` acts on CUDA only, as mixed precision is slower and less exact than float32 on a CPU: there the
+        reference always runs in its parameters' type.
+        """
+        predictions = super().infer(views, *args, **options)
+        return [{key: torch.from_numpy(value).to(self.device) for key, value in p.items()} for p in predictions]
+
+    def forward(self, views: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """``infer`` without mask and without reduced precision."""
+        return self.infer(views, use_amp=False, apply_mask=False)
+
+    def _dtype(self) -> str:
+        return "float64" if self.dtype == torch.float64 else "float32"
+
+    @torch.inference_mode()
+    def _predict(self, prepared: PreparedViews, options: RunOptions) -> list[dict[str, NDArray[Any]]]:
+        views, batch = len(prepared.images), prepared.batch
+        report = options.progress or (lambda stage, done, total: None)
+        with self._autocast(options.amp_dtype):
+            features, extra = self.encode_images(self._tensor(np.concatenate(prepared.images)))
+        features = features.to(self.dtype)
+        report("image_encoder", views, views)
+        given = [(i, g) for i, g in enumerate(prepared.geometry) if g is not None and g.has_any]
+        if given:
+            inputs = geometry_inputs([g for _, g in given], batch, prepared.height, prepared.width, self._dtype())
+            added = self.encode_geometry(**{name: self._tensor(value) for name, value in inputs.items()})
+            rows = [view * batch + sample for view, _ in given for sample in range(batch)]
+            features[rows] += added
+            report("geometry_encoder", len(given), len(given))
+        with self._autocast(options.amp_dtype):
+            maps, scale = self.aggregate(
+                _per_sample(features, views, batch), None if extra is None else _per_sample(extra, views, batch)
+            )
+        report("aggregator", views, views)
+        maps = ViewFeatures(*(x.transpose(0, 1).reshape(-1, *x.shape[2:]).to(self.dtype) for x in maps))
+        predictions = []
+        chunk = options.head_chunk or 1
+        for start in range(0, views, chunk):
+            stop = min(start + chunk, views)
+            outputs = self.decode(ViewFeatures(*(x[start * batch : stop * batch] for x in maps)))
+            for view in range(stop - start):
+                raw = {name: _array(x[view * batch : (view + 1) * batch]) for name, x in _named(outputs)}
+                predictions.append(forward_outputs(**raw, scale=_array(scale.to(self.dtype))))
+            report("dense_head", stop, views)
+        return predictions
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, self.dtype)
+
+    def _autocast(self, amp_dtype: str | None) -> contextlib.AbstractContextManager[Any]:
+        if amp_dtype not in _AMP or self.device.type != "cuda":
+            return contextlib.nullcontext()
+        return torch.autocast("cuda", _AMP[amp_dtype])
+
+
+def load_model(model: str | Path, revision: str | None = None, device: str = "cpu") -> MapAnything:
+    """Load a network for reference runs and export.
+
+    Args:
+        model: Hub id, local folder in upstream's format, weight file with ``config.json`` beside it, or a preset such
+            as ``preset:tiny``.
+        revision: branch, tag or commit of a Hub repository.
+        device: torch device.
+
+    Returns:
+        The network in eval mode, float32, every tensor accounted for.
+
+    Raises:
+        ModelNotFoundError: nothing of that name, or a Hub id that is neither cached nor reachable.
+        ConfigError: a configuration that mapengine does not support.
+        CheckpointError: tensors that are missing, unexpected, damaged or of the wrong shape.
+    """
+    resolved = resolve_model(model, revision)
+    with torch.device("meta"):  # nothing is allocated or initialised that the checkpoint replaces
+        network = MapAnything(resolved.config, resolved.model_id, resolved.revision)
+    network.load_state_dict(resolved.tensors, strict=True, assign=True)
+    return network.requires_grad_(False).eval().to(device)
+
+
+def _per_sample(x: Tensor, views: int, batch: int) -> Tensor:
+    """View-major (V * B, ...) -> (B, V, ...)."""
+    return x.reshape(views, batch, *x.shape[1:]).transpose(0, 1)
+
+
+def _named(outputs: HeadOutputs) -> list[tuple[str, Tensor]]:
+    return list(outputs._asdict().items())
+
+
+def _array(x: Tensor) -> NDArray[Any]:
+    return (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()  # NumPy has no bfloat16

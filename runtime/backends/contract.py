@@ -1,0 +1,148 @@
+"""What a backend is to the rest of the runtime."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle.store import Bundle
+from ..errors import BackendUnavailableError, one_line
+from ..inference import Progress
+from ..inputs.encoded import ImageFeatures
+from ..inputs.prepared import PreparedViews
+
+LOOSE_STAGES = ("image_encoder", "aggregator")
+"""What a bundle whose ``arithmetic`` is BF16 runs in bfloat16, though its files are float32: the transformers, as
+upstream's autocast does. What turns numbers into features and features into numbers stays in float32."""
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class StageRunner(Protocol):
+    """One loaded graph. ``run`` may be called from several threads at once."""
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
+        """Run the graph on named inputs and return its named outputs.
+
+        Raises:
+            BackendError: the backend failed, with its own words and the stage's name.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """An inference library on one device."""
+
+    name: str
+    version: str
+    device: str
+    """Name of the device, as shown to people and recorded by the golden check."""
+    compute_capability: str | None
+
+    def open_pipeline(self, bundle: Bundle, chunks: ChunkSizes) -> StagePipeline:
+        """Load the stages of a checked bundle.
+
+        Raises:
+            BackendError: the library refuses a file.
+        """
+        ...
+
+
+def cannot_import(package: str, extra: str, error: ImportError) -> BackendUnavailableError:
+    """The error for a backend whose package is missing, or there but broken: the remedies differ."""
+    command = f"pip install 'mapengine[{extra}]'"
+    if isinstance(error, ModuleNotFoundError) and error.name == package:
+        return BackendUnavailableError(f"the backend {package} is not installed; run: {command}")
+    return BackendUnavailableError(
+        f"the backend {package} is installed but cannot be imported ({one_line(error)}); "
+        f"reinstall it: {command} --force-reinstall"
+    )
+
+
+@dataclass(frozen=True)
+class ChunkSizes:
+    """Views per call of each chunked stage.
+
+    The defaults are for a CPU: one view fills its caches, more only cost memory (``docs/performance.md``).
+    """
+
+    image_encoder: int = 1
+    geometry_encoder: int = 1
+    dense_head: int = 1
+
+    def to_json(self) -> dict[str, int]:
+        """Views per call, keyed by stage."""
+        return asdict(self)
+
+
+class StagePipeline(ABC):
+    """The loaded stages of a bundle. Threads may share one."""
+
+    chunks: ChunkSizes
+    """Views per call of each stage, where a call does not say otherwise."""
+
+    def forward(
+        self,
+        prepared: PreparedViews,
+        chunks: ChunkSizes | None = None,
+        progress: Progress | None = None,
+        encoded: Sequence[ImageFeatures | None] = (),
+    ) -> list[dict[str, Array]]:
+        """The views of :meth:`stream`, all at once."""
+        with closing(self.stream(prepared, chunks, progress, encoded)) as views:
+            return list(views)
+
+    @abstractmethod
+    def stream(
+        self,
+        prepared: PreparedViews,
+        chunks: ChunkSizes | None = None,
+        progress: Progress | None = None,
+        encoded: Sequence[ImageFeatures | None] = (),
+    ) -> Generator[dict[str, Array], None, None]:
+        """Predictions view by view, metric-scaled and unmasked; a view is decoded when it is asked for.
+
+        Args:
+            prepared: V views of B samples.
+            chunks: overrides the sizes that the pipeline was made with.
+            progress: see :data:`.inference.Progress`.
+            encoded: per view the features that it has already; nothing where none has any.
+
+        Yields:
+            V dictionaries; keys and shapes as in :func:`.postprocess.forward_outputs`.
+
+        Raises:
+            ProfileError: the stages were not built for so many views, or for their size.
+            BackendError: the backend failed.
+        """
+
+    def device_bytes(self) -> int | None:
+        """Memory in use on a device of its own, by all programs; None without one."""
+        return None
+
+    def time_device(self) -> Callable[[], dict[str, float]] | None:
+        """Time copies and stages on the device from now on; None without one.
+
+        Returns:
+            What gives the seconds by stage and direction of copying since it was called last, for one thread.
+        """
+        return None
+
+    @abstractmethod
+    def encode(
+        self, images: Sequence[NDArray[Any]], chunks: ChunkSizes | None = None, progress: Progress | None = None
+    ) -> list[ImageFeatures]:
+        """Run the image encoder alone over V images (B, 3, H, W); V is at least 1.
+
+        Raises:
+            ProfileError, BackendError: as :meth:`stream`.
+        """
+
+
+Array = NDArray[np.float32]

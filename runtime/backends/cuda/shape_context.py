@@ -1,0 +1,406 @@
+"""Everything that one shape of request needs on the GPU: buffers, execution contexts, recorded graphs.
+
+The stages hand device buffers to each other, so between the images and the predictions nothing comes back to the host.
+A session belongs to one call at a time; ``pipeline.py`` keeps a few of them.
+
+A context always works on the same addresses: chunks of views are copied, on the GPU, between its buffers and those of
+all views. A graph is only valid for the addresses and shapes that it was recorded with (TensorRT's guide advises one
+context per graph), the copies move little in comparison with a stage's work, and tensors lie where TensorRT wants them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...bundle.manifest import TensorSpec
+from ...bundle.requests import PATCH_SIZE
+from ...errors import BackendError
+from ...inference import Progress
+from ...inputs.encoded import ImageFeatures
+from ...inputs.prepared import ViewGeometry
+from ..contract import ChunkSizes
+from ..host_pipeline import chunk_ranges, geometry_inputs
+from .driver import Buffer, Device, Event, Graph, Pinned, Stream
+from .stage import DeviceStage, tensor_bytes, tensor_shape
+from .timing import DEVICE_TO_HOST, HOST_TO_DEVICE, ON_DEVICE, GpuClock
+
+SCALE = "metric_scaling_factor"
+"""The output of the aggregator that goes to the host."""
+
+_WHOLE_NAMES = {"patch_features": "features"}
+"""Tensors that are called otherwise where the aggregator reads them, for all views."""
+
+_SLOTS = 2
+"""Sets of page-locked buffers: the host fills or reads one while the GPU works with the other."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The shape of a call for one sample.
+
+    Attributes:
+        views: how many. rows, columns: patches of an image.
+        chunks: views per call of the chunked stages.
+    """
+
+    views: int
+    rows: int
+    columns: int
+    chunks: ChunkSizes
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call has to compute: the views that go through the image encoder and through the geometry encoder, and
+    whether that is all."""
+
+    images: Sequence[int]
+    geometry: Sequence[int]
+    encode_only: bool = False
+
+    @classmethod
+    def of(cls, features: Sequence[ImageFeatures | None], geometry: Sequence[ViewGeometry | None]) -> Work:
+        """The work of a whole call, from what is known of each view."""
+        return cls(
+            [view for view, known in enumerate(features) if known is None],
+            [view for view, brings in enumerate(geometry) if brings is not None],
+        )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One launch: a stage and the views that it works on."""
+
+    stage: str
+    views: Sequence[int]
+
+
+class _Launch:
+    """An execution context for one stage and number of views, with its tensors at fixed addresses."""
+
+    def __init__(
+        self, plan: DeviceStage, stream: Stream, axes: Mapping[str, int], addresses: Mapping[str, int]
+    ) -> None:
+        self._plan = plan
+        self._context, self.memory = plan.context(stream.handle, axes)
+        self._runs = 0
+        self._graph: Graph | None = None
+        for name, address in addresses.items():
+            if not self._context.set_tensor_address(name, address):
+                raise plan.failed(f"it refuses the address of {name}")
+
+    def use_memory(self, memory: Buffer) -> None:
+        """Work in ``memory`` from now on, which contexts that run one after the other share."""
+        self.free()
+        self._runs = 0
+        self._context.set_device_memory(memory.address, memory.size)
+
+    def run(self, stream: Stream) -> None:
+        """Put the stage into the queue: as a graph from its second run on, where that can be recorded."""
+        if self._runs == 1 and self._plan.recordable:
+            self._graph = self._record(stream)
+        self._runs += 1
+        if self._graph is not None:
+            stream.launch(self._graph)
+        else:
+            with stream.turn:
+                self._plan.enqueue(self._context, stream.handle)
+
+    def _record(self, stream: Stream) -> Graph | None:
+        try:
+            with stream.capture() as graph:
+                self._plan.enqueue(self._context, stream.handle)
+        except BackendError:  # what cannot be recorded is run as before
+            return None
+        return graph
+
+    def free(self) -> None:
+        """Give the graph back."""
+        if self._graph is not None:
+            self._graph.free()
+            self._graph = None
+
+
+class Session:
+    """The GPU side of one :class:`Request`."""
+
+    def __init__(
+        self, device: Device, plans: Mapping[str, DeviceStage], request: Request, stream: Stream | None = None
+    ) -> None:
+        """Nothing big is allocated before :meth:`prepare`. ``stream`` is what the stages are tied to, if anything."""
+        self.request = request
+        self._device = device
+        self._plans = plans
+        self._owned: list[Buffer | Pinned | Stream | Event] = []
+        self._launches: dict[tuple[str, int], _Launch] = {}
+        self._buffers: dict[tuple[str, str], Buffer] = {}
+        self._pinned: dict[tuple[str, str, int, int], Pinned] = {}
+        self._memory: Buffer | None = None
+        aggregator = plans["aggregator"]
+        self._whole = {name for name in aggregator.inputs | aggregator.outputs if name != SCALE}
+        """Tensors of all views, kept on the GPU."""
+        try:
+            self._stream: Stream = stream or self._own(device.stream())
+            self._marks: list[Event] = [self._own(device.event()) for _ in range(_SLOTS)]
+        except BaseException:
+            self.close()
+            raise
+
+    def is_prepared(self, work: Work) -> bool:
+        """Whether :meth:`prepare` has nothing left to do."""
+        return not self._missing(work)
+
+    def prepare(self, work: Work) -> None:
+        """Make what a call needs and that is not there yet.
+
+        Raises:
+            OutOfMemory: the GPU's memory does not suffice.
+            ProfileError: the plans were not built for the request.
+            BackendError: the library refuses.
+        """
+        added = {key: self._make_launch(*key) for key in sorted(self._missing(work))}
+        self._launches |= added
+        needed = max(launch.memory for launch in self._launches.values())
+        if self._memory is not None and self._memory.size < needed:
+            self._memory.free()
+            self._memory = None
+        if self._memory is None:
+            self._memory = self._own(self._device.allocate(needed))
+            added = self._launches
+        for launch in added.values():
+            launch.use_memory(self._memory)
+
+    def run(
+        self,
+        images: Sequence[NDArray[np.float32]],
+        geometry: Sequence[ViewGeometry | None],
+        features: Sequence[ImageFeatures | None],
+        report: Progress | None = None,
+        clock: GpuClock | None = None,
+    ) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.float32]]]:
+        """Run the network on one sample, after :meth:`prepare`.
+
+        The caller may work with a view while the GPU computes the next ones.
+
+        Args:
+            images: V times (1, 3, H, W).
+            geometry: V times what the view brings, of this sample only; None for nothing.
+            features: V times what the image encoder gave before, of this sample only; None for what it has to do.
+            report: called when the GPU has finished a step, with the stage, views done and views in all.
+            clock: times copies and stages on the GPU.
+
+        Yields:
+            Per view, in order: the dense head's outputs with a leading dimension of 1, and the metric scaling factor
+            (1, 1). The arrays are the caller's.
+        """
+
+        def timed(what: str) -> contextlib.AbstractContextManager[None]:
+            return contextlib.nullcontext() if clock is None else clock.span(what, self._stream)
+
+        work = Work.of(features, geometry)
+        with timed(HOST_TO_DEVICE):
+            self._put_features(features)
+        sources: dict[str, Sequence[Any]] = {"image_encoder": images, "geometry_encoder": geometry}
+        totals = {"image_encoder": len(work.images), "geometry_encoder": len(work.geometry)}
+        done = dict.fromkeys(self._plans, 0)
+        scale: NDArray[Any] = np.empty(0)
+
+        def finish(step: _Step, slot: int) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.float32]]]:
+            if step.stage == "dense_head" or report is not None:
+                self._marks[slot].wait()
+            if step.stage == "dense_head":
+                for position in range(len(step.views)):
+                    outputs = {name: self._host(step, name, slot).array for name in self._plans[step.stage].outputs}
+                    part = slice(position, position + 1)
+                    yield {name: value[part].copy() for name, value in outputs.items()}, scale.reshape(1, 1).copy()
+            done[step.stage] += len(step.views)
+            if report is not None:
+                report(step.stage, done[step.stage], totals.get(step.stage, len(images)))
+
+        previous: tuple[_Step, int] | None = None
+        for index, step in enumerate(self._steps(work)):
+            slot = index % _SLOTS
+            if step.stage in sources:
+                self._marks[slot].wait()  # the buffers that this step fills were used two steps ago
+                values = [sources[step.stage][view] for view in step.views]
+                uploads = self._fill(step, slot, values)
+                with timed(HOST_TO_DEVICE):
+                    self._upload(step, slot, uploads)
+            plan = self._plans[step.stage]
+            with timed(ON_DEVICE):
+                self._move(step, plan.inputs, into_chunk=True)
+            with timed(step.stage):
+                self._launches[step.stage, len(step.views)].run(self._stream)
+            with timed(ON_DEVICE):
+                self._move(step, plan.outputs, into_chunk=False)
+            with timed(DEVICE_TO_HOST):
+                for name in plan.outputs:
+                    if _WHOLE_NAMES.get(name, name) not in self._whole:
+                        source = self._address(step.stage, len(step.views), name)
+                        self._stream.download(source, self._host(step, name, slot))
+            if step.stage == "aggregator":
+                scale = self._host(step, SCALE, slot).array
+            self._marks[slot].record(self._stream)
+            if previous is not None:  # one step late: the GPU has this one to go on with
+                yield from finish(*previous)
+            previous = step, slot
+        if previous is not None:
+            yield from finish(*previous)
+
+    def encode(self, images: Sequence[NDArray[np.float32]], report: Progress | None = None) -> list[ImageFeatures]:
+        """The image encoder alone, after :meth:`prepare` for ``encode_only``: images V times (1, 3, H, W)."""
+        plan, found = self._plans["image_encoder"], []
+        for step in self._steps(Work(range(len(images)), (), encode_only=True)):
+            self._upload(step, 0, self._fill(step, 0, [images[view] for view in step.views]))
+            self._launches[step.stage, len(step.views)].run(self._stream)
+            for name in plan.outputs:
+                self._stream.download(self._address(step.stage, len(step.views), name), self._host(step, name, 0))
+            self._marks[0].record(self._stream)
+            self._marks[0].wait()
+            values = {name: self._host(step, name, 0).array for name in plan.outputs}
+            for position in range(len(step.views)):
+                parts = {name: value[position : position + 1].astype(np.float32) for name, value in values.items()}
+                found.append(ImageFeatures(parts["patch_features"], parts.get("extra_tokens")))
+            if report is not None:
+                report(step.stage, len(found), len(images))
+        return found
+
+    def close(self) -> None:
+        """Give everything back. Errors are dropped: they were raised where they happened."""
+        with contextlib.suppress(BackendError, AttributeError):  # perhaps there is no stream yet
+            self._stream.synchronize()
+        for launch in self._launches.values():
+            with contextlib.suppress(BackendError):
+                launch.free()
+        self._launches.clear()  # before their memory
+        for resource in reversed(self._owned):
+            with contextlib.suppress(BackendError):
+                resource.free()
+        self._owned.clear()
+
+    # What belongs to the session
+
+    def _own(self, resource: Any) -> Any:
+        self._owned.append(resource)
+        return resource
+
+    def _steps(self, work: Work) -> Iterator[_Step]:
+        """All launches of a call in order."""
+        every = range(self.request.views)
+        chunks = self.request.chunks
+        stages: list[tuple[str, Sequence[int], int]] = [("image_encoder", work.images, chunks.image_encoder)]
+        if not work.encode_only:
+            stages += [
+                ("geometry_encoder", work.geometry, chunks.geometry_encoder),
+                ("aggregator", every, len(every)),
+                ("dense_head", every, chunks.dense_head),
+            ]
+        for stage, views, size in stages:
+            for start, stop in chunk_ranges(0, len(views), size):
+                yield _Step(stage, views[start:stop])
+
+    def _missing(self, work: Work) -> set[tuple[str, int]]:
+        return {(step.stage, len(step.views)) for step in self._steps(work)} - set(self._launches)
+
+    def _axes(self, stage: str, views: int) -> dict[str, int]:
+        leading = next(iter(self._plans[stage].inputs.values())).shape[0]
+        return {str(leading): views, "patch_rows": self.request.rows, "patch_columns": self.request.columns}
+
+    def _make_launch(self, stage: str, views: int) -> _Launch:
+        plan = self._plans[stage]
+        plan.profile_for(self._axes(stage, views))  # refuse before memory is allocated
+        addresses = {name: self._address(stage, views, name) for name in plan.inputs | plan.outputs}
+        return _Launch(plan, self._stream, self._axes(stage, views), addresses)
+
+    def _address(self, stage: str, views: int, name: str) -> int:
+        """Where a stage reads or writes a tensor when it runs on this many views."""
+        if self._is_direct(stage, views, name):
+            return self._buffer("aggregator", _WHOLE_NAMES.get(name, name)).address
+        return self._buffer(stage, name).address
+
+    def _is_direct(self, stage: str, views: int, name: str) -> bool:
+        """Whether a stage works on the tensor of all views itself; never in place, which TensorRT does not allow."""
+        return (
+            _WHOLE_NAMES.get(name, name) in self._whole and views == self.request.views and stage != "geometry_encoder"
+        )
+
+    def _buffer(self, stage: str, name: str) -> Buffer:
+        """The GPU memory of a tensor, for as many views as the stage takes at once."""
+        if (stage, name) not in self._buffers:
+            views = min(self.request.chunks.to_json().get(stage, self.request.views), self.request.views)
+            size = tensor_bytes(self._plans[stage].tensors[name], self._axes(stage, views))
+            self._buffers[stage, name] = self._own(self._device.allocate(size))
+        return self._buffers[stage, name]
+
+    def _host(self, step: _Step, name: str, slot: int) -> Pinned:
+        """The page-locked copy of a tensor that comes from the host or goes there."""
+        key = step.stage, name, len(step.views), slot
+        if key not in self._pinned:
+            spec = self._plans[step.stage].tensors[name]
+            shape = tensor_shape(spec, self._axes(step.stage, len(step.views)))
+            self._pinned[key] = self._own(self._device.pinned(shape, spec.dtype))
+        return self._pinned[key]
+
+    # One call
+
+    def _fill(self, step: _Step, slot: int, views: Sequence[Any]) -> list[str]:
+        """Write the inputs of a step into page-locked memory; returns their names."""
+        if step.stage == "image_encoder":
+            np.concatenate(views, out=self._host(step, "images", slot).array, casting="same_kind")
+            return ["images"]
+        sides = self.request.rows * PATCH_SIZE, self.request.columns * PATCH_SIZE
+        inputs = geometry_inputs(views, 1, *sides)
+        for name, value in inputs.items():
+            self._host(step, name, slot).array[...] = value
+        return list(inputs)
+
+    def _upload(self, step: _Step, slot: int, names: Sequence[str]) -> None:
+        """Bring the inputs of a step to the GPU."""
+        for name in names:
+            self._stream.upload(self._host(step, name, slot), self._address(step.stage, len(step.views), name))
+
+    def _put_features(self, features: Sequence[ImageFeatures | None]) -> None:
+        """Bring what the image encoder gave before to where the aggregator reads it."""
+        plan = self._plans["image_encoder"]
+        for view, known in enumerate(features):
+            if known is None:
+                continue
+            self._marks[0].wait()  # one page-locked copy serves all views
+            step = _Step("image_encoder", [view])
+            for name, value in (("patch_features", known.patches), ("extra_tokens", known.extra)):
+                if value is None:
+                    continue
+                pinned = self._host(step, name, 0)
+                pinned.array[...] = value
+                size = tensor_bytes(plan.tensors[name], self._axes("image_encoder", 1))
+                whole = self._buffer("aggregator", _WHOLE_NAMES.get(name, name)).address
+                self._stream.upload(pinned, whole + view * size)
+            self._marks[0].record(self._stream)
+
+    def _move(self, step: _Step, tensors: Mapping[str, TensorSpec], *, into_chunk: bool) -> None:
+        """Copy a step's views between the tensors of all views and the buffers that the stage works on."""
+        for name, spec in tensors.items():
+            whole = _WHOLE_NAMES.get(name, name)
+            if whole not in self._whole or self._is_direct(step.stage, len(step.views), name):
+                continue
+            size = tensor_bytes(spec, self._axes(step.stage, 1))
+            chunk, every = self._buffer(step.stage, name).address, self._buffer("aggregator", whole).address
+            for position, first, count in _runs(step.views):
+                inside, outside = chunk + position * size, every + first * size
+                source, target = (outside, inside) if into_chunk else (inside, outside)
+                self._stream.move(source, target, count * size)
+
+
+def _runs(views: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Stretches of consecutive views as (position in ``views``, first view, how many)."""
+    start = 0
+    for index in range(1, len(views) + 1):
+        if index == len(views) or views[index] != views[index - 1] + 1:
+            yield start, views[start], index - start
+            start = index

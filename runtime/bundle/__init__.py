@@ -1,0 +1,1 @@
+"""Engine bundles on disk: the folder, its manifest, and the typed records in it."""

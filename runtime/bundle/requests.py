@@ -1,0 +1,169 @@
+"""Which requests a bundle was built for: view counts, image sizes and chunk sizes.
+
+View counts, heights and widths are plain integers; sizes are pixels, written ``WxH`` as upstream's tables write them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import ImageSizeError, ProfileError
+from .codec import Reader, shorten
+
+PATCH_SIZE = 14
+"""Pixels per patch side; the only patch size that MapAnything ships."""
+MAX_VIEWS = 2**20
+MAX_SIDE = 2**20
+CHUNKED_STAGES = ("image_encoder", "geometry_encoder", "dense_head")
+"""The stages that may run on a chunk of views; the aggregator needs all views together."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values of one axis: smallest, the one to optimise for, largest (all inclusive)."""
+
+    min: int
+    opt: int
+    max: int
+
+    @classmethod
+    def read(cls, reader: Reader, limit: int) -> Range:
+        """Read ``{"min", "opt", "max"}`` with 1 <= min <= opt <= max <= limit."""
+        fields = reader.fields("min", "opt", "max")
+        low = fields["min"].integer(1, limit)
+        opt = fields["opt"].integer(low, limit)
+        return cls(low, opt, fields["max"].integer(opt, limit))
+
+    def to_json(self) -> dict[str, int]:
+        """Inverse of ``read``."""
+        return {"min": self.min, "opt": self.opt, "max": self.max}
+
+
+@dataclass(frozen=True)
+class AnySize:
+    """Every height and every width from ``min`` to ``max`` pixels that is a multiple of ``multiple``."""
+
+    min: int
+    max: int
+    multiple: int = PATCH_SIZE
+
+    @classmethod
+    def read(cls, reader: Reader) -> AnySize:
+        """Read ``{"min", "max", "multiple"}``, all three multiples of the patch size."""
+        fields = reader.fields("min", "max", "multiple")
+        multiple = _patches(fields["multiple"], PATCH_SIZE)
+        low = _patches(fields["min"], PATCH_SIZE)
+        return cls(low, _patches(fields["max"], low), multiple)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The requests that a bundle serves.
+
+    Attributes:
+        views: view counts of one call.
+        sizes: ``AnySize``, or the (width, height) pairs that were built.
+        chunks: how many views a stage takes at once; a stage that is not named takes all views.
+    """
+
+    views: Range
+    sizes: AnySize | tuple[tuple[int, int], ...]
+    chunks: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, reader: Reader) -> Profile:
+        """Read ``{"views", "sizes", "chunks"}``."""
+        fields = reader.fields("views", "sizes", "chunks")
+        chunks = {name: chunk.integer(1, MAX_VIEWS) for name, chunk in fields["chunks"].members().items()}
+        for name in chunks:
+            if name not in CHUNKED_STAGES:
+                fields["chunks"].fail(
+                    f"names {shorten(name)}, but only {', '.join(CHUNKED_STAGES)} run in chunks of views"
+                )
+        return cls(Range.read(fields["views"], MAX_VIEWS), _sizes(fields["sizes"]), chunks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Inverse of ``read``."""
+        sizes: Any = [list(size) for size in self.sizes] if isinstance(self.sizes, tuple) else None
+        if isinstance(self.sizes, AnySize):
+            sizes = {"any": {"min": self.sizes.min, "max": self.sizes.max, "multiple": self.sizes.multiple}}
+        return {"views": self.views.to_json(), "sizes": sizes, "chunks": dict(self.chunks)}
+
+    def check(self, views: int, height: int, width: int) -> None:
+        """Refuse a request of ``views`` images of ``height`` x ``width`` pixels that the bundle was not built for.
+
+        Raises:
+            ImageSizeError: height or width is not a positive multiple of 14.
+            ProfileError: the view count or the size is outside the profile; the message names the build option.
+        """
+        for name, side in (("height", height), ("width", width)):
+            if side <= 0 or side % PATCH_SIZE:
+                fix = "resize the images, for example with preprocess_inputs"
+                raise ImageSizeError(f"image {name} {side} is not a positive multiple of {PATCH_SIZE}; {fix}")
+        self.check_views(views)
+        if not self._covers(height, width):
+            raise ProfileError(
+                f"images of {width}x{height} (width x height) are outside the sizes of this bundle ({self._built()}); "
+                f"build it with --resolution {width}x{height}, or resize the images"
+            )
+
+    def check_views(self, views: int) -> None:
+        """The part of :meth:`check` that needs no image: the number of views."""
+        built = self.views
+        if views < 1:
+            raise ProfileError("a call needs at least 1 view; pass one or more views")
+        if not built.min <= views <= built.max:
+            low, high = min(views, built.min), max(views, built.max)
+            raise ProfileError(
+                f"{_count(views)} in one call, but this bundle was built for {built.min} to {built.max}; "
+                f"build it with --views {low}:{built.opt}:{high}, or pass a number of views in that range"
+            )
+
+    def nearest_size(self, aspect_ratio: float) -> tuple[int, int] | None:
+        """The built (width, height) whose width / height is nearest, or None where MapAnything's own table applies."""
+        if isinstance(self.sizes, AnySize):
+            return None
+        return min(self.sizes, key=lambda size: (abs(size[0] / size[1] - aspect_ratio), size))
+
+    def _covers(self, height: int, width: int) -> bool:
+        if isinstance(self.sizes, AnySize):
+            known = self.sizes
+            return all(known.min <= side <= known.max and side % known.multiple == 0 for side in (height, width))
+        return (width, height) in self.sizes
+
+    def _built(self) -> str:
+        if isinstance(self.sizes, AnySize):
+            return f"sides from {self.sizes.min} to {self.sizes.max} in steps of {self.sizes.multiple}"
+        return ", ".join(f"{width}x{height}" for width, height in self.sizes)
+
+
+def rounded_to_patches(width: int, height: int) -> tuple[int, int]:
+    """The nearest (width, height) whose sides are positive multiples of the patch size."""
+    return max(1, round(width / PATCH_SIZE)) * PATCH_SIZE, max(1, round(height / PATCH_SIZE)) * PATCH_SIZE
+
+
+def _count(views: int) -> str:
+    return "1 view" if views == 1 else f"{views} views"
+
+
+def _patches(reader: Reader, minimum: int) -> int:
+    side = reader.integer(minimum, MAX_SIDE)
+    if side % PATCH_SIZE:
+        reader.fail(f"must be a multiple of {PATCH_SIZE}, not {side}")
+    return side
+
+
+def _sizes(reader: Reader) -> AnySize | tuple[tuple[int, int], ...]:
+    if type(reader.value) is dict:
+        return AnySize.read(reader.fields("any")["any"])
+    sizes = []
+    for item in reader.items():
+        sides = item.items()
+        if len(sides) != 2:
+            item.fail("must be [width, height]")
+        sizes.append((_patches(sides[0], PATCH_SIZE), _patches(sides[1], PATCH_SIZE)))
+    if not sizes or len(set(sizes)) != len(sizes):
+        reader.fail("must name at least one size, and none twice")
+    return tuple(sizes)

@@ -1,0 +1,1 @@
+"""Checks of a loaded bundle against the PyTorch reference."""

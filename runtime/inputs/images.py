@@ -1,0 +1,218 @@
+"""Reading images and depth maps from files.
+
+An image comes back as upright 8-bit RGB and a depth map as float32 metres, or a typed error names the file. Nothing in
+between: Pillow alone would saturate 16-bit greys and hand out half a picture of a truncated file when told to.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import warnings
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from ..errors import ImageReadError, InputError
+
+PathLike = str | os.PathLike[str]
+
+_HEIF_EXTENSIONS = (".heic", ".heif")
+
+IMAGE_EXTENSIONS: tuple[str, ...] = (".jpg", ".jpeg", ".png") + (
+    _HEIF_EXTENSIONS if importlib.util.find_spec("pillow_heif") else ()
+)
+"""File name endings (lower case) that a folder is searched for; HEIC only where ``pillow-heif`` is installed."""
+
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_NO_RETURN_16_BIT = 65535  # what range cameras write, besides 0, where they measured nothing
+_LIKELY_MILLIMETRES = 200.0  # metres; half of a scene lies farther only when the unit is wrong
+_LARGEST_DEPTH_SCALE = 10.0
+
+
+def read_image(path: PathLike) -> Image.Image:
+    """Read an image file as an upright RGB image, 8 bits per channel.
+
+    The EXIF orientation is applied, alpha is dropped (not blended), greys and palettes become RGB, CMYK is converted.
+    16-bit greys keep their upper 8 bits, which is also what Pillow does with 16-bit colour. Floating-point images are
+    read as 0..1, 0..255 or 0..65535, whichever holds their maximum.
+
+    Raises:
+        ImageReadError: the file is missing, a folder, truncated, not an image, too large (Pillow's guard against
+            decompression bombs) or of a pixel format with no clear meaning as a picture.
+    """
+    name = _file_name(path)
+    try:
+        with _open(name) as image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image)
+    except Exception as error:  # Pillow's decoders raise many types on damaged files, also ones that are no OSError
+        raise _read_error(name, error, "an image") from error
+
+
+def image_size(path: PathLike) -> tuple[int, int]:
+    """Return (W, H) of an image file after EXIF orientation, without decoding a JPEG or PNG.
+
+    A PNG that tells its orientation only behind the pixels, which is rare, is reported as it is stored.
+
+    Raises:
+        ImageReadError: as :func:`read_image`, as far as the header tells.
+    """
+    name = _file_name(path)
+    try:
+        with _open(name) as image:
+            if image.format == "TIFF":
+                # Its size is the stored or the upright one depending on the version of Pillow; decoding settles it.
+                image.load()
+                ImageOps.exif_transpose(image, in_place=True)
+                return image.size
+            width, height = image.size
+            # Not image.getexif(): for a PNG without EXIF before the pixels that decodes the whole image.
+            sideways = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _SIDEWAYS
+    except Exception as error:  # see read_image
+        raise _read_error(name, error, "an image") from error
+    return (height, width) if sideways else (width, height)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any Pillow image to RGB with 8 bits per channel; rules as in :func:`read_image`, EXIF is not looked at.
+
+    Raises:
+        InputError: an integer or float image whose range has no clear meaning.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_grey_levels(np.asarray(image), is_png=image.format == "PNG")).convert("RGB")
+    return image.convert("RGB")
+
+
+def read_depth(path: PathLike, depth_scale: float | None = None) -> npt.NDArray[np.float32]:
+    """Read a depth map as float32 metres, shape (H, W), 0 where there is no depth.
+
+    Integer files (16-bit PNG or TIFF, integer ``.npy``) hold millimetres unless ``depth_scale`` says otherwise; 0 and,
+    in 16 bits, 65535 mean no depth. Floating-point files (``.npy``, ``.npz``, 32-bit TIFF) hold metres. An ``.npz``
+    must hold one array, or one named ``depth_z`` or ``depth``. NaN, infinite and negative values mean no depth. An
+    EXIF orientation is not applied.
+
+    Args:
+        depth_scale: metres per stored unit, e.g. 1/5000 for TUM RGB-D. Default 0.001 for integers, 1.0 for floats.
+
+    Raises:
+        InputError: ``depth_scale`` is not a positive number of metres per unit.
+        ImageReadError: the file is missing, truncated or not a depth map (colour, or 8 bits without ``depth_scale``).
+    """
+    name = _file_name(path)
+    if depth_scale is not None and not (isinstance(depth_scale, Real) and 0 < depth_scale <= _LARGEST_DEPTH_SCALE):
+        raise InputError(
+            f"depth_scale is metres per stored unit, got {depth_scale!r}; if the file holds that many units per metre, "
+            "pass 1 divided by it"
+        )
+    try:
+        stored = _stored_depth(name)
+        if stored.dtype == np.uint8 and depth_scale is None:
+            raise InputError("it has 8 bits, likely a picture of a depth map; pass depth_scale if it holds depth")
+    except Exception as error:  # see read_image; NumPy adds its own types
+        raise _read_error(name, error, "a depth map") from error
+
+    is_float = stored.dtype.kind == "f"
+    missing = stored <= 0
+    if not is_float and stored.max() <= _NO_RETURN_16_BIT:
+        missing |= stored == _NO_RETURN_16_BIT
+    if depth_scale is None:
+        depth_scale = 1.0 if is_float else 1e-3
+    with np.errstate(over="ignore"):  # what does not fit float32 becomes infinite, and that means no depth
+        # float64 for the product, so that 1234 mm is the float32 nearest to 1.234 m.
+        depth: npt.NDArray[np.float32] = (stored * np.float64(depth_scale)).astype(np.float32)
+    depth[missing | ~np.isfinite(depth)] = 0
+    known = depth[depth > 0]
+    if not known.size:
+        warnings.warn(f"{name}: holds no depth above 0, so the view counts as one without depth", stacklevel=2)
+    elif is_float and depth_scale == 1 and np.median(known) > _LIKELY_MILLIMETRES:
+        warnings.warn(
+            f"{name}: the median depth is {np.median(known):.0f} m; if these are millimetres, pass depth_scale=0.001",
+            stacklevel=2,
+        )
+    return depth
+
+
+def _stored_depth(name: str) -> npt.NDArray[Any]:
+    ending = Path(name).suffix.lower()
+    if ending in (".npy", ".npz"):
+        with open(name, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            stored = _only_array(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+    else:
+        with _open(name) as image:
+            image.load()
+            if image.mode not in ("L", "F") and not image.mode.startswith("I"):
+                raise InputError(f"its pixels are {image.mode}, not one depth value each")
+            stored = np.asarray(image)
+    if stored.ndim == 3 and 1 in (stored.shape[0], stored.shape[2]):
+        stored = stored[0] if stored.shape[0] == 1 else stored[:, :, 0]
+    if stored.ndim != 2 or stored.size == 0 or stored.dtype.kind not in "uif":
+        raise InputError(f"it holds {stored.dtype} of shape {stored.shape}; needed are numbers of shape (H, W)")
+    return stored
+
+
+def _only_array(archive: np.lib.npyio.NpzFile) -> npt.NDArray[Any]:
+    for key in ("depth_z", "depth"):
+        if key in archive.files:
+            return np.asarray(archive[key])
+    if len(archive.files) != 1:
+        raise InputError(f'it holds the arrays {archive.files}; name one of them "depth_z"')
+    return np.asarray(archive[archive.files[0]])
+
+
+def _grey_levels(values: npt.NDArray[Any], is_png: bool) -> npt.NDArray[np.uint8]:
+    """Turn greys of 16 or 32 bits (H, W) into 8 bits; InputError where their range tells nothing."""
+    low, high = (values.min(), values.max()) if values.size else (0, 0)
+    if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 65535:
+        raise InputError(f"its grey values span {low} to {high}; convert it to 8 or 16 bits")
+    if values.dtype.kind == "f":
+        # 0..1 is scaled as upstream scales float arrays; the larger ranges are truncated like integers.
+        factor = 255.0 if high <= 1 else 1.0 if high <= 255 else 1 / 256
+        return (values * factor).astype(np.uint8)
+    # 32-bit integers may hold levels of 8 or 16 bits. Before Pillow 11.3 16-bit PNGs came as 32-bit integers, too.
+    has_16_bits = is_png or values.dtype.itemsize == 2 or high > 255
+    return (values >> 8 if has_16_bits else values).astype(np.uint8)
+
+
+def _file_name(path: PathLike) -> str:
+    try:
+        return os.fsdecode(path)
+    except TypeError:
+        raise InputError(f"a file path must be a string or a Path, got {type(path).__name__}") from None
+
+
+def _open(name: str) -> Image.Image:
+    if Path(name).suffix.lower() in _HEIF_EXTENSIONS:
+        _register_heif()
+    return Image.open(name)
+
+
+def _register_heif() -> None:
+    try:
+        plugin = importlib.import_module("pillow_heif")
+    except ImportError:
+        raise InputError("reading HEIC needs one more package; pip install pillow-heif") from None
+    plugin.register_heif_opener()
+
+
+def _read_error(name: str, error: Exception, kind: str) -> ImageReadError:
+    if isinstance(error, FileNotFoundError):
+        return ImageReadError(f"{name}: there is no such file; check the path")
+    if os.path.isdir(name):
+        return ImageReadError(f"{name}: is a folder, not {kind} file; pass a file in it")
+    if isinstance(error, UnidentifiedImageError):
+        return ImageReadError(f"{name}: is not {kind} in a format Pillow knows; convert it to PNG or JPEG")
+    if isinstance(error, Image.DecompressionBombError):
+        return ImageReadError(f"{name}: has too many pixels to be decoded safely; shrink it ({error})")
+    reason = str(error) or type(error).__name__
+    return ImageReadError(f"{name}: cannot be read as {kind} ({reason}); replace the file or leave it out")

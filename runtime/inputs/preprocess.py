@@ -1,0 +1,357 @@
+"""Images, depth, intrinsics and poses to the views that ``infer`` takes, as upstream's image loading does it.
+
+Source: MapAnything inference, ``load_images`` and ``preprocess_inputs``. Every view is resized so that it covers the
+target size and then cropped around its centre; intrinsics and depth follow. Results are NumPy arrays.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ..errors import ImageReadError, InputError
+from ..geometry import intrinsics_from_rays
+from ..system.threads import in_order
+from .checks import MAX_FOCAL, as_array
+from .images import IMAGE_EXTENSIONS, PathLike, image_size, read_image, to_rgb
+from .normalization import norm_constants
+from .resizing import normalize_image, resize_and_crop
+from .resolutions import Size, positive_int, target_size
+
+Array = npt.NDArray[Any]
+Views = list[dict[str, Any]]
+
+
+def load_images(
+    folder_or_list: PathLike | Sequence[PathLike],
+    resize_mode: str = "fixed_mapping",
+    size: int | tuple[int, int] | None = None,
+    norm_type: str = "dinov2",
+    patch_size: int = 14,
+    resolution_set: int = 518,
+    verbose: bool = False,
+    stride: int = 1,
+    on_error: str = "skip",
+) -> Views:
+    """Read images from a folder or a list of files and bring them to one size.
+
+    A folder is listed by name; every ``stride``-th entry is taken and those that end in ``IMAGE_EXTENSIONS`` are read.
+    Files of a list are read whatever their ending. :func:`target_size` describes the sizes. At most a few decoded
+    photos are in memory at a time.
+
+    Args:
+        on_error: ``"skip"`` leaves an unreadable file out with a warning that names it; ``"raise"`` raises.
+
+    Returns:
+        One dict per image: ``img`` (1, 3, H, W) float32 normalised, ``true_shape`` (1, 2) int32 [[H, W]], ``idx`` int,
+        ``instance`` str, ``data_norm_type`` [norm_type].
+
+    Raises:
+        InputError: an unknown option, no such folder, or no readable image.
+        ImageReadError: an unreadable file with ``on_error="raise"``.
+    """
+    if on_error not in ("skip", "raise"):
+        raise InputError(f'on_error must be "skip" or "raise", got {on_error!r}')
+    norm_constants(norm_type)
+    paths = _image_paths(folder_or_list, positive_int(stride, "stride"))
+    choose = partial(
+        target_size, resize_mode=resize_mode, size=size, patch_size=patch_size, resolution_set=resolution_set
+    )
+
+    def keep(results: Iterable[Any]) -> list[Any]:
+        """Drop the paths whose result is an error and return the other results."""
+        kept = []
+        for path, result in zip(paths, results, strict=True):
+            if not isinstance(result, ImageReadError):
+                kept.append((path, result))
+            elif on_error == "raise":
+                raise result
+            else:
+                warnings.warn(f"left out {result}", stacklevel=3)
+        if not kept:
+            raise InputError(f"{_origin(folder_or_list)}: none of the {len(paths)} images could be read")
+        paths[:] = [path for path, _ in kept]
+        return [result for _, result in kept]
+
+    # The size comes from the headers, so that photos need not all be in memory. A file that turns out to be unreadable
+    # only when it is decoded must not count, so its loss may change the size; then the others are read again.
+    target = choose([width / height for width, height in keep([_attempt(image_size, path) for path in paths])])
+    while True:
+        loaded = keep(in_order(partial(_attempt, partial(_load, target=target)), paths))
+        before, target = target, choose([width / height for _, (width, height) in loaded])
+        if target == before:
+            break
+    if verbose:
+        print(f"Loaded {len(loaded)} images at {target[0]}x{target[1]} (width x height)")
+    return [
+        {
+            "img": normalize_image(pixels, norm_type),
+            "true_shape": np.array([pixels.shape[:2]], np.int32),
+            "idx": index,
+            "instance": str(index),
+            "data_norm_type": [norm_type],
+        }
+        for index, (pixels, _) in enumerate(loaded)
+    ]
+
+
+def preprocess_inputs(
+    views: Sequence[Mapping[str, Any]],
+    resize_mode: str = "fixed_mapping",
+    size: int | tuple[int, int] | None = None,
+    norm_type: str = "dinov2",
+    patch_size: int = 14,
+    resolution_set: int = 518,
+    verbose: bool = False,
+) -> Views:
+    """Bring views with in-memory images and geometry to one size and add a batch axis.
+
+    Each view is a dict with ``img`` and, if known, ``intrinsics`` (3, 3) pixels or ``ray_directions`` (H, W, 3),
+    ``depth_z`` (H, W) float metres, and ``camera_poses`` (4, 4) or a tuple (quaternion xyzw (4,), translation (3,)).
+    Other keys are copied through. Arrays may be NumPy arrays or torch tensors; ``img`` is one of
+
+    * a Pillow image (EXIF is not looked at);
+    * a uint8 array (H, W, 3);
+    * an array of another type, which upstream takes to be 0..1: it is multiplied by 255 and saturates. Values above
+      1.5 give a warning, because 0..255 floats come out white;
+    * a torch tensor (H, W, 3) of any type, multiplied by 255 only if no value is above 1.
+
+    Depth that is NaN or infinite becomes 0, no depth; negative depth is refused. Rays become the intrinsics that fit
+    them best, so lens distortion is lost. A view with intrinsics may be cropped one pixel off the same view without
+    (upstream rounds half margins differently).
+
+    Returns:
+        One dict per view: ``img`` (1, 3, H, W) float32 normalised, ``data_norm_type`` [norm_type], and where given
+        ``intrinsics`` (1, 3, 3) of the given float type, ``depth_z`` (1, H, W) float32, ``camera_poses`` with a batch
+        axis, and the other keys.
+
+    Raises:
+        InputError: what is wrong, in which view, under which key.
+    """
+    if isinstance(views, (Mapping, str)) or not isinstance(views, Sequence) or not views:
+        raise InputError("views must be a non-empty list of dicts, one per view")
+    norm_constants(norm_type)
+    sources = []
+    for index, view in enumerate(views):  # no comprehension: it would be one more frame for _warn on older Pythons
+        sources.append(_read_view(view, f"view {index}"))
+    target = target_size(
+        [source.image.width / source.image.height for source in sources], resize_mode, size, patch_size, resolution_set
+    )
+    if verbose:
+        print(f"Preparing {len(sources)} views at {target[0]}x{target[1]} (width x height)")
+
+    def prepare(index: int) -> dict[str, Any]:
+        source = sources[index]
+        try:
+            pixels, depth, intrinsics = resize_and_crop(source.image, target, source.depth, source.intrinsics)
+        except InputError as error:
+            raise InputError(f"view {index}: {error}") from error
+        result = {"img": normalize_image(pixels, norm_type), "data_norm_type": [norm_type], **source.others}
+        if depth is not None:
+            result["depth_z"] = depth[None]
+        if intrinsics is not None:
+            result["intrinsics"] = intrinsics[None]
+        return result
+
+    return list(in_order(prepare, range(len(sources))))
+
+
+class _Source(NamedTuple):
+    """One checked view before resizing: RGB image (w, h), depth (h, w), intrinsics (3, 3), what is copied through."""
+
+    image: Image.Image
+    depth: Array | None
+    intrinsics: Array | None
+    others: dict[str, Any]
+
+
+def _attempt(function: Callable[[str], Any], path: str) -> Any:
+    try:
+        return function(path)
+    except ImageReadError as error:
+        return error
+
+
+def _load(path: str, target: Size) -> tuple[npt.NDArray[np.uint8], Size]:
+    """Read and resize one file; also return the size (W, H) it had."""
+    image = read_image(path)
+    try:
+        return resize_and_crop(image, target)[0], image.size
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _image_paths(folder_or_list: PathLike | Sequence[PathLike], stride: int) -> list[str]:
+    if isinstance(folder_or_list, (str, os.PathLike)):
+        folder = os.fspath(folder_or_list)
+        try:
+            names = sorted(os.listdir(folder))[::stride]
+        except NotADirectoryError:
+            raise InputError(f"{folder}: is a file, not a folder; pass a list of files") from None
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be listed as a folder of images: {error.strerror}") from error
+        paths = [os.path.join(folder, name) for name in names if name.lower().endswith(IMAGE_EXTENSIONS)]
+        if not paths:
+            raise InputError(f"{folder}: holds no images ({' '.join(IMAGE_EXTENSIONS)}); check the folder")
+        return paths
+    if not isinstance(folder_or_list, Iterable):
+        raise InputError(f"pass a folder or a list of image files, not {type(folder_or_list).__name__}")
+    paths = []
+    for index, path in enumerate(folder_or_list):
+        if not isinstance(path, (str, os.PathLike)):
+            raise InputError(
+                f"entry {index} of the list is a {type(path).__name__}, not a file path; "
+                "images in memory go through preprocess_inputs"
+            )
+        paths.append(os.fspath(path))
+    if not paths:
+        raise InputError("the list of images is empty; pass at least one file")
+    return paths[::stride]
+
+
+def _origin(folder_or_list: PathLike | Sequence[PathLike]) -> str:
+    return os.fspath(folder_or_list) if isinstance(folder_or_list, (str, os.PathLike)) else "list of files"
+
+
+def _read_view(view: Mapping[str, Any], where: str) -> _Source:
+    if not isinstance(view, Mapping):
+        raise InputError(f"{where}: is a {type(view).__name__}; pass a dict with at least img")
+    given = {key: value for key, value in view.items() if value is not None}
+    if "img" not in given:
+        raise InputError(f"{where}: img is missing; pass a Pillow image or an array (H, W, 3)")
+    if "intrinsics" in given and "ray_directions" in given:
+        raise InputError(f"{where}: has both intrinsics and ray_directions; give only one of them")
+
+    image = _picture(given.pop("img"), f"{where}: img")
+    depth = intrinsics = None
+    if "depth_z" in given:
+        depth = _depth(given.pop("depth_z"), (image.height, image.width), f"{where}: depth_z")
+    if "intrinsics" in given:
+        intrinsics = _intrinsics(given.pop("intrinsics"), f"{where}: intrinsics")
+    if "ray_directions" in given:
+        intrinsics = _fit_rays(given.pop("ray_directions"), (image.height, image.width), f"{where}: ray_directions")
+    if "camera_poses" in given:
+        given["camera_poses"] = _pose(given["camera_poses"], f"{where}: camera_poses")
+    if isinstance(given.get("is_metric_scale"), (bool, np.bool_)):
+        given["is_metric_scale"] = np.array([given["is_metric_scale"]])
+    given.pop("data_norm_type", None)
+    others = {key: as_array(value, f"{where}: {key}") if _is_tensor(value) else value for key, value in given.items()}
+    return _Source(image, depth, intrinsics, others)
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "detach")
+
+
+def _picture(value: Any, where: str) -> Image.Image:
+    if isinstance(value, Image.Image):
+        if 0 in value.size:
+            raise InputError(f"{where} is an empty image ({value.width}x{value.height} pixels)")
+        try:
+            value.load()
+            return to_rgb(value)
+        except Exception as error:  # an opened file is decoded only here, and decoders raise many types
+            raise InputError(f"{where} cannot be converted to RGB: {error}") from error
+    if isinstance(value, (str, os.PathLike)):
+        raise InputError(f"{where} is a file name; read it with load_images or read_image")
+    pixels = as_array(value, where)
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        hint = "; channels come last here, and there is no batch axis" if 3 in pixels.shape[:2] else ""
+        raise InputError(f"{where} has shape {pixels.shape}; it must be (H, W, 3){hint}")
+    if pixels.dtype != np.uint8 or _is_tensor(value):
+        pixels = _to_levels(pixels, _is_tensor(value), where)
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _to_levels(pixels: Array, is_tensor: bool, where: str) -> npt.NDArray[np.uint8]:
+    """Bring pixels of any type to 0..255, by the rules that :func:`preprocess_inputs` describes."""
+    low, high = pixels.min(), pixels.max()  # NaN passes through both
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise InputError(f"{where} holds NaN or infinite values; check where the image comes from")
+    if low < -0.01:
+        _warn(f"{where} has values down to {low:.3g}, which become black; pass the image before it is normalised")
+    is_unit = high <= 1 or not is_tensor
+    if not is_tensor and high > 1.5:
+        _warn(
+            f"{where} is a {pixels.dtype} array with values up to {high:.6g}, taken as 0..1, so all above 1 becomes "
+            "white; convert it to uint8 if it holds 0..255"
+        )
+    elif is_tensor and high == 1 and pixels.dtype.kind in "ui":
+        _warn(
+            f"{where} is an integer tensor with no value above 1, taken as 0..1; pass a uint8 array if it is that dark"
+        )
+    if pixels.dtype.kind in "bi":
+        pixels = pixels.astype(np.int64)  # int8 cannot hold 255
+    levels = np.clip(pixels, 0, 1) * 255 if is_unit else np.clip(pixels, 0, 255)
+    return levels.astype(np.uint8)
+
+
+def _warn(message: str) -> None:
+    # Counted from here: _to_levels, _picture, _read_view, preprocess_inputs, its caller.
+    warnings.warn(message, stacklevel=6)
+
+
+def _depth(value: Any, shape: tuple[int, int], where: str) -> npt.NDArray[np.float32]:
+    depth = as_array(value, where)
+    if depth.shape == (*shape, 1):  # the form that upstream documents
+        depth = depth[..., 0]
+    if depth.shape != shape:
+        raise InputError(f"{where} has shape {depth.shape}, the image {shape} (H, W); they must be equal")
+    if depth.dtype.kind != "f":
+        raise InputError(f"{where} holds {depth.dtype} values; give metres as float (divide millimetres by 1000)")
+    with np.errstate(over="ignore"):
+        metres = depth.astype(np.float32)
+    # Cameras mark missing depth with NaN or infinity (ROS REP 118), the network with 0.
+    metres[~np.isfinite(metres)] = 0
+    if metres.min() < 0:
+        raise InputError(f"{where} is negative somewhere ({metres.min():g}); use 0 where depth is missing")
+    return metres
+
+
+def _intrinsics(value: Any, where: str) -> Array:
+    matrix = _finite(value, (3, 3), where)
+    if matrix.dtype not in (np.float32, np.float64):
+        matrix = matrix.astype(np.float32)
+    if min(matrix[0, 0], matrix[1, 1]) <= 0:
+        raise InputError(
+            f"{where} has the focal length {min(matrix[0, 0], matrix[1, 1]):g}; fx and fy must be positive, in pixels"
+        )
+    if np.abs(matrix[:2]).max() > MAX_FOCAL:
+        raise InputError(f"{where} has values up to {np.abs(matrix[:2]).max():g}, which no camera has; give pixels")
+    if np.abs(matrix[2] - (0, 0, 1)).max() > 1e-5:
+        raise InputError(f"{where} is not of the form [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]; is it transposed?")
+    return matrix
+
+
+def _fit_rays(value: Any, shape: tuple[int, int], where: str) -> Array:
+    rays = _finite(value, (*shape, 3), where).astype(np.float32)
+    matrix = intrinsics_from_rays(rays[None])[0]
+    if not np.isfinite(matrix).all() or min(matrix[0, 0], matrix[1, 1]) <= 0:
+        raise InputError(f"{where} fits no pinhole camera; give rays with x right, y down, z forward, or intrinsics")
+    return matrix
+
+
+def _pose(value: Any, where: str) -> Any:
+    """The pose with a batch axis, in memory of its own."""
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        return (
+            _finite(value[0], (4,), f"{where} (quaternion)")[None].copy(),
+            _finite(value[1], (3,), f"{where} (translation)")[None].copy(),
+        )
+    return _finite(value, (4, 4), where)[None].copy()
+
+
+def _finite(value: Any, shape: tuple[int, ...], where: str) -> Array:
+    array = as_array(value, where)
+    if array.shape != shape:
+        raise InputError(f"{where} has shape {array.shape}; it must be {shape}")
+    if not np.isfinite(array).all():
+        raise InputError(f"{where} holds NaN or infinite values; correct its source")
+    return array

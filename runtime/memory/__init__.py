@@ -1,0 +1,1 @@
+"""How much memory a call takes: measured, modelled, and held against what is free."""

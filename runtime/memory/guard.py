@@ -1,0 +1,50 @@
+"""Refuse calls of a planned bundle that do not fit into memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import InputError
+from ..system.machine import free_bytes, resident_bytes
+from ..system.sizes import parse_memory
+from .model import MemoryModel, known_model
+
+
+@dataclass(frozen=True)
+class MemoryGuard:
+    """Refuses calls of a planned bundle that do not fit: into ``limit`` bytes, or into what is free."""
+
+    model: MemoryModel
+    limit: int | None
+
+    def check(self, views: int, width: int, height: int, *, geometry: bool, collect: bool) -> None:
+        """See :meth:`MemoryModel.check`."""
+        limit = self.limit
+        if limit is None:
+            free = free_bytes()
+            if free is None:
+                return
+            limit = free + resident_bytes()  # the model counts what this process has already
+        self.model.check(limit, views, width, height, geometry=geometry, collect=collect)
+
+
+def guard_for(bundle: str, backend: str, version: str, device: str, limit: int | str | None) -> MemoryGuard | None:
+    """The guard of an engine; None for a bundle that was not planned here.
+
+    Args:
+        bundle, backend, version, device: as in :func:`model_key`.
+        limit: bytes, or a size such as ``"8GB"``; None for what is free.
+
+    Raises:
+        InputError: a limit that is no size, or one for a bundle that was not planned.
+    """
+    wanted = None if limit is None else parse_memory(limit)
+    model = known_model({"bundle": bundle, "backend": backend, "version": version, "device": device})
+    if model is None:
+        if wanted is not None:
+            raise InputError(
+                f"a memory limit needs to know what this bundle takes with {backend} here; run `mapengine plan` on "
+                "it first"
+            )
+        return None
+    return MemoryGuard(model, wanted)

@@ -1,0 +1,73 @@
+"""Measure the memory of a bundle on this machine by a few small calls, and keep the model of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..backends.registry import make_backend
+from ..bundle.requests import AnySize, Profile
+from ..bundle.store import Bundle
+from ..errors import BackendUnavailableError
+from .model import _KINDS, CPU_BACKENDS, MemoryModel, Progress, Sample, remember_model
+from .probe import can_probe, probe
+
+
+def measuring_shapes(profile: Profile) -> list[tuple[int, int, int]]:
+    """(views, width, height) of the calls that a model is fitted to: few and small, but apart."""
+    if isinstance(profile.sizes, AnySize):
+        sides = sorted({_near(side, profile.sizes) for side in (140, 280)})
+        sizes = [(side, side) for side in sides]
+    else:
+        ordered = sorted(profile.sizes, key=lambda size: size[0] * size[1])
+        sizes = list(dict.fromkeys([ordered[0], ordered[-1]] if len(ordered) < 4 else [ordered[0], ordered[1]]))
+    counts = sorted({max(profile.views.min, min(count, profile.views.max)) for count in (1, 6, 24)})
+    shapes = [(count, *sizes[0]) for count in counts]
+    return shapes + [(count, *size) for size in sizes[1:] for count in counts[:2]]
+
+
+def _near(side: int, sizes: AnySize) -> int:
+    steps = round((side - sizes.min) / sizes.multiple)
+    return int(min(max(sizes.min + steps * sizes.multiple, sizes.min), sizes.max))
+
+
+def measure(path: Path, backend: str = "auto", progress: Progress | None = None) -> MemoryModel:
+    """Measure a bundle on this machine and keep the model for later calls.
+
+    Args:
+        path: folder of the bundle.
+        backend: as ``Engine.load`` takes it.
+        progress: called with the calls that were measured and how many there are.
+
+    Raises:
+        BackendUnavailableError: the system does not tell a process's peak memory, or the backend runs on a GPU.
+        BackendError: a call failed.
+        BundleError: as ``Bundle.open``.
+    """
+    bundle = Bundle.open(path, verify=False)
+    key = model_key(bundle, backend)
+    if not can_probe():
+        raise BackendUnavailableError(
+            "memory is measured through /proc/self/clear_refs, which this system does not have; plan on Linux"
+        )
+    shapes = [(*shape, *kind) for kind in _KINDS for shape in measuring_shapes(bundle.manifest.profile)]
+    samples = []
+    for done, (views, width, height, geometry, collect) in enumerate(shapes):
+        if progress is not None:
+            progress(done, len(shapes))
+        peaks = probe(path, key["backend"], views, width, height, geometry=geometry, collect=collect)
+        samples.append(Sample(views, width, height, geometry, collect, peaks))
+    if progress is not None:
+        progress(len(shapes), len(shapes))
+    model = MemoryModel(key, bundle.manifest.attention, tuple(samples))
+    remember_model(model)
+    return model
+
+
+def model_key(bundle: Bundle, backend: str) -> dict[str, str]:
+    """What a model is of. Raises as :func:`measure` for a backend that has none."""
+    library = make_backend(backend, [info.name for info in bundle.manifest.backends], None)
+    if library.name not in CPU_BACKENDS:
+        raise BackendUnavailableError(
+            f"the memory of {library.name} is not planned yet; plan a bundle for {' or '.join(CPU_BACKENDS)}"
+        )
+    return {"bundle": bundle.digest, "backend": library.name, "version": library.version, "device": library.device}

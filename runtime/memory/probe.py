@@ -1,0 +1,53 @@
+"""How much memory one call takes, stage by stage, measured in a process of its own (:mod:`.child`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from ..errors import BackendError
+
+STAGES = ("load", "image_encoder", "geometry_encoder", "aggregator", "dense_head")
+_STATUS = Path("/proc/self/status")
+_RESET = Path("/proc/self/clear_refs")
+_SECONDS = 1800
+
+
+def can_probe() -> bool:
+    """Whether this system tells the peak of a process's memory and lets it begin anew."""
+    return _STATUS.exists() and os.access(_RESET, os.W_OK)
+
+
+def probe(
+    bundle: Path, backend: str, views: int, width: int, height: int, *, geometry: bool = False, collect: bool = False
+) -> dict[str, int]:
+    """Peak bytes of resident memory by stage, of one call in a new process.
+
+    Args:
+        bundle: folder of the bundle.
+        backend: name of a CPU backend.
+        views, width, height: of the call.
+        geometry: every view has camera, depth and pose.
+        collect: keep all predictions, as ``infer`` does, not one after the other as ``infer_stream``.
+
+    Raises:
+        BackendError: the process failed; the message has its last line.
+    """
+    arguments = [bundle, backend, views, width, height, int(geometry), int(collect)]
+    command = [sys.executable, "-m", "mapengine.runtime.memory.child", *map(str, arguments)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise BackendError(f"measuring {views} views of {width}x{height} took more than {_SECONDS} s") from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it was killed, probably for memory"])[-1]
+        raise BackendError(f"measuring {views} views of {width}x{height} failed: {last}")
+    return {name: int(value) for name, value in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+def reset_peak() -> None:
+    """Begin a new peak; only where :func:`can_probe`."""
+    _RESET.write_text("5", encoding="ascii")

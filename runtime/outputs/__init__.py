@@ -1,0 +1,1 @@
+"""Scenes, and the files that they are saved as."""

@@ -1,0 +1,289 @@
+"""The reconstruction of a call: points, colours, depth, confidence and cameras of all views, to look at or save."""
+
+from __future__ import annotations
+
+import numbers
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..system.files import atomic_write, output_path
+from .colmap import write_colmap
+from .point_cloud import write_glb, write_ply
+from .preview import write_preview
+
+Array = NDArray[Any]
+
+COLMAP_MAX_POINTS = 100_000
+"""How many points a COLMAP folder gets unless ``max_points`` says otherwise."""
+
+_FORMATS = ("glb", "ply", "npz", "colmap")
+_SUPPORTED = ".glb, .ply, .npz, or no suffix for a COLMAP folder"
+_VERSION = 1
+_SHAPES = {
+    "points": ("V", "H", "W", 3),
+    "colors": ("V", "H", "W", 3),
+    "depth": ("V", "H", "W"),
+    "confidence": ("V", "H", "W"),
+    "mask": ("V", "H", "W"),
+    "intrinsics": ("V", 3, 3),
+    "poses": ("V", 4, 4),
+}
+_DTYPES = {"colors": np.uint8, "mask": np.bool_}
+_PREDICTIONS = {
+    "points": ("pts3d", 4),
+    "colors": ("img_no_norm", 4),
+    "depth": ("depth_z", 4),
+    "confidence": ("conf", 3),
+    "intrinsics": ("intrinsics", 3),
+    "poses": ("camera_poses", 3),
+}
+
+
+@dataclass(eq=False)
+class Scene:
+    """A reconstruction of V views of H x W pixels.
+
+    Axes are OpenCV's (x right, y down, z forward); lengths are metres as far as the model's metric scale is right.
+
+    Attributes:
+        points: (V, H, W, 3) float32, world coordinates of every pixel, 0 where ``mask`` is False.
+        colors: (V, H, W, 3) uint8, the images that the network saw.
+        depth: (V, H, W) float32, z in the view's camera, 0 where ``mask`` is False.
+        confidence: (V, H, W) float32, higher is more certain; no unit.
+        mask: (V, H, W) bool, True where the reconstruction holds.
+        intrinsics: (V, 3, 3) float32, pixels of the H x W images, pixel centres at integers.
+        poses: (V, 4, 4) float32, camera-to-world.
+        metric_scale: the metric scaling factor that is already applied.
+        names: one name per view; ``view 0``, ``view 1``, ... unless given.
+
+    Raises:
+        InputError: arrays whose shapes do not fit together.
+    """
+
+    points: NDArray[np.float32]
+    colors: NDArray[np.uint8]
+    depth: NDArray[np.float32]
+    confidence: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    intrinsics: NDArray[np.float32]
+    poses: NDArray[np.float32]
+    metric_scale: float = 1.0
+    names: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        sizes: dict[str, int] = {}
+        for name, shape in _SHAPES.items():
+            array = np.asarray(getattr(self, name))
+            wanted = tuple(sizes.get(s, s) if isinstance(s, str) else s for s in shape)
+            if array.ndim != len(wanted) or any(
+                isinstance(w, int) and w != n for w, n in zip(wanted, array.shape, strict=True)
+            ):
+                raise InputError(
+                    f"scene: {name} has shape {array.shape}; expected ({', '.join(map(str, wanted))}), "
+                    "the same views and size as points"
+                )
+            sizes.update((s, n) for s, n in zip(shape, array.shape, strict=True) if isinstance(s, str))
+            setattr(self, name, array.astype(_DTYPES.get(name, np.float32), copy=False))
+        if 0 in sizes.values():
+            raise InputError("scene: there is no view or no pixel; give at least one")
+        self.names = list(self.names) or [f"view {i}" for i in range(sizes["V"])]
+        if len(self.names) != sizes["V"]:
+            raise InputError(f"scene: {len(self.names)} names for {sizes['V']} views; give one name per view")
+        # What is not finite is not a reconstruction, and no file format means the same by it.
+        self.mask = self.mask & np.isfinite(self.points).all(axis=-1) & np.isfinite(self.depth)
+        self.points = np.where(self.mask[..., None], self.points, np.float32(0))
+        self.depth = np.where(self.mask, self.depth, np.float32(0))
+        self.confidence = np.nan_to_num(self.confidence, nan=0.0)
+        self.metric_scale = float(self.metric_scale)
+
+    @classmethod
+    def from_predictions(
+        cls, predictions: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None, batch_index: int = 0
+    ) -> Scene:
+        """Collect what ``Engine.infer`` (or upstream's ``MapAnything.infer``) returned, for one sample of the batch.
+
+        The mask is the prediction's ``mask``; where there is none (``apply_mask=False``), ``non_ambiguous_mask``; where
+        there is neither, all pixels.
+
+        Raises:
+            InputError: no view, a missing key, a wrong shape, or a ``batch_index`` outside the batch.
+        """
+        if not predictions:
+            raise InputError("scene: there are no predictions; pass the list that infer returned")
+        parts: dict[str, list[Array]] = {name: [] for name in _SHAPES}
+        for view, prediction in enumerate(predictions):
+            for name, (key, ndim) in _PREDICTIONS.items():
+                parts[name].append(_sample(prediction, view, key, ndim, batch_index))
+            mask_key = next((k for k in ("mask", "non_ambiguous_mask") if prediction.get(k) is not None), None)
+            size = parts["confidence"][-1].shape
+            if mask_key is None:
+                parts["mask"].append(np.ones(size, dtype=bool))
+            else:
+                ndim = 4 if mask_key == "mask" else 3
+                parts["mask"].append(_sample(prediction, view, mask_key, ndim, batch_index).reshape(size).astype(bool))
+            parts["depth"][-1] = parts["depth"][-1][..., 0]
+            with np.errstate(invalid="ignore"):
+                parts["colors"][-1] = np.rint(np.clip(np.nan_to_num(parts["colors"][-1]), 0, 1) * 255).astype(np.uint8)
+        if any(part.shape != parts["points"][0].shape for part in parts["points"]):
+            raise InputError("scene: the views differ in size; predictions of one call have one size")
+        scale = 1.0
+        if predictions[0].get("metric_scaling_factor") is not None:
+            scale = float(_sample(predictions[0], 0, "metric_scaling_factor", 2, batch_index)[0])
+        return cls(
+            **{name: np.stack(arrays) for name, arrays in parts.items()}, metric_scale=scale, names=list(names or [])
+        )
+
+    def point_cloud(
+        self, max_points: int | None = None, confidence_percentile: float = 0.0
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """World points (N, 3) float32 and their colours (N, 3) uint8, view by view, rows first.
+
+        Args:
+            max_points: keep at most so many, chosen at random but always the same ones.
+            confidence_percentile: 0..100; leave out, in each view, the valid points whose confidence lies below it.
+
+        Raises:
+            InputError: an argument outside its range.
+        """
+        keep = self.selection(max_points, confidence_percentile)
+        return self.points[keep], self.colors[keep]
+
+    def selection(self, max_points: int | None = None, confidence_percentile: float = 0.0) -> NDArray[np.bool_]:
+        """The pixels (V, H, W) bool behind :meth:`point_cloud`, same arguments."""
+        if not isinstance(confidence_percentile, numbers.Real) or not 0 <= confidence_percentile <= 100:
+            raise InputError(f"confidence_percentile is {confidence_percentile!r}; choose a number from 0 to 100")
+        if max_points is not None and (not isinstance(max_points, numbers.Integral) or max_points < 0):
+            raise InputError(f"max_points is {max_points!r}; choose an integer from 0 up, or None for all")
+        keep = self.mask.copy()
+        if confidence_percentile > 0:
+            for view_mask, confidence in zip(keep, self.confidence, strict=True):
+                if view_mask.any():
+                    view_mask &= confidence >= np.percentile(confidence[view_mask], confidence_percentile)
+        chosen = np.flatnonzero(keep)
+        if max_points is not None and chosen.size > max_points:
+            # The raw stream of a seeded bit generator is the part of NumPy's randomness that never changes.
+            order = np.argsort(np.random.PCG64(0).random_raw(chosen.size), kind="stable")
+            keep = np.zeros_like(keep)
+            keep.flat[chosen[order[:max_points]]] = True
+        return keep
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str | None = None,
+        max_points: int | None = None,
+        confidence_percentile: float = 0.0,
+    ) -> Path:
+        """Write the scene; the suffix decides the format unless ``format`` ("glb", "ply", "npz", "colmap") does.
+
+        * ``.glb``: coloured points and one frustum per camera in glTF's axes (y up, z backward), i.e. this scene's y
+          and z with their signs flipped. Needs ``mapengine[viz]``.
+        * ``.ply``: coloured points, binary, OpenCV axes like the scene.
+        * ``.npz``: every field, for :meth:`load`. ``max_points`` and ``confidence_percentile`` have no effect.
+        * a folder: COLMAP model in ``sparse/0`` (text and binary) and the images in ``images``; at most
+          ``COLMAP_MAX_POINTS`` points unless ``max_points`` is given. See :func:`~.colmap.write_colmap`.
+
+        A scene without valid points gives valid files without points (the cameras stay).
+
+        Returns:
+            The path written.
+
+        Raises:
+            InputError: an unknown suffix or format, or an option outside its range.
+            OutputError: it could not be written; nothing half-written is left.
+            BackendUnavailableError: ``.glb`` without trimesh.
+        """
+        path = output_path(path)
+        kind = _format_of(path, format)
+        if kind == "npz":
+            self._save_npz(path)
+        elif kind == "colmap":
+            limit = COLMAP_MAX_POINTS if max_points is None else max_points
+            write_colmap(path, self, self.selection(limit, confidence_percentile))
+        else:
+            points, colors = self.point_cloud(max_points, confidence_percentile)
+            if kind == "ply":
+                write_ply(path, points, colors)
+            else:
+                height, width = self.depth.shape[1:]
+                valid = self.depth[self.mask & (self.depth > 0)]
+                size = 0.12 * float(np.median(valid)) if valid.size else 0.1
+                write_glb(path, points, colors, self.intrinsics, self.poses, (height, width), size)
+        return path
+
+    def preview(self, path: str | os.PathLike[str], max_width: int = 1600) -> Path:
+        """Write a PNG with image, depth and confidence of each view; see :func:`~.preview.write_preview`."""
+        return write_preview(path, self, max_width)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Scene:
+        """Read a scene that :meth:`save` wrote as ``.npz``. Nothing in the file is executed (no pickles).
+
+        Raises:
+            InputError: the file is missing, damaged, or no scene.
+        """
+        wanted = {f.name for f in fields(cls)}
+        try:
+            with np.load(os.fspath(path), allow_pickle=False) as archive:
+                if int(archive["version"]) != _VERSION:
+                    raise InputError(
+                        f"{path}: is a scene of version {int(archive['version'])}, this mapengine reads {_VERSION}; "
+                        "save it again with this version"
+                    )
+                values: dict[str, Any] = {name: archive[name] for name in wanted}
+        except InputError:
+            raise
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: there is no such file; check the path") from error
+        except Exception as error:  # zipfile, zlib and NumPy raise many types on damaged files
+            # NumPy's advice for what is no archive is to unpickle it, which nobody should do.
+            reason = f" ({error})" if "pickle" not in str(error) else ""
+            raise InputError(
+                f"{path}: is not a scene that Scene.save wrote as .npz, or is damaged{reason}; save it again"
+            ) from error
+        for name, dtype in [(n, _DTYPES.get(n, np.float32)) for n in _SHAPES] + [("metric_scale", np.float64)]:
+            if values[name].dtype != dtype:
+                raise InputError(f"{path}: {name} is {values[name].dtype}, not {np.dtype(dtype)}; save the scene again")
+        if values["names"].dtype.kind != "U" or values["names"].ndim != 1 or values["metric_scale"].shape != ():
+            raise InputError(f"{path}: names or metric_scale are not what Scene.save writes; save the scene again")
+        values["names"] = [str(name) for name in values["names"]]
+        return cls(**values)
+
+    def _save_npz(self, path: Path) -> None:
+        values: dict[str, Any] = {name: getattr(self, name) for name in _SHAPES}
+        values["names"] = np.array(self.names, dtype=np.str_)
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, version=np.int64(_VERSION), metric_scale=np.float64(self.metric_scale), **values)
+
+
+def _format_of(path: Path, format: str | None) -> str:
+    if format is not None:
+        if format not in _FORMATS:
+            raise InputError(f"format {format!r} is not known; choose one of {', '.join(_FORMATS)}")
+        return format
+    kind = path.suffix.lower().removeprefix(".")
+    if kind in ("glb", "ply", "npz"):
+        return kind
+    if kind == "" or path.is_dir():
+        return "colmap"
+    raise InputError(f"{path}: scenes cannot be saved as {path.suffix}; use {_SUPPORTED}")
+
+
+def _sample(prediction: Mapping[str, Any], view: int, key: str, ndim: int, batch_index: int) -> Array:
+    """Sample ``batch_index`` of one prediction, with checks that name the view and key."""
+    if not isinstance(prediction, Mapping) or prediction.get(key) is None:
+        raise InputError(f"view {view}: the prediction lacks {key}; pass what infer returned")
+    array = np.asarray(prediction[key])
+    if array.ndim != ndim:
+        raise InputError(f"view {view}: {key} has shape {array.shape}; expected {ndim} axes, the batch first")
+    if not isinstance(batch_index, numbers.Integral) or not 0 <= batch_index < array.shape[0]:
+        raise InputError(f"view {view}: batch_index {batch_index!r} is outside the batch of {array.shape[0]}")
+    return np.asarray(array[batch_index])

@@ -1,0 +1,63 @@
+"""Predictions on disk, a file per view, written as they come: for more views than fit in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..system.files import atomic_write, output_error
+
+
+def save_views(folder: str | os.PathLike[str], predictions: Iterable[Mapping[str, NDArray[Any]]]) -> list[Path]:
+    """Write ``view-0000.npz``, ``view-0001.npz``, ... with the keys, shapes and types that ``infer_stream`` gives.
+
+    Args:
+        folder: is made if it is not there; files of an earlier run must not be in it.
+        predictions: one dictionary per view.
+
+    Returns:
+        The files, in order. Each is complete or not there.
+
+    Raises:
+        InputError: the folder has such files already.
+        OutputError: a file could not be written.
+    """
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(target, error) from error
+    check_no_views(target)
+    written = []
+    for index, prediction in enumerate(predictions):
+        path = target / f"view-{index:04d}.npz"
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            contents: dict[str, Any] = {name: np.asarray(value) for name, value in prediction.items()}
+            np.savez(file, **contents)
+        written.append(path)
+    return written
+
+
+def check_no_views(folder: Path) -> None:
+    """Refuse a folder that has views of another run (InputError): old and new ones could not be told apart."""
+    if folder.is_dir() and any(folder.glob("view-*.npz")):
+        raise InputError(f"{folder} holds views of another run; name another folder, or remove them")
+
+
+def load_view(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    """One view that :func:`save_views` wrote.
+
+    Raises:
+        InputError: no such file, or not one of these.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen types for damaged archives
+        raise InputError(f"{path} is no view that was saved ({error}); give a view-*.npz") from None

@@ -1,0 +1,1 @@
+"""From the network's raw maps to what ``infer`` returns."""

@@ -1,0 +1,67 @@
+"""Memory of OpenVINO stages: weights that are mapped, results that are large."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from mapengine.runtime.backends.contract import StageRunner
+from mapengine.runtime.backends.openvino import OpenVinoBackend
+
+WEIGHT = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)  # 16 MiB
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says what is mapped where")
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> StageRunner:
+    """One product, with its weight in ``stage.onnx.data``."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "weight"], ["y"])],
+        "stage",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2048])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2048])],
+        [numpy_helper.from_array(WEIGHT, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    path = tmp_path / "stage.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="stage.onnx.data", size_threshold=0)
+    return OpenVinoBackend(1).load_stage("stage", path)
+
+
+def resident_pages(path: Path) -> int:
+    """Bytes of a mapped file that lie in memory."""
+    found, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        fields = line.split(maxsplit=5)
+        if "-" in fields[0]:
+            ours = fields[-1] == str(path)
+        elif ours and fields[0] == "Rss:":
+            found += 1024 * int(fields[1])
+    return found
+
+
+@linux
+def test_a_stage_keeps_none_of_its_file_before_it_runs_nor_after(stage: StageRunner, tmp_path: Path) -> None:
+    """The geometry encoder of a call with images alone never runs."""
+    assert resident_pages(tmp_path / "stage.onnx.data") < WEIGHT.nbytes / 10
+    x = np.ones((3, 2048), np.float32)
+    np.testing.assert_allclose(stage.run({"x": x})["y"], x @ WEIGHT, atol=1e-2)
+    assert resident_pages(tmp_path / "stage.onnx.data") < WEIGHT.nbytes / 10
+
+
+@pytest.mark.parametrize("rows", [1, 511, 512, 700])  # 4 MiB are 512
+def test_no_result_changes_when_the_stage_runs_again(stage: StageRunner, rows: int) -> None:
+    inputs = [np.random.default_rng(seed).standard_normal((rows, 2048), np.float32) for seed in range(6)]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda x: stage.run({"x": x})["y"], inputs))
+    found.append(stage.run({"x": inputs[0]})["y"])
+    for x, y in zip([*inputs, inputs[0]], found, strict=True):
+        np.testing.assert_allclose(y, x @ WEIGHT, atol=1e-2)
+        y += 1  # is the caller's own
+    np.testing.assert_allclose(stage.run({"x": inputs[0]})["y"], inputs[0] @ WEIGHT, atol=1e-2)
