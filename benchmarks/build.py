@@ -2,7 +2,7 @@
 
     python benchmarks/build.py --model preset:giant --precisions fp16 bf16 --json benchmarks/results/build.json
 
-Every stage of the network is compiled by TensorRT-RTX for its default GPUs, once per precision and profile, in a
+Every stage of the network is compiled by TensorRT-RTX for its default GPUs, once per precision and requests, in a
 process of its own. The time is from the ONNX file to the plan on the disk; the memory is the most that the compiling
 process had resident. Device memory is what the plan reserves for intermediate tensors at its largest request, without
 weights.
@@ -20,12 +20,12 @@ from typing import Any
 
 from record import origin, write_record
 
-from mapengine.export.options import make_profile
+from mapengine.export.options import served_requests
 from mapengine.export.precision import lower_precision
 from mapengine.export.tensorrt import BuiltPlan, build_plan, gpu_chunks, stage_profiles
 from mapengine.runtime.backends.tensorrt.flavour import Flavour, load_flavour
 from mapengine.runtime.bundle.manifest import STAGES, TensorSpec
-from mapengine.runtime.bundle.requests import Profile, Range
+from mapengine.runtime.bundle.requests import Range, ServedRequests
 
 BACKEND = "tensorrt-rtx"
 REQUESTS = ("1:4:32/all", "1:8:64/518x518")
@@ -37,12 +37,12 @@ def export(model: str, folder: Path) -> None:
     subprocess.run([sys.executable, "-c", command, "export", model, str(folder), "--attention", "mha"], check=True)
 
 
-def parse_request(text: str) -> Profile:
+def parse_request(text: str) -> ServedRequests:
     """``1:4:32/all`` or ``1:8:64/518x518,518x392``."""
     views, _, sizes = text.partition("/")
     low, usual, high = (int(count) for count in views.split(":"))
     pairs = "all" if sizes == "all" else [tuple(map(int, size.split("x"))) for size in sizes.split(",")]
-    return make_profile((low, usual, high), pairs, gpu_chunks(Range(low, usual, high)))  # type: ignore[arg-type]
+    return served_requests((low, usual, high), pairs, gpu_chunks(Range(low, usual, high)))  # type: ignore[arg-type]
 
 
 def tensors(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -61,7 +61,7 @@ def tensors(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
     return sides[0], sides[1]
 
 
-def compile_stage(flavour: Flavour, path: Path, plan: Path, profile: Profile) -> BuiltPlan:
+def compile_stage(flavour: Flavour, path: Path, plan: Path, requests: ServedRequests) -> BuiltPlan:
     """One plan."""
     inputs, outputs = tensors(path)
     return build_plan(
@@ -71,7 +71,7 @@ def compile_stage(flavour: Flavour, path: Path, plan: Path, profile: Profile) ->
         name=path.stem,
         inputs=inputs,
         outputs=outputs,
-        profiles=stage_profiles(profile, path.stem, flavour.name),
+        profiles=stage_profiles(requests, path.stem, flavour.name),
     )
 
 

@@ -25,7 +25,7 @@ from mapengine.export.attention.chains import compile_chain
 from mapengine.export.attention.choice import AttentionChoice
 from mapengine.export.bundles.compilers import open_compiler
 from mapengine.export.graphs.tracing import export_stages
-from mapengine.export.options import ONNXRUNTIME_CUDA, PlanSettings, make_profile
+from mapengine.export.options import ONNXRUNTIME_CUDA, PlanSettings, served_requests
 from mapengine.export.precision import lower_precision
 from mapengine.export.tensorrt import stage_profiles
 from mapengine.runtime.backends.cuda.driver import Buffer, Device, Pinned, open_device
@@ -48,7 +48,7 @@ def write_stages(args: argparse.Namespace, folder: Path) -> dict[str, tuple[Stag
     stage = lower_precision(full.path, half, stage=STAGE, precision="fp16", ranges=None)
     spec = StageSpec(None, stage.inputs, stage.outputs, opset=stage.opset)
     views = min(args.views), max(args.views), max(args.views)
-    profiles = stage_profiles(make_profile(views, [tuple(args.size)], {}), STAGE, ONNXRUNTIME_CUDA)
+    profiles = stage_profiles(served_requests(views, [tuple(args.size)], {}), STAGE, ONNXRUNTIME_CUDA)
     compiler = open_compiler(ONNXRUNTIME_CUDA, PlanSettings())
     found = {}
     for attention in args.attention:

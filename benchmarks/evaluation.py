@@ -44,7 +44,7 @@ def emulated(model: str, precision: str, calibration: Path | None, folder: Path)
     from mapengine.calibration.ranges import load_calibration
     from mapengine.export.bundles.onnx import open_graphs, write_onnx_bundle
     from mapengine.export.model.reference import load_model
-    from mapengine.export.options import make_profile
+    from mapengine.export.options import served_requests
     from mapengine.runtime.backends.contract import ChunkSizes
     from mapengine.runtime.bundle.store import Bundle, write_bundle
 
@@ -55,7 +55,7 @@ def emulated(model: str, precision: str, calibration: Path | None, folder: Path)
             writer,
             precision=precision,
             attention="mha",
-            profile=make_profile((1, 4, 8), "all", ChunkSizes().to_json()),
+            profile=served_requests((1, 4, 8), "all", ChunkSizes().to_json()),
             backend=None,
             report=lambda line: print(line, file=sys.stderr),
             calibration=None if calibration is None else load_calibration(calibration),

@@ -57,7 +57,7 @@ def checks(engine: Engine, model: Any) -> dict[str, Callable[[], float]]:
     """Named checks; each returns a relative difference from the reference."""
     from mapengine.export.bundles.onnx import measure
 
-    most = min(MOST_VIEWS, engine.manifest.profile.views.max)
+    most = min(MOST_VIEWS, engine.manifest.requests.views.max)
 
     def views(count: int, geometry: bool = True) -> Views:
         return make_views(count, *SIZE, geometry)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from record import origin, write_record
 
-from mapengine.export.diagnosis.costs import Request, stage_costs, total
+from mapengine.export.diagnosis.costs import CallShape, stage_costs, total
 from mapengine.export.model.config_json import parse_config
 from mapengine.export.model.presets import preset_config
 
@@ -27,7 +27,7 @@ def main() -> None:
     config = parse_config(preset_config(args.model))
     results = {}
     for views in VIEWS:
-        costs = stage_costs(config, Request(views, ROWS, COLUMNS))
+        costs = stage_costs(config, CallShape(views, ROWS, COLUMNS))
         whole, encoder = total(costs).flops, costs["image_encoder"].flops
         results[str(views)] = {
             "tflop": whole / 1e12,

@@ -18,7 +18,7 @@ from .outputs import plan_outputs
 if TYPE_CHECKING:
     from mapengine.calibration.demonstration.demo import Comparison
     from mapengine.runtime import Engine
-    from mapengine.runtime.bundle.requests import Profile
+    from mapengine.runtime.bundle.requests import ServedRequests
 
 _GIVEN = ("images", "intrinsics", "poses", "depth")
 _MOST_VIEWS, _USUAL_VIEWS = 8, 4
@@ -98,9 +98,9 @@ def demo(
     _check_out(out, names, bundle)
     # Cheap, and says what is wrong with the bundle before anything is rendered.
     manifest = Bundle.open(bundle, verify=False).manifest
-    count = _usual_views(manifest.profile) if views is None else views
-    width, height = target or _usual_size(manifest.profile)
-    manifest.profile.check(count, height, width)
+    count = _usual_views(manifest.requests) if views is None else views
+    width, height = target or _usual_size(manifest.requests)
+    manifest.requests.check(count, height, width)
     number = SAMPLE_SEED if seed is None else seed
     task = Task(
         "demo",
@@ -175,7 +175,7 @@ def _check_out(out: Path, names: Sequence[str], bundle: Path) -> None:
     plan_outputs(scenes, [], picture, [])
 
 
-def _usual_views(profile: Profile) -> int:
+def _usual_views(requests: ServedRequests) -> int:
     """Four, or what is nearest among the view counts of the bundle.
 
     Raises:
@@ -183,22 +183,22 @@ def _usual_views(profile: Profile) -> int:
     """
     from mapengine.runtime.errors import ProfileError
 
-    if profile.views.min > _MOST_VIEWS:
+    if requests.views.min > _MOST_VIEWS:
         raise ProfileError(
-            f"this bundle was built for {profile.views.min} views or more, and a rendered scene has at most "
-            f"{_MOST_VIEWS}; build it with --views {_USUAL_VIEWS}:{profile.views.opt}:{profile.views.max}, or use "
+            f"this bundle was built for {requests.views.min} views or more, and a rendered scene has at most "
+            f"{_MOST_VIEWS}; build it with --views {_USUAL_VIEWS}:{requests.views.opt}:{requests.views.max}, or use "
             "`mapengine run`"
         )
-    return min(max(_USUAL_VIEWS, profile.views.min), profile.views.max)
+    return min(max(_USUAL_VIEWS, requests.views.min), requests.views.max)
 
 
-def _usual_size(profile: Profile) -> tuple[int, int]:
+def _usual_size(requests: ServedRequests) -> tuple[int, int]:
     """(width, height) of the bundle, or of MapAnything's table, whose shape is nearest to that of the samples."""
     from mapengine.calibration.data.samples import SAMPLE_SIZE
     from mapengine.runtime.inputs.resolutions import target_size
 
     ratio = SAMPLE_SIZE[0] / SAMPLE_SIZE[1]
-    return profile.nearest_size(ratio) or target_size([ratio])
+    return requests.nearest_size(ratio) or target_size([ratio])
 
 
 def _summary(engine: Engine, comparison: Comparison, scene: str, inputs: str, files: Sequence[Path]) -> None:

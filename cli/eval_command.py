@@ -211,11 +211,11 @@ def _unserved(predictor: Any, tasks: Sequence[tuple[str, int]], size: tuple[int,
     manifest = getattr(predictor, "manifest", None)
     if manifest is None:
         return {}
-    manifest.profile.check(manifest.profile.views.min, height=size[1], width=size[0])
+    manifest.requests.check(manifest.requests.views.min, height=size[1], width=size[0])
     reasons = {}
     for name, views in tasks:
         try:
-            manifest.profile.check_views(views)
+            manifest.requests.check_views(views)
         except ProfileError as error:
             if named:
                 raise ProfileError(f"{name}: {error}") from error

@@ -111,13 +111,13 @@ def _bundle_facts(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
     from mapengine.runtime.backends.registry import available_backends
     from mapengine.runtime.bundle.requests import AnySize
 
-    model, profile = manifest.model, manifest.profile
+    model, requests = manifest.model, manifest.requests
     installed = available_backends()
-    if isinstance(profile.sizes, AnySize):
-        known = profile.sizes
+    if isinstance(requests.sizes, AnySize):
+        known = requests.sizes
         sizes = f"any, sides {known.min} to {known.max} in steps of {known.multiple}"
     else:
-        sizes = ", ".join(f"{width}x{height}" for width, height in profile.sizes)
+        sizes = ", ".join(f"{width}x{height}" for width, height in requests.sizes)
     backends = [
         f"{entry.name}, {entry.minimum_version} or newer"
         + (f", up to {entry.maximum_version}" if entry.maximum_version else "")
@@ -132,9 +132,9 @@ def _bundle_facts(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
         ("precision", manifest.precision),
         ("attention", manifest.attention),
         ("backends", "\n".join(backends)),
-        ("views", f"{profile.views.min} to {profile.views.max} in one call, usually {profile.views.opt}"),
+        ("views", f"{requests.views.min} to {requests.views.max} in one call, usually {requests.views.opt}"),
         ("sizes", sizes),
-        ("chunks", ", ".join(f"{stage} {views}" for stage, views in profile.chunks.items()) or "none"),
+        ("chunks", ", ".join(f"{stage} {views}" for stage, views in requests.chunks.items()) or "none"),
         ("files", megabytes(sum(record.bytes for record in manifest.files()))),
         (
             "built with",

@@ -53,15 +53,15 @@ def plan(
     from mapengine.runtime.system.sizes import gigabytes, parse_memory
 
     opened = Bundle.open(bundle, verify=False)
-    profile = opened.manifest.profile
+    requests = opened.manifest.requests
     limit = None if memory is None else parse_memory(memory)
-    width, height = _default_size(profile) if resolution is None else parse_size(resolution, "--resolution")
-    profile.check(profile.views.min, height, width)
+    width, height = _default_size(requests) if resolution is None else parse_size(resolution, "--resolution")
+    requests.check(requests.views.min, height, width)
     model = _model(bundle, opened, backend.value, measure, quiet=as_json)
     options = {"geometry": geometry, "collect": not stream}
     room = free_bytes() if limit is None else limit
     most = None if room is None else model.most_views(room, width, height, **options)
-    counts = [views] if views is not None else _counts(profile.views.max)
+    counts = [views] if views is not None else _counts(requests.views.max)
     if as_json:
         facts: dict[str, Any] = {
             "bundle": str(bundle),
@@ -70,7 +70,7 @@ def plan(
             **options,
             "memory_bytes": room,
             "most_views": most,
-            "built_for": profile.views.max,
+            "built_for": requests.views.max,
             "peaks_bytes": {str(n): model.peaks(n, width, height, **options) for n in counts},
             "samples": [sample.to_json() for sample in model.samples],
         }
@@ -92,7 +92,7 @@ def plan(
         show_table(heads, table(model, counts, width, height, **options))
         if room is not None and most is not None:
             where = f"{gigabytes(room)} ({'given' if limit is not None else 'free now'})"
-            say(f"{where} are enough for {most} views of {width}x{height}.{_built(most, profile.views.max)}")
+            say(f"{where} are enough for {most} views of {width}x{height}.{_built(most, requests.views.max)}")
     if limit is not None and views is not None:
         model.check(limit, views, width, height, **options)
 
@@ -113,11 +113,11 @@ def _model(bundle: Any, opened: Any, backend: str, measure: bool, quiet: bool) -
     return measurement.measure(bundle, backend, progress)
 
 
-def _default_size(profile: Any) -> tuple[int, int]:
-    if isinstance(profile.sizes, tuple):
-        return profile.sizes[0]
-    largest = min(518, profile.sizes.max)
-    return largest, max(profile.sizes.min, min(392, largest))
+def _default_size(requests: Any) -> tuple[int, int]:
+    if isinstance(requests.sizes, tuple):
+        return requests.sizes[0]
+    largest = min(518, requests.sizes.max)
+    return largest, max(requests.sizes.min, min(392, largest))
 
 
 def _counts(most: int) -> list[int]:

@@ -145,7 +145,7 @@ def _sizes(manifests: list[Any], resolution: str | None) -> tuple[tuple[int, int
         sizes = (profile.sizes[0] if isinstance(profile.sizes, tuple) else (518, 392),)
     for manifest in manifests:
         for width, height in sizes:
-            manifest.profile.check(manifest.profile.views.min, height, width)
+            manifest.requests.check(manifest.requests.views.min, height, width)
     return sizes
 
 
@@ -156,7 +156,7 @@ def _counts(text: str, manifests: list[Any], sizes: tuple[tuple[int, int], ...])
     counts = tuple(dict.fromkeys(int(part) for part in parts))
     for manifest in manifests:
         for count in counts:
-            manifest.profile.check_views(count)
+            manifest.requests.check_views(count)
     return counts
 
 

@@ -146,7 +146,7 @@ def run(
     outputs = plan_outputs(out or [], formats or [], preview, [bundle, *inputs])
     # Cheap, and says what is wrong with the bundle before images are read.
     opened = Bundle.open(bundle, verify=False)
-    profile = opened.manifest.profile
+    requests = opened.manifest.requests
     parts = [opened.folder / name for name in ("manifest.json", *(part.file for part in opened.manifest.files()))]
     listed = _view_list(inputs)
     keep_inputs(outputs, [*parts, *_files(inputs, intrinsics, listed)] if outputs else [])
@@ -154,9 +154,9 @@ def run(
         step("reading the images")
         views, names = _read(inputs, intrinsics, listed)
         if target is None:
-            profile.check_views(len(views))
+            requests.check_views(len(views))
         else:
-            profile.check(len(views), height=target[1], width=target[0])
+            requests.check(len(views), height=target[1], width=target[0])
         step("loading the engine")
         engine = Engine.load(bundle, backend.value, threads=threads, memory_limit=memory)
     options: dict[str, Any] = {

@@ -20,9 +20,9 @@ from .attention.chains import choose_kernels
 from .attention.choice import KernelChoice
 from .bundles.compilers import Fraction, open_compiler
 from .bundles.onnx import measure, write_onnx_bundle
-from .bundles.plans import plan_profile, write_plan_bundle
+from .bundles.plans import gpu_requests, write_plan_bundle
 from .model.reference import MapAnything
-from .options import QUANTISED, PlanSettings, attention_form, bundle_format, check_options, make_profile
+from .options import QUANTISED, PlanSettings, attention_form, bundle_format, check_options, served_requests
 from .quantization import CalibrationOptions, WeightsOnly, calibrate
 
 Progress = Callable[[str], None]
@@ -86,7 +86,7 @@ def build_engine(
     check_options(precision, backend, attention, calibration, settings, rest, weights_only)
     if not isinstance(out, str | os.PathLike):
         raise InputError(f"out is a {type(out).__name__}; give the path of the bundle's folder")
-    profile = make_profile(views, resolutions, ChunkSizes().to_json())
+    requests = served_requests(views, resolutions, ChunkSizes().to_json())
     if bundle_format(backend) == "onnx":
         form = attention_form(attention, backend, "")
         ranges = _calibration(model, precision, calibration, weights_only, report, fraction)
@@ -96,7 +96,7 @@ def build_engine(
                 writer,
                 precision=precision,
                 attention=form,
-                profile=profile,
+                requests=requests,
                 backend=backend,
                 report=report,
                 calibration=ranges,
@@ -104,7 +104,7 @@ def build_engine(
             )
     compiler = open_compiler(backend, settings)
     form = attention_form(attention, backend, compiler.version)
-    for_gpu = plan_profile(profile)
+    for_gpu = gpu_requests(requests)
     compiler.check(precision, form, for_gpu, model.config, weights_only)
     kernels: Mapping[str, KernelChoice] = {}
     if precision != "fp32":
@@ -118,7 +118,7 @@ def build_engine(
                 inner,
                 precision=precision,
                 attention=form,
-                profile=profile,
+                requests=requests,
                 backend=None,
                 report=report,
                 calibration=ranges,
@@ -128,7 +128,7 @@ def build_engine(
             Bundle.open(graphs, verify=False),
             writer,
             compiler,
-            profile=for_gpu,
+            requests=for_gpu,
             report=report,
             fraction=fraction,
             measure=lambda engine: measure(engine, model),

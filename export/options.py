@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from mapengine.runtime.backends.tensorrt.flavour import NAMES as TENSORRT
 from mapengine.runtime.bundle.backend_info import parse_version
 from mapengine.runtime.bundle.manifest import BACKENDS_BY_FORMAT
-from mapengine.runtime.bundle.requests import MAX_SIDE, MAX_VIEWS, AnySize, Profile, Range
+from mapengine.runtime.bundle.requests import MAX_SIDE, MAX_VIEWS, AnySize, Range, ServedRequests
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.inputs.resolutions import RESOLUTION_TABLES
 
@@ -138,10 +138,10 @@ def attention_form(attention: str, backend: str, version: str) -> AttentionExpor
     return "attention" if parse_version(version) >= _ATTENTION_OPERATOR_SINCE else "matmul"
 
 
-def make_profile(
+def served_requests(
     views: tuple[int, int, int], resolutions: str | Sequence[tuple[int, int]], chunks: Mapping[str, int]
-) -> Profile:
-    """The profile of a bundle from build options.
+) -> ServedRequests:
+    """The requests of a bundle from build options.
 
     Args:
         views: fewest, usual and most views of a call.
@@ -156,7 +156,7 @@ def make_profile(
     if isinstance(resolutions, str):
         if resolutions != "all":
             raise InputError(f"resolutions is {resolutions!r}; give 'all' or (width, height) pairs")
-        return Profile(counts, AnySize(PATCH_SIZE, _LARGEST_SIDE), chunks)
+        return ServedRequests(counts, AnySize(PATCH_SIZE, _LARGEST_SIDE), chunks)
     pairs = [_whole_numbers(pair) for pair in resolutions] if isinstance(resolutions, Iterable) else [None]
     if any(pair is None or len(pair) != 2 for pair in pairs):
         raise InputError(f"resolutions is {resolutions!r}; give 'all' or (width, height) pairs of whole numbers")
@@ -171,7 +171,7 @@ def make_profile(
             )
     if not sizes:
         raise InputError("resolutions is empty; give 'all' or (width, height) pairs")
-    return Profile(counts, sizes, chunks)
+    return ServedRequests(counts, sizes, chunks)
 
 
 def view_range(views: tuple[int, int, int]) -> Range:

@@ -14,7 +14,7 @@ from .backends.contract import Backend, ChunkSizes, StagePipeline
 from .backends.registry import make_backend
 from .bundle.manifest import Manifest
 from .bundle.parity_record import Parity
-from .bundle.requests import PATCH_SIZE, Profile, rounded_to_patches
+from .bundle.requests import PATCH_SIZE, ServedRequests, rounded_to_patches
 from .bundle.store import Bundle
 from .checks.golden import check_golden
 from .checks.golden_records import is_verified, remember_verified
@@ -85,7 +85,7 @@ class Engine(MultiViewInference):
         info.check_device(library.compute_capability)
         identity = (bundle.digest, library.name, library.version, library.device)
         memory = guard_for(*identity, memory_limit)
-        pipeline = library.open_pipeline(bundle, ChunkSizes(**manifest.profile.chunks))
+        pipeline = library.open_pipeline(bundle, ChunkSizes(**manifest.requests.chunks))
         if verify and not is_verified(*identity):
             check_golden(bundle, pipeline, f"{library.name} {library.version} on {library.device}")
             remember_verified(*identity)
@@ -166,7 +166,7 @@ class Engine(MultiViewInference):
         """
         plain, known = unpack_views(views, self._encoder)
         prepared = prepare_views(_images_of(plain), data_norm_type=self.data_norm_type)
-        self.manifest.profile.check(self.manifest.profile.views.min, prepared.height, prepared.width)
+        self.manifest.requests.check(self.manifest.requests.views.min, prepared.height, prepared.width)
         images = [image for image, features in zip(prepared.images, known, strict=True) if features is None]
         fresh = iter(self._pipeline.encode(images, progress=progress) if images else ())
         return [
@@ -189,7 +189,7 @@ class Engine(MultiViewInference):
         self, prepared: PreparedViews, options: RunOptions, *, collect: bool
     ) -> Generator[dict[str, Array], None, None]:
         """Refuse what does not fit now, and run when the first view is asked for."""
-        self.manifest.profile.check(len(prepared.images), prepared.height, prepared.width)
+        self.manifest.requests.check(len(prepared.images), prepared.height, prepared.width)
         if self._memory is not None:
             geometry = any(view is not None and view.has_any for view in prepared.geometry)
             shape = len(prepared.images) * prepared.batch, prepared.width, prepared.height
@@ -252,13 +252,13 @@ class Engine(MultiViewInference):
         check_known_options(options)
         if isinstance(names, str) or (names is not None and len(names) != len(raw)):
             raise InputError(f"names is {names!r} for {len(raw)} views; give a list with one name per view")
-        self.manifest.profile.check_views(len(raw))
+        self.manifest.requests.check_views(len(raw))
         views = self.preprocess(raw, size=size)
         return Scene.from_predictions(self.infer(views, progress=progress, **options), names)
 
     def preprocess(self, raw: Sequence[dict[str, Any]], *, size: tuple[int, int] | None = None) -> list[dict[str, Any]]:
         """:func:`.preprocess.preprocess_inputs` for this engine: its normalisation, and a size that it serves."""
-        target = self._target_size(raw) if size is None else _checked_size(size, self.manifest.profile)
+        target = self._target_size(raw) if size is None else _checked_size(size, self.manifest.requests)
         if target is None:
             return preprocess_inputs(raw, norm_type=self.data_norm_type)
         return preprocess_inputs(raw, resize_mode="fixed_size", size=target, norm_type=self.data_norm_type)
@@ -266,7 +266,7 @@ class Engine(MultiViewInference):
     def _target_size(self, raw: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
         """(width, height) among the sizes that were built, or None where MapAnything's own table applies."""
         ratios = [ratio for view in raw if (ratio := _aspect(view)) is not None]
-        return self.manifest.profile.nearest_size(sum(ratios) / len(ratios)) if ratios else None
+        return self.manifest.requests.nearest_size(sum(ratios) / len(ratios)) if ratios else None
 
 
 def _aspect(view: Any) -> float | None:
@@ -283,7 +283,7 @@ def _aspect(view: Any) -> float | None:
     return float(width / height) if width and height else None
 
 
-def _checked_size(size: Any, profile: Profile) -> tuple[int, int]:
+def _checked_size(size: Any, requests: ServedRequests) -> tuple[int, int]:
     """(width, height) as plain integers that the bundle serves."""
     sides = list(size) if isinstance(size, tuple | list) else []
     if len(sides) != 2 or any(not isinstance(s, int | np.integer) or isinstance(s, bool) or s < 1 for s in sides):
@@ -292,7 +292,7 @@ def _checked_size(size: Any, profile: Profile) -> tuple[int, int]:
     near = rounded_to_patches(width, height)
     if (width, height) != near:
         raise ImageSizeError(f"size {width}x{height} is not a multiple of {PATCH_SIZE}; the nearest is {near}")
-    profile.check(profile.views.min, height, width)
+    requests.check(requests.views.min, height, width)
     return width, height
 
 

@@ -38,7 +38,7 @@ class Session:
             is_count = isinstance(value, int | np.integer) and not isinstance(value, bool)
             if value is not None and (not is_count or value < 1):
                 raise InputError(f"{name} is {value!r}; give a positive integer or None")
-        most = engine.manifest.profile.views.max
+        most = engine.manifest.requests.views.max
         if window is not None and window > most:
             raise InputError(
                 f"window is {window}, but this bundle was built for up to {most} views; give at most {most}"
@@ -76,7 +76,7 @@ class Session:
         if not is_key:
             others.append(frame)
         leaving = [] if self._window is None else others[: max(len(others) - self._window, 0)]
-        self._engine.manifest.profile.check_views(len(self._frames) + 1 - len(leaving))
+        self._engine.manifest.requests.check_views(len(self._frames) + 1 - len(leaving))
         self._frames[frame] = encoded
         if is_key:
             self._keyframes.add(frame)

@@ -22,8 +22,8 @@ from mapengine.runtime.bundle.manifest import (
     ModelInfo,
     OutputParity,
     Parity,
-    Profile,
     Range,
+    ServedRequests,
     StageSpec,
     TensorSpec,
     Tolerance,
@@ -73,7 +73,7 @@ def _make_manifest(record: Callable[[str], FileRecord]) -> Manifest:
         attention="mha",
         format="onnx",
         backends=(BackendInfo("onnxruntime", "1.32.0", "1.22"), BackendInfo("openvino", "2026.4.1", "2026.0")),
-        profile=Profile(Range(1, 4, 32), AnySize(14, 518), {"image_encoder": 4}),
+        requests=ServedRequests(Range(1, 4, 32), AnySize(14, 518), {"image_encoder": 4}),
         stages=stages,
         golden=Golden(record("golden.npz"), {"depth_z": Tolerance(1e-4, 1e-3)}),
         parity=Parity(

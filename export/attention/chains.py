@@ -17,7 +17,7 @@ from mapengine.runtime.backends.onnxruntime import import_library
 from mapengine.runtime.bundle.build_record import LayerRecord
 from mapengine.runtime.bundle.kernel_attention import TOKENS, KernelAttention, KernelCode, all_tokens
 from mapengine.runtime.bundle.manifest import StageSpec, TensorSpec
-from mapengine.runtime.bundle.requests import Profile, Range
+from mapengine.runtime.bundle.requests import Range, ServedRequests
 from mapengine.runtime.bundle.store import BundleWriter
 from mapengine.runtime.errors import BackendUnavailableError, ExportError, InputError
 
@@ -36,9 +36,9 @@ DEFAULT_ARCHITECTURES = (80, 86, 89, 120)
 OLDEST = ARCHITECTURES[0]
 
 
-def usual_tokens(profile: Profile, config: ModelConfig) -> int:
+def usual_tokens(requests: ServedRequests, config: ModelConfig) -> int:
     """Tokens of all views of the request that a bundle is optimised for."""
-    usual = stage_profiles(profile, "aggregator", "tensorrt-rtx")[0]
+    usual = stage_profiles(requests, "aggregator", "tensorrt-rtx")[0]
     views, rows, columns = (usual[axis].opt for axis in _AXES)
     return all_tokens(views, rows, columns, int(config.use_class_token))
 
@@ -46,7 +46,7 @@ def usual_tokens(profile: Profile, config: ModelConfig) -> int:
 def choose_kernels(
     attention: str,
     compiler: StageCompiler,
-    profile: Profile,
+    requests: ServedRequests,
     config: ModelConfig,
     precision: str,
     report: Callable[[str], None],
@@ -55,7 +55,7 @@ def choose_kernels(
 
     Args:
         attention: ``"auto"`` or whatever else :meth:`.AttentionChoice.parse` takes.
-        compiler, profile: of the new bundle. config: of the network. precision: of the bundle.
+        compiler, requests: of the new bundle. config: of the network. precision: of the bundle.
         report: called with a line that says what ``"auto"`` chose.
 
     Raises:
@@ -64,7 +64,7 @@ def choose_kernels(
     """
     choice = AttentionChoice.parse(attention)
     if attention == "auto":
-        kernel, why = choose_attention(compiler.architectures(), usual_tokens(profile, config), precision)
+        kernel, why = choose_attention(compiler.architectures(), usual_tokens(requests, config), precision)
         if kernel is not None and not _has_triton():
             kernel, why = None, "attention: native, because Triton, which compiles our kernels, is not installed"
         report(why)

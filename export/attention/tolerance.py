@@ -75,7 +75,7 @@ def kernel_tolerance(bundle: Bundle, kernels: Mapping[str, KernelChoice], scratc
     views, _ = unpack(bundle.golden())
     norm = manifest.model.data_norm_type
     golden = [{**view, "data_norm_type": [norm]} for view in views]
-    cases = {"golden": golden, **served_cases(norm, manifest.profile)}
+    cases = {"golden": golden, **served_cases(norm, manifest.requests)}
 
     def predictions(attend: Attend) -> dict[str, Predictions]:
         chain = _Chain(spec, segments, parts, attention, attend, manifest.model.extra_tokens)

@@ -14,7 +14,7 @@ from mapengine.runtime.backends.onnxruntime import installed_version
 from mapengine.runtime.backends.tensorrt.flavour import NAMES, Flavour, load_flavour
 from mapengine.runtime.bundle.backend_info import BackendInfo
 from mapengine.runtime.bundle.manifest import StageSpec
-from mapengine.runtime.bundle.requests import Profile, Range
+from mapengine.runtime.bundle.requests import Range, ServedRequests
 from mapengine.runtime.bundle.store import BundleWriter
 from mapengine.runtime.errors import InputError
 
@@ -41,7 +41,7 @@ class StageCompiler(Protocol):
     version: str
 
     def check(
-        self, precision: str, attention: str, profile: Profile, config: ModelConfig, weights_only: bool = False
+        self, precision: str, attention: str, requests: ServedRequests, config: ModelConfig, weights_only: bool = False
     ) -> None:
         """Refuse what cannot be written, before anything is exported.
 
@@ -91,7 +91,7 @@ class PlanCompiler:
         self._targets: tuple[str, ...] | None = None
 
     def check(
-        self, precision: str, attention: str, profile: Profile, config: ModelConfig, weights_only: bool = False
+        self, precision: str, attention: str, requests: ServedRequests, config: ModelConfig, weights_only: bool = False
     ) -> None:
         """See :class:`StageCompiler`."""
         targets = check_targets(self._flavour, self._settings.targets)
@@ -100,7 +100,7 @@ class PlanCompiler:
             self._flavour,
             precision=precision,
             attention=attention,
-            profile=profile,
+            requests=requests,
             heads={
                 "image_encoder": config.image_encoder.block.num_heads,
                 "aggregator": config.aggregator.block.num_heads,
@@ -164,7 +164,7 @@ class GraphWriter:
         self.version = installed_version()
 
     def check(
-        self, precision: str, attention: str, profile: Profile, config: ModelConfig, weights_only: bool = False
+        self, precision: str, attention: str, requests: ServedRequests, config: ModelConfig, weights_only: bool = False
     ) -> None:
         """See :class:`StageCompiler`."""
         if attention == "attention":

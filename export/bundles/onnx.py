@@ -32,7 +32,7 @@ from mapengine.runtime.bundle.manifest import (
     TensorSpec,
 )
 from mapengine.runtime.bundle.parity_record import Parity, Tolerance
-from mapengine.runtime.bundle.requests import Profile
+from mapengine.runtime.bundle.requests import ServedRequests
 from mapengine.runtime.bundle.store import Bundle, BundleWriter
 from mapengine.runtime.checks.golden import pack
 from mapengine.runtime.checks.parity import Predictions, measure_parity
@@ -157,7 +157,7 @@ def write_onnx_bundle(
     *,
     precision: str,
     attention: AttentionExport,
-    profile: Profile,
+    requests: ServedRequests,
     backend: str | None,
     report: Progress,
     calibration: Calibration | WeightsOnly | None = None,
@@ -171,7 +171,7 @@ def write_onnx_bundle(
         writer: of :func:`mapengine.runtime.bundle.store.write_bundle`.
         precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"`` or ``"fp8"``.
         attention: see :data:`.onnx_export.AttentionExport`.
-        profile: goes into the manifest; the golden input has a size and a view count that it covers.
+        requests: goes into the manifest; the golden input has a size and a view count that it covers.
         backend: ``"onnxruntime"`` or ``"openvino"``; None to run the graphs as they say in ONNX Runtime, see
             :func:`open_graphs`.
         report: called with a line per step.
@@ -209,9 +209,9 @@ def write_onnx_bundle(
         report("rewriting the stages for openvino")
         graphs = _for_openvino(graphs)
     report("computing reference outputs")
-    views = golden_views(model.data_norm_type, small_size(profile, GOLDEN_SIZE), profile.views)
+    views = golden_views(model.data_norm_type, small_size(requests, GOLDEN_SIZE), requests.views)
     predictions = model.predict(views, use_amp=False)
-    cases = served_cases(model.data_norm_type, profile)
+    cases = served_cases(model.data_norm_type, requests)
     reference = {name: model.predict(given, use_amp=False) for name, given in cases.items()}
     limits = _loose_tolerance(model, views, predictions) if loose else dict.fromkeys(predictions[0], TOLERANCE[around])
     if calibration is not None:
@@ -229,8 +229,8 @@ def write_onnx_bundle(
         attention=attention,
         format="onnx",
         backends=_backends((backend,) if loose and backend is not None else tuple(MINIMUM_VERSIONS)),
-        profile=profile,
-        stages={stage.name: _stage_spec(stage, writer, profile) for stage in graphs.stages},
+        requests=requests,
+        stages={stage.name: _stage_spec(stage, writer, requests) for stage in graphs.stages},
         golden=golden,
     )
     writer.write_manifest(manifest)
@@ -274,7 +274,7 @@ def open_graphs(bundle: Bundle) -> Engine:
 
 def measure(engine: Engine, model: MapAnything) -> Parity:
     """Measure how far an engine is from the PyTorch reference, over :func:`.parity_cases.served_cases`."""
-    cases = served_cases(model.data_norm_type, engine.manifest.profile)
+    cases = served_cases(model.data_norm_type, engine.manifest.requests)
     found = {name: engine.predict(views) for name, views in cases.items()}
     reference = {name: model.predict(views, use_amp=False) for name, views in cases.items()}
     return measure_parity(found, reference, engine.where)
@@ -334,7 +334,7 @@ def _model_info(model: MapAnything, weights_sha256: str) -> ModelInfo:
     )
 
 
-def _stage_spec(stage: ExportedStage | LoweredStage, writer: BundleWriter, profile: Profile) -> StageSpec:
+def _stage_spec(stage: ExportedStage | LoweredStage, writer: BundleWriter, requests: ServedRequests) -> StageSpec:
     def specs(tensors: Sequence[Any]) -> tuple[TensorSpec, ...]:
         return tuple(t if isinstance(t, TensorSpec) else TensorSpec(t.name, "float32", t.axes) for t in tensors)
 
@@ -344,7 +344,7 @@ def _stage_spec(stage: ExportedStage | LoweredStage, writer: BundleWriter, profi
         outputs=specs(stage.outputs),
         data=() if stage.data_path is None else (writer.record(stage.data_path.name),),
         opset=stage.opset,
-        profiles=({"views": profile.views},) if stage.name == "aggregator" else (),
+        profiles=({"views": requests.views},) if stage.name == "aggregator" else (),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from mapengine.calibration.data.samples import sample_views
 from mapengine.runtime import preprocess_inputs
-from mapengine.runtime.bundle.requests import AnySize, Profile, Range
+from mapengine.runtime.bundle.requests import AnySize, Range, ServedRequests
 
 Views = list[dict[str, Any]]
 
@@ -87,12 +87,12 @@ def parity_cases(data_norm_type: str, size: tuple[int, int] = PARITY_SIZE, min_v
     return named
 
 
-def served_cases(data_norm_type: str, profile: Profile) -> dict[str, Views]:
+def served_cases(data_norm_type: str, requests: ServedRequests) -> dict[str, Views]:
     """The parity cases that a profile serves, at a small size or the smallest one of the profile."""
-    cases = parity_cases(data_norm_type, small_size(profile, PARITY_SIZE), profile.views.min)
-    return {name: views for name, views in cases.items() if len(views) <= profile.views.max}
+    cases = parity_cases(data_norm_type, small_size(requests, PARITY_SIZE), requests.views.min)
+    return {name: views for name, views in cases.items() if len(views) <= requests.views.max}
 
 
-def small_size(profile: Profile, size: tuple[int, int]) -> tuple[int, int]:
-    """``size`` as (width, height), or the smallest one that the profile serves."""
-    return size if isinstance(profile.sizes, AnySize) else min(profile.sizes, key=math.prod)
+def small_size(requests: ServedRequests, size: tuple[int, int]) -> tuple[int, int]:
+    """``size`` as (width, height), or the smallest one that the requests serves."""
+    return size if isinstance(requests.sizes, AnySize) else min(requests.sizes, key=math.prod)

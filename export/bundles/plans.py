@@ -20,7 +20,7 @@ from mapengine.runtime.backends.registry import available_backends
 from mapengine.runtime.bundle.kernel_attention import KernelCode
 from mapengine.runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
 from mapengine.runtime.bundle.parity_record import Parity
-from mapengine.runtime.bundle.requests import Profile
+from mapengine.runtime.bundle.requests import ServedRequests
 from mapengine.runtime.bundle.store import Bundle, BundleWriter, write_bundle
 from mapengine.runtime.checks.product_precision import check_executed, listed_products
 from mapengine.runtime.errors import InputError
@@ -92,17 +92,17 @@ def compile_engine(
         )
     compiler = open_compiler(backend, settings)
     config = parse_config(manifest.model.config, str(bundle))
-    profile = plan_profile(manifest.profile)
+    requests = gpu_requests(manifest.requests)
     record = manifest.quantization
     weights_only = record is not None and record.weights_only
-    compiler.check(manifest.precision, manifest.attention, profile, config, weights_only)
+    compiler.check(manifest.precision, manifest.attention, requests, config, weights_only)
     kernels: Mapping[str, KernelChoice] = {}
     if _takes_kernels(manifest, attention, str(bundle)):
         report = progress or (lambda line: None)
-        kernels = choose_kernels(attention, compiler, profile, config, manifest.precision, report)
+        kernels = choose_kernels(attention, compiler, requests, config, manifest.precision, report)
     with write_bundle(Path(out)) as writer:
         return write_plan_bundle(
-            source, writer, compiler, profile=profile, report=progress, fraction=fraction, kernels=kernels
+            source, writer, compiler, requests=requests, report=progress, fraction=fraction, kernels=kernels
         )
 
 
@@ -134,7 +134,7 @@ def write_plan_bundle(
     writer: BundleWriter,
     compiler: StageCompiler,
     *,
-    profile: Profile,
+    requests: ServedRequests,
     report: Progress | None = None,
     fraction: Fraction | None = None,
     measure: Callable[[Engine], Parity] | None = None,
@@ -146,7 +146,7 @@ def write_plan_bundle(
         source: ONNX stages, opened.
         writer: of the new bundle.
         compiler: of its stages.
-        profile: of the new bundle, see :func:`plan_profile`.
+        requests: of the new bundle, see :func:`gpu_requests`.
         report: called with a line per step. fraction: with the progress of a step.
         measure: measures the parity of the running engine; by default its golden check does.
         kernels: attention modules of the aggregator that our own kernels compute; exported as ``mha``. The golden check
@@ -171,7 +171,7 @@ def write_plan_bundle(
                 if split and not quantization.weights_only:  # each of them is three products from here on
                     wanted = quantization.products[name] + 2 * split
                     quantization = replace(quantization, products={**quantization.products, name: wanted})
-            profiles = stage_profiles(profile, name, compiler.backend)
+            profiles = stage_profiles(requests, name, compiler.backend)
             if kernels and name == "aggregator":
                 extra = source.manifest.model.extra_tokens
                 stages[name], codes = compile_chain(
@@ -190,7 +190,7 @@ def write_plan_bundle(
         format=compiler.format,
         quantization=quantization,
         backends=(compiler.info(),),
-        profile=profile,
+        requests=requests,
         stages=stages,
         golden=golden,
         kernels=codes,
@@ -210,9 +210,9 @@ def write_plan_bundle(
     return writer.write_manifest(replace(manifest, parity=parity))
 
 
-def plan_profile(profile: Profile) -> Profile:
-    """A bundle's profile with chunk sizes for a GPU."""
-    return replace(profile, chunks=gpu_chunks(profile.views))
+def gpu_requests(requests: ServedRequests) -> ServedRequests:
+    """A bundle's requests with chunk sizes for a GPU."""
+    return replace(requests, chunks=gpu_chunks(requests.views))
 
 
 def add_patch_features(graph: Path, scratch: Path, spec: StageSpec) -> tuple[Path, StageSpec]:

@@ -27,7 +27,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Request:
+class CallShape:
     """A call: views, and patches of a view along both sides; how many views bring geometry; views per call of the
     chunked stages, each of which reads the weights once."""
 
@@ -44,7 +44,7 @@ class Request:
 
 
 def stage_costs(
-    config: ModelConfig, request: Request, weight_bytes: float = 4, value_bytes: float = 4
+    config: ModelConfig, request: CallShape, weight_bytes: float = 4, value_bytes: float = 4
 ) -> dict[str, Cost]:
     """Costs of all stages.
 
@@ -125,7 +125,7 @@ def _block_weights(block: BlockConfig) -> int:
     return block.dim * (4 * block.dim + (3 if block.mlp == "swiglu" else 2) * block.mlp_hidden)
 
 
-def _geometry(config: ModelConfig, request: Request) -> tuple[float, int]:
+def _geometry(config: ModelConfig, request: CallShape) -> tuple[float, int]:
     """Operations and weights of the geometry encoders."""
     encoders, dim = config.geometry_encoder, config.image_encoder.block.dim
     dense = 0
@@ -145,7 +145,7 @@ def _geometry(config: ModelConfig, request: Request) -> tuple[float, int]:
     return flops, dense + vectors
 
 
-def _head(config: ModelConfig, request: Request) -> tuple[float, int]:
+def _head(config: ModelConfig, request: CallShape) -> tuple[float, int]:
     """Operations and weights of the dense head and the pose head."""
     head, rows, columns = config.head, request.rows, request.columns
     width, dim, features = config.image_encoder.block.dim, config.aggregator.block.dim, config.head.feature_dim

@@ -13,7 +13,7 @@ import numpy as np
 from mapengine.runtime.bundle.requests import PATCH_SIZE
 
 from ..model.config_json import parse_config
-from .costs import Request, stage_costs
+from .costs import CallShape, stage_costs
 
 _SIDE = 2048
 _COPY_BYTES = 256 * 2**20
@@ -70,7 +70,7 @@ def add_rooflines(results: Sequence[dict[str, Any]], ceilings: dict[str, Any]) -
         width, height = result["size"]
         precision = str(result["precision"])
         size = _BYTES.get(precision, 4)
-        request = Request(result["views"], height // PATCH_SIZE, width // PATCH_SIZE, 0, result.get("chunk", 1))
+        request = CallShape(result["views"], height // PATCH_SIZE, width // PATCH_SIZE, 0, result.get("chunk", 1))
         peak = None if "CPU" not in str(result["device"]) else ceilings["gemm_gflops"].get(precision)
         result["roofline"] = {}
         for stage, cost in stage_costs(parse_config(config), request, size).items():

@@ -26,7 +26,7 @@ _EXAMPLE_PATCHES = (4, 5)  # rows, columns: different, so that no axis is taken 
 
 
 @dataclass(frozen=True)
-class TensorSpec:
+class StageTensor:
     """Name and symbolic shape of one input or output of a stage (float32)."""
 
     name: str
@@ -44,8 +44,8 @@ class Stage:
 
     name: str
     leading_axis: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    inputs: tuple[StageTensor, ...]
+    outputs: tuple[StageTensor, ...]
     module: nn.Module
 
     def examples(self) -> tuple[Tensor, ...]:
@@ -102,12 +102,12 @@ def make_stages(network: MapAnythingNetwork) -> dict[str, Stage]:
     def maps(leading: str, channels: int) -> Axes:
         return (leading, "patch_rows", "patch_columns", channels)
 
-    def extra(leading: str) -> tuple[TensorSpec, ...]:
-        return (TensorSpec("extra_tokens", (leading, 1, encoder_dim)),) if config.use_class_token else ()
+    def extra(leading: str) -> tuple[StageTensor, ...]:
+        return (StageTensor("extra_tokens", (leading, 1, encoder_dim)),) if config.use_class_token else ()
 
-    def view_features(leading: str) -> tuple[TensorSpec, ...]:
+    def view_features(leading: str) -> tuple[StageTensor, ...]:
         channels = (encoder_dim, dim, dim, dim)
-        return tuple(TensorSpec(f"view_features_{i}", maps(leading, c)) for i, c in enumerate(channels))
+        return tuple(StageTensor(f"view_features_{i}", maps(leading, c)) for i, c in enumerate(channels))
 
     chunk = "views_in_chunk"
     pixels: Axes = (chunk, HEIGHT, WIDTH)
@@ -115,30 +115,30 @@ def make_stages(network: MapAnythingNetwork) -> dict[str, Stage]:
         (
             "image_encoder",
             chunk,
-            (TensorSpec("images", (chunk, 3, HEIGHT, WIDTH)),),
-            (TensorSpec("patch_features", maps(chunk, encoder_dim)), *extra(chunk)),
+            (StageTensor("images", (chunk, 3, HEIGHT, WIDTH)),),
+            (StageTensor("patch_features", maps(chunk, encoder_dim)), *extra(chunk)),
             _image_encoder,
         ),
         (
             "geometry_encoder",
             chunk,
             (
-                TensorSpec("ray_directions", (*pixels, 3)),
-                TensorSpec("depth", (*pixels, 1)),
-                TensorSpec("depth_log_scale", (chunk, 1)),
-                TensorSpec("rotation", (chunk, 4)),
-                TensorSpec("translation", (chunk, 3)),
-                TensorSpec("translation_log_scale", (chunk, 1)),
-                TensorSpec("modality_flags", (chunk, len(MODALITIES))),
+                StageTensor("ray_directions", (*pixels, 3)),
+                StageTensor("depth", (*pixels, 1)),
+                StageTensor("depth_log_scale", (chunk, 1)),
+                StageTensor("rotation", (chunk, 4)),
+                StageTensor("translation", (chunk, 3)),
+                StageTensor("translation_log_scale", (chunk, 1)),
+                StageTensor("modality_flags", (chunk, len(MODALITIES))),
             ),
-            (TensorSpec("geometry_features", maps(chunk, encoder_dim)),),
+            (StageTensor("geometry_features", maps(chunk, encoder_dim)),),
             _geometry_encoder,
         ),
         (
             "aggregator",
             "views",
-            (TensorSpec("features", maps("views", encoder_dim)), *extra("views")),
-            (*view_features("views"), TensorSpec("metric_scaling_factor", (1,))),
+            (StageTensor("features", maps("views", encoder_dim)), *extra("views")),
+            (*view_features("views"), StageTensor("metric_scaling_factor", (1,))),
             _aggregator,
         ),
         (
@@ -146,12 +146,12 @@ def make_stages(network: MapAnythingNetwork) -> dict[str, Stage]:
             chunk,
             view_features(chunk),
             (
-                TensorSpec("ray_directions", (*pixels, 3)),
-                TensorSpec("depth_along_ray", (*pixels, 1)),
-                TensorSpec("confidence", pixels),
-                TensorSpec("mask_logits", pixels),
-                TensorSpec("cam_trans", (chunk, 3)),
-                TensorSpec("cam_quats", (chunk, 4)),
+                StageTensor("ray_directions", (*pixels, 3)),
+                StageTensor("depth_along_ray", (*pixels, 1)),
+                StageTensor("confidence", pixels),
+                StageTensor("mask_logits", pixels),
+                StageTensor("cam_trans", (chunk, 3)),
+                StageTensor("cam_quats", (chunk, 4)),
             ),
             _dense_head,
         ),

@@ -22,7 +22,7 @@ from mapengine.runtime.errors import ExportError
 from ..model.config import PATCH_SIZE
 from ..model.network import MapAnythingNetwork
 from ..model.network.transformer import Attention, AttentionForm
-from .stages import HEIGHT, WIDTH, Stage, TensorSpec, make_stages
+from .stages import HEIGHT, WIDTH, Stage, StageTensor, make_stages
 from .weights import save_model
 
 AttentionExport = Literal["mha", "attention", "matmul"]
@@ -49,8 +49,8 @@ class ExportedStage:
     path: Path
     data_path: Path | None
     opset: int
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    inputs: tuple[StageTensor, ...]
+    outputs: tuple[StageTensor, ...]
 
 
 def export_stages(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from mapengine.runtime.backends.cuda.driver import driver_problem
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.bundle.backend_info import parse_version
-from mapengine.runtime.bundle.requests import CHUNKED_STAGES, Profile, Range
+from mapengine.runtime.bundle.requests import CHUNKED_STAGES, Range, ServedRequests
 from mapengine.runtime.errors import BackendUnavailableError, ExportError, InputError
 
 from .graph import StageGraph
@@ -50,7 +50,7 @@ def check_limits(
     *,
     precision: str,
     attention: str,
-    profile: Profile,
+    requests: ServedRequests,
     heads: Mapping[str, int],
     targets: Sequence[str] = (),
     weights_only: bool = False,
@@ -90,7 +90,7 @@ def check_limits(
         )
     warnings: list[str] = []
     for stage, count in heads.items():
-        profiles = stage_profiles(profile, stage, flavour.name)
+        profiles = stage_profiles(requests, stage, flavour.name)
         try:
             warnings += check_scores(stage, flavour, count, profiles)
         except ExportError as error:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from mapengine.runtime.backends.contract import ChunkSizes
 from mapengine.runtime.backends.cuda.stage import tensor_shape
 from mapengine.runtime.bundle.manifest import TensorSpec
-from mapengine.runtime.bundle.requests import CHUNKED_STAGES, PATCH_SIZE, AnySize, Profile, Range
+from mapengine.runtime.bundle.requests import CHUNKED_STAGES, PATCH_SIZE, AnySize, Range, ServedRequests
 
 MAX_SIZE_PROFILES = 4
 """Sizes that get a profile each. A profile costs build time and context memory; more sizes share one box."""
@@ -35,7 +35,7 @@ def gpu_chunks(views: Range) -> dict[str, int]:
     return chunks.to_json()
 
 
-def stage_profiles(profile: Profile, stage: str, backend: str) -> tuple[dict[str, Range], ...]:
+def stage_profiles(requests: ServedRequests, stage: str, backend: str) -> tuple[dict[str, Range], ...]:
     """The optimisation profiles of a stage: disjoint in views or sizes, together everything that the bundle serves.
 
     * A chunked stage owns 1 to its chunk size, because the last chunk of a call is any remainder.
@@ -48,7 +48,7 @@ def stage_profiles(profile: Profile, stage: str, backend: str) -> tuple[dict[str
       would cost it build time and gain nothing.
 
     Args:
-        profile: of the bundle.
+        requests: of the bundle.
         stage: its name.
         backend: ``"tensorrt"`` or ``"tensorrt-rtx"``.
 
@@ -57,10 +57,10 @@ def stage_profiles(profile: Profile, stage: str, backend: str) -> tuple[dict[str
         ``patch_columns``; the sides of images in pixels follow from them. A request runs in the first that covers it.
     """
     if stage in CHUNKED_STAGES:
-        axis, counts = "views_in_chunk", [_chunk_range(profile, stage)]
+        axis, counts = "views_in_chunk", [_chunk_range(requests, stage)]
     else:
-        axis, counts = "views", _view_ranges(profile.views, split=backend == "tensorrt")
-    return tuple({axis: views, **sides} for sides in _size_ranges(profile) for views in counts)
+        axis, counts = "views", _view_ranges(requests.views, split=backend == "tensorrt")
+    return tuple({axis: views, **sides} for sides in _size_ranges(requests) for views in counts)
 
 
 def shape_ends(spec: TensorSpec, profile: Mapping[str, Range]) -> tuple[tuple[int, ...], ...]:
@@ -71,9 +71,9 @@ def shape_ends(spec: TensorSpec, profile: Mapping[str, Range]) -> tuple[tuple[in
     )
 
 
-def _chunk_range(profile: Profile, stage: str) -> Range:
-    largest = min(profile.chunks.get(stage, profile.views.max), profile.views.max)
-    return Range(1, min(profile.views.opt, largest), largest)
+def _chunk_range(requests: ServedRequests, stage: str) -> Range:
+    largest = min(requests.chunks.get(stage, requests.views.max), requests.views.max)
+    return Range(1, min(requests.views.opt, largest), largest)
 
 
 def _view_ranges(views: Range, *, split: bool) -> list[Range]:
@@ -82,11 +82,11 @@ def _view_ranges(views: Range, *, split: bool) -> list[Range]:
     return [Range(views.min, views.opt, views.opt), Range(views.opt + 1, views.max, views.max)]
 
 
-def _size_ranges(profile: Profile) -> list[dict[str, Range]]:
-    if isinstance(profile.sizes, AnySize):
-        low, high = profile.sizes.min // PATCH_SIZE, profile.sizes.max // PATCH_SIZE
+def _size_ranges(requests: ServedRequests) -> list[dict[str, Range]]:
+    if isinstance(requests.sizes, AnySize):
+        low, high = requests.sizes.min // PATCH_SIZE, requests.sizes.max // PATCH_SIZE
         return [_sides(Range(low, _clamp(usual, low, high), high) for usual in (_USUAL_ROWS, _USUAL_COLUMNS))]
-    sizes = [(height // PATCH_SIZE, width // PATCH_SIZE) for width, height in profile.sizes]
+    sizes = [(height // PATCH_SIZE, width // PATCH_SIZE) for width, height in requests.sizes]
     if len(sizes) <= MAX_SIZE_PROFILES:
         return [_sides([Range(side, side, side) for side in size]) for size in sizes]
     # The user names the usual size first.

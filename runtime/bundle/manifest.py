@@ -17,15 +17,37 @@ from .build_record import Headroom, LayerRecord, ReducedPrecision
 from .codec import Reader, encode_free
 from .kernel_attention import KernelAttention, KernelCode
 from .parity_record import GeometryParity, OutputParity, Parity, Tolerance
-from .requests import PATCH_SIZE, AnySize, Profile, Range
+from .requests import PATCH_SIZE, AnySize, Range, ServedRequests
 from .stages import DTYPES, FileRecord, StageSpec, TensorSpec
 
 __all__ = [
-    "ATTENTIONS", "BACKENDS_BY_FORMAT", "DTYPES", "PATCH_SIZE", "PRECISIONS", "SCHEMA_VERSION", "STAGES",
-    "AnySize", "BackendInfo", "FileRecord", "GeometryParity", "Golden", "Headroom", "KernelAttention", "KernelCode",
-    "LayerRecord", "Manifest",
-    "ModelInfo", "OutputParity", "Parity", "Profile", "Quantization", "Range", "ReducedPrecision", "StageSpec",
-    "TensorSpec", "Tolerance",
+    "ATTENTIONS",
+    "BACKENDS_BY_FORMAT",
+    "DTYPES",
+    "PATCH_SIZE",
+    "PRECISIONS",
+    "SCHEMA_VERSION",
+    "STAGES",
+    "AnySize",
+    "BackendInfo",
+    "FileRecord",
+    "GeometryParity",
+    "Golden",
+    "Headroom",
+    "KernelAttention",
+    "KernelCode",
+    "LayerRecord",
+    "Manifest",
+    "ModelInfo",
+    "OutputParity",
+    "Parity",
+    "Quantization",
+    "Range",
+    "ReducedPrecision",
+    "ServedRequests",
+    "StageSpec",
+    "TensorSpec",
+    "Tolerance",
 ]  # fmt: skip
 
 SCHEMA_VERSION = 4
@@ -194,7 +216,7 @@ class Manifest:
     attention: str
     format: str
     backends: tuple[BackendInfo, ...]
-    profile: Profile
+    requests: ServedRequests
     stages: Mapping[str, StageSpec]
     golden: Golden
     parity: Parity | None = None
@@ -239,7 +261,7 @@ class Manifest:
             attention=fields["attention"].choice(ATTENTIONS),
             format=form,
             backends=_read_backends(fields["backends"], form),
-            profile=Profile.read(fields["profile"]),
+            requests=ServedRequests.read(fields["profile"]),
             stages=_read_stages(fields["stages"], form),
             golden=Golden.read(fields["golden"]),
             parity=None if fields["parity"].is_null() else Parity.read(fields["parity"]),
@@ -272,7 +294,7 @@ class Manifest:
             "attention": self.attention,
             "format": self.format,
             "backends": [backend.to_json() for backend in self.backends],
-            "profile": self.profile.to_json(),
+            "profile": self.requests.to_json(),
             "stages": {name: stage.to_json() for name, stage in self.stages.items()},
             "kernels": [kernel.to_json() for kernel in self.kernels],
             "golden": self.golden.to_json(),

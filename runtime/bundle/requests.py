@@ -59,7 +59,7 @@ class AnySize:
 
 
 @dataclass(frozen=True)
-class Profile:
+class ServedRequests:
     """The requests that a bundle serves.
 
     Attributes:
@@ -73,7 +73,7 @@ class Profile:
     chunks: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, reader: Reader) -> Profile:
+    def read(cls, reader: Reader) -> ServedRequests:
         """Read ``{"views", "sizes", "chunks"}``."""
         fields = reader.fields("views", "sizes", "chunks")
         chunks = {name: chunk.integer(1, MAX_VIEWS) for name, chunk in fields["chunks"].members().items()}

@@ -5,22 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..backends.registry import make_backend
-from ..bundle.requests import AnySize, Profile
+from ..bundle.requests import AnySize, ServedRequests
 from ..bundle.store import Bundle
 from ..errors import BackendUnavailableError
 from .model import _KINDS, CPU_BACKENDS, MemoryModel, Progress, Sample, remember_model
 from .probe import can_probe, probe
 
 
-def measuring_shapes(profile: Profile) -> list[tuple[int, int, int]]:
+def measuring_shapes(requests: ServedRequests) -> list[tuple[int, int, int]]:
     """(views, width, height) of the calls that a model is fitted to: few and small, but apart."""
-    if isinstance(profile.sizes, AnySize):
-        sides = sorted({_near(side, profile.sizes) for side in (140, 280)})
+    if isinstance(requests.sizes, AnySize):
+        sides = sorted({_near(side, requests.sizes) for side in (140, 280)})
         sizes = [(side, side) for side in sides]
     else:
-        ordered = sorted(profile.sizes, key=lambda size: size[0] * size[1])
+        ordered = sorted(requests.sizes, key=lambda size: size[0] * size[1])
         sizes = list(dict.fromkeys([ordered[0], ordered[-1]] if len(ordered) < 4 else [ordered[0], ordered[1]]))
-    counts = sorted({max(profile.views.min, min(count, profile.views.max)) for count in (1, 6, 24)})
+    counts = sorted({max(requests.views.min, min(count, requests.views.max)) for count in (1, 6, 24)})
     shapes = [(count, *sizes[0]) for count in counts]
     return shapes + [(count, *size) for size in sizes[1:] for count in counts[:2]]
 
@@ -49,7 +49,7 @@ def measure(path: Path, backend: str = "auto", progress: Progress | None = None)
         raise BackendUnavailableError(
             "memory is measured through /proc/self/clear_refs, which this system does not have; plan on Linux"
         )
-    shapes = [(*shape, *kind) for kind in _KINDS for shape in measuring_shapes(bundle.manifest.profile)]
+    shapes = [(*shape, *kind) for kind in _KINDS for shape in measuring_shapes(bundle.manifest.requests)]
     samples = []
     for done, (views, width, height, geometry, collect) in enumerate(shapes):
         if progress is not None:

@@ -57,7 +57,7 @@ class EngineSubject:
             "backend": self._engine.backend,
             "backend_version": self._engine.backend_version,
             "device": self._engine.device,
-            "chunk": dict(manifest.profile.chunks).get("image_encoder", 1),
+            "chunk": dict(manifest.requests.chunks).get("image_encoder", 1),
         }
 
     def call(self, files: Sequence[str], size: tuple[int, int]) -> dict[str, float]:

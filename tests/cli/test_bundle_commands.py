@@ -45,8 +45,8 @@ def test_build_prints_the_parity(tmp_path: Path) -> None:
     result = mapengine("build", "preset:tiny", out, "--views", "1:2:9", "--resolution", "112x84,84x112")
     assert result.returncode == 0, result.stderr
     manifest = Bundle.open(out).manifest
-    assert (manifest.profile.views.min, manifest.profile.views.opt, manifest.profile.views.max) == (1, 2, 9)
-    assert manifest.profile.sizes == ((112, 84), (84, 112))
+    assert (manifest.requests.views.min, manifest.requests.views.opt, manifest.requests.views.max) == (1, 2, 9)
+    assert manifest.requests.sizes == ((112, 84), (84, 112))
     assert manifest.parity is not None
     for word in (*manifest.parity.outputs, *manifest.parity.cases, "depth AbsRel", "rotation, degrees", str(out)):
         assert word in result.stdout

@@ -67,8 +67,8 @@ def test_manifest_describes_model_and_build(tiny_bundle: Path, tiny: MapAnything
     assert (manifest.precision, manifest.attention, manifest.format) == ("fp32", "mha", "onnx")
     assert manifest.quantization is None
     assert manifest.created_by == metadata.version("mapengine")
-    assert manifest.profile.views == Range(1, 4, 32)
-    assert manifest.profile.sizes == AnySize(14, 518)
+    assert manifest.requests.views == Range(1, 4, 32)
+    assert manifest.requests.sizes == AnySize(14, 518)
     assert {backend.name for backend in manifest.backends} == {"onnxruntime", "openvino"}
     for tool in ("torch", "onnx", "onnxscript", "numpy"):
         assert manifest.tools[tool] == metadata.version(tool)
@@ -139,8 +139,8 @@ def test_steps_are_reported_and_passed_on(traced: list[dict[str, Any]], tiny: Ma
 @pytest.mark.usefixtures("traced")
 def test_profile_of_sizes_and_counts(tiny: MapAnything, tmp_path: Path) -> None:
     manifest = build_engine(tiny, tmp_path / "e", views=(2, 2, 3), resolutions=[(70, 42), (42, 42), (70, 42)])
-    assert manifest.profile.views == Range(2, 2, 3)
-    assert manifest.profile.sizes == ((70, 42), (42, 42))
+    assert manifest.requests.views == Range(2, 2, 3)
+    assert manifest.requests.sizes == ((70, 42), (42, 42))
     assert manifest.parity is not None
     assert "image, 1 view, repeated to 2 views" in manifest.parity.cases
     assert "mixed" not in manifest.parity.cases  # four views
@@ -233,10 +233,10 @@ def test_wrong_options_are_refused_before_any_work(
 
 
 def test_counts_and_sizes_may_be_numpy_integers() -> None:
-    profile = build_options.make_profile(tuple(np.array([1, 2, 3])), np.array([[56, 84], [70, 70]]), {})  # type: ignore[arg-type]
-    assert profile.to_json()["views"] == {"min": 1, "opt": 2, "max": 3}
-    assert profile.sizes == ((56, 84), (70, 70))
-    assert type(profile.views.max) is int
+    requests = build_options.served_requests(tuple(np.array([1, 2, 3])), np.array([[56, 84], [70, 70]]), {})  # type: ignore[arg-type]
+    assert requests.to_json()["views"] == {"min": 1, "opt": 2, "max": 3}
+    assert requests.sizes == ((56, 84), (70, 70))
+    assert type(requests.views.max) is int
 
 
 def test_wrong_models_and_folders_are_refused_before_any_work(
@@ -329,7 +329,7 @@ def test_older_bundle_is_replaced(tiny: MapAnything, tiny_bundle: Path, tmp_path
     shutil.copytree(tiny_bundle, out)
     (out / "scene.glb").write_bytes(b"saved by the user")
     build_engine(tiny, out, views=(1, 2, 3))
-    assert Bundle.open(out).manifest.profile.views == Range(1, 2, 3)
+    assert Bundle.open(out).manifest.requests.views == Range(1, 2, 3)
     assert (out / "scene.glb").read_bytes() == b"saved by the user"
 
 

@@ -76,7 +76,7 @@ def test_wrong_windows_and_frames(engine: Engine) -> None:
         for value in (0, -1, 1.5, True):
             with pytest.raises(InputError, match=f"{name} is "):
                 Session(engine, **{name: value})
-    most = engine.manifest.profile.views.max
+    most = engine.manifest.requests.views.max
     with pytest.raises(InputError, match=f"up to {most} views"):
         Session(engine, window=most + 1)
     session = Session(engine)
@@ -91,7 +91,7 @@ def test_wrong_windows_and_frames(engine: Engine) -> None:
 def test_too_many_keyframes_are_refused_and_leave_the_session_as_it_was(engine: Engine) -> None:
     session = Session(engine)
     view = random_views(1, "", 28, 28)[0]
-    most = engine.manifest.profile.views.max
+    most = engine.manifest.requests.views.max
     encoded = engine.encode([view])[0]
     for _ in range(most):
         session.add(encoded)

@@ -1,6 +1,6 @@
 """A stage that is cut at its attention: several plans, with our own kernels between them, behind the face of one plan.
 
-To a session the chain is one plan: one context with one block of memory and one launch, which puts all
+To a shape context the chain is one plan: one context with one block of memory and one launch, which puts all
 segments and kernels into the stream, so that one CUDA graph holds them. Inside, the block of memory has two parts: a
 workspace that segments and kernels take in turn, and the tensors that lead from one segment to a later one, where those
 that are not alive together share their place.
@@ -75,7 +75,7 @@ class PlanChain:
 
 
 class ChainContext:
-    """What :class:`.session.Session` does with a context, for all segments of a chain.
+    """What :class:`.shape_context.ShapeContext` does with a context, for all segments of a chain.
 
     Attributes:
         segments: the library's context per segment.

@@ -19,7 +19,7 @@ from ...inputs.prepared import PreparedViews, ViewGeometry
 from ...postprocessing.predictions import forward_outputs
 from ..contract import ChunkSizes, StagePipeline
 from .driver import Device, OutOfMemory, Stream
-from .shape_context import Request, Session, Work
+from .shape_context import RequestShape, ShapeContext, Work
 from .stage import DeviceStage
 from .timing import GpuClock
 
@@ -36,7 +36,7 @@ class Caches(Protocol):
 
 
 class DevicePipeline(StagePipeline):
-    """Threads may share it: a call takes a session that nobody uses, or makes one."""
+    """Threads may share it: a call takes a context that nobody uses, or makes one."""
 
     def __init__(
         self,
@@ -91,10 +91,10 @@ class DevicePipeline(StagePipeline):
         batch, _, height, width = images[0].shape
         sizes = self._limited(chunks or self.chunks)
         every = [np.asarray(image[sample : sample + 1], np.float32) for image in images for sample in range(batch)]
-        request = Request(len(every), height // PATCH_SIZE, width // PATCH_SIZE, sizes)
+        request = RequestShape(len(every), height // PATCH_SIZE, width // PATCH_SIZE, sizes)
         work = Work(range(len(every)), (), encode_only=True)
-        with self._device.current(), self._sessions.taken(request, work) as session:
-            found = session.encode(every, progress)
+        with self._device.current(), self._sessions.taken(request, work) as context:
+            found = context.encode(every, progress)
         parts = [found[view * batch : (view + 1) * batch] for view in range(len(images))]
         return [
             ImageFeatures(
@@ -118,7 +118,7 @@ class DevicePipeline(StagePipeline):
         images = [np.asarray(image[sample : sample + 1], np.float32) for image in prepared.images]
         geometry = [_of_sample(view, sample) for view in prepared.geometry]
         features = [None if view is None else _features_of(view, sample) for view in known]
-        request = Request(len(images), prepared.height // PATCH_SIZE, prepared.width // PATCH_SIZE, chunks)
+        request = RequestShape(len(images), prepared.height // PATCH_SIZE, prepared.width // PATCH_SIZE, chunks)
         work = Work.of(features, geometry)
         report = progress
         if progress is not None and prepared.batch > 1:
@@ -129,8 +129,8 @@ class DevicePipeline(StagePipeline):
 
         with contextlib.ExitStack() as held:
             with self._device.current():
-                session = held.enter_context(self._sessions.taken(request, work))
-                views = session.run(images, geometry, features, report, self._sessions.clock)
+                context = held.enter_context(self._sessions.taken(request, work))
+                views = context.run(images, geometry, features, report, self._sessions.clock)
             while True:
                 with self._device.current():
                     view = next(views, None)
@@ -157,7 +157,7 @@ class DevicePipeline(StagePipeline):
 
 
 class _Sessions:
-    """The sessions of a pipeline: those that run, and a few that wait for the next call of their shape."""
+    """The contexts of a pipeline: those that run, and a few that wait for the next call of their shape."""
 
     def __init__(
         self, device: Device, plans: Mapping[str, DeviceStage], caches: Caches | None, stream: Stream | None
@@ -167,35 +167,35 @@ class _Sessions:
         self._caches = caches
         self._stream = stream
         self.clock: GpuClock | None = None
-        self._idle: list[Session] = []  # the newest last
+        self._idle: list[ShapeContext] = []  # the newest last
         self._running = 0
         self._changed = threading.Condition()
         self._making = threading.Lock()
 
     @contextlib.contextmanager
-    def taken(self, request: Request, work: Work) -> Iterator[Session]:
-        """A session for one call; the block's failure closes it."""
-        session = self._find(request)
-        is_new = session is None or not session.is_prepared(work)
-        if session is None or is_new:
-            session = self._make(request, work, session)
+    def taken(self, request: RequestShape, work: Work) -> Iterator[ShapeContext]:
+        """A context for one call; the block's failure closes it."""
+        context = self._find(request)
+        is_new = context is None or not context.is_prepared(work)
+        if context is None or is_new:
+            context = self._make(request, work, context)
         with self._changed:
             self._running += 1
         try:
-            yield session
+            yield context
             if is_new:  # its kernels were compiled now
                 with self._device.current():
                     self._save()
         except BaseException:  # also of a stream that is left before its end
             with self._device.current():
-                session.close()
+                context.close()
             with self._changed:
                 self._running -= 1
                 self._changed.notify_all()
             raise
         with self._changed:
             self._running -= 1
-            self._idle.append(session)
+            self._idle.append(context)
             surplus, self._idle = self._idle[:-_MOST_IDLE], self._idle[-_MOST_IDLE:]
             self._changed.notify_all()
         with self._device.current():
@@ -214,29 +214,29 @@ class _Sessions:
         if self._caches is not None:
             self._caches.save()
 
-    def _find(self, request: Request) -> Session | None:
+    def _find(self, request: RequestShape) -> ShapeContext | None:
         with self._changed:
-            for session in reversed(self._idle):
-                if session.request == request:
-                    self._idle.remove(session)
-                    return session
+            for context in reversed(self._idle):
+                if context.request == request:
+                    self._idle.remove(context)
+                    return context
         return None
 
-    def _make(self, request: Request, work: Work, session: Session | None) -> Session:
+    def _make(self, request: RequestShape, work: Work, context: ShapeContext | None) -> ShapeContext:
         # One at a time: two calls could each hold a part of the memory that either needs.
         with self._making:
             while True:
-                session = session or Session(self._device, self._plans, request, self._stream)
+                context = context or ShapeContext(self._device, self._plans, request, self._stream)
                 try:
-                    session.prepare(work)
-                    return session
+                    context.prepare(work)
+                    return context
                 except OutOfMemory:
-                    session.close()
-                    session = None
+                    context.close()
+                    context = None
                     if not self._make_room():
                         raise
                 except BaseException:
-                    session.close()
+                    context.close()
                     raise
 
     def _make_room(self) -> bool:
@@ -251,9 +251,9 @@ class _Sessions:
 
     def _close_idle(self) -> None:
         with self._changed:
-            sessions, self._idle = self._idle, []
-        for session in sessions:
-            session.close()
+            contexts, self._idle = self._idle, []
+        for context in contexts:
+            context.close()
 
 
 def _of_sample(view: ViewGeometry | None, sample: int) -> ViewGeometry | None:

@@ -1,7 +1,7 @@
 """Everything that one shape of request needs on the GPU: buffers, execution contexts, recorded graphs.
 
 The stages hand device buffers to each other, so between the images and the predictions nothing comes back to the host.
-A session belongs to one call at a time; ``pipeline.py`` keeps a few of them.
+A context belongs to one call at a time; ``pipeline.py`` keeps a few of them.
 
 A context always works on the same addresses: chunks of views are copied, on the GPU, between its buffers and those of
 all views. A graph is only valid for the addresses and shapes that it was recorded with (TensorRT's guide advises one
@@ -41,7 +41,7 @@ _SLOTS = 2
 
 
 @dataclass(frozen=True)
-class Request:
+class RequestShape:
     """The shape of a call for one sample.
 
     Attributes:
@@ -127,11 +127,11 @@ class _Launch:
             self._graph = None
 
 
-class Session:
-    """The GPU side of one :class:`Request`."""
+class ShapeContext:
+    """The GPU side of one :class:`RequestShape`."""
 
     def __init__(
-        self, device: Device, plans: Mapping[str, DeviceStage], request: Request, stream: Stream | None = None
+        self, device: Device, plans: Mapping[str, DeviceStage], request: RequestShape, stream: Stream | None = None
     ) -> None:
         """Nothing big is allocated before :meth:`prepare`. ``stream`` is what the stages are tied to, if anything."""
         self.request = request
@@ -284,7 +284,7 @@ class Session:
                 resource.free()
         self._owned.clear()
 
-    # What belongs to the session
+    # What belongs to the context
 
     def _own(self, resource: Any) -> Any:
         self._owned.append(resource)

@@ -1,4 +1,4 @@
-"""What a session needs of a stage that runs on a GPU, whichever library computes it."""
+"""What a shape context needs of a stage that runs on a GPU, whichever library computes it."""
 
 from __future__ import annotations
 

@@ -67,13 +67,13 @@ def test_plans_take_the_place_of_the_graphs(compiled: tuple[Path, Manifest], tin
 
 def test_profiles_follow_from_the_request(compiled: tuple[Path, Manifest]) -> None:
     _, manifest = compiled
-    assert manifest.profile.views == Range(1, 4, 32)
-    assert dict(manifest.profile.chunks) == {"image_encoder": 8, "geometry_encoder": 8, "dense_head": 4}
+    assert manifest.requests.views == Range(1, 4, 32)
+    assert dict(manifest.requests.chunks) == {"image_encoder": 8, "geometry_encoder": 8, "dense_head": 4}
     for name, stage in manifest.stages.items():
         (profile,) = stage.profiles
         axis = "views" if name == "aggregator" else "views_in_chunk"
         assert profile[axis].min == 1
-        assert profile[axis].max == (32 if name == "aggregator" else manifest.profile.chunks[name])
+        assert profile[axis].max == (32 if name == "aggregator" else manifest.requests.chunks[name])
         assert (profile["patch_rows"].min, profile["patch_rows"].max) == (1, 37)
         assert stage.opset is None
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mapengine.export.diagnosis.costs import STAGES, Cost, Request, stage_costs, total
+from mapengine.export.diagnosis.costs import STAGES, CallShape, Cost, stage_costs, total
 from mapengine.export.model.config_json import parse_config
 from mapengine.export.model.network import MapAnythingNetwork, ViewFeatures
 from mapengine.export.model.presets import preset_config
 
-REQUESTS = [Request(1, 3, 4), Request(2, 5, 3, with_geometry=1), Request(5, 8, 10, with_geometry=5)]
+REQUESTS = [CallShape(1, 3, 4), CallShape(2, 5, 3, with_geometry=1), CallShape(5, 8, 10, with_geometry=5)]
 
 
-def counted(network: MapAnythingNetwork, stage: str, request: Request) -> int:
+def counted(network: MapAnythingNetwork, stage: str, request: CallShape) -> int:
     """What the counter sees in a stage, on tensors without values."""
     config = network.config
     n, h, w = request.views, request.rows, request.columns
@@ -43,7 +43,7 @@ def counted(network: MapAnythingNetwork, stage: str, request: Request) -> int:
 @pytest.mark.parametrize("request_", REQUESTS, ids=str)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("preset", ["tiny", "giant", "nano"])
-def test_operations_are_those_of_the_counter(preset: str, stage: str, request_: Request) -> None:
+def test_operations_are_those_of_the_counter(preset: str, stage: str, request_: CallShape) -> None:
     data: Any = preset_config(preset)
     with torch.device("meta"):
         network = MapAnythingNetwork(parse_config(data))
@@ -54,7 +54,7 @@ def test_operations_are_those_of_the_counter(preset: str, stage: str, request_: 
 def test_one_call_reads_every_weight_once() -> None:
     with torch.device("meta"):
         network = MapAnythingNetwork(parse_config(preset_config("giant")))
-    costs = stage_costs(network.config, Request(1, 1, 1, with_geometry=1), value_bytes=0)
+    costs = stage_costs(network.config, CallShape(1, 1, 1, with_geometry=1), value_bytes=0)
     parameters = sum(p.numel() for p in network.parameters())
     assert total(costs).bytes / 4 == pytest.approx(parameters, rel=0.01)
 
@@ -64,7 +64,7 @@ def test_shares_of_attention_are_those_of_the_paper() -> None:
     config = parse_config(preset_config("giant"))
     shares = {}
     for views in (8, 32, 64):
-        work = total(stage_costs(config, Request(views, 37, 37)))
+        work = total(stage_costs(config, CallShape(views, 37, 37)))
         global_ = config.aggregator.depth / 2 * 4 * (views * 1370 + 1) ** 2 * config.aggregator.block.dim
         shares[views] = global_ / work.flops
     assert shares == pytest.approx({8: 0.16, 32: 0.43, 64: 0.60}, abs=0.01)

@@ -27,7 +27,7 @@ from mapengine.runtime import Engine
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mapengine.runtime.backends.registry import available_backends
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
-from mapengine.runtime.bundle.requests import AnySize, Profile, Range
+from mapengine.runtime.bundle.requests import AnySize, Range, ServedRequests
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.checks.product_precision import check_executed, executed_products
 from mapengine.runtime.errors import InputError
@@ -198,8 +198,8 @@ def test_refusals(options: dict[str, Any], words: str, model: MapAnything, tmp_p
 
 def test_tensorrt_rtx_is_said_to_have_no_int8_products() -> None:
     flavour = Flavour("tensorrt-rtx", SimpleNamespace(), "1.7.1")
-    profile = Profile(Range(1, 2, 4), AnySize(14, 518), {"image_encoder": 4})
-    options: dict[str, Any] = {"precision": "int8", "attention": "mha", "profile": profile, "heads": {}}
+    requests = ServedRequests(Range(1, 2, 4), AnySize(14, 518), {"image_encoder": 4})
+    options: dict[str, Any] = {"precision": "int8", "attention": "mha", "requests": requests, "heads": {}}
     (warning,) = check_limits(flavour, **options)
     for word in ("tensorrt-rtx documents INT8 for weights only", "--precision fp8", "--precision int8 --weights-only"):
         assert word in warning

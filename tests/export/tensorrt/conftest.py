@@ -16,10 +16,10 @@ from mapengine.export.precision import lower_precision
 from mapengine.export.tensorrt import BuiltPlan, build_plan, stage_profiles
 from mapengine.runtime.backends.tensorrt.flavour import Flavour, load_flavour
 from mapengine.runtime.bundle.manifest import TensorSpec
-from mapengine.runtime.bundle.requests import AnySize, Profile, Range
+from mapengine.runtime.bundle.requests import AnySize, Range, ServedRequests
 
 NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
-PROFILE = Profile(Range(1, 2, 4), AnySize(14, 140), {"image_encoder": 2, "geometry_encoder": 2, "dense_head": 2})
+PROFILE = ServedRequests(Range(1, 2, 4), AnySize(14, 140), {"image_encoder": 2, "geometry_encoder": 2, "dense_head": 2})
 
 
 @dataclass(frozen=True)

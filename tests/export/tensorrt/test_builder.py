@@ -14,7 +14,7 @@ from mapengine.export.tensorrt.graph import read_graph
 from mapengine.export.tensorrt.layers import Port
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.bundle.manifest import TensorSpec
-from mapengine.runtime.bundle.requests import Profile, Range
+from mapengine.runtime.bundle.requests import Range, ServedRequests
 from mapengine.runtime.errors import ExportError, InputError, OutputError
 
 from ...refusals import refused
@@ -101,7 +101,7 @@ def test_progress_ends_at_one_and_settings_are_taken(rtx: Flavour, stage: Callab
         name="dense_head",
         inputs=made.inputs,
         outputs=made.outputs,
-        profiles=stage_profiles(Profile(Range(1, 1, 2), ((70, 56), (56, 70)), {}), "dense_head", rtx.name),
+        profiles=stage_profiles(ServedRequests(Range(1, 1, 2), ((70, 56), (56, 70)), {}), "dense_head", rtx.name),
         settings=PlanSettings(targets=("sm_89", "8.6"), memory_limit=2**30, optimization_level=1),
         progress=lambda fraction, phase: seen.append((fraction, phase)),
     )

@@ -16,7 +16,7 @@ from mapengine.export.tensorrt.graph import read_graph
 from mapengine.export.tensorrt.limits import MAX_SCORE_BYTES, check_graph, check_limits, check_scores, score_bytes
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.bundle.manifest import TensorSpec
-from mapengine.runtime.bundle.requests import AnySize, Profile, Range
+from mapengine.runtime.bundle.requests import AnySize, Range, ServedRequests
 from mapengine.runtime.errors import BackendUnavailableError, ExportError, InputError
 
 from ...refusals import refused
@@ -26,8 +26,8 @@ TENSORRT = Flavour("tensorrt", SimpleNamespace(), "10.3.0")
 HEADS = {"image_encoder": 24, "aggregator": 24}
 
 
-def profile(views: tuple[int, int, int]) -> Profile:
-    return Profile(Range(*views), AnySize(14, 518), {"image_encoder": 8})
+def requests(views: tuple[int, int, int]) -> ServedRequests:
+    return ServedRequests(Range(*views), AnySize(14, 518), {"image_encoder": 8})
 
 
 def transposed_convolution(folder: Path, dtype: int) -> Path:
@@ -92,31 +92,34 @@ def test_float32_attention_operator(
 
 
 def test_limits_from_the_options_alone(rtx: Flavour) -> None:
-    usual = profile((1, 4, 32))
+    usual = requests((1, 4, 32))
     for form in ("mha", "attention", "matmul"):
         for precision in ("fp16", "bf16"):
-            assert check_limits(rtx, precision=precision, attention=form, profile=usual, heads=HEADS) == ()
+            assert check_limits(rtx, precision=precision, attention=form, requests=usual, heads=HEADS) == ()
     refused(
         InputError,
         "operator Attention in float32|--attention mha|--precision fp16",
-        lambda: check_limits(rtx, precision="fp32", attention="attention", profile=usual, heads=HEADS),
+        lambda: check_limits(rtx, precision="fp32", attention="attention", requests=usual, heads=HEADS),
     )
     refused(
         InputError,
         "aggregator|GiB of scores|32 views|--precision fp16 or bf16|at most 13 views",
-        lambda: check_limits(rtx, precision="fp32", attention="mha", profile=usual, heads=HEADS),
+        lambda: check_limits(rtx, precision="fp32", attention="mha", requests=usual, heads=HEADS),
     )
-    encoder, aggregator = check_limits(rtx, precision="fp32", attention="mha", profile=profile((1, 4, 13)), heads=HEADS)
+    encoder, aggregator = check_limits(
+        rtx, precision="fp32", attention="mha", requests=requests((1, 4, 13)), heads=HEADS
+    )
     assert "image_encoder" in encoder
     assert "aggregator" in aggregator
     assert (
-        check_limits(rtx, precision="fp32", attention="mha", profile=profile((1, 1, 1)), heads={"aggregator": 2}) == ()
+        check_limits(rtx, precision="fp32", attention="mha", requests=requests((1, 1, 1)), heads={"aggregator": 2})
+        == ()
     )
 
 
 def test_scores_are_bounded_where_the_message_says(rtx: Flavour) -> None:
     for views in (13, 14):
-        profiles = stage_profiles(profile((1, 4, views)), "aggregator", rtx.name)
+        profiles = stage_profiles(requests((1, 4, views)), "aggregator", rtx.name)
         fits = score_bytes("aggregator", 24, profiles[0]) <= MAX_SCORE_BYTES
         assert fits == (views == 13)
         if fits:
@@ -128,7 +131,7 @@ def test_scores_are_bounded_where_the_message_says(rtx: Flavour) -> None:
     chunk = ({"views_in_chunk": Range(1, 1, 64), "patch_rows": Range(1, 1, 74), "patch_columns": Range(1, 1, 74)},)
     refused(ExportError, "chunks of at most 11 views", lambda: check_scores("image_encoder", rtx, 24, chunk))
     # 24 heads of (37 x 37 + 1) tokens of 8 views: what the builder holds twice.
-    (box,) = stage_profiles(profile((1, 4, 8)), "image_encoder", rtx.name)
+    (box,) = stage_profiles(requests((1, 4, 8)), "image_encoder", rtx.name)
     assert score_bytes("image_encoder", 24, box) == 4 * 24 * 8 * 1370**2
 
 
@@ -138,7 +141,7 @@ def test_tensorrt_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     refused(
         BackendUnavailableError,
         words,
-        lambda: check_limits(TENSORRT, precision="fp16", attention="matmul", profile=profile((1, 4, 8)), heads=HEADS),
+        lambda: check_limits(TENSORRT, precision="fp16", attention="matmul", requests=requests((1, 4, 8)), heads=HEADS),
     )
     refused(
         BackendUnavailableError,
@@ -149,5 +152,5 @@ def test_tensorrt_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     )
     monkeypatch.setattr(limits, "driver_problem", lambda: None)
     # With a GPU none of the limits of TensorRT-RTX holds.
-    options = {"precision": "fp32", "attention": "attention", "profile": profile((1, 4, 64)), "heads": HEADS}
+    options = {"precision": "fp32", "attention": "attention", "requests": requests((1, 4, 64)), "heads": HEADS}
     assert check_limits(TENSORRT, **options) == ()

@@ -8,48 +8,48 @@ from hypothesis import strategies as st
 
 from mapengine.export.tensorrt.optimization_profiles import MAX_SIZE_PROFILES, gpu_chunks, shape_ends, stage_profiles
 from mapengine.runtime.bundle.manifest import STAGES, TensorSpec
-from mapengine.runtime.bundle.requests import AnySize, Profile, Range
+from mapengine.runtime.bundle.requests import AnySize, Range, ServedRequests
 
 ALL = AnySize(14, 518)
 CHUNKS = {"image_encoder": 8, "geometry_encoder": 8, "dense_head": 4}
 
 
 def test_all_sizes_are_one_box() -> None:
-    profile = Profile(Range(1, 4, 32), ALL, CHUNKS)
+    requests = ServedRequests(Range(1, 4, 32), ALL, CHUNKS)
     sides = {"patch_rows": Range(1, 28, 37), "patch_columns": Range(1, 37, 37)}
-    assert stage_profiles(profile, "aggregator", "tensorrt-rtx") == ({"views": Range(1, 4, 32), **sides},)
-    assert stage_profiles(profile, "image_encoder", "tensorrt-rtx") == ({"views_in_chunk": Range(1, 4, 8), **sides},)
-    assert stage_profiles(profile, "dense_head", "tensorrt") == ({"views_in_chunk": Range(1, 4, 4), **sides},)
+    assert stage_profiles(requests, "aggregator", "tensorrt-rtx") == ({"views": Range(1, 4, 32), **sides},)
+    assert stage_profiles(requests, "image_encoder", "tensorrt-rtx") == ({"views_in_chunk": Range(1, 4, 8), **sides},)
+    assert stage_profiles(requests, "dense_head", "tensorrt") == ({"views_in_chunk": Range(1, 4, 4), **sides},)
 
 
 def test_tensorrt_tunes_the_aggregator_for_few_and_for_many_views() -> None:
-    profile = Profile(Range(1, 4, 32), ((518, 392),), CHUNKS)
-    found = stage_profiles(profile, "aggregator", "tensorrt")
+    requests = ServedRequests(Range(1, 4, 32), ((518, 392),), CHUNKS)
+    found = stage_profiles(requests, "aggregator", "tensorrt")
     assert [p["views"] for p in found] == [Range(1, 4, 4), Range(5, 32, 32)]
     assert all(p["patch_rows"] == Range(28, 28, 28) and p["patch_columns"] == Range(37, 37, 37) for p in found)
-    only = Profile(Range(4, 4, 4), ALL, CHUNKS)
+    only = ServedRequests(Range(4, 4, 4), ALL, CHUNKS)
     assert [p["views"] for p in stage_profiles(only, "aggregator", "tensorrt")] == [Range(4, 4, 4)]
 
 
 def test_few_sizes_are_a_profile_each_and_many_are_one_box() -> None:
     sizes = ((518, 392), (518, 518), (392, 518), (518, 294), (252, 196))
-    few = Profile(Range(1, 2, 4), sizes[:MAX_SIZE_PROFILES], CHUNKS)
+    few = ServedRequests(Range(1, 2, 4), sizes[:MAX_SIZE_PROFILES], CHUNKS)
     found = stage_profiles(few, "image_encoder", "tensorrt-rtx")
     assert [(p["patch_columns"].max * 14, p["patch_rows"].max * 14) for p in found] == list(sizes[:4])
     assert all(p[axis].min == p[axis].max for p in found for axis in ("patch_rows", "patch_columns"))
-    (box,) = stage_profiles(Profile(Range(1, 2, 4), sizes, CHUNKS), "image_encoder", "tensorrt-rtx")
+    (box,) = stage_profiles(ServedRequests(Range(1, 2, 4), sizes, CHUNKS), "image_encoder", "tensorrt-rtx")
     assert (box["patch_rows"], box["patch_columns"]) == (Range(14, 28, 37), Range(18, 37, 37))
 
 
 def test_small_boxes_hold_their_usual_size() -> None:
-    (box,) = stage_profiles(Profile(Range(1, 1, 1), AnySize(14, 140), {}), "aggregator", "tensorrt-rtx")
+    (box,) = stage_profiles(ServedRequests(Range(1, 1, 1), AnySize(14, 140), {}), "aggregator", "tensorrt-rtx")
     assert (box["patch_rows"], box["patch_columns"]) == (Range(1, 10, 10), Range(1, 10, 10))
 
 
 def test_a_chunk_is_no_larger_than_a_call_and_any_remainder_fits() -> None:
-    profile = Profile(Range(2, 3, 3), ALL, CHUNKS)
-    assert stage_profiles(profile, "dense_head", "tensorrt-rtx")[0]["views_in_chunk"] == Range(1, 3, 3)
-    whole = Profile(Range(2, 6, 9), ALL, {})
+    requests = ServedRequests(Range(2, 3, 3), ALL, CHUNKS)
+    assert stage_profiles(requests, "dense_head", "tensorrt-rtx")[0]["views_in_chunk"] == Range(1, 3, 3)
+    whole = ServedRequests(Range(2, 6, 9), ALL, {})
     assert stage_profiles(whole, "image_encoder", "tensorrt-rtx")[0]["views_in_chunk"] == Range(1, 6, 9)
 
 
@@ -73,11 +73,11 @@ def test_every_request_has_a_profile(
     asked: tuple[int, int, int],
 ) -> None:
     pairs = tuple((14 * columns, 14 * rows) for rows, columns in sizes)
-    profile = Profile(Range(*views), pairs or ALL, CHUNKS)
-    found = stage_profiles(profile, stage, backend)
+    requests = ServedRequests(Range(*views), pairs or ALL, CHUNKS)
+    found = stage_profiles(requests, stage, backend)
     assert all(r.min <= r.opt <= r.max for p in found for r in p.values())
     count, rows, columns = asked
-    served = profile.views.min <= count <= profile.views.max and (not sizes or (rows, columns) in sizes)
+    served = requests.views.min <= count <= requests.views.max and (not sizes or (rows, columns) in sizes)
     if stage == "aggregator":
         axes = {"views": count, "patch_rows": rows, "patch_columns": columns}
     else:

@@ -24,10 +24,10 @@ from mapengine.runtime.bundle.manifest import (
     Headroom,
     LayerRecord,
     Manifest,
-    Profile,
     Quantization,
     Range,
     ReducedPrecision,
+    ServedRequests,
     StageSpec,
 )
 from mapengine.runtime.errors import BundleError, DeviceError, ImageSizeError, ManifestError, ProfileError, VersionError
@@ -75,7 +75,7 @@ def test_round_trip_of_a_quantised_plan(manifest: Manifest) -> None:
         format="plan",
         attention="matmul",
         backends=(BackendInfo("tensorrt", "10.3.0", "10.3", "10.3", ("8.7",)),),
-        profile=Profile(Range(1, 2, 8), ((518, 392), (518, 518))),
+        requests=ServedRequests(Range(1, 2, 8), ((518, 392), (518, 518))),
         stages=stages,
         parity=None,
     )
@@ -315,8 +315,8 @@ def test_truncated_text_is_refused_at_every_length(manifest: Manifest) -> None:
 
 
 def test_profile_accepts_what_was_built() -> None:
-    any_size = Profile(Range(1, 4, 32), AnySize(14, 518))
-    listed = Profile(Range(2, 2, 2), ((518, 392), (392, 518)))
+    any_size = ServedRequests(Range(1, 4, 32), AnySize(14, 518))
+    listed = ServedRequests(Range(2, 2, 2), ((518, 392), (392, 518)))
     any_size.check(1, 14, 518)
     any_size.check(32, 518, 14)
     listed.check(2, 392, 518)
@@ -324,38 +324,38 @@ def test_profile_accepts_what_was_built() -> None:
 
 
 def test_profile_names_the_build_option_that_covers_the_request() -> None:
-    profile = Profile(Range(2, 4, 32), ((518, 392),))
+    requests = ServedRequests(Range(2, 4, 32), ((518, 392),))
     with pytest.raises(ProfileError, match=r"64 views in one call.*built for 2 to 32.*--views 2:4:64"):
-        profile.check(64, 392, 518)
+        requests.check(64, 392, 518)
     with pytest.raises(ProfileError, match=r"1 view in one call.*--views 1:4:32"):
-        profile.check(1, 392, 518)
+        requests.check(1, 392, 518)
     with pytest.raises(ProfileError, match=r"518x518 .*\(518x392\).*--resolution 518x518"):
-        profile.check(4, 518, 518)
+        requests.check(4, 518, 518)
     with pytest.raises(ProfileError, match=r"392x518 .*--resolution 392x518"):
-        profile.check(4, 518, 392)
+        requests.check(4, 518, 392)
     with pytest.raises(ProfileError, match="at least 1 view"):
-        profile.check(0, 392, 518)
+        requests.check(0, 392, 518)
     with pytest.raises(ProfileError, match=r"sides from 28 to 280 in steps of 28.*--resolution 42x56"):
-        Profile(Range(1, 1, 1), AnySize(28, 280, 28)).check(1, 56, 42)
+        ServedRequests(Range(1, 1, 1), AnySize(28, 280, 28)).check(1, 56, 42)
 
 
 @pytest.mark.parametrize(("height", "width"), [(500, 518), (518, 1), (0, 14), (-14, 14)])
 def test_sizes_that_no_bundle_serves(height: int, width: int) -> None:
     with pytest.raises(ImageSizeError, match="not a positive multiple of 14") as caught:
-        Profile(Range(1, 4, 32), AnySize(14, 518)).check(1, height, width)
+        ServedRequests(Range(1, 4, 32), AnySize(14, 518)).check(1, height, width)
     assert isinstance(caught.value, AssertionError | ValueError)
 
 
 @given(views=st.integers(-3, 50), height=st.integers(-30, 700), width=st.integers(-30, 700))
 @settings(deadline=None, max_examples=200)
 def test_profile_agrees_with_its_definition(views: int, height: int, width: int) -> None:
-    profile = Profile(Range(2, 4, 32), AnySize(28, 518))
+    requests = ServedRequests(Range(2, 4, 32), AnySize(28, 518))
     fits = 2 <= views <= 32 and all(28 <= side <= 518 and side % 14 == 0 for side in (height, width))
     if fits:
-        profile.check(views, height, width)
+        requests.check(views, height, width)
     else:
         with pytest.raises((ProfileError, ImageSizeError)):
-            profile.check(views, height, width)
+            requests.check(views, height, width)
 
 
 @pytest.mark.parametrize(

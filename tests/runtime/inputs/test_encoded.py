@@ -134,7 +134,7 @@ def test_a_stream_refuses_before_it_begins(engine: Engine) -> None:
     with pytest.raises(InputError, match="view 0"):
         engine.infer_stream([{"img": 3}])
     with pytest.raises(ProfileError):
-        engine.infer_stream(views * (engine.manifest.profile.views.max))
+        engine.infer_stream(views * (engine.manifest.requests.views.max))
 
 
 def test_streams_are_saved_view_by_view(engine: Engine, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mapengine.runtime import Engine, InputError
-from mapengine.runtime.bundle.requests import AnySize, Profile, Range
+from mapengine.runtime.bundle.requests import AnySize, Range, ServedRequests
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import BackendError, BackendUnavailableError, MemoryLimitError
 from mapengine.runtime.memory import guard, measurement
@@ -46,7 +46,7 @@ def lawful(shapes: list[tuple[int, int, int]]) -> MemoryModel:
     return MemoryModel(KEY, "mha", tuple(samples))
 
 
-SHAPES = measurement.measuring_shapes(Profile(Range(1, 4, 300), AnySize(14, 1022)))
+SHAPES = measurement.measuring_shapes(ServedRequests(Range(1, 4, 300), AnySize(14, 1022)))
 
 
 @settings(deadline=None)
@@ -94,18 +94,18 @@ def test_quadratic_attention_is_known_by_its_form() -> None:
 
 
 @pytest.mark.parametrize(
-    ("profile", "expected"),
+    ("requests", "expected"),
     [
-        (Profile(Range(1, 4, 32), ((140, 112),)), {(1, 140, 112), (6, 140, 112), (24, 140, 112)}),
-        (Profile(Range(2, 2, 2), ((140, 112),)), {(2, 140, 112)}),
-        (Profile(Range(1, 1, 8), AnySize(140, 140)), {(1, 140, 140), (6, 140, 140), (8, 140, 140)}),
+        (ServedRequests(Range(1, 4, 32), ((140, 112),)), {(1, 140, 112), (6, 140, 112), (24, 140, 112)}),
+        (ServedRequests(Range(2, 2, 2), ((140, 112),)), {(2, 140, 112)}),
+        (ServedRequests(Range(1, 1, 8), AnySize(140, 140)), {(1, 140, 140), (6, 140, 140), (8, 140, 140)}),
     ],
 )
-def test_calls_to_measure_are_ones_that_the_bundle_serves(profile: Profile, expected: set[Any]) -> None:
-    shapes = measurement.measuring_shapes(profile)
+def test_calls_to_measure_are_ones_that_the_bundle_serves(requests: ServedRequests, expected: set[Any]) -> None:
+    shapes = measurement.measuring_shapes(requests)
     assert set(shapes) == expected
     for views, width, height in shapes:
-        profile.check(views, height, width)
+        requests.check(views, height, width)
 
 
 @pytest.mark.parametrize(

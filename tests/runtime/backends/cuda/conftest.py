@@ -14,7 +14,7 @@ from mapengine.runtime import Engine
 from mapengine.runtime.backends.cuda import driver as cuda
 from mapengine.runtime.backends.tensorrt import backend, flavour
 from mapengine.runtime.bundle.backend_info import BackendInfo
-from mapengine.runtime.bundle.manifest import Profile, Range, StageSpec
+from mapengine.runtime.bundle.manifest import Range, ServedRequests, StageSpec
 from mapengine.runtime.bundle.store import Bundle, write_bundle
 
 from . import driver_abi
@@ -116,7 +116,7 @@ def _write_plans(source: Path, graphs: Path, folder: Path, name: str) -> Path:
                 onnx.manifest,
                 format="plan",
                 backends=(info,),
-                profile=Profile(VIEWS, onnx.manifest.profile.sizes, CHUNKS),
+                requests=ServedRequests(VIEWS, onnx.manifest.requests.sizes, CHUNKS),
                 stages=stages,
                 golden=replace(onnx.manifest.golden, file=golden),
             )
