@@ -1,4 +1,4 @@
-"""The rules of the source tree: who may import whom, and what no file may contain."""
+"""The rules of the source tree: who may import whom, how large a folder or a file may be, what no file may contain."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,12 @@ MAY_IMPORT = {
     "kernels": set(),
     "runtime": set(),
 }
-RUNTIME_ALWAYS = {"numpy", "PIL"}
+RUNTIME_ALWAYS = {"numpy", "PIL", "platformdirs", "psutil"}
 RUNTIME_INSIDE_FUNCTIONS = {"onnxruntime", "openvino", "trimesh", "tensorrt", "tensorrt_rtx", "cuda"}
 CLI_ALWAYS = {"typer", "rich", "click"}
 MAX_LINES = 450
+MAX_MODULES = 12
+MAX_MODULES_OF_FLAT_PACKAGES = {"cli": 22, "kernels": 22}
 BLOCKED = ("torch", "onnx", "transformers", "onnxscript")
 BLOCK = f"""
 import sys
@@ -39,16 +42,13 @@ def sources() -> list[Path]:
 
 
 def imports(tree: ast.AST, lazy: bool = False) -> Iterator[tuple[str, int, bool]]:
-    """Every import as (dotted name with leading dots, line, whether it waits for a call)."""
+    """Every imported name as (dotted name with leading dots, line, whether it waits for a call)."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, node.lineno, lazy
+            yield from ((alias.name, node.lineno, lazy) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            if node.module == "mapengine" and node.level == 0:
-                yield from ((f"mapengine.{alias.name}", node.lineno, lazy) for alias in node.names)
-            else:
-                yield "." * node.level + (node.module or ""), node.lineno, lazy
+            module = "." * node.level + (node.module + "." if node.module else "")
+            yield from ((module + alias.name, node.lineno, lazy) for alias in node.names)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             # Only type checkers run this; the package may still not be one that the rules forbid.
             for child in node.body:
@@ -56,6 +56,44 @@ def imports(tree: ast.AST, lazy: bool = False) -> Iterator[tuple[str, int, bool]
             yield from imports(ast.Module(node.orelse, []), lazy)
         else:
             yield from imports(node, lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+
+
+def import_graph(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """Return which modules each module imports, at any place of its text.
+
+    ``sources`` maps paths below the root (``runtime/bundle/store.py``) to texts; the result maps dotted names.
+    """
+    names = {path: ".".join(Path(path).with_suffix("").parts).removesuffix(".__init__") for path in sources}
+    modules = set(names.values())
+    graph = {}
+    for path, source in sources.items():
+        graph[names[path]] = set[str]()
+        for name, _, _ in imports(ast.parse(source)):
+            level = len(name) - len(name.lstrip("."))
+            parts = [*Path(path).parts[:-level], *name[level:].split(".")] if level else name.split(".")[1:]
+            if level or name.startswith("mapengine."):
+                while parts and ".".join(parts) not in modules:  # what follows the module are its members
+                    parts.pop()
+                graph[names[path]].add(".".join(parts))
+        graph[names[path]] -= {"", names[path]}
+    return graph
+
+
+def import_circles(graph: Mapping[str, set[str]]) -> list[str]:
+    """Return a shortest circle through every module that is part of one, each circle once, as ``a -> b -> a``."""
+    circles = {}
+    for start in sorted(graph):
+        paths = deque([[start]])
+        seen = set[str]()
+        while paths:
+            path = paths.popleft()
+            if start in graph[path[-1]]:
+                circles.setdefault(frozenset(path), " -> ".join([*path, start]))
+                break
+            following = sorted(graph[path[-1]] - seen)
+            seen.update(following)
+            paths.extend([*path, module] for module in following)
+    return list(circles.values())
 
 
 def complaint(package: str, depth: int, name: str, lazy: bool) -> str | None:
@@ -128,6 +166,53 @@ def test_the_checker_itself(package: str, source: str, reason: str | None) -> No
         assert reason in complaints[0]
 
 
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    texts = {str(path.relative_to(ROOT).as_posix()): path.read_text(encoding="utf-8") for path in sources()}
+    assert import_circles(import_graph(texts)) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "circles"),
+    [
+        (
+            {
+                "runtime/a.py": "from . import b",
+                "runtime/b.py": "def f():\n    from .c.d import x",
+                "runtime/c/d.py": "",
+            },
+            [],
+        ),
+        (
+            {
+                "runtime/__init__.py": "from .a import A",
+                "runtime/a.py": "from .b.c import C",
+                "runtime/b/c.py": "if TYPE_CHECKING:\n    from .. import A",
+            },
+            ["runtime -> runtime.a -> runtime.b.c -> runtime"],
+        ),
+        (
+            {
+                "runtime/a.py": "def f():\n    from mapengine.export.b import x",
+                "export/b.py": "import mapengine.runtime.a",
+            },
+            ["export.b -> runtime.a -> export.b"],
+        ),
+        ({"runtime/a.py": "from ..runtime import b", "runtime/b.py": "import numpy\nfrom mapengine import export"}, []),
+        (
+            {
+                "kernels/a.py": "from .b import x\nfrom .c import x",
+                "kernels/b.py": "from . import a, c",
+                "kernels/c.py": "from . import d",
+                "kernels/d.py": "from . import c",
+            },
+            ["kernels.a -> kernels.b -> kernels.a", "kernels.c -> kernels.d -> kernels.c"],
+        ),
+    ],
+)
+def test_the_search_for_circles_itself(sources: dict[str, str], circles: list[str]) -> None:
+    assert import_circles(import_graph(sources)) == circles
+
+
 def test_every_package_of_the_tree_has_rules() -> None:
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
     assert packages == set(MAY_IMPORT)
@@ -160,6 +245,12 @@ def test_files_stay_small() -> None:
         if (count := len(path.read_text(encoding="utf-8").splitlines())) > MAX_LINES
     }
     assert long == {}
+
+
+def test_folders_stay_small() -> None:
+    counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in sources() if path.name != "__init__.py")
+    allowed = dict.fromkeys(counts, MAX_MODULES) | MAX_MODULES_OF_FLAT_PACKAGES
+    assert {folder: count for folder, count in counts.items() if count > allowed[folder]} == {}
 
 
 def test_no_file_names_somebodys_machine() -> None:
