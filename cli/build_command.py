@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import Steps, say
+from .extras import needs
 from .options import (
     BackendName,
     BuildAttentionOption,
     Precision,
     Rest,
     Revision,
-    import_export,
     parse_bytes,
     parse_sizes,
     parse_views,
@@ -129,6 +129,7 @@ def build(
       mapengine build preset:nano build/engine --precision int8 --backend openvino --rest bf16
       mapengine build preset:nano build/engine --backend tensorrt-rtx --precision int8 --weights-only
     """
+    from mapengine.export.options import PlanSettings
     from mapengine.runtime.bundle.manifest import ATTENTIONS
     from mapengine.runtime.bundle.store import files_of_old_bundle
 
@@ -140,9 +141,8 @@ def build(
         raise typer.BadParameter("it is for int8; give --precision int8 too", param_hint="--weights-only")
     if weights_only and calibration is not None:
         raise typer.BadParameter("it is for activations, which --weights-only leaves", param_hint="--calibration")
-    options = import_export("build_options")
     files_of_old_bundle(out)  # refused before a model is loaded
-    settings = options.PlanSettings(
+    settings = PlanSettings(
         tuple(part.strip() for part in target.split(",")) if target else (), limit, optimization_level
     )
     with Steps() as step:
@@ -158,7 +158,9 @@ def build(
                 "--attention": attention if attention in ATTENTIONS else None,
             }
             _refuse(fixed, model)
-            manifest = import_export("plan_bundle").compile_engine(
+            with needs("compile"):
+                from mapengine.export.bundles.plans import compile_engine
+            manifest = compile_engine(
                 model,
                 out,
                 backend=backend.value,
@@ -168,16 +170,19 @@ def build(
                 fraction=step.part,
             )
         else:
-            builder = import_export("build")
+            with needs("export"):
+                from mapengine.export.build import build_engine
+                from mapengine.export.model.presets import native_sizes
+                from mapengine.export.model.reference import load_model
             step(f"loading {model}")
-            network = import_export("reference").load_model(model, revision)
-            manifest = builder.build_engine(
+            network = load_model(model, revision)
+            manifest = build_engine(
                 network,
                 out,
                 precision=(precision or Precision.fp32).value,
                 backend=backend.value,
                 views=counts,
-                resolutions=import_export("presets").native_sizes(network.model_id) if sizes is None else sizes,
+                resolutions=native_sizes(network.model_id) if sizes is None else sizes,
                 attention=attention,
                 calibration=calibration,
                 settings=settings,

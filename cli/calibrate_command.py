@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import Steps, say, show_table
-from .options import AccuracyMetric, LowPrecision, Model, RangeMethod, Revision, import_export, parse_size
+from .extras import needs
+from .options import AccuracyMetric, LowPrecision, Model, RangeMethod, Revision, parse_size
 
 if TYPE_CHECKING:
     from mapengine.calibration.ranges import Calibration
@@ -77,14 +78,19 @@ def calibrate(
         raise typer.BadParameter("it belongs to --accuracy or --compare, which are not given", param_hint="--metric")
     if scenes is not None and not by_geometry:
         raise typer.BadParameter("it belongs to --metric geometry, which is not given", param_hint="--scenes")
-    package = import_export("quantization")
+    with needs("export"):
+        from mapengine.export.model.reference import load_model
+        from mapengine.export.quantization import CalibrationOptions, GeometryQuality, OutputQuality
+        from mapengine.export.quantization import calibrate as find_ranges
+        from mapengine.export.quantization.budget import quantised_share
+        from mapengine.export.quantization.geometry import describe
     from mapengine.calibration.data.cases import folder_cases, rendered_cases
     from mapengine.calibration.ranges import save_calibration
 
-    options = package.CalibrationOptions(precision.value, method.value, smooth, rotate, correct_bias, accuracy, compare)
+    options = CalibrationOptions(precision.value, method.value, smooth, rotate, correct_bias, accuracy, compare)
     with Steps() as step:
         step(f"loading {model}")
-        network = import_export("reference").load_model(model, revision)
+        network = load_model(model, revision)
         step("preparing the views")
         norm = network.data_norm_type
         if data is None:
@@ -94,24 +100,24 @@ def calibrate(
         count, shown_size = scenes or 20, sides or (140, 112)
         measure = None
         if accuracy is not None or compare:
-            measure = package.budget.OutputQuality.description
+            measure = OutputQuality.description
             if by_geometry:
-                measure = package.geometry.describe(count, shown_size)
+                measure = describe(count, shown_size)
         found = _reusable(out, network.weights_hash(), prepared.sha256, options, measure)
         if found is None:
             quality = None
             if by_geometry:
                 step(f"measuring the {measure}")
-                quality = package.GeometryQuality(network, count, shown_size)
+                quality = GeometryQuality(network, count, shown_size)
             unfinished = out.with_name(f"{out.name}.unfinished.npz")
-            found = package.calibrate(
+            found = find_ranges(
                 network, prepared, options, quality=quality, report=step, fraction=step.part, unfinished=unfinished
             )
             save_calibration(found, out)
             done = f"Calibrated {network.model_id} for {precision.value} in {out}"
         else:
             done = f"{out} is of this model, data and options already; nothing to do"
-        share = import_export("quantization.budget").quantised_share(network, found)
+        share = quantised_share(network, found)
     _show(found, share)
     print(done)
 

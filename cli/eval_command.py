@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import Steps, say, show_facts, show_table
-from .options import Revision, RunBackend, Threads, import_export, parse_size
+from .extras import needs
+from .options import Revision, RunBackend, Threads, parse_size
 
 if TYPE_CHECKING:
     from mapengine.calibration.evaluation import Predictor
@@ -157,9 +158,11 @@ def load_predictor(
         return engine, _facts(manifest.model.id, manifest.model.weights_sha256, manifest.precision, engine.where)
     if backend != "auto":
         raise typer.BadParameter(f"it belongs to a bundle, and {model} runs in PyTorch", param_hint="--backend")
-    reference = import_export("reference").load_model(model, revision)
-    import torch
+    with needs("export"):
+        import torch
 
+        from mapengine.export.model.reference import load_model
+    reference = load_model(model, revision)
     if threads is not None:
         torch.set_num_threads(threads)
     where = f"PyTorch {torch.__version__} on {reference.device}"

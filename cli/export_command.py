@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from .console import Steps
-from .options import Attention, AttentionOption, ExportPrecision, Model, Revision, import_export
+from .extras import needs
+from .options import Attention, AttentionOption, ExportPrecision, Model, Revision
 from .tables import StageRow, show_stages
 
 
@@ -37,17 +38,19 @@ def export(
 
     known = {f"{stage}.onnx{suffix}" for stage in STAGES for suffix in ("", ".data")}
     _check_folder(out, known)
-    writer = import_export("onnx_bundle")
+    with needs("export"):
+        from mapengine.export.bundles.onnx import model_metadata, write_graphs
+        from mapengine.export.model.reference import load_model
     with Steps() as step:
         step(f"loading {model}")
-        network = import_export("reference").load_model(model, revision)
+        network = load_model(model, revision)
         with atomic_folder(out, stale=known) as folder:
-            stages = writer.write_graphs(
+            stages = write_graphs(
                 network,
                 folder,
                 precision=precision.value,
                 attention="mha" if attention is Attention.auto else attention.value,
-                origin=writer.model_metadata(network, network.weights_hash()),
+                origin=model_metadata(network, network.weights_hash()),
                 report=step,
             ).stages
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from enum import Enum
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated
 
 import typer
-
-_WITHOUT_TORCH = ("build_options", "plan_bundle")
-_EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "huggingface_hub", "ml_dtypes")
 
 RANDOM_PRESETS = ("preset:tiny", "preset:giant")
 """Models whose results mean nothing."""
@@ -204,23 +199,3 @@ def parse_bytes(text: str, option: str) -> int:
     if not size:
         raise typer.BadParameter(f"{text!r} is not a size in bytes, such as 4GiB or 512MiB", param_hint=option)
     return size
-
-
-def import_export(module: str) -> ModuleType:
-    """A module of ``mapengine.export``.
-
-    Raises:
-        BackendUnavailableError: a package that it needs is not installed.
-    """
-    try:
-        return importlib.import_module(f"mapengine.export.{module}")
-    except ImportError as error:
-        from mapengine.runtime.errors import BackendUnavailableError
-
-        name = (error.name or "").partition(".")[0]
-        if name not in _EXPORT_PACKAGES:
-            raise
-        extra = "compile" if module in _WITHOUT_TORCH else "export"
-        raise BackendUnavailableError(
-            f"this command needs {name}, which is not installed; run: pip install 'mapengine[{extra}]'"
-        ) from error

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from .console import say, show_table
-from .options import Threads, import_export, parse_size
+from .extras import needs
+from .options import Threads, parse_size
 
 _COLUMNS = ("contender", "precision", "views", "size", "p50", "p90", "p99", "min", "CV", "runs", "speed", "memory")
 
@@ -107,7 +108,8 @@ def profile(
         measured = measure(contenders, _Photos(Path(folder)), settings, say)
     record: dict[str, Any] = {"benchmark": "profile", **environment(), "clocks": [before, clocks()], **measured}
     if roofline:
-        from mapengine.export.diagnosis.roofline import add_rooflines, measure_ceilings
+        with needs("export"):
+            from mapengine.export.diagnosis.roofline import add_rooflines, measure_ceilings
 
         record["ceilings"] = measure_ceilings()
         add_rooflines(record["results"], record["ceilings"])
@@ -141,8 +143,8 @@ def _sizes(manifests: list[Any], resolution: str | None) -> tuple[tuple[int, int
     if resolution is not None:
         sizes = tuple(parse_size(part, "--resolution") for part in resolution.split(","))
     else:
-        profile = manifests[0].profile
-        sizes = (profile.sizes[0] if isinstance(profile.sizes, tuple) else (518, 392),)
+        served = manifests[0].requests.sizes
+        sizes = (served[0] if isinstance(served, tuple) else (518, 392),)
     for manifest in manifests:
         for width, height in sizes:
             manifest.requests.check(manifest.requests.views.min, height, width)
@@ -174,9 +176,10 @@ def _contenders(
             chosen = make_backend(name, known, threads).name  # also refuses what is unknown or not installed
             contenders.append(Contender.bundle(bundle, chosen, threads))
     if baselines != "none":
-        module = import_export("baselines")
+        with needs("export"):
+            from mapengine.export.diagnosis.baselines import baseline
         names = [name.strip() for name in baselines.split(",")]
-        contenders += [module.baseline(name, manifests[0].model.id, threads) for name in names]
+        contenders += [baseline(name, manifests[0].model.id, threads) for name in names]
     return contenders
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .console import Steps, problem, say
-from .options import BundleArgument, Device, Revision, Threads, VerifyBackend, import_export
+from .extras import needs
+from .options import BundleArgument, Device, Revision, Threads, VerifyBackend
 from .tables import (
     show_divergence,
     show_executed,
@@ -20,6 +21,7 @@ from .tables import (
 )
 
 if TYPE_CHECKING:
+    from mapengine.export.model.reference import MapAnything
     from mapengine.runtime.bundle.manifest import Manifest
     from mapengine.runtime.bundle.parity_record import Parity
     from mapengine.runtime.checks.product_precision import Executed
@@ -71,7 +73,10 @@ def verify(
     for option, given in (("--revision", revision is not None), ("--layers", layers)):
         if given and model is None:
             raise typer.BadParameter("it belongs to --model, which is not given", param_hint=option)
-    package = import_export("onnx_bundle") if model is not None else None
+    if model is not None:
+        with needs("export"):
+            from mapengine.export.diagnosis.layer_comparison import compare_layers
+            from mapengine.export.diagnosis.layer_noise import check_comparable, compare_noise
     failures: list[ParityError] = []
     ran: list[tuple[str, list[Executed]]] = []
     missing: BackendUnavailableError | None = None
@@ -82,10 +87,10 @@ def verify(
         manifest = opened.manifest
         rounds = layers and manifest.quantization is not None
         if rounds:
-            import_export("layer_noise").check_comparable(manifest)
+            check_comparable(manifest)
         names = _backends(backend, manifest)
         reference = None
-        if package is not None:
+        if model is not None:
             step(f"loading {model}")
             reference = _reference(model, revision, manifest)
         if manifest.quantization is not None and manifest.format == "plan":
@@ -111,13 +116,13 @@ def verify(
                     raise
                 missing = error
         divergence = noise = None
-        if rounds and missing is None:
+        if rounds and missing is None and reference is not None:
             step("comparing layer by layer")
             chosen = None if backend in (VerifyBackend.all, VerifyBackend.auto) else backend.value
-            noise = import_export("layer_noise").compare_noise(opened, reference, chosen, threads, progress=step)
-        elif layers and not rounds:
+            noise = compare_noise(opened, reference, chosen, threads, progress=step)
+        elif layers and not rounds and reference is not None:
             step("comparing layer by layer")
-            divergence = import_export("layer_comparison").compare_layers(opened, reference, progress=step)
+            divergence = compare_layers(opened, reference, progress=step)
     print()
     show_layers(manifest)
     show_precision(manifest)
@@ -142,15 +147,16 @@ def verify(
     print(f"Verified {bundle}: inside its tolerances with {' and '.join(names)}")
 
 
-def _reference(model: str | None, revision: str | None, manifest: Manifest) -> Any:
+def _reference(model: str, revision: str | None, manifest: Manifest) -> MapAnything:
     """The PyTorch model of the bundle.
 
     Raises:
         CheckpointError: it is another model.
     """
+    from mapengine.export.model.reference import load_model
     from mapengine.runtime.errors import CheckpointError
 
-    reference = import_export("reference").load_model(model, revision)
+    reference = load_model(model, revision)
     if reference.weights_hash() != manifest.model.weights_sha256:
         raise CheckpointError(
             f"{model} is not the model of this bundle: its weights have another hash; give the one that the "
@@ -169,7 +175,7 @@ def _backends(choice: VerifyBackend, manifest: Manifest) -> list[str]:
 
 
 def _measure(
-    bundle: Path, name: str, threads: int | None, step: Steps, reference: Any
+    bundle: Path, name: str, threads: int | None, step: Steps, reference: MapAnything | None
 ) -> tuple[str, list[tuple[str, Parity]]]:
     """The golden check, and the comparison with PyTorch where there is a reference.
 
@@ -188,8 +194,10 @@ def _measure(
     where = f"{engine.backend} on {engine.device}"
     results = [(f"Golden check, {where}", engine.verify())]
     if reference is not None:
+        from mapengine.export.bundles.onnx import measure
+
         step(f"comparing {engine.backend} with PyTorch")
-        parity = import_export("onnx_bundle").measure(engine, reference)
+        parity = measure(engine, reference)
         for output, tolerance in engine.manifest.golden.tolerance.items():
             # The tolerance's relative part refers to the largest value of an output, as max_rel does.
             if not parity.outputs[output].max_rel <= tolerance.rtol:

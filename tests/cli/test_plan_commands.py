@@ -15,7 +15,7 @@ NO_GPU = "this machine has no NVIDIA driver (libcuda.so.1 is missing)"
 
 @pytest.fixture(autouse=True)
 def _without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("export.stage_compilers", "export.tensorrt.limits", "runtime.backends.tensorrt.backend"):
+    for module in ("export.bundles.compilers", "export.tensorrt.limits", "runtime.backends.tensorrt.backend"):
         monkeypatch.setattr(f"mapengine.{module}.driver_problem", lambda: NO_GPU)
     monkeypatch.setattr("mapengine.runtime.backends.cuda.driver.driver_problem", lambda: NO_GPU)
 

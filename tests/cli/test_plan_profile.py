@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mapengine.runtime.memory import model as memory_plan
+from mapengine.runtime.memory import measurement
 from mapengine.runtime.memory.probe import can_probe
 from mapengine.runtime.outputs.view_files import load_view
 
@@ -19,7 +19,7 @@ linux = pytest.mark.skipif(not can_probe(), reason="this system does not tell a 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MAPENGINE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(memory_plan, "measuring_shapes", lambda profile: [(1, 112, 84), (3, 112, 84)])
+    monkeypatch.setattr(measurement, "measuring_shapes", lambda requests: [(1, 112, 84), (3, 112, 84)])
     return tmp_path / "cache"
 
 
