@@ -26,6 +26,7 @@ from mapengine.export.tensorrt import BuiltPlan, build_plan, gpu_chunks, stage_p
 from mapengine.runtime.backends.tensorrt.flavour import Flavour, load_flavour
 from mapengine.runtime.bundle.manifest import STAGES, TensorSpec
 from mapengine.runtime.bundle.requests import Range, ServedRequests
+from mapengine.runtime.typed_json.codec import encode
 
 BACKEND = "tensorrt-rtx"
 REQUESTS = ("1:4:32/all", "1:8:64/518x518")
@@ -82,7 +83,7 @@ def figures(plan: BuiltPlan) -> dict[str, Any]:
         "peak_memory_gb": None if plan.peak_memory is None else round(plan.peak_memory / 1e9, 2),
         "plan_mb": round(plan.bytes / 1e6, 1),
         "device_memory_mb": None if plan.activation_memory is None else round(plan.activation_memory / 1e6, 1),
-        **plan.layers.record().to_json(),
+        **encode(plan.layers.record()),
         "warnings": list(plan.warnings),
     }
 

@@ -31,6 +31,7 @@ from mapengine.runtime.bundle.manifest import STAGES
 from mapengine.runtime.checks.parity import measure_parity
 from mapengine.runtime.errors import ParityError
 from mapengine.runtime.inputs.prepared import prepare_views
+from mapengine.runtime.typed_json.codec import encode
 
 Arrays = dict[str, np.ndarray]
 Calls = dict[str, list[tuple[Arrays, Arrays]]]
@@ -175,7 +176,7 @@ def geometry(found: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str
         parity = measure_parity(found, reference, "")
     except ParityError:
         return None
-    return {key: rounded(value) for key, value in parity.geometry.to_json().items()}
+    return {key: rounded(value) for key, value in encode(parity.geometry).items()}
 
 
 def rounded(value: float) -> float:
@@ -251,7 +252,7 @@ def measure(
             if number:
                 shutil.rmtree(place)
         room.sort(key=lambda entry: entry.factor)
-        results[precision] = {"errors": errors, "headroom": [entry.to_json() for entry in room[:TIGHTEST]]}
+        results[precision] = {"errors": errors, "headroom": encode(room[:TIGHTEST])}
     return results
 
 

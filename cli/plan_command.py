@@ -51,6 +51,7 @@ def plan(
     from mapengine.runtime.memory.model import model_path, table
     from mapengine.runtime.system.machine import free_bytes
     from mapengine.runtime.system.sizes import gigabytes, parse_memory
+    from mapengine.runtime.typed_json.codec import encode
 
     opened = Bundle.open(bundle, verify=False)
     requests = opened.manifest.requests
@@ -72,7 +73,7 @@ def plan(
             "most_views": most,
             "built_for": requests.views.max,
             "peaks_bytes": {str(n): model.peaks(n, width, height, **options) for n in counts},
-            "samples": [sample.to_json() for sample in model.samples],
+            "samples": encode(model.samples),
         }
         print(json.dumps(facts, indent=2))
     else:

@@ -12,8 +12,8 @@ from .console import megabytes, say, show_table
 if TYPE_CHECKING:
     from mapengine.export.diagnosis.layer_comparison import LayerComparison
     from mapengine.export.diagnosis.layer_noise import NoiseComparison
+    from mapengine.runtime.bundle.build_record import Parity
     from mapengine.runtime.bundle.manifest import Manifest
-    from mapengine.runtime.bundle.parity_record import Parity
     from mapengine.runtime.checks.product_precision import Executed
 
 Tensors = tuple[tuple[str, tuple[int | str, ...]], ...]

@@ -22,8 +22,8 @@ from .tables import (
 
 if TYPE_CHECKING:
     from mapengine.export.model.reference import MapAnything
+    from mapengine.runtime.bundle.build_record import Parity
     from mapengine.runtime.bundle.manifest import Manifest
-    from mapengine.runtime.bundle.parity_record import Parity
     from mapengine.runtime.checks.product_precision import Executed
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from .backends.contract import Backend, ChunkSizes, StagePipeline
 from .backends.registry import make_backend
+from .bundle.build_record import Parity
 from .bundle.manifest import Manifest
-from .bundle.parity_record import Parity
 from .bundle.requests import PATCH_SIZE, ServedRequests, rounded_to_patches
 from .bundle.store import Bundle
 from .checks.golden import check_golden

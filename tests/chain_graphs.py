@@ -98,8 +98,8 @@ def write_chain(
                 shutil.copyfile(file, writer.folder / file.name)
         parts = []
         for segment in segments:
-            ranges = segment_profiles(old.profiles, (*segment.inputs, *segment.outputs), 1)
-            spec = StageSpec(None, segment.inputs, segment.outputs, opset=old.opset, profiles=ranges)
+            ranges = segment_profiles(old.optimization_profiles, (*segment.inputs, *segment.outputs), 1)
+            spec = StageSpec(None, segment.inputs, segment.outputs, opset=old.opset, optimization_profiles=ranges)
             parts.append(write_segment(writer, segment, spec))
         chain = replace(old, file=None, data=(), segments=tuple(parts), attention=attention)
         kernels = write_kernels(writer, 32)

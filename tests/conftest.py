@@ -49,7 +49,7 @@ def _make_manifest(record: Callable[[str], FileRecord]) -> Manifest:
             ),
             outputs=(TensorSpec("y", "float32", ("views", "patches", 48)), TensorSpec("scale", "float32", ())),
             opset=20,
-            profiles=({"views": Range(1, 4, 32)},),
+            optimization_profiles=({"views": Range(1, 4, 32)},),
         )
         for name in STAGES
     }

@@ -7,18 +7,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from mapengine.runtime.bundle.codec import Reader, parse_json
-from mapengine.runtime.errors import CalibrationError, ManifestError
+from mapengine.runtime.errors import CalibrationError
 from mapengine.runtime.system.files import atomic_write
+from mapengine.runtime.typed_json.codec import Fail, encode, read_json
+from mapengine.runtime.typed_json.fields import Bounds, Count, Key, KeyedBy, Measure, OneOf, Sha256
+from mapengine.runtime.typed_json.text import Document
 
 from .rounding import FORMATS
 from .selection import METHODS
 
 SCHEMA_VERSION = 1
 _LARGEST_EXPONENT = 64
-_TOP = ("schema_version", "model", "data", "precision", "options", "kept_layers", "report", "layers")
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class TokenStatistics:
         noise: power of the error of rounding and clipping them, over their power.
     """
 
-    count: int
-    largest: float
-    noise: float
+    count: Count
+    largest: Measure
+    noise: Measure
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,15 @@ class LayerCalibration:
 
     name: str
     stage: str
-    largest: float
+    largest: Measure
     tokens: Mapping[str, TokenStatistics]
     widened: bool = False
-    alpha: float | None = None
-    exponents: tuple[int, ...] | None = None
+    alpha: Measure | None = None
+    exponents: tuple[Annotated[int, Bounds(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)], ...] | None = None
     rotated: bool = False
     bias: tuple[float, ...] | None = None
-    error: float = 0.0
-    plain_error: float = 0.0
+    error: Measure = 0.0
+    plain_error: Measure = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,20 +81,27 @@ class Calibration:
         measure: what the accuracies were measured by, in words; None where none was measured.
     """
 
-    model_id: str
-    weights_sha256: str
-    data: str
-    data_sha256: str
-    precision: str
-    method: str
-    smooth: bool
-    rotate: bool
-    correct_bias: bool
-    layers: tuple[LayerCalibration, ...]
+    schema_version: Annotated[int, Bounds(SCHEMA_VERSION, SCHEMA_VERSION)] = field(default=SCHEMA_VERSION, kw_only=True)
+    model_id: Annotated[str, Key("model.id")]
+    weights_sha256: Annotated[Sha256, Key("model.weights_sha256")]
+    data: Annotated[str, Key("data.description")]
+    data_sha256: Annotated[Sha256, Key("data.sha256")]
+    precision: Annotated[str, OneOf(tuple(FORMATS))]
+    method: Annotated[str, Key("options.method"), OneOf(METHODS)]
+    smooth: Annotated[bool, Key("options.smooth")]
+    rotate: Annotated[bool, Key("options.rotate")]
+    correct_bias: Annotated[bool, Key("options.correct_bias")]
+    layers: Annotated[tuple[LayerCalibration, ...], KeyedBy("name")]
     kept_layers: tuple[str, ...] = ()
-    report: Mapping[str, float] = field(default_factory=dict)
-    accuracy: float | None = None
-    measure: str | None = None
+    report: Mapping[str, Measure] = field(default_factory=dict)
+    accuracy: Annotated[Measure | None, Key("options.accuracy")] = None
+    measure: Annotated[str | None, Key("options.measure")] = None
+
+    def check_fields(self, fail: Fail) -> None:
+        """Refuse layers in higher precision that there are none of."""
+        unknown = sorted(set(self.kept_layers) - {layer.name for layer in self.layers})
+        if unknown:
+            fail("kept_layers", f"names {unknown[0]}, which is none of the layers")
 
     @property
     def quantised(self) -> tuple[LayerCalibration, ...]:
@@ -125,26 +133,6 @@ class Calibration:
                 f"the calibration is for {self.precision}, and the build is {precision}; calibrate for {precision}"
             )
 
-    def to_json(self) -> dict[str, Any]:
-        """The document."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "model": {"id": self.model_id, "weights_sha256": self.weights_sha256},
-            "data": {"description": self.data, "sha256": self.data_sha256},
-            "precision": self.precision,
-            "options": {
-                "method": self.method,
-                "smooth": self.smooth,
-                "rotate": self.rotate,
-                "correct_bias": self.correct_bias,
-                "accuracy": self.accuracy,
-                "measure": self.measure,
-            },
-            "kept_layers": list(self.kept_layers),
-            "report": dict(self.report),
-            "layers": {layer.name: _layer_json(layer) for layer in self.layers},
-        }
-
 
 def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> None:
     """Write the file, whole or not at all.
@@ -152,7 +140,7 @@ def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> 
     Raises:
         OutputError: it could not be written.
     """
-    document = calibration.to_json()
+    document = encode(calibration)
     layers = document.pop("layers")
     # A layer per line: with indentation the lists of channels would be a number per line.
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(layer)}" for name, layer in layers.items())
@@ -171,89 +159,5 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
         text = Path(path).read_bytes()
     except OSError as error:
         raise CalibrationError(f"{path}: cannot be read ({error.strerror}); check the path, or calibrate") from error
-    try:
-        return _read(Reader(parse_json(text)))
-    except ManifestError as error:
-        # The reader words its complaints for manifests.
-        said = str(error).replace("manifest.json: ", "").replace("manifest.json", "it").rpartition("; ")[0]
-        raise CalibrationError(f"{path}: is no calibration of this version ({said}); calibrate again") from error
-
-
-def _read(top: Reader) -> Calibration:
-    fields = top.fields(*_TOP)
-    fields["schema_version"].integer(SCHEMA_VERSION, SCHEMA_VERSION)
-    model, data = fields["model"].fields("id", "weights_sha256"), fields["data"].fields("description", "sha256")
-    options = fields["options"].fields("method", "smooth", "rotate", "correct_bias", "accuracy", "measure")
-    layers = tuple(_read_layer(name, member) for name, member in fields["layers"].members().items())
-    kept = tuple(item.text() for item in fields["kept_layers"].items())
-    unknown = sorted(set(kept) - {layer.name for layer in layers})
-    if unknown:
-        fields["kept_layers"].fail(f"names {unknown[0]}, which is none of the layers")
-    return Calibration(
-        model["id"].text(),
-        model["weights_sha256"].sha256(),
-        data["description"].text(),
-        data["sha256"].sha256(),
-        fields["precision"].choice(FORMATS),
-        options["method"].choice(METHODS),
-        smooth=_flag(options["smooth"]),
-        rotate=_flag(options["rotate"]),
-        correct_bias=_flag(options["correct_bias"]),
-        layers=layers,
-        kept_layers=kept,
-        report={name: member.number() for name, member in fields["report"].members().items()},
-        accuracy=None if options["accuracy"].is_null() else options["accuracy"].number(),
-        measure=None if options["measure"].is_null() else options["measure"].text(),
-    )
-
-
-def _read_layer(name: str, reader: Reader) -> LayerCalibration:
-    fields = reader.fields(*(key for key in LayerCalibration.__dataclass_fields__ if key != "name"))
-    tokens = {}
-    for kind, member in fields["tokens"].members().items():
-        values = member.fields(*TokenStatistics.__dataclass_fields__)
-        tokens[kind] = TokenStatistics(values["count"].integer(), values["largest"].number(), values["noise"].number())
-    exponents, bias = fields["exponents"], fields["bias"]
-    return LayerCalibration(
-        name,
-        fields["stage"].text(),
-        fields["largest"].number(),
-        tokens,
-        _flag(fields["widened"]),
-        None if fields["alpha"].is_null() else fields["alpha"].number(),
-        None
-        if exponents.is_null()
-        else tuple(item.integer(-_LARGEST_EXPONENT, _LARGEST_EXPONENT) for item in exponents.items()),
-        _flag(fields["rotated"]),
-        None if bias.is_null() else tuple(_signed(item) for item in bias.items()),
-        fields["error"].number(),
-        fields["plain_error"].number(),
-    )
-
-
-def _flag(reader: Reader) -> bool:
-    if type(reader.value) is not bool:
-        reader.fail("must be true or false")
-    return reader.value
-
-
-def _signed(reader: Reader) -> float:
-    value = reader.free()
-    if type(value) not in (int, float):
-        reader.fail("must be a number")
-    return float(value)
-
-
-def _layer_json(layer: LayerCalibration) -> dict[str, Any]:
-    return {
-        "stage": layer.stage,
-        "largest": layer.largest,
-        "tokens": {kind: vars(statistics) for kind, statistics in layer.tokens.items()},
-        "widened": layer.widened,
-        "alpha": layer.alpha,
-        "exponents": None if layer.exponents is None else list(layer.exponents),
-        "rotated": layer.rotated,
-        "bias": None if layer.bias is None else list(layer.bias),
-        "error": layer.error,
-        "plain_error": layer.plain_error,
-    }
+    remedy = "it is no calibration of this version, calibrate again"
+    return read_json(Calibration, text, Document(str(path), remedy, CalibrationError))

@@ -14,10 +14,10 @@ from pathlib import Path
 from mapengine.kernels.tuning import ARCHITECTURES, FP8_FROM
 from mapengine.runtime.backends.cuda.attention import needed_variants
 from mapengine.runtime.backends.onnxruntime import import_library
-from mapengine.runtime.bundle.build_record import LayerRecord
 from mapengine.runtime.bundle.kernel_attention import TOKENS, KernelAttention, KernelCode, all_tokens
 from mapengine.runtime.bundle.manifest import StageSpec, TensorSpec
 from mapengine.runtime.bundle.requests import Range, ServedRequests
+from mapengine.runtime.bundle.stages import LayerRecord
 from mapengine.runtime.bundle.store import BundleWriter
 from mapengine.runtime.errors import BackendUnavailableError, ExportError, InputError
 
@@ -152,7 +152,7 @@ def compile_chain(
         None,
         spec.inputs,
         spec.outputs,
-        profiles=tuple(profiles),
+        optimization_profiles=tuple(profiles),
         layers=_sum(tuple(part.layers for part in parts if part.layers is not None)),
         segments=tuple(parts),
         attention=attention,

@@ -20,9 +20,9 @@ from mapengine.runtime import Engine
 from mapengine.runtime.backends.contract import StageRunner
 from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from mapengine.runtime.bundle.build_record import Tolerance
 from mapengine.runtime.bundle.kernel_attention import KernelAttention
 from mapengine.runtime.bundle.manifest import Golden, StageSpec
-from mapengine.runtime.bundle.parity_record import Tolerance
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.checks.golden import unpack
 from mapengine.runtime.checks.parity import Predictions

@@ -144,7 +144,11 @@ class PlanCompiler:
             warnings.warn(warning, stacklevel=3)
         self._targets = plan.targets or self._targets
         return StageSpec(
-            writer.record(path.name), spec.inputs, spec.outputs, profiles=tuple(profiles), layers=plan.layers.record()
+            writer.record(path.name),
+            spec.inputs,
+            spec.outputs,
+            optimization_profiles=tuple(profiles),
+            layers=plan.layers.record(),
         )
 
     def info(self) -> BackendInfo:
@@ -194,7 +198,7 @@ class GraphWriter:
             spec,
             file=writer.record(graph.name),
             data=tuple(writer.record(path.name) for path in data),
-            profiles=tuple(profiles),
+            optimization_profiles=tuple(profiles),
         )
 
     def info(self) -> BackendInfo:

@@ -22,6 +22,7 @@ from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend, installed_version
 from mapengine.runtime.backends.registry import available_backends
 from mapengine.runtime.bundle.backend_info import BackendInfo
+from mapengine.runtime.bundle.build_record import Parity, Tolerance
 from mapengine.runtime.bundle.manifest import (
     Golden,
     Manifest,
@@ -31,7 +32,6 @@ from mapengine.runtime.bundle.manifest import (
     StageSpec,
     TensorSpec,
 )
-from mapengine.runtime.bundle.parity_record import Parity, Tolerance
 from mapengine.runtime.bundle.requests import ServedRequests
 from mapengine.runtime.bundle.store import Bundle, BundleWriter
 from mapengine.runtime.checks.golden import pack
@@ -344,7 +344,7 @@ def _stage_spec(stage: ExportedStage | LoweredStage, writer: BundleWriter, reque
         outputs=specs(stage.outputs),
         data=() if stage.data_path is None else (writer.record(stage.data_path.name),),
         opset=stage.opset,
-        profiles=({"views": requests.views},) if stage.name == "aggregator" else (),
+        optimization_profiles=({"views": requests.views},) if stage.name == "aggregator" else (),
     )
 
 

@@ -17,9 +17,9 @@ import onnx_ir as ir
 
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.registry import available_backends
+from mapengine.runtime.bundle.build_record import Parity
 from mapengine.runtime.bundle.kernel_attention import KernelCode
 from mapengine.runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
-from mapengine.runtime.bundle.parity_record import Parity
 from mapengine.runtime.bundle.requests import ServedRequests
 from mapengine.runtime.bundle.store import Bundle, BundleWriter, write_bundle
 from mapengine.runtime.checks.product_precision import check_executed, listed_products

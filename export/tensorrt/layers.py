@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mapengine.runtime.bundle.build_record import LayerRecord
+from mapengine.runtime.bundle.stages import LayerRecord
 from mapengine.runtime.errors import ExportError
 
 from .graph import StageGraph

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import DeviceError, VersionError
-from .codec import Reader
+from ..typed_json.codec import Fail
 
 
 def parse_version(version: str) -> tuple[int, ...]:
@@ -39,31 +38,12 @@ class BackendInfo:
     maximum_version: str | None = None
     compute_capability: tuple[str, ...] | None = None
 
-    @classmethod
-    def read(cls, reader: Reader, known: tuple[str, ...]) -> BackendInfo:
-        """Read one element of ``backends``; ``known`` are the backends of the bundle's format."""
-        fields = reader.fields(*cls.__dataclass_fields__)
-        versions: dict[str, str | None] = {}
+    def check_fields(self, fail: Fail) -> None:
+        """Refuse versions that cannot be compared."""
         for name in ("version", "minimum_version", "maximum_version"):
-            value = fields[name]
-            versions[name] = None if name == "maximum_version" and value.is_null() else value.text()
-            if not value.is_null() and not parse_version(value.text()):
-                value.fail("must start with a number, such as 1.22")
-        devices = None
-        if not fields["compute_capability"].is_null():
-            devices = tuple(item.text() for item in fields["compute_capability"].items())
-        return cls(
-            fields["name"].choice(known),
-            fields["version"].text(),
-            fields["minimum_version"].text(),
-            versions["maximum_version"],
-            devices,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Inverse of ``read``."""
-        devices = None if self.compute_capability is None else list(self.compute_capability)
-        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"compute_capability": devices}
+            version = getattr(self, name)
+            if version is not None and not parse_version(version):
+                fail(name, "must start with a number, such as 1.22")
 
     def check_version(self, installed: str) -> None:
         """Raise ``VersionError`` unless the ``installed`` version of the backend lies within the bounds."""

@@ -1,56 +1,18 @@
-"""What a build found out: the layers that a plan is made of, and how close its numbers come to FP16's limit."""
+"""What a build chose and measured: layers in higher precision, 8-bit products, tolerances, parity with PyTorch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated
 
-from .codec import Reader
+from ..typed_json.codec import Fail
+from ..typed_json.fields import FLAT, Count, Measure, OneOf, Sha256
+from .file_record import FileRecord
+from .stages import STAGES
 
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """The layers of one plan, as the builder reported them.
-
-    Attributes:
-        attention: attention blocks of the stage. fused: how many of them run as one fused kernel.
-        unfused: module names of the others; their scores of tokens x tokens are held in memory.
-        gemms: number of matrix products and convolutions per datatypes, such as ``{"Half x Half -> Half": 96}``.
-        macs: their multiplications, per row of what each makes (a token or a pixel).
-    """
-
-    attention: int
-    fused: int
-    unfused: tuple[str, ...] = ()
-    gemms: Mapping[str, int] = field(default_factory=dict)
-    macs: Mapping[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, reader: Reader) -> LayerRecord:
-        """Read ``{"attention", "fused", "unfused", "gemms", "macs"}``: fused and unfused add up to attention, and macs
-        has the datatypes of gemms."""
-        fields = reader.fields(*cls.__dataclass_fields__)
-        attention = fields["attention"].integer()
-        unfused = tuple(item.text() for item in fields["unfused"].items())
-        fused = fields["fused"].integer(0, attention)
-        if fused + len(unfused) != attention:
-            fields["unfused"].fail(f"must name the {attention - fused} attention blocks that are not fused")
-        gemms = {name: member.integer(1) for name, member in fields["gemms"].members().items()}
-        macs = {name: member.integer() for name, member in fields["macs"].members().items()}
-        if macs.keys() != gemms.keys():
-            fields["macs"].fail("must have the datatypes of gemms")
-        return cls(attention, fused, unfused, gemms, macs)
-
-    def to_json(self) -> dict[str, Any]:
-        """Inverse of ``read``."""
-        return {
-            "attention": self.attention,
-            "fused": self.fused,
-            "unfused": list(self.unfused),
-            "gemms": dict(self.gemms),
-            "macs": dict(self.macs),
-        }
+RESTS = ("fp32", "fp16", "bf16")
+"""What may be around 8-bit products."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +21,8 @@ class Headroom:
 
     stage: str
     tensor: str
-    largest: float
-    factor: float
-
-    @classmethod
-    def read(cls, reader: Reader) -> Headroom:
-        """Read ``{"stage", "tensor", "largest", "factor"}``."""
-        fields = reader.fields(*cls.__dataclass_fields__)
-        return cls(
-            fields["stage"].text(), fields["tensor"].text(), fields["largest"].number(), fields["factor"].number()
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Inverse of ``read``."""
-        return {"stage": self.stage, "tensor": self.tensor, "largest": self.largest, "factor": self.factor}
+    largest: Measure
+    factor: Measure
 
 
 @dataclass(frozen=True)
@@ -88,15 +38,88 @@ class ReducedPrecision:
     kept_layers: tuple[str, ...] = ()
     headroom: tuple[Headroom, ...] = ()
 
-    @classmethod
-    def read(cls, reader: Reader) -> ReducedPrecision:
-        """Read ``{"kept_layers", "headroom"}``."""
-        fields = reader.fields(*cls.__dataclass_fields__)
-        return cls(
-            tuple(item.text() for item in fields["kept_layers"].items()),
-            tuple(Headroom.read(item) for item in fields["headroom"].items()),
-        )
 
-    def to_json(self) -> dict[str, Any]:
-        """Inverse of ``read``."""
-        return {"kept_layers": list(self.kept_layers), "headroom": [entry.to_json() for entry in self.headroom]}
+@dataclass(frozen=True)
+class Quantization:
+    """What INT8 or FP8 was written with.
+
+    Attributes:
+        method: of the ranges, and the recoveries. data_hash: None when no calibration data was used.
+        kept_layers: layers that could be quantised and are not.
+        products: number of matrix products in 8 bits, by stage; a backend has to run as many. Empty where only weights
+            are in 8 bits.
+        rest: precision of what is not in 8 bits: ``fp32``, ``fp16`` (as in an FP16 engine), or ``bf16`` (float32 files,
+            whose transformers OpenVINO runs in bfloat16).
+    """
+
+    method: str
+    data_hash: Sha256 | None
+    kept_layers: tuple[str, ...] = ()
+    products: Mapping[Annotated[str, OneOf(STAGES)], Count] = field(default_factory=dict)
+    rest: Annotated[str, OneOf(RESTS)] = "fp32"
+
+    @property
+    def weights_only(self) -> bool:
+        """Whether only weights are in 8 bits: activations have no range without data."""
+        return self.data_hash is None
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """An output passes where ``|got - want| <= atol + rtol * |want|``."""
+
+    atol: Measure
+    rtol: Measure
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The small input with its reference outputs, and the tolerance that each output must keep."""
+
+    file: Annotated[FileRecord, FLAT]
+    tolerance: Mapping[str, Tolerance]
+
+    def check_fields(self, fail: Fail) -> None:
+        """Refuse a check of nothing."""
+        if not self.tolerance:
+            fail("tolerance", "must name at least one output")
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """Largest absolute difference from the reference, and that difference relative to the reference."""
+
+    max_abs: Measure
+    max_rel: Measure
+
+
+@dataclass(frozen=True)
+class GeometryParity:
+    """Differences from the reference as geometry.
+
+    Attributes:
+        depth_abs_rel: mean of ``|depth - reference| / reference``.
+        ray_degrees, rotation_degrees: largest angle between ray directions, and between camera rotations.
+        translation: largest distance between camera centres, relative to the largest reference distance from view 0.
+        metric_scale: relative difference of the metric scaling factor.
+    """
+
+    depth_abs_rel: Measure
+    ray_degrees: Measure
+    rotation_degrees: Measure
+    translation: Measure
+    metric_scale: Measure
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Measured parity: over which cases, per output, and as geometry.
+
+    ``measured_with`` says what computed the numbers, such as ``onnxruntime 1.32.0 on CPU: ...``. For a plan that was
+    built on a machine without its GPU that is the plan's graph in another backend.
+    """
+
+    cases: tuple[str, ...]
+    outputs: Mapping[str, OutputParity]
+    geometry: GeometryParity
+    measured_with: str

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
-from .codec import Reader
+from ..typed_json.codec import Fail
+from ..typed_json.fields import Count, Sha256, Text
+
+MANIFEST_NAME = "manifest.json"
+
+FileName = Annotated[
+    str, Text("a plain file name inside the bundle", r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,198}[A-Za-z0-9_-])?")
+]
+"""In the bundle's own folder: no separators, no ``..``, no drive, not hidden."""
 
 
 @dataclass(frozen=True)
 class FileRecord:
     """A file of the bundle: plain name, SHA-256 in lowercase hexadecimal, and size in bytes."""
 
-    file: str
-    sha256: str
-    bytes: int
+    file: FileName
+    sha256: Sha256
+    bytes: Count
 
-    @classmethod
-    def read(cls, fields: Mapping[str, Reader]) -> FileRecord:
-        """Read the members ``file``, ``sha256`` and ``bytes``."""
-        if fields["file"].file_name().lower() == "manifest.json":
-            fields["file"].fail("must not be the manifest itself")
-        return cls(fields["file"].file_name(), fields["sha256"].sha256(), fields["bytes"].integer())
-
-    def to_json(self) -> dict[str, Any]:
-        """Inverse of ``read``."""
-        return {"file": self.file, "sha256": self.sha256, "bytes": self.bytes}
+    def check_fields(self, fail: Fail) -> None:
+        """Refuse the manifest itself."""
+        if self.file.lower() == MANIFEST_NAME:
+            fail("file", "must not be the manifest itself")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from .codec import Reader
+from ..typed_json.codec import Fail
+from ..typed_json.fields import FLAT, Bounds, Measure, OneOf, Positive
 from .file_record import FileRecord
 
 FP8_FROM = 89
@@ -87,16 +88,16 @@ class KernelAttention:
     """
 
     layer: str
-    kernel: str
-    threshold: float | None
-    num_heads: int
-    head_dim: int
-    dtype: str
+    kernel: Annotated[str, OneOf(tuple(KERNELS))]
+    threshold: Measure | None
+    num_heads: Positive
+    head_dim: Positive
+    dtype: Annotated[str, OneOf(("float16", "bfloat16"))]
     query: str
     key: str
     value: str
     out: str
-    extra_tokens: int
+    extra_tokens: Annotated[int, Bounds(0, 1)]
 
     @property
     def name(self) -> str:
@@ -113,32 +114,27 @@ class KernelAttention:
         """Whether queries, keys and values are one tensor."""
         return self.query == self.key == self.value
 
-    @classmethod
-    def read(cls, reader: Reader) -> KernelAttention:
-        """Read one element of ``attention`` of a stage."""
-        fields = reader.fields(*cls.__dataclass_fields__)
-        kernel = fields["kernel"].choice(KERNELS)
-        threshold = None if fields["threshold"].is_null() else fields["threshold"].number()
-        sparse = KERNELS[kernel].sparse
-        if sparse != (threshold is not None) or (threshold is not None and not 0 < threshold <= 1):
-            fields["threshold"].fail("must be a share above 0 and up to 1 for a sparse kernel, and null otherwise")
-        return cls(
-            fields["layer"].text(),
-            kernel,
-            threshold,
-            fields["num_heads"].integer(1),
-            fields["head_dim"].integer(1),
-            fields["dtype"].choice(("float16", "bfloat16")),
-            fields["query"].text(),
-            fields["key"].text(),
-            fields["value"].text(),
-            fields["out"].text(),
-            fields["extra_tokens"].integer(0, 1),
-        )
+    def check_fields(self, fail: Fail) -> None:
+        """Refuse a threshold that the kernel does not take."""
+        given = self.threshold is not None
+        if given != self.traits.sparse or (self.threshold is not None and not 0 < self.threshold <= 1):
+            fail("threshold", "must be a share above 0 and up to 1 for a sparse kernel, and null otherwise")
 
-    def to_json(self) -> dict[str, Any]:
-        """Inverse of ``read``."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+@dataclass(frozen=True)
+class KernelArgument:
+    """An argument of a kernel; the type of a pointer begins with ``*``."""
+
+    name: str
+    type: Annotated[str, OneOf(ARGUMENT_TYPES)]
+
+
+@dataclass(frozen=True)
+class GridSide:
+    """Programs along one side of a launch: a named size divided by a number, rounded up."""
+
+    of: Annotated[str, OneOf(("length", "splits", "batch*heads"))]
+    per: Positive
 
 
 @dataclass(frozen=True)
@@ -149,21 +145,20 @@ class KernelCode:
         file: machine code (``.cubin``), or PTX (``.ptx``), which the driver compiles for any later architecture.
         variant: for example ``dense-fp16-d64``. architecture: compute capability times ten.
         entry: name of the function in the file.
-        arguments: name and type of each, in order; a type that begins with ``*`` is a pointer.
-        scratch_pointers: null pointers that follow the arguments.
-        grid: along x and y the named size divided by a number, rounded up.
+        arguments: in order. scratch_pointers: null pointers that follow them.
+        grid: along x and y.
         threads: per program. shared_bytes: of dynamic shared memory.
     """
 
-    file: FileRecord
+    file: Annotated[FileRecord, FLAT]
     variant: str
-    architecture: int
+    architecture: Annotated[int, Bounds(80, 10_000)]
     entry: str
-    arguments: tuple[tuple[str, str], ...]
-    scratch_pointers: int
-    grid: tuple[tuple[str, int], tuple[str, int]]
-    threads: int
-    shared_bytes: int
+    arguments: tuple[KernelArgument, ...]
+    scratch_pointers: Annotated[int, Bounds(0, 8)]
+    grid: tuple[GridSide, GridSide]
+    threads: Annotated[int, Bounds(32, 1024)]
+    shared_bytes: Annotated[int, Bounds(0, 2**20)]
 
     @property
     def is_ptx(self) -> bool:
@@ -171,55 +166,9 @@ class KernelCode:
         return self.file.file.endswith(".ptx")
 
     @classmethod
-    def read(cls, reader: Reader) -> KernelCode:
-        """Read one element of ``kernels``."""
-        fields = reader.fields("file", "sha256", "bytes", *list(cls.__dataclass_fields__)[1:])
-        arguments = []
-        for item in fields["arguments"].items():
-            argument = item.fields("name", "type")
-            arguments.append((argument["name"].text(), argument["type"].choice(ARGUMENT_TYPES)))
-        sides = [item.fields("of", "per") for item in fields["grid"].items()]
-        if len(sides) != 2:
-            fields["grid"].fail("must have two sides")
-        x, y = ((side["of"].choice(("length", "splits", "batch*heads")), side["per"].integer(1)) for side in sides)
-        return cls(
-            FileRecord.read(fields),
-            fields["variant"].text(),
-            fields["architecture"].integer(80, 10_000),
-            fields["entry"].text(),
-            tuple(arguments),
-            fields["scratch_pointers"].integer(0, 8),
-            (x, y),
-            fields["threads"].integer(32, 1024),
-            fields["shared_bytes"].integer(0, 2**20),
-        )
-
-    @classmethod
     def from_compiled(cls, file: FileRecord, entry: Mapping[str, Any]) -> KernelCode:
-        """From an entry of the ahead-of-time compiler's manifest (``mapengine.kernels``)."""
-        x, y = ((str(side["of"]), int(side["per"])) for side in entry["grid"])
-        return cls(
-            file,
-            entry["variant"],
-            entry["architecture"],
-            entry["entry"],
-            tuple((argument["name"], argument["type"]) for argument in entry["arguments"]),
-            entry["scratch_pointers"],
-            (x, y),
-            entry["threads"],
-            entry["shared_bytes"],
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Inverse of ``read``."""
-        return {
-            **self.file.to_json(),
-            "variant": self.variant,
-            "architecture": self.architecture,
-            "entry": self.entry,
-            "arguments": [{"name": name, "type": kind} for name, kind in self.arguments],
-            "scratch_pointers": self.scratch_pointers,
-            "grid": [{"of": of, "per": per} for of, per in self.grid],
-            "threads": self.threads,
-            "shared_bytes": self.shared_bytes,
-        }
+        """Return the record of an entry of the ahead-of-time compiler's manifest (``mapengine.kernels``)."""
+        arguments = tuple(KernelArgument(**argument) for argument in entry["arguments"])
+        x, y = (GridSide(**side) for side in entry["grid"])
+        same = ("variant", "architecture", "entry", "scratch_pointers", "threads", "shared_bytes")
+        return cls(file=file, arguments=arguments, grid=(x, y), **{name: entry[name] for name in same})

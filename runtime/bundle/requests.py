@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated
 
 from ..errors import ImageSizeError, ProfileError
-from .codec import Reader, shorten
+from ..typed_json.codec import Fail
+from ..typed_json.fields import Bounds, Key, Multiple, OneOf
 
 PATCH_SIZE = 14
 """Pixels per patch side; the only patch size that MapAnything ships."""
@@ -20,42 +21,25 @@ CHUNKED_STAGES = ("image_encoder", "geometry_encoder", "dense_head")
 """The stages that may run on a chunk of views; the aggregator needs all views together."""
 
 
+Side = Annotated[int, Bounds(PATCH_SIZE, MAX_SIDE), Multiple(PATCH_SIZE)]
+
+
 @dataclass(frozen=True)
 class Range:
     """The values of one axis: smallest, the one to optimise for, largest (all inclusive)."""
 
     min: int
-    opt: int
-    max: int
-
-    @classmethod
-    def read(cls, reader: Reader, limit: int) -> Range:
-        """Read ``{"min", "opt", "max"}`` with 1 <= min <= opt <= max <= limit."""
-        fields = reader.fields("min", "opt", "max")
-        low = fields["min"].integer(1, limit)
-        opt = fields["opt"].integer(low, limit)
-        return cls(low, opt, fields["max"].integer(opt, limit))
-
-    def to_json(self) -> dict[str, int]:
-        """Inverse of ``read``."""
-        return {"min": self.min, "opt": self.opt, "max": self.max}
+    opt: Annotated[int, Bounds("min")]
+    max: Annotated[int, Bounds("opt")]
 
 
 @dataclass(frozen=True)
 class AnySize:
     """Every height and every width from ``min`` to ``max`` pixels that is a multiple of ``multiple``."""
 
-    min: int
-    max: int
-    multiple: int = PATCH_SIZE
-
-    @classmethod
-    def read(cls, reader: Reader) -> AnySize:
-        """Read ``{"min", "max", "multiple"}``, all three multiples of the patch size."""
-        fields = reader.fields("min", "max", "multiple")
-        multiple = _patches(fields["multiple"], PATCH_SIZE)
-        low = _patches(fields["min"], PATCH_SIZE)
-        return cls(low, _patches(fields["max"], low), multiple)
+    min: Annotated[Side, Key("any.min")]
+    max: Annotated[Side, Key("any.max"), Bounds("min")]
+    multiple: Annotated[Side, Key("any.multiple")] = PATCH_SIZE
 
 
 @dataclass(frozen=True)
@@ -68,28 +52,16 @@ class ServedRequests:
         chunks: how many views a stage takes at once; a stage that is not named takes all views.
     """
 
-    views: Range
-    sizes: AnySize | tuple[tuple[int, int], ...]
-    chunks: Mapping[str, int] = field(default_factory=dict)
+    views: Annotated[Range, Bounds(1, MAX_VIEWS)]
+    sizes: AnySize | tuple[tuple[Side, Side], ...]
+    chunks: Mapping[Annotated[str, OneOf(CHUNKED_STAGES)], Annotated[int, Bounds(1, MAX_VIEWS)]] = field(
+        default_factory=dict
+    )
 
-    @classmethod
-    def read(cls, reader: Reader) -> ServedRequests:
-        """Read ``{"views", "sizes", "chunks"}``."""
-        fields = reader.fields("views", "sizes", "chunks")
-        chunks = {name: chunk.integer(1, MAX_VIEWS) for name, chunk in fields["chunks"].members().items()}
-        for name in chunks:
-            if name not in CHUNKED_STAGES:
-                fields["chunks"].fail(
-                    f"names {shorten(name)}, but only {', '.join(CHUNKED_STAGES)} run in chunks of views"
-                )
-        return cls(Range.read(fields["views"], MAX_VIEWS), _sizes(fields["sizes"]), chunks)
-
-    def to_json(self) -> dict[str, Any]:
-        """Inverse of ``read``."""
-        sizes: Any = [list(size) for size in self.sizes] if isinstance(self.sizes, tuple) else None
-        if isinstance(self.sizes, AnySize):
-            sizes = {"any": {"min": self.sizes.min, "max": self.sizes.max, "multiple": self.sizes.multiple}}
-        return {"views": self.views.to_json(), "sizes": sizes, "chunks": dict(self.chunks)}
+    def check_fields(self, fail: Fail) -> None:
+        """Refuse an empty or repeated list of sizes."""
+        if isinstance(self.sizes, tuple) and (not self.sizes or len(set(self.sizes)) != len(self.sizes)):
+            fail("sizes", "must name at least one size, and none twice")
 
     def check(self, views: int, height: int, width: int) -> None:
         """Refuse a request of ``views`` images of ``height`` x ``width`` pixels that the bundle was not built for.
@@ -146,24 +118,3 @@ def rounded_to_patches(width: int, height: int) -> tuple[int, int]:
 
 def _count(views: int) -> str:
     return "1 view" if views == 1 else f"{views} views"
-
-
-def _patches(reader: Reader, minimum: int) -> int:
-    side = reader.integer(minimum, MAX_SIDE)
-    if side % PATCH_SIZE:
-        reader.fail(f"must be a multiple of {PATCH_SIZE}, not {side}")
-    return side
-
-
-def _sizes(reader: Reader) -> AnySize | tuple[tuple[int, int], ...]:
-    if type(reader.value) is dict:
-        return AnySize.read(reader.fields("any")["any"])
-    sizes = []
-    for item in reader.items():
-        sides = item.items()
-        if len(sides) != 2:
-            item.fail("must be [width, height]")
-        sizes.append((_patches(sides[0], PATCH_SIZE), _patches(sides[1], PATCH_SIZE)))
-    if not sizes or len(set(sizes)) != len(sizes):
-        reader.fail("must name at least one size, and none twice")
-    return tuple(sizes)

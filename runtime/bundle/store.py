@@ -27,13 +27,12 @@ from ..errors import (
     ManifestError,
     MapEngineError,
     OutputError,
-    VersionError,
 )
 from ..system.files import atomic_folder, output_error
-from .codec import parse_json
-from .manifest import FileRecord, Manifest
+from ..typed_json.text import parse_json
+from .file_record import MANIFEST_NAME, FileRecord
+from .manifest import Manifest, manifest_document
 
-MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_GOLDEN_BYTES = 512 * 2**20
 """Uncompressed size of ``golden.npz``: a small input with its outputs takes a few MB."""
@@ -69,10 +68,8 @@ class Bundle:
         """
         folder = Path(path)
         raw = _read_manifest(folder)
-        try:
-            manifest = Manifest.from_json(parse_json(raw))
-        except (ManifestError, VersionError) as error:
-            raise type(error)(f"{folder}: {error}") from error
+        name = str(folder / MANIFEST_NAME)
+        manifest = Manifest.from_json(parse_json(raw, manifest_document(name)), name)
         bundle = cls(folder, manifest, hashlib.sha256(raw).hexdigest())
         records = list(bundle.manifest.files())
         for record in records:
@@ -161,7 +158,7 @@ class BundleWriter:
             text = json.dumps(manifest.to_json(), indent=2, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ManifestError(f"the manifest cannot be written as JSON: {error}; use finite, plain values") from error
-        checked = Manifest.from_json(parse_json(text))
+        checked = Manifest.from_json(parse_json(text, manifest_document()))
         for record in checked.files():
             _check_size(self.folder, record)
         (self.folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
@@ -196,7 +193,7 @@ def files_of_old_bundle(target: Path) -> list[str]:
     try:
         if not target.is_dir() or not any(target.iterdir()):
             return []
-        document = parse_json(_read_manifest(target))
+        document = parse_json(_read_manifest(target), manifest_document())
     except BundleError:
         document = None
     except OSError as error:

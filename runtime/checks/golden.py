@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.contract import StagePipeline
-from ..bundle.parity_record import Tolerance
+from ..bundle.build_record import Tolerance
 from ..bundle.store import Bundle
 from ..errors import IntegrityError, ParityError
 from ..inputs.prepared import prepare_views

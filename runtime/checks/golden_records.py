@@ -6,48 +6,30 @@ damaged or unwritable cache means that the check runs again.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from ..errors import MapEngineError
-from ..system.cache import cache_folder
-from ..system.files import atomic_write
+from ..system.cached_records import keep_record, kept_record
 
-MAX_RECORD_BYTES = 64 * 1024
+_ROOM = "verified"
+
+
+@dataclass(frozen=True)
+class GoldenRecord:
+    """A golden check that was passed: by which bundle, with which backend and version, on which device."""
+
+    key: Mapping[str, str]
 
 
 def is_verified(digest: str, backend: str, version: str, device: str) -> bool:
     """Whether the bundle ``digest`` is recorded as checked with this backend, version and device. Never raises."""
-    key = _key(digest, backend, version, device)
-    path = _path(key)
-    try:
-        if path is None or not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return bool(json.loads(file.read(MAX_RECORD_BYTES)) == key)
-    except (OSError, ValueError, RecursionError):
-        return False
+    return kept_record(_ROOM, GoldenRecord, _key(digest, backend, version, device)) is not None
 
 
 def remember_verified(digest: str, backend: str, version: str, device: str) -> None:
     """Record that the bundle ``digest`` passed its golden check. Never raises: without a cache the check runs again."""
-    key = _key(digest, backend, version, device)
-    path = _path(key)
-    if path is None:
-        return
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(key), encoding="utf-8")
-    except (OSError, ValueError, MapEngineError):
-        return
+    keep_record(_ROOM, GoldenRecord(_key(digest, backend, version, device)))
 
 
 def _key(digest: str, backend: str, version: str, device: str) -> dict[str, str]:
     return {"bundle": digest, "backend": backend, "version": version, "device": device}
-
-
-def _path(key: dict[str, str]) -> Path | None:
-    folder = cache_folder()
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return folder / "verified" / f"{name}.json" if folder else None

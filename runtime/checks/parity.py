@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.parity_record import GeometryParity, OutputParity, Parity
+from ..bundle.build_record import GeometryParity, OutputParity, Parity
 from ..errors import InputError, ParityError
 from ..geometry import quaternion_to_matrix
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import json
+import codecs
 import os
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +15,37 @@ from PIL import Image
 
 from ..errors import ImageReadError, InputError
 from ..system.threads import in_order
+from ..typed_json.codec import Fail, decode
+from ..typed_json.fields import Text
+from ..typed_json.text import Document, parse_json
 from .images import IMAGE_EXTENSIONS
 from .values import camera_matrix, check_camera, number_matrix, read_view_depth, read_view_image
 
 Array = NDArray[Any]
 
-_KEYS = ("image", "intrinsics", "depth", "depth_scale", "pose", "metric")
-_NO_CAMERA = "has a depth map but no intrinsics; give its intrinsics or leave the depth out"
+_NO_CAMERA = "has a depth map but no intrinsics"
 _LARGEST_LIST = 64 * 1024 * 1024
+_FileName = Annotated[str, Text("the path of a file", r"[^\0]+", printable=False)]
+_Numbers = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class _View:
+    """One view as its JSON object has it; the names are those of :class:`ViewFiles`."""
+
+    image: _FileName
+    intrinsics: _FileName | _Numbers | None = None
+    depth: _FileName | None = None
+    depth_scale: float | None = None
+    pose: _FileName | _Numbers | None = None
+    metric: bool | None = None
+
+    def check_fields(self, fail: Fail) -> None:
+        """Refuse parts without what they need."""
+        if self.depth_scale is not None and self.depth is None:
+            fail("", "has a depth_scale but no depth")
+        if self.depth is not None and self.intrinsics is None:
+            fail("", f"{_NO_CAMERA}, which it needs")
 
 
 @dataclass(frozen=True)
@@ -60,15 +82,8 @@ def load_view_list(path: str | os.PathLike[str]) -> list[ViewFiles]:
         ImageReadError: an image or depth file is missing.
     """
     path = Path(path)
-    entries = _parse(path)
-    if isinstance(entries, dict):
-        unknown = [key for key in entries if key != "views"]
-        if unknown or "views" not in entries:
-            raise InputError(f'{path}: must be a list of views or an object {{"views": [...]}} without other keys')
-        entries = entries["views"]
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path}: holds no list of views; give at least one object with an image")
-    return [_view_files(entry, path, index) for index, entry in enumerate(entries)]
+    views = _read_views(path)
+    return [_view_files(view, path, f"{path}: view {index}") for index, view in enumerate(views)]
 
 
 def view_list_inputs(views: Sequence[ViewFiles]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -130,7 +145,7 @@ def raw_views(
             check_camera(view["intrinsics"], size, stored_sideways, f"{where}: intrinsics")
         if depth_list[index] is not None:
             if cameras[index] is None:
-                raise InputError(f"{where}: {_NO_CAMERA}")
+                raise InputError(f"{where}: {_NO_CAMERA}; give its intrinsics or leave the depth out")
             view["depth_z"] = read_view_depth(
                 depth_list[index], scales[index], size, stored_sideways, f"{where}: depth"
             )
@@ -144,13 +159,8 @@ def raw_views(
     return views, names
 
 
-def _parse(path: Path) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise ValueError("a key appears twice in one object")
-        return result
-
+def _read_views(path: Path) -> list[_View]:
+    document = Document(str(path), "correct the file", InputError, root="", defaults=True)
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST_LIST + 1)
@@ -160,32 +170,20 @@ def _parse(path: Path) -> Any:
         raise InputError(f"{path}: cannot be read as a view list: {error.strerror or error}") from error
     if len(text) > _LARGEST_LIST:
         raise InputError(f"{path}: is larger than any view list; pass a JSON file")
-    try:
-        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=unique)
-    except RecursionError:
-        raise InputError(f"{path}: is nested too deeply for a view list; write a plain list of views") from None
-    except ValueError as error:
-        problem = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise InputError(f"{path}: is not valid JSON ({problem}); correct the file") from None
+    entries = parse_json(text.removeprefix(codecs.BOM_UTF8), document)
+    if isinstance(entries, dict):
+        if set(entries) != {"views"}:
+            raise InputError(f'{path}: must be a list of views or an object {{"views": [...]}} without other keys')
+        entries = entries["views"]
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path}: holds no list of views; give at least one object with an image")
+    return [
+        decode(_View, entry, replace(document, name=f"{path}: view {index}")) for index, entry in enumerate(entries)
+    ]
 
 
-def _view_files(entry: Any, path: Path, index: int) -> ViewFiles:
-    where = f"{path}: view {index}"
-    if not isinstance(entry, dict):
-        raise InputError(f'{where}: is {type(entry).__name__}, not an object; write {{"image": "a.jpg"}}')
-    for key in entry:
-        if key not in _KEYS:
-            close = difflib.get_close_matches(key, _KEYS, n=1)
-            raise InputError(
-                f"{where}: the key {ascii(key)[:60]} is not known; "
-                + (f'did you mean "{close[0]}"?' if close else f"known are {', '.join(_KEYS)}")
-            )
-    given = {key: value for key, value in entry.items() if value is not None}
-
-    def file(key: str, error: type[InputError]) -> Path:
-        name = given[key]
-        if not isinstance(name, str) or not name or "\0" in name:
-            raise InputError(f"{where}: {key} must be the path of a file")
+def _view_files(view: _View, path: Path, where: str) -> ViewFiles:
+    def file(key: str, name: str, error: type[InputError]) -> Path:
         found = path.parent / name
         try:
             if found.is_file():
@@ -194,31 +192,21 @@ def _view_files(entry: Any, path: Path, index: int) -> ViewFiles:
             pass
         raise error(f"{where}: {key}: there is no file {found}; paths are relative to the view list")
 
-    if "image" not in given:
-        raise InputError(f"{where}: has no image; give the path of one")
+    def values(key: str, given: Any) -> Any:
+        return file(key, given, InputError) if isinstance(given, str) else given
+
     intrinsics = pose = None
-    if "intrinsics" in given:
-        source = file("intrinsics", InputError) if isinstance(given["intrinsics"], str) else given["intrinsics"]
-        intrinsics = camera_matrix(source, f"{where}: intrinsics")
-    if "pose" in given:
-        source = file("pose", InputError) if isinstance(given["pose"], str) else given["pose"]
-        pose = number_matrix(source, (4, 4), f"{where}: pose", dtype=np.float64)
-    scale = given.get("depth_scale")
-    if scale is not None and "depth" not in given:
-        raise InputError(f"{where}: has a depth_scale but no depth; give the depth file too")
-    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
-        raise InputError(f"{where}: depth_scale must be a number, metres per stored unit")
-    if "depth" in given and intrinsics is None:
-        raise InputError(f"{where}: {_NO_CAMERA}")
-    if not isinstance(given.get("metric", True), bool):
-        raise InputError(f"{where}: metric must be true or false")
+    if view.intrinsics is not None:
+        intrinsics = camera_matrix(values("intrinsics", view.intrinsics), f"{where}: intrinsics")
+    if view.pose is not None:
+        pose = number_matrix(values("pose", view.pose), (4, 4), f"{where}: pose", dtype=np.float64)
     return ViewFiles(
-        image=file("image", ImageReadError),
+        image=file("image", view.image, ImageReadError),
         intrinsics=intrinsics,
-        depth=file("depth", ImageReadError) if "depth" in given else None,
-        depth_scale=scale,
+        depth=None if view.depth is None else file("depth", view.depth, ImageReadError),
+        depth_scale=view.depth_scale,
         pose=pose,
-        metric=given.get("metric"),
+        metric=view.metric,
     )
 
 

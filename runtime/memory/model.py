@@ -8,24 +8,24 @@ are fitted to measured calls and kept in a readable file in the user's cache fol
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from ..bundle.requests import PATCH_SIZE
-from ..errors import MapEngineError, MemoryLimitError
-from ..system.cache import cache_folder
-from ..system.files import atomic_write
+from ..errors import MemoryLimitError
+from ..system.cached_records import cache_path, keep_record, kept_record
 from ..system.sizes import gigabytes
+from ..typed_json.codec import Fail
+from ..typed_json.fields import EVERY_KEY, Bounds, Count, OneOf, Positive
 from .probe import STAGES
 
 CPU_BACKENDS = ("onnxruntime", "openvino")
 _VERSION = 1
+_ROOM = "memory"
 _KINDS = ((False, False), (False, True), (True, False), (True, True))
 """Whether views bring geometry, and whether all predictions are kept."""
 _MOST_VIEWS = 2**16
@@ -38,16 +38,12 @@ class Sample:
     """One measured call: its shape, whether views brought geometry, whether all predictions were kept, and the peak
     bytes by stage."""
 
-    views: int
-    width: int
-    height: int
+    views: Positive
+    width: Positive
+    height: Positive
     geometry: bool
     collect: bool
-    peaks: Mapping[str, int]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**vars(self), "peaks": dict(self.peaks)}
+    peaks: Annotated[Mapping[Annotated[str, OneOf(STAGES)], Count], EVERY_KEY]
 
 
 @dataclass(frozen=True)
@@ -63,6 +59,7 @@ class MemoryModel:
     key: Mapping[str, str]
     attention: str
     samples: tuple[Sample, ...]
+    version: Annotated[int, Bounds(_VERSION, _VERSION)] = _VERSION
 
     def peaks(
         self, views: int, width: int, height: int, *, geometry: bool = True, collect: bool = True
@@ -127,21 +124,10 @@ class MemoryModel:
             products = {"image_encoder": patches**2, "aggregator": (views * patches) ** 2}.get(stage, 0.0)
         return [1.0, views * patches, patches, products]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, for the file."""
-        samples = [sample.to_json() for sample in self.samples]
-        return {"version": _VERSION, "key": dict(self.key), "attention": self.attention, "samples": samples}
-
-    @classmethod
-    def from_json(cls, data: Any) -> MemoryModel:
-        """Inverse of :meth:`to_json`; ValueError, KeyError or TypeError for anything else."""
-        if data["version"] != _VERSION:
-            raise ValueError("another version")
-        samples = tuple(Sample(**sample) for sample in data["samples"])
-        kinds = {(sample.geometry, sample.collect) for sample in samples}
-        if len(kinds) < len(_KINDS) or any(set(sample.peaks) != set(STAGES) for sample in samples):
-            raise ValueError("samples are missing")
-        return cls(dict(data["key"]), str(data["attention"]), samples)
+    def check_fields(self, fail: Fail) -> None:
+        """Refuse samples that a model cannot be fitted to."""
+        if len({(sample.geometry, sample.collect) for sample in self.samples}) < len(_KINDS):
+            fail("samples", "must have calls of every kind")
 
 
 def _fit(rows: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -162,33 +148,18 @@ def _fit(rows: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> np.ndarray[
 
 
 def remember_model(model: MemoryModel) -> None:
-    """Write the model's file. Never raises: without a cache the next plan measures again."""
-    path = model_path(model.key)
-    if path is not None:
-        try:
-            with atomic_write(path) as temporary:
-                temporary.write_text(json.dumps(model.to_json(), indent=1) + "\n", encoding="utf-8")
-        except (OSError, MapEngineError):
-            return
+    """Keep the model in the cache folder. Never raises: without a cache the next plan measures again."""
+    keep_record(_ROOM, model)
 
 
 def known_model(key: Mapping[str, str]) -> MemoryModel | None:
-    """The model that was measured before; None if there is none, or its file is damaged. Never raises."""
-    path = model_path(key)
-    try:
-        if path is None or not path.is_file():
-            return None
-        model = MemoryModel.from_json(json.loads(path.read_text(encoding="utf-8")))
-        return model if dict(model.key) == dict(key) else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+    """Return the model that was measured before; None if there is none, or its file is damaged. Never raises."""
+    return kept_record(_ROOM, MemoryModel, key)
 
 
 def model_path(key: Mapping[str, str]) -> Path | None:
-    """Where the model of ``key`` is kept; None without a cache folder."""
-    folder = cache_folder()
-    name = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
-    return folder / "memory" / f"{name[:32]}.json" if folder else None
+    """Return where the model of ``key`` is kept; None without a cache folder."""
+    return cache_path(_ROOM, key)
 
 
 def table(model: MemoryModel, requests: Sequence[int], width: int, height: int, **options: bool) -> list[list[str]]:

@@ -20,8 +20,8 @@ import pytest
 from mapengine.cli import options
 from mapengine.runtime.backends.registry import NAMES, available_backends
 from mapengine.runtime.backends.tensorrt import flavour
+from mapengine.runtime.bundle.build_record import OutputParity
 from mapengine.runtime.bundle.manifest import ATTENTIONS, STAGES, Manifest
-from mapengine.runtime.bundle.parity_record import OutputParity
 from mapengine.runtime.bundle.store import Bundle
 
 PROGRAM = Path(sys.executable).parent / "mapengine"

@@ -82,10 +82,10 @@ class CompiledKernel:
             sizes: what the grid is made of: ``length``, ``splits``, ``batch*heads``.
         """
         code = self.code
-        cells = [_SCALARS.get(kind, ctypes.c_void_p)(arguments[name]) for name, kind in code.arguments]
+        cells = [_SCALARS.get(part.type, ctypes.c_void_p)(arguments[part.name]) for part in code.arguments]
         cells += [ctypes.c_void_p(0) for _ in range(code.scratch_pointers)]
         pointers = (ctypes.c_void_p * len(cells))(*(ctypes.addressof(cell) for cell in cells))
-        x, y = (-(-sizes[of] // per) for of, per in code.grid)
+        x, y = (-(-sizes[side.of] // side.per) for side in code.grid)
         # The driver copies the values before it returns, also into a graph that is recorded.
         self._device.call(
             f"launch the kernel {code.variant}",

@@ -60,7 +60,7 @@ def covering_profile(name: str, spec: StageSpec, axes: Mapping[str, int]) -> int
     Raises:
         ProfileError: none does; the message names the build options.
     """
-    for index, profile in enumerate(spec.profiles):
+    for index, profile in enumerate(spec.optimization_profiles):
         if all(profile[axis].min <= value <= profile[axis].max for axis, value in axes.items() if axis in profile):
             return index
     asked = ", ".join(f"{axis} {value}" for axis, value in axes.items())

@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import MapEngineError
 from ...system.cache import cache_folder
-from ...system.files import atomic_write
+from ...system.cached_records import read_cached, write_cached
 from .plans import Plan
 
 MAX_BYTES = 512 * 2**20
@@ -62,13 +61,7 @@ class RuntimeCaches:
 
     def _load(self, name: str, cache: Any) -> None:
         for folder in self._folders:
-            path = folder / self._names[name]
-            try:
-                if not path.is_file() or path.stat().st_size > MAX_BYTES + _DIGEST_BYTES:
-                    continue
-                content = path.read_bytes()
-            except OSError:
-                continue
+            content = read_cached(folder / self._names[name], MAX_BYTES + _DIGEST_BYTES) or b""
             digest, blob = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
             if hashlib.sha256(blob).digest() == digest and cache.deserialize(blob):
                 self._saved[name] = digest
@@ -76,13 +69,9 @@ class RuntimeCaches:
 
     def _write(self, name: str, digest: bytes, blob: bytes) -> None:
         for folder in self._folders:
-            try:
-                with atomic_write(folder / self._names[name]) as temporary:
-                    temporary.write_bytes(digest + blob)
-            except (OSError, ValueError, MapEngineError):
-                continue
-            _remove_old(folder, name)
-            return
+            if write_cached(folder / self._names[name], digest + blob):
+                _remove_old(folder, name)
+                return
 
 
 def _remove_old(folder: Path, name: str) -> None:

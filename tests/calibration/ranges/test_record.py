@@ -16,6 +16,7 @@ from mapengine.calibration.ranges import (
     save_calibration,
 )
 from mapengine.runtime.errors import CalibrationError, OutputError
+from mapengine.runtime.typed_json.codec import encode
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_round_trip(calibration: Calibration, tmp_path: Path) -> None:
 )
 def test_damaged_files(change: dict[str, Any], said: str, calibration: Calibration, tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
-    path.write_text(json.dumps(calibration.to_json() | change))
+    path.write_text(json.dumps(encode(calibration) | change))
     with pytest.raises(CalibrationError, match="calibrate again") as caught:
         load_calibration(path)
     assert said in str(caught.value)

@@ -70,7 +70,7 @@ def test_profiles_follow_from_the_request(compiled: tuple[Path, Manifest]) -> No
     assert manifest.requests.views == Range(1, 4, 32)
     assert dict(manifest.requests.chunks) == {"image_encoder": 8, "geometry_encoder": 8, "dense_head": 4}
     for name, stage in manifest.stages.items():
-        (profile,) = stage.profiles
+        (profile,) = stage.optimization_profiles
         axis = "views" if name == "aggregator" else "views_in_chunk"
         assert profile[axis].min == 1
         assert profile[axis].max == (32 if name == "aggregator" else manifest.requests.chunks[name])
@@ -140,7 +140,7 @@ def test_sixteen_bit_plans_are_fused_and_their_graphs_are_right(
     for name, stage in manifest.stages.items():
         assert stage.layers is not None
         assert (stage.layers.attention, stage.layers.fused, stage.layers.unfused) == (BLOCKS[name], BLOCKS[name], ())
-        assert len(stage.profiles) == 2  # one per size
+        assert len(stage.optimization_profiles) == 2  # one per size
     for name in ("image_encoder", "aggregator"):
         gemms = manifest.stages[name].layers.gemms  # type: ignore[union-attr]
         assert sum(count for types, count in gemms.items() if types.startswith(f"{kind} x {kind}")) >= 2 * BLOCKS[name]

@@ -13,7 +13,7 @@ from mapengine.export.bundles.onnx import Graphs, write_graphs
 from mapengine.export.diagnosis import layer_comparison
 from mapengine.export.diagnosis.layer_comparison import LayerComparison, LayerDifference, compare_layers
 from mapengine.export.model.reference import MapAnything
-from mapengine.runtime.bundle.manifest import STAGES, Manifest, ReducedPrecision
+from mapengine.runtime.bundle.manifest import STAGES, Manifest
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import BackendUnavailableError
 
@@ -30,7 +30,7 @@ def half(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """The shared bundle, as if it had been built in FP16."""
     bundle = Bundle.open(tiny_bundle)
     changed: dict[str, Any] = {**bundle.manifest.to_json(), "precision": "fp16"}
-    changed["reduced_precision"] = ReducedPrecision().to_json()
+    changed["reduced_precision"] = {"kept_layers": [], "headroom": []}
     return Bundle(bundle.folder, Manifest.from_json(changed), bundle.digest)
 
 

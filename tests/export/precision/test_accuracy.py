@@ -17,8 +17,8 @@ from mapengine.export.precision.policy import LAYOUT
 from mapengine.runtime.backends.contract import ChunkSizes
 from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from mapengine.runtime.bundle.build_record import GeometryParity
 from mapengine.runtime.bundle.manifest import STAGES
-from mapengine.runtime.bundle.parity_record import GeometryParity
 from mapengine.runtime.checks.parity import measure_parity
 from mapengine.runtime.inputs.prepared import prepare_views
 

@@ -28,7 +28,7 @@ from mapengine.export.quantization import CalibrationOptions, calibrate
 from mapengine.export.quantization.layers import find_layers
 from mapengine.export.quantization.stages import measured_tolerance
 from mapengine.runtime import Engine
-from mapengine.runtime.bundle.build_record import LayerRecord
+from mapengine.runtime.bundle.stages import LayerRecord
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.checks.parity import measure_parity
 from mapengine.runtime.checks.product_precision import (

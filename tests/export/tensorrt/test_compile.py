@@ -11,7 +11,7 @@ import pytest
 
 from mapengine.export.tensorrt import compile as compiling
 from mapengine.export.tensorrt.compile import Compiled, PlanRequest, compile_plan
-from mapengine.export.tensorrt.timing_cache import cache_path, read_timings, write_timings
+from mapengine.export.tensorrt.timing_cache import read_timings, timings_path, write_timings
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.bundle.manifest import TensorSpec
 from mapengine.runtime.bundle.requests import Range
@@ -100,7 +100,7 @@ def test_timings_that_the_library_does_not_take_are_replaced(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish", b"mapengine timing cache 1\n{}\nrubbish"])
 def test_a_foreign_file_never_reaches_the_library(content: bytes, tmp_path: Path) -> None:
-    path = cache_path("tensorrt", "10.3.0", DEVICE)
+    path = timings_path("tensorrt", "10.3.0", DEVICE)
     assert path is not None
     path.parent.mkdir(parents=True)
     path.write_bytes(content)

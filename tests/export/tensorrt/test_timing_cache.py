@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mapengine.export.tensorrt import timing_cache
-from mapengine.export.tensorrt.timing_cache import cache_path, read_timings, write_timings
+from mapengine.export.tensorrt.timing_cache import read_timings, timings_path, write_timings
+from mapengine.runtime.system import cached_records
 
 KEY = ("tensorrt", "10.3.0", "GPU A, 8.7, driver for CUDA 12.6")
 TIMINGS = os.urandom(3000)
@@ -20,7 +21,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def written() -> Path:
-    path = cache_path(*KEY)
+    path = timings_path(*KEY)
     assert path is not None
     write_timings(*KEY, TIMINGS)
     return path
@@ -53,7 +54,7 @@ def test_damaged_or_foreign(spoil: str) -> None:
         path.mkdir()
     else:
         # Someone copied the cache of another device over it.
-        other = cache_path("tensorrt", "10.3.0", "GPU B")
+        other = timings_path("tensorrt", "10.3.0", "GPU B")
         assert other is not None
         path.rename(other)
         assert read_timings("tensorrt", "10.3.0", "GPU B") == b""
@@ -71,6 +72,6 @@ def test_nowhere_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("MAPENGINE_CACHE", str(tmp_path / "file"))
     write_timings(*KEY, TIMINGS)
     assert read_timings(*KEY) == b""
-    monkeypatch.setattr(timing_cache, "cache_folder", lambda: None)
+    monkeypatch.setattr(cached_records, "cache_folder", lambda: None)
     write_timings(*KEY, TIMINGS)
     assert read_timings(*KEY) == b""

@@ -16,7 +16,7 @@ from mapengine.runtime import Engine
 from mapengine.runtime.backends.contract import StageRunner
 from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.registry import make_backend
-from mapengine.runtime.bundle.parity_record import Tolerance
+from mapengine.runtime.bundle.build_record import Tolerance
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.checks.golden import check_golden, largest_excess, pack, run_golden, unpack
 from mapengine.runtime.errors import IntegrityError, ParityError

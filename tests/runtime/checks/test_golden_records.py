@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mapengine.runtime.checks import golden_records as verified
 from mapengine.runtime.checks.golden_records import is_verified, remember_verified
+from mapengine.runtime.system import cache as cache_module
+from mapengine.runtime.system import cached_records
 from mapengine.runtime.system.cache import cache_folder
 
 KEY = ("d" * 64, "onnxruntime", "1.32.0", "cpu: some processor")
@@ -72,7 +73,7 @@ def test_a_cache_that_cannot_be_used(cache: Path, monkeypatch: pytest.MonkeyPatc
     remember_verified(*KEY)
     assert not is_verified(*KEY)
     with monkeypatch.context() as patch:
-        patch.setattr(verified, "cache_folder", lambda: None)
+        patch.setattr(cached_records, "cache_folder", lambda: None)
         remember_verified(*KEY)
         assert not is_verified(*KEY)
 
@@ -100,7 +101,7 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_cache_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MAPENGINE_CACHE")
-    monkeypatch.setattr(verified.sys, "platform", "win32")
+    monkeypatch.setattr(cache_module.sys, "platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
     assert cache_folder() == tmp_path / "mapengine"
     monkeypatch.delenv("LOCALAPPDATA")

@@ -20,6 +20,7 @@ from mapengine.runtime.memory import model as model_module
 from mapengine.runtime.memory.model import MemoryModel, Sample
 from mapengine.runtime.memory.probe import STAGES, can_probe, probe
 from mapengine.runtime.system.sizes import parse_memory
+from mapengine.runtime.typed_json.codec import encode
 
 from ...engine_views import SIZE, views_of
 
@@ -131,10 +132,10 @@ def test_models_are_kept_and_damaged_ones_are_not_believed(tmp_path: Path, monke
     assert model_module.known_model({**KEY, "version": "2"}) is None
     path = model_module.model_path(KEY)
     assert path is not None
-    for damage in ("", "[]", "{}", json.dumps({**model.to_json(), "version": 99}), json.dumps(model.to_json())[:-30]):
+    for damage in ("", "[]", "{}", json.dumps({**encode(model), "version": 99}), json.dumps(encode(model))[:-30]):
         path.write_text(damage)
         assert model_module.known_model(KEY) is None
-    few = {**model.to_json(), "samples": model.to_json()["samples"][:3]}
+    few = {**encode(model), "samples": encode(model)["samples"][:3]}
     path.write_text(json.dumps(few))
     assert model_module.known_model(KEY) is None
 

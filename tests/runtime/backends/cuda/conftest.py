@@ -16,6 +16,7 @@ from mapengine.runtime.backends.tensorrt import backend, flavour
 from mapengine.runtime.bundle.backend_info import BackendInfo
 from mapengine.runtime.bundle.manifest import Range, ServedRequests, StageSpec
 from mapengine.runtime.bundle.store import Bundle, write_bundle
+from mapengine.runtime.typed_json.codec import encode
 
 from . import driver_abi
 from .stand_in_driver import StandInDriver
@@ -103,10 +104,10 @@ def _write_plans(source: Path, graphs: Path, folder: Path, name: str) -> Path:
                 profiles = tuple({"views": views, **sides} for views in (Range(1, 2, 4), VIEWS))
             else:
                 profiles = ({"views_in_chunk": Range(1, CHUNKS[stage], CHUNKS[stage]), **sides},)
-            spec = replace(spec, profiles=profiles, opset=None, data=())
+            spec = replace(spec, optimization_profiles=profiles, opset=None, data=())
             # The geometry encoder needs more than the other stages, so that the first view that has any makes it grow.
             scratch = 2**16 if stage == "geometry_encoder" else 2**12
-            write_plan(writer.folder / f"{stage}.plan", graph, spec.to_json(), scratch)
+            write_plan(writer.folder / f"{stage}.plan", graph, encode(spec), scratch)
             stages[stage] = replace(spec, file=writer.record(f"{stage}.plan"))
         golden = writer.golden(onnx.golden())
         version = VERSIONS[name]

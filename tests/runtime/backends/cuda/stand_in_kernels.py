@@ -14,7 +14,7 @@ from typing import Any
 
 from mapengine.kernels.compile import chosen
 from mapengine.kernels.variants import Variant, variants
-from mapengine.runtime.bundle.kernel_attention import KernelCode
+from mapengine.runtime.bundle.kernel_attention import GridSide, KernelArgument, KernelCode
 from mapengine.runtime.bundle.store import BundleWriter
 
 from .stand_in_status import INVALID_HANDLE, INVALID_IMAGE, INVALID_VALUE, NOT_FOUND, Fault
@@ -99,9 +99,9 @@ def write_kernels(writer: BundleWriter, head_dim: int, architecture: int = 89) -
                 variant.name,
                 architecture,
                 variant.function,
-                tuple((name, kind) for name, kind in arguments),
+                tuple(KernelArgument(name, kind) for name, kind in arguments),
                 SCRATCH_POINTERS,
-                variant.grid,
+                (GridSide(*variant.grid[0]), GridSide(*variant.grid[1])),
                 THREADS,
                 SHARED_BYTES if variant.is_attention else 1024,
             )

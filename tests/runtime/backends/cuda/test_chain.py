@@ -18,6 +18,7 @@ from mapengine.runtime.backends.cuda.chain import Lifetime, place
 from mapengine.runtime.bundle.manifest import StageSpec
 from mapengine.runtime.bundle.store import BundleWriter
 from mapengine.runtime.errors import BackendError, IntegrityError, ManifestError
+from mapengine.runtime.typed_json.codec import encode
 
 from ....chain_graphs import cut, half_aggregator, write_chain
 from ....interpreted_kernels import import_interpreted
@@ -70,12 +71,8 @@ def _make_chains(
 
 def _write_segment(writer: BundleWriter, segment: Segment, spec: StageSpec) -> StageSpec:
     plan = writer.folder / f"{segment.path.stem}.plan"
-    write_plan(plan, segment.path, {**spec.to_json(), "profiles": _json(spec.profiles)}, 64)
+    write_plan(plan, segment.path, encode(spec), 64)
     return replace(spec, file=writer.record(plan.name))
-
-
-def _json(ranges: Any) -> Any:
-    return [{axis: limits.to_json() for axis, limits in profile.items()} for profile in ranges]
 
 
 @pytest.fixture
@@ -194,7 +191,7 @@ def _aggregator(document: Any) -> Any:
         (lambda d: _aggregator(d)["attention"][1].update(kernel="fp8"), "kernel"),
         (lambda d: _aggregator(d).update(file="a.plan", sha256="a" * 64, bytes=1), "must be null"),
         (lambda d: d["kernels"][0]["arguments"][0].update(type="*f8"), "type"),
-        (lambda d: d["kernels"][0]["grid"].pop(), "must have two sides"),
+        (lambda d: d["kernels"][0]["grid"].pop(), r"grid must have 2 elements, not 1"),
     ],
 )
 def test_a_chain_that_does_not_hold(change: Any, message: str, load: Callable[..., Engine], chain_bundle: Path) -> None:

@@ -26,6 +26,7 @@ from mapengine.runtime.errors import (
     ProfileError,
     VersionError,
 )
+from mapengine.runtime.typed_json.codec import encode
 
 from ....random_views import assert_close, random_views
 from .stand_in_driver import StandInDriver
@@ -44,7 +45,7 @@ def change_manifest(folder: Path, change: Change) -> None:
 def change_plan(folder: Path, stage: str, content: bytes) -> None:
     """Replace a plan, and its hash in the manifest with it."""
     (folder / f"{stage}.plan").write_bytes(content)
-    record = BundleWriter(folder).record(f"{stage}.plan").to_json()
+    record = encode(BundleWriter(folder).record(f"{stage}.plan"))
     change_manifest(folder, lambda manifest: manifest["stages"][stage].update(record))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.tensorrt import runtime_cache
+from mapengine.runtime.system import cached_records
 from mapengine.runtime.system.cache import cache_folder
 from mapengine.runtime.system.files import atomic_write
 
@@ -135,7 +136,7 @@ def test_a_folder_that_cannot_be_written(bundle: Path, monkeypatch: pytest.Monke
             raise PermissionError
         return original(path)
 
-    monkeypatch.setattr(runtime_cache, "atomic_write", refuse)
+    monkeypatch.setattr(cached_records, "atomic_write", refuse)
     assert run(bundle) == 4
     assert caches(bundle) == []
     home = cache_folder()
@@ -147,7 +148,7 @@ def test_a_folder_that_cannot_be_written(bundle: Path, monkeypatch: pytest.Monke
 def test_nowhere_to_write(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MAPENGINE_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(runtime_cache, "atomic_write", lambda path: (_ for _ in ()).throw(OSError))
+    monkeypatch.setattr(cached_records, "atomic_write", lambda path: (_ for _ in ()).throw(OSError))
     assert run(bundle) == 4
     assert run(bundle) == 4
     assert caches(bundle) == []

@@ -1,0 +1,79 @@
+"""What is kept in the user's cache folder to save time.
+
+Nothing here ever raises: what is missing, damaged, too large or cannot be written is as good as not kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from ..errors import MapEngineError
+from ..typed_json.codec import encode, read_json
+from ..typed_json.text import Document
+from .cache import cache_folder
+from .files import atomic_write
+
+MAX_RECORD_BYTES = 2**20
+
+
+class KeyedRecord(Protocol):
+    """A dataclass for :mod:`..typed_json.codec` that says what it is about."""
+
+    @property
+    def key(self) -> Mapping[str, str]:
+        """What the record is about: digest of a bundle, backend, its version, device."""
+        ...
+
+
+R = TypeVar("R", bound=KeyedRecord)
+
+
+def cache_path(room: str, key: Mapping[str, str], suffix: str = ".json") -> Path | None:
+    """Return the file of ``key`` in the part ``room`` of the cache folder; None without a cache folder."""
+    folder = cache_folder()
+    name = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:32]
+    return folder / room / f"{name}{suffix}" if folder else None
+
+
+def read_cached(path: Path | None, most: int) -> bytes | None:
+    """Return the content of a cached file; None without a readable one of at most ``most`` bytes."""
+    try:
+        if path is None or not path.is_file() or path.stat().st_size > most:
+            return None
+        return path.read_bytes()
+    except (OSError, ValueError):
+        return None
+
+
+def write_cached(path: Path | None, content: bytes) -> bool:
+    """Write a cached file in one step, and return whether that was possible."""
+    try:
+        if path is None:
+            return False
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
+    except (OSError, ValueError, MapEngineError):
+        return False
+    return True
+
+
+def keep_record(room: str, record: KeyedRecord) -> None:
+    """Keep a record for :func:`kept_record`."""
+    write_cached(cache_path(room, record.key), json.dumps(encode(record), indent=1).encode())
+
+
+def kept_record(room: str, kind: type[R], key: Mapping[str, str]) -> R | None:
+    """Return the record of ``key``, or None."""
+    path = cache_path(room, key)
+    content = read_cached(path, MAX_RECORD_BYTES)
+    if content is None:
+        return None
+    try:
+        record = read_json(kind, content, Document(str(path), "remove the file", MapEngineError))
+    except MapEngineError:
+        return None
+    return record if dict(record.key) == dict(key) else None

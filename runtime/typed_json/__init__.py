@@ -1,0 +1,1 @@
+"""Typed values from strict JSON and back, by the annotations of dataclasses."""
