@@ -25,7 +25,7 @@ from mapengine.export.attention.chains import compile_chain
 from mapengine.export.attention.choice import AttentionChoice
 from mapengine.export.bundles.compilers import open_compiler
 from mapengine.export.graphs.tracing import export_stages
-from mapengine.export.options import ONNXRUNTIME_CUDA, PlanSettings, served_requests
+from mapengine.export.options import PlanSettings, served_requests
 from mapengine.export.precision import lower_precision
 from mapengine.export.tensorrt import stage_profiles
 from mapengine.runtime.backends.cuda.driver import Buffer, Device, Pinned, open_device
@@ -35,7 +35,7 @@ from mapengine.runtime.bundle.manifest import StageSpec
 from mapengine.runtime.bundle.requests import PATCH_SIZE
 from mapengine.runtime.bundle.store import BundleWriter
 
-STAGE = "aggregator"
+STAGE, BACKEND = "aggregator", OnnxRuntimeCudaBackend.name
 WARM_UP = 2
 
 
@@ -48,8 +48,8 @@ def write_stages(args: argparse.Namespace, folder: Path) -> dict[str, tuple[Stag
     stage = lower_precision(full.path, half, stage=STAGE, precision="fp16", ranges=None)
     spec = StageSpec(None, stage.inputs, stage.outputs, opset=stage.opset)
     views = min(args.views), max(args.views), max(args.views)
-    profiles = stage_profiles(served_requests(views, [tuple(args.size)], {}), STAGE, ONNXRUNTIME_CUDA)
-    compiler = open_compiler(ONNXRUNTIME_CUDA, PlanSettings())
+    profiles = stage_profiles(served_requests(views, [tuple(args.size)], {}), STAGE, BACKEND)
+    compiler = open_compiler(BACKEND, PlanSettings())
     found = {}
     for attention in args.attention:
         out, scratch = folder / attention, folder / f"{attention}-scratch"

@@ -27,6 +27,7 @@ from record import origin, write_record
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.cuda.driver import driver_problem
 from mapengine.runtime.backends.registry import available_backends
+from mapengine.runtime.backends.table import GPU_BACKENDS
 from mapengine.runtime.errors import MapEngineError
 
 CASES = ("fp32", "fp16", "bf16", "fp16 flash", "bf16 flash", "fp16 int8", "fp16 sparse:1")
@@ -155,7 +156,7 @@ def main() -> int:
     if problem is not None:
         print(f"Nothing to test: {problem}; run this on a machine with an NVIDIA GPU.", file=sys.stderr)
         return 1
-    names = [name for name in available_backends() if name not in ("onnxruntime", "openvino")]
+    names = [name for name in available_backends() if name in GPU_BACKENDS]
     if not names:
         print(
             "Nothing to test: no library for GPUs is installed; run: pip install 'mapengine[rtx]' or 'mapengine[cuda]'",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import json
 import platform
@@ -65,8 +64,9 @@ def version() -> str:
 
 def _environment() -> dict[str, Any]:
     from mapengine.runtime.backends.cuda.driver import driver_problem
+    from mapengine.runtime.backends.libraries import is_installed
     from mapengine.runtime.backends.registry import available_backends
-    from mapengine.runtime.backends.tensorrt import flavour
+    from mapengine.runtime.backends.table import TENSORRT_BACKENDS
     from mapengine.runtime.system.machine import cpu_name
     from mapengine.runtime.system.threads import default_threads
 
@@ -87,18 +87,20 @@ def _environment() -> dict[str, Any]:
         "threads": default_threads(),
         "gpu": driver_problem() or "usable",
         "backends": {name: _backend_version(name) for name in available_backends()},
-        "plan compilers": {name: _backend_version(name) for name in flavour.NAMES if flavour.is_installed(name)},
+        "plan compilers": {name: _backend_version(name) for name in TENSORRT_BACKENDS if is_installed(name)},
         "export": versions(("torch", "onnx", "onnxscript")),
         "glb files": versions(("trimesh",)),
     }
 
 
 def _backend_version(name: str) -> str:
+    from mapengine.runtime.backends.libraries import import_library
+    from mapengine.runtime.errors import BackendUnavailableError
+
     try:
-        module = name.replace("-", "_").removesuffix("_cuda")  # ONNX Runtime for GPUs is the same module
-        return str(importlib.import_module(module).__version__)
-    except Exception as error:  # whatever a broken installation raises is what people need to see here
-        return f"cannot be imported ({one_line(str(error))})"
+        return str(import_library(name).__version__)
+    except (BackendUnavailableError, AttributeError) as error:  # broken, or an empty folder of the name
+        return one_line(str(error))
 
 
 def _text(value: object) -> str:

@@ -51,9 +51,11 @@ def build_engine(
     Args:
         model: from :func:`.load_model`.
         out: folder of the bundle. An older bundle there is replaced; anything else is not touched.
-        precision: ``"fp32"``, ``"fp16"``, ``"int8"``, ``"bf16"`` (OpenVINO and TensorRT) or ``"fp8"`` (TensorRT).
+        precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"`` or ``"fp8"``; not every backend has all of them, see
+            :data:`mapengine.runtime.backends.table.BACKENDS`.
         backend: ``"onnxruntime"`` or ``"openvino"``: the one that the build is checked with, the files serve both;
-            ``"tensorrt-rtx"``, which needs no GPU to build; or ``"tensorrt"``, which builds for the GPU that is there.
+            ``"onnxruntime-cuda"`` or ``"tensorrt-rtx"``, which need no GPU to build; or ``"tensorrt"``, which builds
+            for the GPU that is there.
         views: fewest, usual and most views of one call.
         resolutions: ``"all"`` (sides up to 518 pixels, multiples of 14), or (width, height) pairs.
         attention: ``"auto"`` or ``"native"`` for the library's own, in the form that it fuses; ``"mha"``,

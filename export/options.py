@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from mapengine.runtime.backends.tensorrt.flavour import NAMES as TENSORRT
+from mapengine.runtime.backends.table import BACKENDS, BACKENDS_BY_NAME, GPU_BACKENDS, NAMES, TENSORRT_BACKENDS
 from mapengine.runtime.bundle.backend_info import parse_version
-from mapengine.runtime.bundle.manifest import BACKENDS_BY_FORMAT
 from mapengine.runtime.bundle.requests import MAX_SIDE, MAX_VIEWS, AnySize, Range, ServedRequests
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.inputs.resolutions import RESOLUTION_TABLES
@@ -19,23 +18,6 @@ from .model.config import PATCH_SIZE
 
 if TYPE_CHECKING:
     from .graphs.tracing import AttentionExport
-
-ONNXRUNTIME_CUDA = "onnxruntime-cuda"
-
-KERNEL_BACKENDS = (*TENSORRT, ONNXRUNTIME_CUDA)
-"""Backends whose stages our own attention kernels can run between."""
-
-MINIMUM_VERSIONS = {"onnxruntime": "1.22", "openvino": "2026.0"}
-"""Oldest versions that serve the exported operators (contrib MultiHeadAttention with float32 on the CPU)."""
-
-PRECISIONS: Mapping[str, tuple[str, ...]] = {
-    "onnxruntime": ("fp32", "fp16", "int8"),
-    "openvino": ("fp32", "fp16", "bf16", "int8"),
-    **dict.fromkeys(TENSORRT, ("fp32", "fp16", "bf16", "int8", "fp8")),
-    ONNXRUNTIME_CUDA: ("fp32", "fp16", "bf16"),
-}
-"""What is built per backend. ONNX Runtime's CPU has no bfloat16 kernels for these graphs, no CPU backend FP8 ones, and
-on a GPU ONNX Runtime multiplies nothing of an 8-bit graph in 8 bits."""
 
 QUANTISED = ("int8", "fp8")
 """Precisions that need a calibration, but for weights alone."""
@@ -67,8 +49,8 @@ class PlanSettings:
 
 
 def bundle_format(backend: str) -> str:
-    """``onnx`` or ``plan``."""
-    return next(form for form, names in BACKENDS_BY_FORMAT.items() if backend in names)
+    """The format of the bundles that a backend runs."""
+    return BACKENDS_BY_NAME[backend].format
 
 
 def check_options(
@@ -85,19 +67,19 @@ def check_options(
     Raises:
         InputError: the message names the option and the values that it takes.
     """
-    if backend not in PRECISIONS:
-        raise InputError(f"backend {backend!r} is unknown; use {', '.join(PRECISIONS)}")
-    if precision not in PRECISIONS[backend]:
-        served = [name for name, precisions in PRECISIONS.items() if precision in precisions]
+    if backend not in NAMES:
+        raise InputError(f"backend {backend!r} is unknown; use {', '.join(NAMES)}")
+    built = BACKENDS_BY_NAME[backend].precisions
+    if precision not in built:
+        served = [spec.name for spec in BACKENDS if precision in spec.precisions]
         fix = f", or the backend {' or '.join(served)}" if served else ""
         raise InputError(
-            f"precision {precision!r} is not built for {backend} by this version; use "
-            f"{' or '.join(PRECISIONS[backend])}{fix}"
+            f"precision {precision!r} is not built for {backend} by this version; use {' or '.join(built)}{fix}"
         )
     kernels = AttentionChoice.parse(attention).kernels
-    if kernels and backend not in KERNEL_BACKENDS:
+    if kernels and backend not in GPU_BACKENDS:
         raise InputError(
-            f"attention {attention!r} is for {', '.join(KERNEL_BACKENDS)}, whose GPUs our kernels run on; leave "
+            f"attention {attention!r} is for {', '.join(GPU_BACKENDS)}, whose GPUs our kernels run on; leave "
             f"it out for {backend}"
         )
     if kernels and precision == "fp32":
@@ -121,10 +103,10 @@ def check_plan_settings(settings: PlanSettings, backend: str) -> None:
     Raises:
         InputError: the message names the settings and the backends that have them.
     """
-    if settings != PlanSettings() and backend not in TENSORRT:
+    if settings != PlanSettings() and backend not in TENSORRT_BACKENDS:
         raise InputError(
-            f"targets, memory_limit and optimization_level are options of {' and '.join(TENSORRT)}; leave them out "
-            f"for {backend}"
+            f"targets, memory_limit and optimization_level are options of {' and '.join(TENSORRT_BACKENDS)}; leave "
+            f"them out for {backend}"
         )
 
 

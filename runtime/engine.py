@@ -60,8 +60,8 @@ class Engine(MultiViewInference):
 
         Args:
             path: folder of the bundle.
-            backend: ``"auto"`` (the fastest that is installed), ``"onnxruntime"``, ``"openvino"``, ``"tensorrt"`` or
-                ``"tensorrt-rtx"``; the bundle must be for it.
+            backend: ``"auto"`` (the fastest that is usable here), ``"onnxruntime"``, ``"openvino"``,
+                ``"onnxruntime-cuda"``, ``"tensorrt"`` or ``"tensorrt-rtx"``; the bundle must be for it.
             threads: processor threads of a CPU backend, by default all that this process may use.
             verify: ``False`` skips hashing the files and the golden check, for a bundle that nobody else can write.
             memory_limit: memory that a call may take, in bytes or as ``"8GB"``; larger calls are refused before they

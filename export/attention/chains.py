@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mapengine.kernels.tuning import ARCHITECTURES, FP8_FROM
 from mapengine.runtime.backends.cuda.attention import needed_variants
-from mapengine.runtime.backends.onnxruntime import import_library
+from mapengine.runtime.backends.libraries import import_library
 from mapengine.runtime.bundle.kernel_attention import TOKENS, KernelAttention, KernelCode, all_tokens
 from mapengine.runtime.bundle.manifest import StageSpec, TensorSpec
 from mapengine.runtime.bundle.requests import Range, ServedRequests
@@ -78,7 +78,7 @@ def choose_kernels(
                 "'mapengine[kernels]', or use attention native"
             )
     if rounds(kernels):
-        import_library()  # ONNX Runtime, for the tolerance
+        import_library("onnxruntime")  # for the tolerance
     return kernels
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 from mapengine.runtime.backends.cuda.driver import driver_problem, open_device
-from mapengine.runtime.backends.onnxruntime import installed_version
-from mapengine.runtime.backends.tensorrt.flavour import NAMES, Flavour, load_flavour
+from mapengine.runtime.backends.libraries import installed_version
+from mapengine.runtime.backends.table import BACKENDS_BY_NAME, TENSORRT_BACKENDS
+from mapengine.runtime.backends.tensorrt.flavour import Flavour, load_flavour
 from mapengine.runtime.bundle.backend_info import BackendInfo
 from mapengine.runtime.bundle.manifest import StageSpec
 from mapengine.runtime.bundle.requests import Range, ServedRequests
@@ -19,7 +20,7 @@ from mapengine.runtime.bundle.store import BundleWriter
 from mapengine.runtime.errors import InputError
 
 from ..model.config import ModelConfig
-from ..options import MINIMUM_VERSIONS, ONNXRUNTIME_CUDA, PlanSettings
+from ..options import PlanSettings
 from ..tensorrt import build_plan, check_limits, check_settings, check_targets
 
 Profiles = Sequence[Mapping[str, Range]]
@@ -161,11 +162,11 @@ class PlanCompiler:
 class GraphWriter:
     """ONNX graphs for ONNX Runtime on a GPU; see :class:`StageCompiler`."""
 
-    backend = ONNXRUNTIME_CUDA
+    backend = "onnxruntime-cuda"
     format = "onnx-cuda"
 
     def __init__(self) -> None:
-        self.version = installed_version()
+        self.version = installed_version(self.backend)
 
     def check(
         self, precision: str, attention: str, requests: ServedRequests, config: ModelConfig, weights_only: bool = False
@@ -203,7 +204,7 @@ class GraphWriter:
 
     def info(self) -> BackendInfo:
         """See :class:`StageCompiler`."""
-        return BackendInfo(self.backend, self.version, MINIMUM_VERSIONS["onnxruntime"])
+        return BackendInfo(self.backend, self.version, BACKENDS_BY_NAME[self.backend].minimum_version)
 
 
 def open_compiler(backend: str, settings: PlanSettings) -> StageCompiler:
@@ -212,6 +213,6 @@ def open_compiler(backend: str, settings: PlanSettings) -> StageCompiler:
     Raises:
         BackendUnavailableError: its library is not installed.
     """
-    if backend in NAMES:
+    if backend in TENSORRT_BACKENDS:
         return PlanCompiler(load_flavour(backend), settings)
     return GraphWriter()

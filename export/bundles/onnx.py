@@ -19,8 +19,10 @@ import torch
 from mapengine.calibration.ranges import Calibration
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.host_pipeline import Pipeline
-from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend, installed_version
+from mapengine.runtime.backends.libraries import installed_version
+from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mapengine.runtime.backends.registry import available_backends
+from mapengine.runtime.backends.table import BACKENDS_BY_FORMAT, BACKENDS_BY_NAME
 from mapengine.runtime.bundle.backend_info import BackendInfo
 from mapengine.runtime.bundle.build_record import Parity, Tolerance
 from mapengine.runtime.bundle.manifest import (
@@ -41,7 +43,6 @@ from ..graphs.openvino import rewrite_for_openvino
 from ..graphs.tracing import AttentionExport, ExportedStage, export_stages
 from ..model.checkpoint import parameter_count
 from ..model.reference import MapAnything
-from ..options import MINIMUM_VERSIONS
 from ..precision import LoweredStage, load_runnable, lower_precision, measure_ranges
 from ..quantization.stages import measured_tolerance, write_quantised
 from ..quantization.weights_only import WeightsOnly
@@ -228,7 +229,7 @@ def write_onnx_bundle(
         quantization=None if graphs.quantization is None else replace(graphs.quantization, rest=rest),
         attention=attention,
         format="onnx",
-        backends=_backends((backend,) if loose and backend is not None else tuple(MINIMUM_VERSIONS)),
+        backends=_backends((backend,) if loose and backend is not None else BACKENDS_BY_FORMAT["onnx"]),
         requests=requests,
         stages={stage.name: _stage_spec(stage, writer, requests) for stage in graphs.stages},
         golden=golden,
@@ -350,10 +351,10 @@ def _stage_spec(stage: ExportedStage | LoweredStage, writer: BundleWriter, reque
 
 def _backends(names: Sequence[str]) -> tuple[BackendInfo, ...]:
     installed = available_backends()
-    minimum = MINIMUM_VERSIONS
-    versions = {"onnxruntime": installed_version, "openvino": lambda: metadata.version("openvino")}
+    oldest = {name: BACKENDS_BY_NAME[name].minimum_version for name in names}
     return tuple(
-        BackendInfo(name, versions[name]() if name in installed else minimum[name], minimum[name]) for name in names
+        BackendInfo(name, installed_version(name) if name in installed else oldest[name], oldest[name])
+        for name in names
     )
 
 

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.registry import available_backends
+from mapengine.runtime.backends.table import BACKENDS_BY_NAME, GPU_BACKENDS
 from mapengine.runtime.bundle.build_record import Parity
 from mapengine.runtime.bundle.kernel_attention import KernelCode
 from mapengine.runtime.bundle.manifest import Manifest, StageSpec, TensorSpec
@@ -31,7 +32,7 @@ from ..attention.tolerance import kernel_tolerance, rounds, widened
 from ..graphs.split_products import split_quantised_products
 from ..graphs.weights import save_model
 from ..model.config_json import parse_config
-from ..options import KERNEL_BACKENDS, PRECISIONS, PlanSettings, check_plan_settings
+from ..options import PlanSettings, check_plan_settings
 from ..tensorrt import gpu_chunks, stage_profiles
 from .compilers import Fraction, StageCompiler, open_compiler
 
@@ -69,8 +70,8 @@ def compile_engine(
         ExportError, OutputError, ParityError: the step that failed.
     """
     settings = settings or PlanSettings()
-    if backend not in KERNEL_BACKENDS:
-        raise InputError(f"backend {backend!r} is not one of a GPU; use {' or '.join(KERNEL_BACKENDS)}")
+    if backend not in GPU_BACKENDS:
+        raise InputError(f"backend {backend!r} is not one of a GPU; use {' or '.join(GPU_BACKENDS)}")
     check_plan_settings(settings, backend)
     for name, value in (("bundle", bundle), ("out", out)):
         if not isinstance(value, str | os.PathLike):
@@ -85,10 +86,10 @@ def compile_engine(
         raise InputError(
             f"{bundle} is float32 on disk, which OpenVINO runs in bfloat16; build plans in bf16 from the model instead"
         )
-    if manifest.precision not in PRECISIONS[backend]:
+    if manifest.precision not in BACKENDS_BY_NAME[backend].precisions:
         raise InputError(
             f"{bundle} is {manifest.precision}, which is not built for {backend}; use "
-            f"{' or '.join(PRECISIONS[backend])}"
+            f"{' or '.join(BACKENDS_BY_NAME[backend].precisions)}"
         )
     compiler = open_compiler(backend, settings)
     config = parse_config(manifest.model.config, str(bundle))

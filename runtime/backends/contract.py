@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.store import Bundle
-from ..errors import BackendUnavailableError, one_line
 from ..inference import Progress
 from ..inputs.encoded import ImageFeatures
 from ..inputs.prepared import PreparedViews
@@ -52,17 +51,6 @@ class Backend(Protocol):
             BackendError: the library refuses a file.
         """
         ...
-
-
-def cannot_import(package: str, extra: str, error: ImportError) -> BackendUnavailableError:
-    """The error for a backend whose package is missing, or there but broken: the remedies differ."""
-    command = f"pip install 'mapengine[{extra}]'"
-    if isinstance(error, ModuleNotFoundError) and error.name == package:
-        return BackendUnavailableError(f"the backend {package} is not installed; run: {command}")
-    return BackendUnavailableError(
-        f"the backend {package} is installed but cannot be imported ({one_line(error)}); "
-        f"reinstall it: {command} --force-reinstall"
-    )
 
 
 @dataclass(frozen=True)

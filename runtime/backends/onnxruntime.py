@@ -15,33 +15,12 @@ from numpy.typing import NDArray
 from ..errors import BackendError, one_line
 from ..system.machine import cpu_name
 from ..system.threads import default_threads
-from .contract import Arrays, StageRunner, cannot_import
+from .contract import Arrays, StageRunner
 from .host_pipeline import HostBackend
+from .libraries import import_library
 
 _FLOAT32_PRODUCTS = "1"
 """Level at which a product with 8-bit weights accumulates in float32; the default, 4, is INT8."""
-
-
-def installed_version() -> str:
-    """Version of the installed library, whichever of its packages it came with.
-
-    Raises:
-        BackendUnavailableError: there is none.
-    """
-    return str(import_library().__version__)
-
-
-def import_library(extra: str = "cpu") -> Any:
-    """The library; ``extra`` is what of ours brings it, for the message.
-
-    Raises:
-        BackendUnavailableError: it is not installed, or broken.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise cannot_import("onnxruntime", extra, error) from error
-    return onnxruntime
 
 
 class OnnxRuntimeBackend(HostBackend):
@@ -50,7 +29,7 @@ class OnnxRuntimeBackend(HostBackend):
     name = "onnxruntime"
 
     def __init__(self, threads: int | None = None) -> None:
-        self._library: Any = import_library()
+        self._library: Any = import_library(self.name)
         self.version: str = self._library.__version__
         self.device = f"CPU: {cpu_name()}"
         self.threads = threads or default_threads()

@@ -7,7 +7,6 @@ the GPU between the stages, as with plans; weights and what a graph needs in bet
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ from .cuda.chain import PlanChain
 from .cuda.driver import OutOfMemory, Stream, driver_problem, no_gpu, open_device
 from .cuda.pipeline import DevicePipeline
 from .cuda.stage import DeviceStage, check_tensors, covering_profile, tensor_shape
-from .onnxruntime import import_library
+from .libraries import import_library
+from .table import BACKENDS_BY_NAME
 
-PROVIDER = "CUDAExecutionProvider"
-_EXTRA = "cuda"
+_SPEC = BACKENDS_BY_NAME["onnxruntime-cuda"]
 _ELEMENT_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16, "int64": 7}
 """ONNX's numbers of types (onnx.proto, ``TensorProto.DataType``): NumPy has no bfloat16 to name it by."""
 _FATAL = 4
@@ -37,20 +36,16 @@ _OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "cudaerrormemory
 
 def has_cuda() -> bool:
     """Whether the installed ONNX Runtime is one for NVIDIA GPUs."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        return False
     try:
-        import onnxruntime
-
-        return PROVIDER in onnxruntime.get_available_providers()
-    except (ImportError, OSError, AttributeError):  # broken, or an empty folder of the name
+        return _SPEC.provider in import_library(_SPEC.name).get_available_providers()
+    except (BackendUnavailableError, AttributeError):  # missing or broken, or an empty folder of the name
         return False
 
 
 class OnnxRuntimeCudaBackend:
     """Runs ``.onnx`` stages on the first GPU that the process sees (``CUDA_VISIBLE_DEVICES`` chooses)."""
 
-    name = "onnxruntime-cuda"
+    name = _SPEC.name
 
     def __init__(self) -> None:
         """Find the GPU and load the library.
@@ -61,12 +56,12 @@ class OnnxRuntimeCudaBackend:
         problem = driver_problem()
         if problem is not None:
             raise no_gpu(self.name, problem)
-        self._library: Any = import_library(_EXTRA)
+        self._library: Any = import_library(self.name)
         self.version: str = self._library.__version__
-        if PROVIDER not in self._library.get_available_providers():
+        if _SPEC.provider not in self._library.get_available_providers():
             raise BackendUnavailableError(
                 f"the installed onnxruntime {self.version} is for processors only; run: pip uninstall onnxruntime, "
-                f"then pip install 'mapengine[{_EXTRA}]'"
+                f"then {_SPEC.install_command}"
             )
         self._library.set_default_logger_severity(_FATAL)
         with contextlib.suppress(Exception):  # libraries that are where the system finds them need no help
@@ -116,15 +111,15 @@ class OnnxRuntimeCudaBackend:
         }
         try:
             session = library.InferenceSession(
-                str(folder / spec.file.file), options, providers=[(PROVIDER, provider), "CPUExecutionProvider"]
+                str(folder / spec.file.file), options, providers=[(_SPEC.provider, provider), "CPUExecutionProvider"]
             )
         except Exception as error:  # the library raises a dozen private types
             raise _refusal(f"onnxruntime {self.version} cannot load the stage {name}", error) from error
         stream.synchronize()  # what the library copies for it is done, should the session go at once
-        if PROVIDER not in session.get_providers():  # it says so on stderr and takes the processor instead
+        if _SPEC.provider not in session.get_providers():  # it says so on stderr and takes the processor instead
             raise BackendUnavailableError(
                 f"onnxruntime {self.version} cannot load its CUDA libraries; install CUDA and cuDNN as it needs them: "
-                f"pip install 'mapengine[{_EXTRA}]'"
+                f"{_SPEC.install_command}"
             )
         return _Graph(session, name, spec)
 

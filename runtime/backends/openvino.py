@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from ..errors import BackendError, BackendUnavailableError, one_line
 from ..system.machine import cpu_name
 from ..system.threads import default_threads
-from .contract import LOOSE_STAGES, Arrays, StageRunner, cannot_import
+from .contract import LOOSE_STAGES, Arrays, StageRunner
 from .host_pipeline import HostBackend
+from .libraries import import_library
 from .mapped_files import release_pages
 
 _GIVEN_AWAY = 4 * 2**20
@@ -45,13 +46,9 @@ class OpenVinoBackend(HostBackend):
     name = "openvino"
 
     def __init__(self, threads: int | None = None) -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise cannot_import("openvino", "openvino", error) from error
-        self._library: Any = openvino
-        self._core: Any = openvino.Core()
-        self.version: str = openvino.__version__
+        self._library: Any = import_library(self.name)
+        self._core: Any = self._library.Core()
+        self.version: str = self._library.__version__
         self.device = f"CPU: {cpu_name()}"
         self.threads = threads or default_threads()
 

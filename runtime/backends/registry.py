@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Collection
 from functools import partial
 from numbers import Integral
@@ -10,20 +9,21 @@ from numbers import Integral
 from ..errors import BackendUnavailableError, InputError
 from .contract import Backend
 from .cuda import driver
+from .libraries import is_installed
 from .onnxruntime import OnnxRuntimeBackend
 from .onnxruntime_cuda import OnnxRuntimeCudaBackend, has_cuda
 from .openvino import OpenVinoBackend
-from .tensorrt import flavour
+from .table import BACKENDS, BACKENDS_BY_NAME, GPU_BACKENDS, NAMES, TENSORRT_BACKENDS, BackendSpec
 from .tensorrt.backend import TensorRtBackend
 
-_HOST: dict[str, Callable[[int | None], Backend]] = {"openvino": OpenVinoBackend, "onnxruntime": OnnxRuntimeBackend}
-_DEVICE: dict[str, Callable[[], Backend]] = {
-    **{name: partial(TensorRtBackend, name) for name in flavour.NAMES},
-    OnnxRuntimeCudaBackend.name: OnnxRuntimeCudaBackend,
+_HOST: dict[str, Callable[[int | None], Backend]] = {
+    OnnxRuntimeBackend.name: OnnxRuntimeBackend,
+    OpenVinoBackend.name: OpenVinoBackend,
 }
-
-NAMES = (*_DEVICE, *_HOST)
-"""Fastest first: ``auto`` takes the first that is usable here and that the bundle is for."""
+_DEVICE: dict[str, Callable[[], Backend]] = {
+    OnnxRuntimeCudaBackend.name: OnnxRuntimeCudaBackend,
+    **{name: partial(TensorRtBackend, name) for name in TENSORRT_BACKENDS},
+}
 
 _MOST_THREADS = 1024
 """More than any processor has; the libraries fail to allocate, or worse, for a number far beyond it."""
@@ -31,12 +31,14 @@ _MOST_THREADS = 1024
 
 def available_backends() -> list[str]:
     """Names of the backends that are usable here, fastest first: the package is installed, and its device is there."""
-    devices: list[str] = []
-    if driver.driver_problem() is None:
-        devices += [name for name in flavour.NAMES if flavour.is_installed(name)]
-        if has_cuda():
-            devices.append(OnnxRuntimeCudaBackend.name)
-    return [*devices, *(name for name in _HOST if importlib.util.find_spec(name) is not None)]
+    return [spec.name for spec in reversed(BACKENDS) if _is_usable(spec)]
+
+
+def _is_usable(spec: BackendSpec) -> bool:
+    # The driver comes first: without one, ONNX Runtime is not even imported.
+    if spec.on_gpu and driver.driver_problem() is not None:
+        return False
+    return is_installed(spec.name) and (spec.provider is None or has_cuda())
 
 
 def make_backend(name: str, supported: Collection[str], threads: int | None = None) -> Backend:
@@ -54,11 +56,11 @@ def make_backend(name: str, supported: Collection[str], threads: int | None = No
     if name == "auto":
         usable = [candidate for candidate in available_backends() if candidate in supported]
         # A plan is for one library: opening that says what is missing.
-        name = usable[0] if usable else next((known for known in _DEVICE if known in supported), "")
+        name = usable[0] if usable else next((known for known in GPU_BACKENDS if known in supported), "")
         if not name:
             raise BackendUnavailableError(
                 f"none of the backends of this bundle ({', '.join(sorted(supported))}) is installed; "
-                f"run: pip install 'mapengine[cpu]'"
+                f"run: {next(BACKENDS_BY_NAME[known] for known in NAMES if known in supported).install_command}"
             )
     if not isinstance(name, str) or name not in NAMES:
         raise InputError(f"unknown backend {name!r}; use auto, {', '.join(NAMES[:-1])} or {NAMES[-1]}")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from ..backends.table import BACKENDS_BY_FORMAT, PRECISIONS
 from ..errors import ManifestError, VersionError
 from ..typed_json.codec import Fail, decode, encode
 from ..typed_json.fields import EVERY_KEY, Bounds, Count, Key, OneOf, Positive, Sha256
@@ -62,15 +63,8 @@ __all__ = [
 ]  # fmt: skip
 
 SCHEMA_VERSION = 4
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 ATTENTIONS = ("mha", "attention", "matmul")
 """Contrib MultiHeadAttention, the standard ONNX Attention, and MatMul-Softmax-MatMul."""
-BACKENDS_BY_FORMAT = {
-    "onnx": ("onnxruntime", "openvino"),
-    "onnx-cuda": ("onnxruntime-cuda",),
-    "plan": ("tensorrt", "tensorrt-rtx"),
-}
-"""Of a plan, and of graphs for a GPU, a stage has profiles, and may be a chain."""
 
 
 def manifest_document(name: str = MANIFEST_NAME) -> Document:
@@ -112,8 +106,8 @@ class Manifest:
         precision: one of ``PRECISIONS``; ``quantization`` is set exactly for int8 and fp8.
         reduced_precision: what a build in less than float32 kept and found; None for fp32.
         attention: one of ``ATTENTIONS``.
-        format: ``onnx`` (served by onnxruntime and openvino on processors), ``onnx-cuda`` (by onnxruntime-cuda) or
-            ``plan`` (by one kind of TensorRT).
+        format: a key of ``BACKENDS_BY_FORMAT``: ``onnx`` (for backends on processors), ``onnx-cuda`` or ``plan`` (for
+            one kind of TensorRT).
         stages: the four stages of ``STAGES``, in that order.
         parity: as measured against the PyTorch reference after the build, or None.
         kernels: compiled code of the attention between the segments of stages; empty where there is none.

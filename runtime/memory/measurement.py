@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..backends.registry import make_backend
+from ..backends.table import CPU_BACKENDS
 from ..bundle.requests import AnySize, ServedRequests
 from ..bundle.store import Bundle
 from ..errors import BackendUnavailableError
-from .model import _KINDS, CPU_BACKENDS, MemoryModel, Progress, Sample, remember_model
+from .model import _KINDS, MemoryModel, Progress, Sample, remember_model
 from .probe import can_probe, probe
 
 

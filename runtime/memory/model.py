@@ -23,7 +23,6 @@ from ..typed_json.codec import Fail
 from ..typed_json.fields import EVERY_KEY, Bounds, Count, OneOf, Positive
 from .probe import STAGES
 
-CPU_BACKENDS = ("onnxruntime", "openvino")
 _VERSION = 1
 _ROOM = "memory"
 _KINDS = ((False, False), (False, True), (True, False), (True, True))

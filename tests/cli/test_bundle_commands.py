@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from mapengine.cli import options
+from mapengine.runtime.backends.libraries import is_installed
 from mapengine.runtime.backends.registry import NAMES, available_backends
-from mapengine.runtime.backends.tensorrt import flavour
+from mapengine.runtime.backends.table import TENSORRT_BACKENDS
 from mapengine.runtime.bundle.build_record import OutputParity
 from mapengine.runtime.bundle.manifest import ATTENTIONS, STAGES, Manifest
 from mapengine.runtime.bundle.store import Bundle
@@ -132,7 +133,7 @@ def test_verify_one_backend(cli: Any, tiny_bundle: Path) -> None:
 
 
 def test_verify_where_no_backend_is_installed(cli: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mapengine.runtime.backends.registry.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("mapengine.runtime.backends.registry.is_installed", lambda name: False)
     result = cli("verify", tiny_bundle)
     assert result.code == 1
     assert "pip install 'mapengine[cpu]'" in result.problems[0]
@@ -167,7 +168,7 @@ def test_info_of_this_machine(cli: Any) -> None:
         assert f"{name} {version}" in result.out
     assert facts["device"] in result.out
     assert facts["gpu"] in result.out
-    assert set(facts["plan compilers"]) == {name for name in flavour.NAMES if flavour.is_installed(name)}
+    assert set(facts["plan compilers"]) == {name for name in TENSORRT_BACKENDS if is_installed(name)}
 
 
 def test_info_where_onnxruntime_is_for_gpus(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:

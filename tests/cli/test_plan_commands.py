@@ -107,7 +107,7 @@ def test_kernels_can_be_chosen_for_a_source_bundle(
         (("--backend", "tensorrt-rtx", "--attention", "attention"), "use --attention mha, or --precision fp16"),
         (("--backend", "tensorrt-rtx", "--views", "1:8:512"), "use --precision fp16 or bf16"),
         (("--precision", "bf16"), "precision 'bf16' is not built for onnxruntime"),
-        (("--target", "sm_89"), "targets, memory_limit and optimization_level are options of tensorrt-rtx"),
+        (("--target", "sm_89"), "targets, memory_limit and optimization_level are options of tensorrt and tens"),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_a_sentence(

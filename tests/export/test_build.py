@@ -171,10 +171,10 @@ def test_openvino_checks_the_same_files(tiny: MapAnything, tmp_path: Path) -> No
 
 WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"precision": "fp64"}, "precision 'fp64' is not built for onnxruntime by this version; use fp32 or fp16 or int8$"),
-    ({"precision": "fp8"}, "'fp8' is not built for onnxruntime.*, or the backend tensorrt-rtx or tensorrt"),
+    ({"precision": "fp8"}, "'fp8' is not built for onnxruntime.*, or the backend tensorrt or tensorrt-rtx"),
     (
         {"precision": "bf16"},
-        "'bf16' is not built for onnxruntime.*, or the backend openvino or tensorrt-rtx or tensorrt or onnxru",
+        "'bf16' is not built for onnxruntime.*, or the backend openvino or onnxruntime-cuda or tensorrt or tens",
     ),
     (
         {"precision": "int4", "backend": "tensorrt-rtx"},
@@ -182,9 +182,12 @@ WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"backend": "cuda"},
-        "backend 'cuda' is unknown; use onnxruntime, openvino, tensorrt-rtx, tensorrt, onnxru",
+        "backend 'cuda' is unknown; use onnxruntime, openvino, onnxruntime-cuda, tensorrt, tens",
     ),
-    ({"settings": PlanSettings(("8.9",))}, "targets, memory_limit and optimization_level are options of tensorrt-rtx"),
+    (
+        {"settings": PlanSettings(("8.9",))},
+        "targets, memory_limit and optimization_level are options of tensorrt and tens",
+    ),
     (
         {"backend": "tensorrt-rtx", "settings": PlanSettings(("8.7",))},
         r"not for sm_87; build on a machine with that GPU",
@@ -199,7 +202,7 @@ WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"attention": "flesh"}, "attention 'flesh' is no kernel.*or auto, native, mha, attention, matmul"),
     (
         {"attention": "flash"},
-        "attention 'flash' is for tensorrt-rtx, tensorrt, onnxruntime-cuda, .*leave it out for",
+        "attention 'flash' is for onnxruntime-cuda, tensorrt, tensorrt-rtx, .*leave it out for",
     ),
     ({"calibration": "photos"}, "calibration is for int8 and fp8"),
     ({"views": (0, 1, 2)}, "views 0:1:2 is not min:opt:max"),

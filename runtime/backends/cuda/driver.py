@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BackendError, BackendUnavailableError, one_line
+from ..table import CPU_BACKENDS
 
 ALIGNMENT = 256
 """Bytes that TensorRT wants addresses of tensors to be multiples of; CUDA's allocations are."""
@@ -376,7 +377,7 @@ def no_gpu(backend: str, problem: str) -> BackendUnavailableError:
     """The error for a backend whose GPU cannot be used, for what :func:`driver_problem` says."""
     return BackendUnavailableError(
         f"the backend {backend} needs an NVIDIA GPU, and {problem}; run it on a machine with one, or build the bundle "
-        f"with --backend onnxruntime or openvino to run it here"
+        f"with --backend {' or '.join(CPU_BACKENDS)} to run it here"
     )
 
 

@@ -6,17 +6,12 @@ where an object is expected, and the lean runtime of TensorRT crashes the proces
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import BackendUnavailableError, InputError, one_line
-
-_MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
-_EXTRAS = {"tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}
-NAMES = tuple(_MODULES)
-"""Backend names, the one that is installed with one command first."""
+from ...errors import InputError
+from ..libraries import import_library
+from ..table import TENSORRT_BACKENDS
 
 
 @dataclass(frozen=True)
@@ -86,11 +81,6 @@ class Flavour:
         return ", ".join(reasons) or f"diagnostics {int(bits):#x}"
 
 
-def is_installed(name: str) -> bool:
-    """Whether the Python package of a flavour is there; it is not imported."""
-    return importlib.util.find_spec(_MODULES[name]) is not None
-
-
 def load_flavour(name: str) -> Flavour:
     """Import a TensorRT library.
 
@@ -98,16 +88,7 @@ def load_flavour(name: str) -> Flavour:
         InputError: no such flavour.
         BackendUnavailableError: the package is not installed, or is broken.
     """
-    if name not in _MODULES:
-        raise InputError(f"unknown TensorRT flavour {name!r}; use {' or '.join(NAMES)}")
-    command = f"pip install 'mapengine[{_EXTRAS[name]}]'"
-    if not is_installed(name):
-        raise BackendUnavailableError(f"the backend {name} is not installed; run: {command}")
-    try:
-        library = importlib.import_module(_MODULES[name])
-    except Exception as error:  # a missing shared library raises OSError, RuntimeError or ImportError
-        raise BackendUnavailableError(
-            f"the backend {name} is installed but cannot be imported ({one_line(error)}); reinstall it: "
-            f"{command} --force-reinstall"
-        ) from error
+    if name not in TENSORRT_BACKENDS:
+        raise InputError(f"unknown TensorRT flavour {name!r}; use {' or '.join(TENSORRT_BACKENDS)}")
+    library = import_library(name)
     return Flavour(name, library, str(library.__version__))

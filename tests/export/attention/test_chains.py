@@ -14,14 +14,14 @@ from mapengine.export.attention.chains import kernel_architectures, segment_prof
 from mapengine.export.attention.choice import KernelChoice
 from mapengine.export.options import PlanSettings
 from mapengine.runtime.backends.cuda.attention import needed_variants
-from mapengine.runtime.backends.tensorrt import flavour
+from mapengine.runtime.backends.libraries import is_installed
 from mapengine.runtime.bundle.manifest import Range, TensorSpec
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import InputError
 
 LAYER = "info_sharing.self_attention_blocks.{}.attn"
 needs_rtx = pytest.mark.skipif(
-    not flavour.is_installed("tensorrt-rtx") or importlib.util.find_spec("triton") is None,
+    not is_installed("tensorrt-rtx") or importlib.util.find_spec("triton") is None,
     reason="needs tensorrt-rtx and triton",
 )
 
@@ -63,7 +63,7 @@ def test_a_chain_is_compiled_with_its_kernels(names: tuple[str, ...], reference:
     [
         (
             {"backend": "onnxruntime"},
-            r"'flash' is for tensorrt-rtx, tensorrt, onnxruntime-cuda, .*leave it out",
+            r"'flash' is for onnxruntime-cuda, tensorrt, tensorrt-rtx, .*leave it out",
         ),
         ({"precision": "fp32"}, r"'flash' is in 16 bits; use the precision fp16 or bf16, or attention native"),
         ({"attention": "flash@1"}, r"block 1 of the aggregator"),
@@ -82,7 +82,7 @@ def test_a_chain_is_compiled_with_its_kernels(names: tuple[str, ...], reference:
 def test_what_is_refused_before_anything_is_exported(
     options: dict[str, Any], message: str, reference: Any, tmp_path: Path
 ) -> None:
-    if not flavour.is_installed("tensorrt-rtx"):
+    if not is_installed("tensorrt-rtx"):
         pytest.skip("needs tensorrt-rtx")
     given = {"backend": "tensorrt-rtx", "precision": "fp16", "attention": "flash", **options}
     with pytest.raises(InputError, match=message):

@@ -21,7 +21,7 @@ from mapengine.export.attention.tolerance import kernel_tolerance, rounds, widen
 from mapengine.export.attention.twins import exact_attention, kept_blocks, twin_attention
 from mapengine.export.model.config_json import parse_config
 from mapengine.export.options import PlanSettings
-from mapengine.runtime.backends.tensorrt import flavour
+from mapengine.runtime.backends.libraries import is_installed
 from mapengine.runtime.bundle.kernel_attention import KERNELS, KernelAttention
 from mapengine.runtime.bundle.store import MANIFEST_NAME, Bundle
 from mapengine.runtime.errors import BackendUnavailableError, ExportError, InputError
@@ -30,7 +30,7 @@ from ...interpreted_kernels import MISSING, import_interpreted
 
 HEADS, DIM = 2, 32
 needs_rtx = pytest.mark.skipif(
-    not flavour.is_installed("tensorrt-rtx") or importlib.util.find_spec("triton") is None,
+    not is_installed("tensorrt-rtx") or importlib.util.find_spec("triton") is None,
     reason="needs tensorrt-rtx and triton",
 )
 
@@ -205,7 +205,7 @@ def as_it_was(half: Path, tmp_path: Path) -> Callable[[str, str], Path]:
 def test_a_bundle_that_has_no_place_for_kernels(
     tiny_bundle: Path, half: Path, as_it_was: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
-    if not flavour.is_installed("tensorrt-rtx"):
+    if not is_installed("tensorrt-rtx"):
         pytest.skip("needs tensorrt-rtx")
     for bundle, attention, message in (
         (tiny_bundle, "int8", r"takes the place of mha, and .* has its attention in float32; build it in fp16$"),
@@ -223,7 +223,7 @@ def test_a_bundle_that_has_no_place_for_kernels(
 
 
 def test_without_triton(half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not flavour.is_installed("tensorrt-rtx"):
+    if not is_installed("tensorrt-rtx"):
         pytest.skip("needs tensorrt-rtx")
     monkeypatch.setattr(chain_plans, "_has_triton", lambda: False)
     with pytest.raises(BackendUnavailableError, match=r"Triton, which is not installed; run: .*'mapengine\[kernels\]'"):

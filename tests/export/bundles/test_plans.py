@@ -19,7 +19,6 @@ from mapengine.export.model.reference import MapAnything
 from mapengine.export.options import PlanSettings
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.host_pipeline import geometry_inputs
-from mapengine.runtime.backends.tensorrt import flavour
 from mapengine.runtime.bundle.manifest import STAGES, Manifest, Range
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import BackendUnavailableError, InputError, IntegrityError, MapEngineError, VersionError
@@ -185,7 +184,7 @@ def test_an_altered_plan_is_refused_before_anything_else(compiled: tuple[Path, M
     [
         (
             {"backend": "onnxruntime"},
-            "'onnxruntime' is not one of a GPU; use tensorrt-rtx or tensorrt or onnxru",
+            "'onnxruntime' is not one of a GPU; use onnxruntime-cuda or tensorrt or tens",
         ),
         ({"backend": "tensorrt-rtx", "settings": PlanSettings(("9.0",))}, r"not for sm_90; build on .* \(Hopper\)"),
         ({"backend": "tensorrt-rtx", "settings": PlanSettings(memory_limit=-1)}, "memory_limit is -1 bytes"),
@@ -211,7 +210,3 @@ def test_a_failed_build_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> Non
         compile_engine(tiny_bundle, tmp_path / "engine", backend="tensorrt-rtx", settings=PlanSettings(memory_limit=1))
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_flavours_are_named_once() -> None:
-    assert set(flavour.NAMES) == {"tensorrt-rtx", "tensorrt"}

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mapengine.runtime.backends.contract import Backend, cannot_import
+from mapengine.runtime.backends.contract import Backend
+from mapengine.runtime.backends.libraries import is_installed
 from mapengine.runtime.backends.registry import make_backend
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import BackendError, BackendUnavailableError, one_line
@@ -81,14 +82,21 @@ def test_a_stage_that_fails(backend: Backend, tiny_bundle: Path, inputs: dict[st
     assert runner.run({"images": np.zeros((1, 3, 42, 56), np.float32)})["patch_features"].shape[0] == 1
 
 
-def test_a_backend_that_is_broken_is_not_called_missing() -> None:
-    missing = cannot_import("openvino", "openvino", ModuleNotFoundError("No module named 'openvino'", name="openvino"))
-    assert "is not installed; run: pip install 'mapengine[openvino]'" in str(missing)
-    broken = cannot_import("onnxruntime", "cpu", ImportError("libfoo.so.1: cannot open shared object file"))
-    assert isinstance(broken, BackendUnavailableError)
-    assert "is installed but cannot be imported (libfoo.so.1: cannot open shared object file)" in str(broken)
-    inner = cannot_import("openvino", "openvino", ModuleNotFoundError("No module named 'x'", name="x"))
-    assert "is installed but cannot be imported" in str(inner)
+def test_a_backend_that_is_broken_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert not is_installed("openvino")
+    with pytest.raises(
+        BackendUnavailableError,
+        match=r"^the backend openvino is not installed; run: pip install",
+    ):
+        make_backend("openvino", ["openvino"])
+    for error in ("ImportError('libfoo.so.1: cannot open shared object file')", "ModuleNotFoundError('x', name='x')"):
+        (tmp_path / "openvino.py").write_text(f"raise {error}")
+        monkeypatch.delitem(sys.modules, "openvino", raising=False)
+        with pytest.raises(BackendUnavailableError, match=r"installed but cannot be imported \((libfoo.so.1: |x).*\)"):
+            make_backend("openvino", ["openvino"])
+        assert is_installed("openvino")
 
 
 @pytest.mark.parametrize(

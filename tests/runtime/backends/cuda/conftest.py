@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from mapengine.runtime import Engine
+from mapengine.runtime.backends import registry
 from mapengine.runtime.backends.cuda import driver as cuda
+from mapengine.runtime.backends.table import CPU_BACKENDS
 from mapengine.runtime.backends.tensorrt import backend, flavour
 from mapengine.runtime.bundle.backend_info import BackendInfo
 from mapengine.runtime.bundle.manifest import Range, ServedRequests, StageSpec
@@ -68,7 +70,7 @@ def make_library(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, StandInDrive
         monkeypatch.setattr(backend, "load_flavour", lambda name: flavour.Flavour(name, library, library.__version__))
         monkeypatch.setattr(backend, "driver_problem", lambda: None)
         monkeypatch.setattr(cuda, "driver_problem", lambda: None)
-        monkeypatch.setattr(flavour, "is_installed", lambda other: other == name)
+        monkeypatch.setattr(registry, "is_installed", lambda other: other in (name, *CPU_BACKENDS))
         return library
 
     return make

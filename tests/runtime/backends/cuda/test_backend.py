@@ -14,7 +14,7 @@ import pytest
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.cuda import driver as driver_module
 from mapengine.runtime.backends.registry import available_backends, make_backend
-from mapengine.runtime.backends.tensorrt import backend, flavour
+from mapengine.runtime.backends.tensorrt import backend
 from mapengine.runtime.errors import BackendUnavailableError, InputError
 
 from ....random_views import assert_close, mixed_views
@@ -64,7 +64,7 @@ def test_the_driver_is_asked_before_the_library_is_touched(monkeypatch: pytest.M
 
 def test_with_a_gpu_but_no_library(driver: StandInDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "driver_problem", lambda: None)
-    monkeypatch.setattr(flavour, "is_installed", lambda name: False)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(
         BackendUnavailableError, match=r"tensorrt is not installed; run: pip install .mapengine\[tensorrt\]"
     ):

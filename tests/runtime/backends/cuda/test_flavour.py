@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from mapengine.runtime.backends.cuda.driver import driver_problem
-from mapengine.runtime.backends.tensorrt import flavour
-from mapengine.runtime.backends.tensorrt.flavour import is_installed, load_flavour
+from mapengine.runtime.backends.libraries import is_installed
+from mapengine.runtime.backends.tensorrt.flavour import load_flavour
 from mapengine.runtime.backends.tensorrt.plans import make_logger
 from mapengine.runtime.errors import BackendUnavailableError, InputError
 
@@ -60,7 +60,7 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_flavour() -> None:
-    with pytest.raises(InputError, match=r"unknown TensorRT flavour 'cuda'; use tensorrt-rtx or tensorrt"):
+    with pytest.raises(InputError, match=r"unknown TensorRT flavour 'cuda'; use tensorrt or tensorrt-rtx"):
         load_flavour("cuda")
 
 
@@ -69,7 +69,7 @@ def test_missing_and_broken_packages(name: str, extra: str, tmp_path: Path, monk
     module = name.replace("-", "_")
     monkeypatch.delitem(sys.modules, module, raising=False)
     with monkeypatch.context() as patch:
-        patch.setattr(flavour, "is_installed", lambda name: False)
+        patch.setitem(sys.modules, module, None)
         with pytest.raises(
             BackendUnavailableError, match=rf"{name} is not installed; run: pip install .mapengine\[{extra}\]"
         ):

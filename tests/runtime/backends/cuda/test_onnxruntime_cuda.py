@@ -42,7 +42,7 @@ MakeLibrary = Callable[[StandInDriver], StandInOnnxRuntime]
 def make_library(monkeypatch: pytest.MonkeyPatch) -> MakeLibrary:
     def make(gpu: StandInDriver) -> StandInOnnxRuntime:
         library = StandInOnnxRuntime(gpu)
-        monkeypatch.setattr(onnxruntime_cuda, "import_library", lambda extra: library)
+        monkeypatch.setattr(onnxruntime_cuda, "import_library", lambda name: library)
         monkeypatch.setattr(onnxruntime_cuda, "driver_problem", lambda: None)
         return library
 
