@@ -186,7 +186,7 @@ WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"settings": PlanSettings(("8.9",))},
-        "targets, memory_limit and optimization_level are options of tensorrt and tens",
+        "memory_limit and optimization_level are options of tensorrt and tens",
     ),
     (
         {"backend": "tensorrt-rtx", "settings": PlanSettings(("8.7",))},
