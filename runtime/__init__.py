@@ -22,6 +22,7 @@ from .errors import (
 )
 from .inputs.encoded import EncodedView
 from .inputs.preprocess import load_images, preprocess_inputs
+from .options import InferOptions
 from .outputs.scene import Scene
 from .outputs.view_files import load_view, save_views
 from .session import Session
@@ -33,6 +34,7 @@ __all__ = [
     "EncodedView",
     "Engine",
     "ImageReadError",
+    "InferOptions",
     "InputError",
     "Manifest",
     "MapEngineError",

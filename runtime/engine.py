@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,13 @@ from .checks.golden_records import is_verified, remember_verified
 from .checks.parity import measure_parity
 from .errors import ImageSizeError, InputError
 from .geometry import Array
-from .inference import MultiViewInference, Progress, RunOptions, check_known_options
+from .inference import MultiViewInference
 from .inputs.encoded import EncodedView, unpack_views
 from .inputs.prepared import PreparedViews, prepare_views
 from .inputs.preprocess import preprocess_inputs
 from .inputs.view_lists import raw_views
 from .memory.guard import MemoryGuard, guard_for
+from .options import InferOptions, Progress, shows_options
 from .outputs.scene import Scene
 
 
@@ -178,15 +180,19 @@ class Engine(MultiViewInference):
     def _encoder(self) -> str:
         return self._bundle.digest
 
-    def _predict(self, prepared: PreparedViews, options: RunOptions) -> list[dict[str, Array]]:
-        with closing(self._started(prepared, options, collect=True)) as views:
+    def _predict(
+        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None
+    ) -> list[dict[str, Array]]:
+        with closing(self._started(prepared, options, progress, collect=True)) as views:
             return list(views)
 
-    def _stream(self, prepared: PreparedViews, options: RunOptions) -> Generator[dict[str, Array], None, None]:
-        return self._started(prepared, options, collect=False)
+    def _stream(
+        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None
+    ) -> Generator[dict[str, Array], None, None]:
+        return self._started(prepared, options, progress, collect=False)
 
     def _started(
-        self, prepared: PreparedViews, options: RunOptions, *, collect: bool
+        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None, *, collect: bool
     ) -> Generator[dict[str, Array], None, None]:
         """Refuse what does not fit now, and run when the first view is asked for."""
         self.manifest.requests.check(len(prepared.images), prepared.height, prepared.width)
@@ -194,10 +200,13 @@ class Engine(MultiViewInference):
             geometry = any(view is not None and view.has_any for view in prepared.geometry)
             shape = len(prepared.images) * prepared.batch, prepared.width, prepared.height
             self._memory.check(*shape, geometry=geometry, collect=collect)
-        default = self._pipeline.chunks
-        chunks = ChunkSizes(default.image_encoder, default.geometry_encoder, options.head_chunk or default.dense_head)
-        return self._pipeline.stream(prepared, chunks, options.progress, options.encoded)
+        chunks = self._pipeline.chunks
+        head_chunk = options.head_chunk(len(prepared.images))
+        if head_chunk is not None:
+            chunks = replace(chunks, dense_head=head_chunk)
+        return self._pipeline.stream(prepared, chunks, progress)
 
+    @shows_options
     def reconstruct(
         self,
         images: Any,
@@ -232,7 +241,7 @@ class Engine(MultiViewInference):
         Raises:
             InputError: as in :meth:`infer`, for files that cannot be read, and for an unknown option.
         """
-        check_known_options(options)  # before files are read
+        InferOptions.of(**options)  # before files are read
         raw, names = raw_views(images, intrinsics, poses, depths, metric, depth_scale)
         return self.reconstruct_views(raw, names, size=size, progress=progress, **options)
 
@@ -249,7 +258,7 @@ class Engine(MultiViewInference):
         if isinstance(raw, Mapping | str) or not isinstance(raw, Sequence) or not raw:
             raise InputError("there are no views; give a list with a dictionary for each")
         # Refused before the images are resized: that takes longer than the refusal.
-        check_known_options(options)
+        InferOptions.of(**options)
         if isinstance(names, str) or (names is not None and len(names) != len(raw)):
             raise InputError(f"names is {names!r} for {len(raw)} views; give a list with one name per view")
         self.manifest.requests.check_views(len(raw))

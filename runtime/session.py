@@ -9,6 +9,7 @@ import numpy as np
 
 from .errors import InputError
 from .inputs.encoded import EncodedView
+from .options import shows_options
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -124,10 +125,12 @@ class Session:
         """The frames in use, as any call of the engine takes them."""
         return list(self._frames.values())
 
+    @shows_options
     def infer(self, **options: Any) -> list[dict[str, Any]]:
         """:meth:`mapengine.runtime.Engine.infer` over the frames in use, one dictionary per frame."""
         return self._engine.infer(self.views, **options)
 
+    @shows_options
     def infer_stream(self, **options: Any) -> Iterator[dict[str, Any]]:
         """:meth:`mapengine.runtime.Engine.infer_stream` over the frames in use."""
         return self._engine.infer_stream(self.views, **options)

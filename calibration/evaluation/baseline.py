@@ -10,8 +10,9 @@ import math
 import numpy as np
 
 from mapengine.runtime.geometry import Array, depth_along_ray, rays_from_intrinsics
-from mapengine.runtime.inference import MultiViewInference, RunOptions
+from mapengine.runtime.inference import MultiViewInference
 from mapengine.runtime.inputs.prepared import PreparedViews
+from mapengine.runtime.options import InferOptions, Progress
 from mapengine.runtime.postprocessing.predictions import forward_outputs
 
 CONSTANT_DEPTH = 2.9
@@ -30,7 +31,9 @@ class ConstantDepth(MultiViewInference):
     def __init__(self, data_norm_type: str = "dinov2") -> None:
         self.data_norm_type = data_norm_type
 
-    def _predict(self, prepared: PreparedViews, options: RunOptions) -> list[dict[str, Array]]:
+    def _predict(
+        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None
+    ) -> list[dict[str, Array]]:
         batch, height, width = prepared.batch, prepared.height, prepared.width
         focal = width / 2 / math.tan(math.radians(FIELD_OF_VIEW / 2))
         intrinsics = np.array([[[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]]], np.float32)

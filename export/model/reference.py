@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mapengine.runtime.backends.host_pipeline import geometry_inputs
-from mapengine.runtime.inference import MultiViewInference, RunOptions
-from mapengine.runtime.inputs.encoded import EncodedView
+from mapengine.runtime.inference import MultiViewInference
 from mapengine.runtime.inputs.prepared import PreparedViews
+from mapengine.runtime.options import InferOptions, Progress
 from mapengine.runtime.postprocessing.predictions import forward_outputs
 
 from .checkpoint import weights_sha256
@@ -27,7 +27,11 @@ _AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class MapAnything(MapAnythingNetwork, MultiViewInference):
-    """The reference network with its origin and ``infer``. Float32 (or float64 after ``double()``)."""
+    """The reference network with its origin and ``infer``. Float32 (or float64 after ``double()``).
+
+    ``infer`` returns tensors on the model's device. ``use_amp`` acts on CUDA only, as mixed precision is slower and
+    less exact than float32 on a CPU: there the reference always runs in its parameters' type.
+    """
 
     def __init__(self, config: ModelConfig, model_id: str = "", revision: str | None = None) -> None:
         super().__init__(config)
@@ -49,17 +53,6 @@ class MapAnything(MapAnythingNetwork, MultiViewInference):
         """SHA-256 over names, shapes and float32 values; independent of the file format."""
         return weights_sha256(self.state_dict())
 
-    def infer(
-        self, views: Sequence[Mapping[str, Any] | EncodedView], *args: Any, **options: Any
-    ) -> list[dict[str, Any]]:
-        """See :meth:`mapengine.runtime.inference.MultiViewInference.infer`; returns tensors on the model's device.
-
-        ``use_amp`` acts on CUDA only, as mixed precision is slower and less exact than float32 on a CPU: there the
-        reference always runs in its parameters' type.
-        """
-        predictions = super().infer(views, *args, **options)
-        return [{key: torch.from_numpy(value).to(self.device) for key, value in p.items()} for p in predictions]
-
     def forward(self, views: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """``infer`` without mask and without reduced precision."""
         return self.infer(views, use_amp=False, apply_mask=False)
@@ -67,11 +60,16 @@ class MapAnything(MapAnythingNetwork, MultiViewInference):
     def _dtype(self) -> str:
         return "float64" if self.dtype == torch.float64 else "float32"
 
+    def _output(self, value: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(value).to(self.device)
+
     @torch.inference_mode()
-    def _predict(self, prepared: PreparedViews, options: RunOptions) -> list[dict[str, NDArray[Any]]]:
+    def _predict(
+        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None
+    ) -> list[dict[str, NDArray[Any]]]:
         views, batch = len(prepared.images), prepared.batch
-        report = options.progress or (lambda stage, done, total: None)
-        with self._autocast(options.amp_dtype):
+        report = progress or (lambda stage, done, total: None)
+        with self._autocast(options.reduced_precision):
             features, extra = self.encode_images(self._tensor(np.concatenate(prepared.images)))
         features = features.to(self.dtype)
         report("image_encoder", views, views)
@@ -82,14 +80,14 @@ class MapAnything(MapAnythingNetwork, MultiViewInference):
             rows = [view * batch + sample for view, _ in given for sample in range(batch)]
             features[rows] += added
             report("geometry_encoder", len(given), len(given))
-        with self._autocast(options.amp_dtype):
+        with self._autocast(options.reduced_precision):
             maps, scale = self.aggregate(
                 _per_sample(features, views, batch), None if extra is None else _per_sample(extra, views, batch)
             )
         report("aggregator", views, views)
         maps = ViewFeatures(*(x.transpose(0, 1).reshape(-1, *x.shape[2:]).to(self.dtype) for x in maps))
         predictions = []
-        chunk = options.head_chunk or 1
+        chunk = options.head_chunk(views) or 1
         for start in range(0, views, chunk):
             stop = min(start + chunk, views)
             outputs = self.decode(ViewFeatures(*(x[start * batch : stop * batch] for x in maps)))

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.store import Bundle
-from ..inference import Progress
 from ..inputs.encoded import ImageFeatures
 from ..inputs.prepared import PreparedViews
+from ..options import Progress
 
 LOOSE_STAGES = ("image_encoder", "aggregator")
 """What a bundle whose ``arithmetic`` is BF16 runs in bfloat16, though its files are float32: the transformers, as
@@ -80,10 +80,9 @@ class StagePipeline(ABC):
         prepared: PreparedViews,
         chunks: ChunkSizes | None = None,
         progress: Progress | None = None,
-        encoded: Sequence[ImageFeatures | None] = (),
     ) -> list[dict[str, Array]]:
         """The views of :meth:`stream`, all at once."""
-        with closing(self.stream(prepared, chunks, progress, encoded)) as views:
+        with closing(self.stream(prepared, chunks, progress)) as views:
             return list(views)
 
     @abstractmethod
@@ -92,15 +91,13 @@ class StagePipeline(ABC):
         prepared: PreparedViews,
         chunks: ChunkSizes | None = None,
         progress: Progress | None = None,
-        encoded: Sequence[ImageFeatures | None] = (),
     ) -> Generator[dict[str, Array], None, None]:
         """Predictions view by view, metric-scaled and unmasked; a view is decoded when it is asked for.
 
         Args:
             prepared: V views of B samples.
             chunks: overrides the sizes that the pipeline was made with.
-            progress: see :data:`.inference.Progress`.
-            encoded: per view the features that it has already; nothing where none has any.
+            progress: see :data:`..options.Progress`.
 
         Yields:
             V dictionaries; keys and shapes as in :func:`.postprocess.forward_outputs`.

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.store import Bundle
-from ..inference import Progress
 from ..inputs.encoded import ImageFeatures
 from ..inputs.prepared import MODALITIES, PreparedViews, ViewGeometry
+from ..options import Progress
 from ..postprocessing.predictions import forward_outputs
 from .contract import Array, ChunkSizes, StagePipeline, StageRunner
 
@@ -34,13 +34,12 @@ class Pipeline(StagePipeline):
         prepared: PreparedViews,
         chunks: ChunkSizes | None = None,
         progress: Progress | None = None,
-        encoded: Sequence[ImageFeatures | None] = (),
     ) -> Generator[dict[str, Array], None, None]:
         """See :meth:`StagePipeline.stream`."""
         sizes = chunks or self.chunks
         report = progress or (lambda stage, done, total: None)
         views, batch = len(prepared.images), prepared.batch
-        known = list(encoded) or [None] * views
+        known = prepared.features or [None] * views
         features, extra = self._encode_images(prepared.images, known, sizes.image_encoder, report)
         self._add_geometry(features, prepared, sizes.geometry_encoder, report)
         per_sample = [self._aggregate(features, extra, sample, batch) for sample in range(batch)]

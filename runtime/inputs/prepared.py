@@ -16,6 +16,7 @@ import numpy as np
 from .. import geometry
 from ..errors import ViewMismatchError
 from ..geometry import Array
+from ..options import DEFAULTS, InferOptions
 from .checks import (
     check_keys,
     check_norm_type,
@@ -25,6 +26,7 @@ from .checks import (
     read_pose,
     read_rays,
 )
+from .encoded import ImageFeatures
 
 MODALITIES = ("ray_directions", "depth", "depth_scale", "pose", "pose_scale")
 """Columns of the flags that say what a view gives to the geometry encoder."""
@@ -66,17 +68,14 @@ class PreparedViews:
     height: int
     width: int
     converted: list[dict[str, Array]]
+    features: Sequence[ImageFeatures | None] = ()  # per view what the image encoder gave before; empty for no view
 
 
 def prepare_views(
     views: Sequence[Mapping[str, Any]],
+    options: InferOptions = DEFAULTS,
     *,
     data_norm_type: str = "dinov2",
-    ignore_calibration_inputs: bool = False,
-    ignore_depth_inputs: bool = False,
-    ignore_pose_inputs: bool = False,
-    ignore_depth_scale_inputs: bool = False,
-    ignore_pose_scale_inputs: bool = False,
     dtype: Any = np.float32,
 ) -> PreparedViews:
     """Check the views of a call and convert what they bring (MapAnything inference, input conversion).
@@ -105,21 +104,21 @@ def prepare_views(
     for index, view in enumerate(views):
         entry = {"is_metric_scale": read_metric_flags(view.get("is_metric_scale", True), batch, index)}
         rays = read_rays(view, images[index], index, dtype)
-        if rays is not None and not ignore_calibration_inputs:
+        if rays is not None and not options.ignore_calibration_inputs:
             entry["ray_directions_cam"] = rays
         if view.get("depth_z") is not None and rays is not None:
             distance = read_distance(view["depth_z"], rays, index, dtype)
-            if not ignore_depth_inputs:
+            if not options.ignore_depth_inputs:
                 entry["depth_along_ray"] = distance
         pose = None if view.get("camera_poses") is None else read_pose(view["camera_poses"], batch, index)
-        poses.append(None if ignore_pose_inputs else pose)
-        if pose is not None and not ignore_pose_inputs:
+        poses.append(None if options.ignore_pose_inputs else pose)
+        if pose is not None and not options.ignore_pose_inputs:
             entry["camera_pose_quats"], entry["camera_pose_trans"] = pose[0].astype(dtype), pose[1].astype(dtype)
         converted.append(entry)
 
     relative = _relative_poses(poses, batch, dtype)
     geometries = [
-        _view_geometry(entry, pose, not ignore_depth_scale_inputs, not ignore_pose_scale_inputs)
+        _view_geometry(entry, pose, not options.ignore_depth_scale_inputs, not options.ignore_pose_scale_inputs)
         for entry, pose in zip(converted, relative, strict=True)
     ]
     return PreparedViews(images, geometries, batch, height, width, converted)

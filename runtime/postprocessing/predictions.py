@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from .. import geometry
 from ..errors import InputError
 from ..geometry import Array
 from ..inputs.normalization import norm_constants
+from ..options import DEFAULTS, InferOptions
 from . import edges, multiview
 
 _EXACT = ("intrinsics", "camera_poses", "mask", "non_ambiguous_mask")
@@ -64,53 +64,32 @@ def forward_outputs(
 def finish_predictions(
     predictions: Sequence[Mapping[str, Array]],
     images: Sequence[Array],
+    options: InferOptions = DEFAULTS,
     *,
     data_norm_type: str = "dinov2",
-    apply_mask: bool = True,
-    mask_edges: bool = True,
-    edge_normal_threshold: float = 5.0,
-    edge_depth_threshold: float = 0.03,
-    apply_confidence_mask: bool = False,
-    confidence_percentile: float = 10,
-    use_multiview_confidence: bool = False,
-    multiview_conf_depth_abs_thresh: float = 0.02,
-    multiview_conf_depth_rel_thresh: float = 0.02,
     overwrite: bool = False,
 ) -> list[dict[str, Array]]:
     """Post-process the predictions of all views of a call: one new dictionary per view.
 
-    ``predictions`` as ``forward_outputs`` gives them, ``images`` the normalised inputs (B, 3, H, W). Options and
-    defaults are those of MapAnything's ``infer``; with ``overwrite`` the points and depths given are masked in place.
-    Raises ``InputError`` for an option out of range.
+    ``predictions`` as ``forward_outputs`` gives them, ``images`` the normalised inputs (B, 3, H, W). With ``overwrite``
+    the points and depths given are masked in place.
     """
-    options: dict[str, Any] = {
-        "data_norm_type": data_norm_type,
-        "apply_mask": apply_mask,
-        "mask_edges": mask_edges,
-        "edge_normal_threshold": edge_normal_threshold,
-        "edge_depth_threshold": edge_depth_threshold,
-        "apply_confidence_mask": apply_confidence_mask,
-        "confidence_percentile": confidence_percentile,
-    }
-    check_options(
-        **options,
-        multiview_conf_depth_abs_thresh=multiview_conf_depth_abs_thresh,
-        multiview_conf_depth_rel_thresh=multiview_conf_depth_rel_thresh,
-    )
     if len(predictions) != len(images):
         raise InputError(f"there are {len(predictions)} predictions but {len(images)} images; give one image per view")
     confidences: list[Array | None] = [None] * len(predictions)
-    if use_multiview_confidence:
+    if options.use_multiview_confidence:
         confidences[:] = multiview.multiview_confidence(
             [np.ascontiguousarray(prediction["pts3d_cam"][..., 2:]) for prediction in predictions],
             [geometry.intrinsics_from_rays(prediction["ray_directions"]) for prediction in predictions],
             [geometry.pose_matrix(prediction["cam_quats"], prediction["cam_trans"]) for prediction in predictions],
             [prediction["non_ambiguous_mask"] for prediction in predictions],
-            depth_abs_thresh=multiview_conf_depth_abs_thresh,
-            depth_rel_thresh=multiview_conf_depth_rel_thresh,
+            depth_abs_thresh=options.multiview_conf_depth_abs_thresh,
+            depth_rel_thresh=options.multiview_conf_depth_rel_thresh,
         )
     return [
-        finish_view(prediction, image, confidence=confidence, overwrite=overwrite, **options)
+        finish_view(
+            prediction, image, options, confidence=confidence, data_norm_type=data_norm_type, overwrite=overwrite
+        )
         for prediction, image, confidence in zip(predictions, images, confidences, strict=True)
     ]
 
@@ -118,15 +97,10 @@ def finish_predictions(
 def finish_view(
     prediction: Mapping[str, Array],
     image: Array,
+    options: InferOptions = DEFAULTS,
     *,
     confidence: Array | None = None,
     data_norm_type: str = "dinov2",
-    apply_mask: bool = True,
-    mask_edges: bool = True,
-    edge_normal_threshold: float = 5.0,
-    edge_depth_threshold: float = 0.03,
-    apply_confidence_mask: bool = False,
-    confidence_percentile: float = 10,
     overwrite: bool = False,
 ) -> dict[str, Array]:
     """Post-process one view; ``confidence`` (B, H, W) replaces the network's when given (multi-view confidence).
@@ -142,20 +116,20 @@ def finish_view(
     result["depth_z"] = np.ascontiguousarray(prediction["pts3d_cam"][..., 2:])
     result["intrinsics"] = geometry.intrinsics_from_rays(prediction["ray_directions"])
     result["camera_poses"] = geometry.pose_matrix(prediction["cam_quats"], prediction["cam_trans"])
-    if not apply_mask:
+    if not options.apply_mask:
         return result
 
     mask = prediction["non_ambiguous_mask"].copy()
-    if apply_confidence_mask:
-        mask &= confidence_mask(result["conf"], confidence_percentile)
-    if mask_edges:
+    if options.apply_confidence_mask:
+        mask &= confidence_mask(result["conf"], options.confidence_percentile)
+    if options.mask_edges:
         for sample in range(len(mask)):
             mask[sample] &= ~edges.edge_mask(
                 prediction["pts3d"][sample],
                 result["depth_z"][sample, ..., 0],
                 mask[sample],
-                normal_threshold=edge_normal_threshold,
-                depth_threshold=edge_depth_threshold,
+                normal_threshold=options.edge_normal_threshold,
+                depth_threshold=options.edge_depth_threshold,
             )
     result["mask"] = mask[..., None]
     triple = np.empty((*mask.shape, 3), bool)
@@ -200,35 +174,3 @@ def denormalize_image(image: Array, data_norm_type: str = "dinov2") -> Array:
         plane += image.dtype.type(mean[channel])
         np.clip(plane, 0, 1, out=result[..., channel])
     return result
-
-
-def check_options(
-    *,
-    data_norm_type: str = "dinov2",
-    edge_normal_threshold: float = 5.0,
-    edge_depth_threshold: float = 0.03,
-    confidence_percentile: float = 10,
-    multiview_conf_depth_abs_thresh: float = 0.02,
-    multiview_conf_depth_rel_thresh: float = 0.02,
-    **flags: bool,
-) -> None:
-    """Refuse post-processing options out of range (``InputError``); call it before the network runs."""
-    norm_constants(data_norm_type)
-    _check_range("confidence_percentile", confidence_percentile, 0, 100)
-    _check_range("edge_normal_threshold (degrees)", edge_normal_threshold, 0, 180)
-    _check_range("edge_depth_threshold", edge_depth_threshold, 0, math.inf)
-    _check_range("multiview_conf_depth_abs_thresh", multiview_conf_depth_abs_thresh, 0, math.inf)
-    _check_range("multiview_conf_depth_rel_thresh", multiview_conf_depth_rel_thresh, 0, math.inf)
-    for name, value in flags.items():
-        if not isinstance(value, bool | np.bool_):
-            raise InputError(f"{name} is {value!r}; it must be True or False")
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} is {value!r}; it must be a number") from None
-    if not (low <= number <= high and math.isfinite(number)):
-        limit = f"between {low:g} and {high:g}" if math.isfinite(high) else f"a finite number of at least {low:g}"
-        raise InputError(f"{name} is {number:g}; it must be {limit}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +16,6 @@ from mapengine.runtime.errors import (
     ImageSizeError,
     ViewMismatchError,
 )
-from mapengine.runtime.inference import MultiViewInference
 
 from ..engine_views import MIXES, SIZE, close, in_torch, same, views_of
 
@@ -101,33 +99,6 @@ def test_calls_leave_nothing_behind(small: Engine) -> None:
     assert same(first, small.infer(plain))
     assert torch.equal(states[0], torch.get_rng_state())
     np.testing.assert_array_equal(states[1], np.random.get_state()[1])  # noqa: NPY002
-
-
-def test_defaults_are_those_of_mapanything() -> None:
-    parameters = list(inspect.signature(Engine.infer).parameters.values())[1:]
-    assert [(p.name, p.default) for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == [
-        ("views", inspect.Parameter.empty),
-        ("memory_efficient_inference", True),
-        ("minibatch_size", None),
-        ("use_amp", True),
-        ("amp_dtype", "bf16"),
-        ("apply_mask", True),
-        ("mask_edges", True),
-        ("edge_normal_threshold", 5.0),
-        ("edge_depth_threshold", 0.03),
-        ("apply_confidence_mask", False),
-        ("confidence_percentile", 10),
-        ("ignore_calibration_inputs", False),
-        ("ignore_depth_inputs", False),
-        ("ignore_pose_inputs", False),
-        ("ignore_depth_scale_inputs", False),
-        ("ignore_pose_scale_inputs", False),
-        ("use_multiview_confidence", False),
-        ("multiview_conf_depth_abs_thresh", 0.02),
-        ("multiview_conf_depth_rel_thresh", 0.02),
-    ]
-    assert [p.name for p in parameters if p.kind is p.KEYWORD_ONLY] == ["progress"]
-    assert Engine.infer is MultiViewInference.infer
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...bundle.requests import PATCH_SIZE
-from ...inference import Progress
 from ...inputs.encoded import ImageFeatures
 from ...inputs.prepared import PreparedViews, ViewGeometry
+from ...options import Progress
 from ...postprocessing.predictions import forward_outputs
 from ..contract import ChunkSizes, StagePipeline
 from .driver import Device, OutOfMemory, Stream
@@ -66,7 +66,6 @@ class DevicePipeline(StagePipeline):
         prepared: PreparedViews,
         chunks: ChunkSizes | None = None,
         progress: Progress | None = None,
-        encoded: Sequence[ImageFeatures | None] = (),
     ) -> Generator[dict[str, NDArray[Any]], None, None]:
         """See :meth:`.StagePipeline.stream`. Samples run one after the other: several come when all are done.
 
@@ -74,12 +73,11 @@ class DevicePipeline(StagePipeline):
             OutOfMemory: the GPU's memory does not suffice.
         """
         sizes = self._limited(chunks or self.chunks)
-        known = list(encoded) or [None] * len(prepared.images)
         if prepared.batch == 1:
-            for raw, scale in self._run(prepared, 0, known, sizes, progress):
+            for raw, scale in self._run(prepared, 0, sizes, progress):
                 yield forward_outputs(**raw, scale=scale)
             return
-        samples = [list(self._run(prepared, i, known, sizes, progress)) for i in range(prepared.batch)]
+        samples = [list(self._run(prepared, i, sizes, progress)) for i in range(prepared.batch)]
         for parts in zip(*samples, strict=True):
             raw = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
             yield forward_outputs(**raw, scale=np.concatenate([part[1] for part in parts]))
@@ -110,14 +108,15 @@ class DevicePipeline(StagePipeline):
         self,
         prepared: PreparedViews,
         sample: int,
-        known: Sequence[ImageFeatures | None],
         chunks: ChunkSizes,
         progress: Progress | None,
     ) -> Generator[tuple[dict[str, NDArray[Any]], NDArray[np.float32]], None, None]:
         """The views of one sample. The GPU is this thread's between two of them no longer than a step takes."""
         images = [np.asarray(image[sample : sample + 1], np.float32) for image in prepared.images]
         geometry = [_of_sample(view, sample) for view in prepared.geometry]
-        features = [None if view is None else _features_of(view, sample) for view in known]
+        features = [
+            None if view is None else _features_of(view, sample) for view in prepared.features or [None] * len(images)
+        ]
         request = RequestShape(len(images), prepared.height // PATCH_SIZE, prepared.width // PATCH_SIZE, chunks)
         work = Work.of(features, geometry)
         report = progress

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from ...bundle.manifest import TensorSpec
 from ...bundle.requests import PATCH_SIZE
 from ...errors import BackendError
-from ...inference import Progress
 from ...inputs.encoded import ImageFeatures
 from ...inputs.prepared import ViewGeometry
+from ...options import Progress
 from ..contract import ChunkSizes
 from ..host_pipeline import chunk_ranges, geometry_inputs
 from .driver import Buffer, Device, Event, Graph, Pinned, Stream

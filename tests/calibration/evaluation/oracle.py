@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from mapengine.calibration.data.samples import sample_views
 from mapengine.calibration.evaluation import Task, Truth, task_views
 from mapengine.runtime.geometry import matrix_to_quaternion
-from mapengine.runtime.inference import MultiViewInference, RunOptions
+from mapengine.runtime.inference import MultiViewInference
 from mapengine.runtime.inputs.prepared import PreparedViews
+from mapengine.runtime.options import InferOptions, Progress
 from mapengine.runtime.postprocessing.predictions import forward_outputs
 
 Array = NDArray[Any]
@@ -84,7 +85,9 @@ class Oracle(MultiViewInference):
         """The answer for the first views."""
         return self.infer(task_views(Task("", views), self._scene), apply_mask=False)
 
-    def _predict(self, prepared: PreparedViews, options: RunOptions) -> list[dict[str, Array]]:
+    def _predict(
+        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None
+    ) -> list[dict[str, Array]]:
         self.calls.append(prepared)
         truth = self._truth.first(len(prepared.images))
         result = []

@@ -23,6 +23,7 @@ from mapengine.runtime.bundle.manifest import STAGES
 from mapengine.runtime.errors import ExportError
 from mapengine.runtime.inputs.prepared import prepare_views
 from mapengine.runtime.inputs.resolutions import RESOLUTION_TABLES
+from mapengine.runtime.options import InferOptions
 
 from ...goldens import Case, cases
 from ...random_views import Views, assert_close, input_configuration, mixed_views, random_views
@@ -85,7 +86,7 @@ def engine(exported: Exported, load: Callable[[Path], Pipeline]) -> Pipeline:
 
 
 def run(pipeline: Pipeline, views: Views, chunks: ChunkSizes | None = None, **options: bool) -> list[dict[str, Any]]:
-    return pipeline.forward(prepare_views(views, **options), chunks)
+    return pipeline.forward(prepare_views(views, InferOptions(**options)), chunks)
 
 
 def nodes(graphs: dict[str, onnx.ModelProto]) -> Iterator[onnx.NodeProto]:

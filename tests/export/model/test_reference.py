@@ -17,6 +17,7 @@ from mapengine.export.model.config_json import read_config
 from mapengine.export.model.reference import MapAnything
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.geometry import intrinsics_from_rays
+from mapengine.runtime.options import InferOptions
 from mapengine.runtime.postprocessing.predictions import finish_predictions
 
 from ...goldens import (
@@ -325,7 +326,7 @@ def check_training_size(model: MapAnything) -> None:
         view["img"] = view.pop("img_grid").repeat(14, axis=2).repeat(14, axis=3)
     predictions = model.predict(views)
     images = [view["img"] for view in views]
-    plain = finish_predictions(predictions, images, apply_mask=False)
+    plain = finish_predictions(predictions, images, InferOptions(apply_mask=False))
     step = slice(5, None, 14)
     check_outputs(
         read_outputs(arrays), plain, finish_predictions(predictions, images), (step, step), atol_of={"conf": 3e-4}

@@ -21,6 +21,7 @@ from mapengine.runtime.bundle.build_record import GeometryParity
 from mapengine.runtime.bundle.manifest import STAGES
 from mapengine.runtime.checks.parity import measure_parity
 from mapengine.runtime.inputs.prepared import prepare_views
+from mapengine.runtime.options import InferOptions
 
 from ...goldens import KEYS, Case, all_cases
 from ...random_views import mixed_views, random_views
@@ -80,7 +81,7 @@ def test_every_stage_alone_stays_within_its_roundings(
 
 
 def geometry_of(found: Pipeline, wanted: Pipeline, views: Any, **options: bool) -> GeometryParity:
-    prepared = prepare_views(views, **options)
+    prepared = prepare_views(views, InferOptions(**options))
     return measure_parity({"case": found.forward(prepared)}, {"case": wanted.forward(prepared)}, "").geometry
 
 
@@ -117,7 +118,7 @@ def test_golden_cases(network: str, precision: str, lowered_golden: Callable[...
 def golden_error(case: Case, found: Pipeline, limit: float) -> float:
     """Check the outputs of a case; returns the mean relative error of its depth."""
     options = {name: value for name, value in case.infer_kwargs.items() if name.startswith("ignore_")}
-    predictions = found.forward(prepare_views(case.inputs(), **options))
+    predictions = found.forward(prepare_views(case.inputs(), InferOptions(**options)))
     pick = (slice(None), slice(None, None, case.stride), slice(None, None, case.stride))
     wanted = {(view, key): value for (kind, view, key), value in case.expected().items() if kind == "fwd"}
     depth = []

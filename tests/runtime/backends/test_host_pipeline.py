@@ -15,6 +15,7 @@ from mapengine.runtime.backends.contract import ChunkSizes
 from mapengine.runtime.backends.host_pipeline import Pipeline, geometry_inputs
 from mapengine.runtime.errors import BackendError
 from mapengine.runtime.inputs.prepared import ViewGeometry, prepare_views
+from mapengine.runtime.options import InferOptions
 
 from ...random_views import Views, assert_close, mixed_views, random_views
 
@@ -130,7 +131,8 @@ def test_geometry_is_skipped_when_no_view_has_any(stages: dict[str, FakeStage]) 
 
 
 def test_ignored_geometry_is_skipped_too(stages: dict[str, FakeStage]) -> None:
-    prepared = prepare_views(random_views(3, "kp"), ignore_calibration_inputs=True, ignore_pose_inputs=True)
+    ignored = InferOptions(ignore_calibration_inputs=True, ignore_pose_inputs=True)
+    prepared = prepare_views(random_views(3, "kp"), ignored)
     Pipeline(stages).forward(prepared)
     assert stages["geometry_encoder"].calls == []
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from mapengine.runtime import geometry
 from mapengine.runtime.errors import DataNormTypeError, ImageSizeError, InputError, ViewMismatchError
 from mapengine.runtime.inputs.prepared import PreparedViews, prepare_views
+from mapengine.runtime.options import InferOptions
 
 DATA = Path(__file__).parents[2] / "data"
 H, W = 28, 42
@@ -56,7 +57,7 @@ def pose(batch: int = 1, seed: int = 0) -> np.ndarray:
 
 def refused(error: type[Exception], match: str, *views: View, **options: Any) -> None:
     with pytest.raises(error, match=match):
-        prepare_views(list(views), **options)
+        prepare_views(list(views), InferOptions(**options))
 
 
 # Against the reference
@@ -210,7 +211,7 @@ def full_views() -> list[View]:
     ],
 )
 def test_flags(option: str, first: str, second: str) -> None:
-    prepared = prepare_views(full_views(), **({option: True} if option else {}))
+    prepared = prepare_views(full_views(), InferOptions(**({option: True} if option else {})))
     for geometry_inputs, expected in zip(prepared.geometry, (first, second, ""), strict=True):
         if not expected:
             assert geometry_inputs is None
@@ -225,7 +226,7 @@ def test_flags(option: str, first: str, second: str) -> None:
 
 def test_ignoring_everything_leaves_plain_images() -> None:
     ignored = {f"ignore_{name}_inputs": True for name in ("calibration", "depth", "pose")}
-    prepared = prepare_views(full_views(), **ignored)
+    prepared = prepare_views(full_views(), InferOptions(**ignored))
     assert prepared.geometry == [None, None, None]
     assert all(entry.keys() == {"is_metric_scale"} for entry in prepared.converted)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_encoded_views_and_streams_give_the_numbers_of_the_host(
     encoded = engine._pipeline.encode(prepared.images, chunks)
     for known in (encoded, [encoded[0], None, None, encoded[3], None], [None] * 4 + encoded[4:]):
         for _ in range(2):
-            assert_close(list(engine._pipeline.stream(prepared, chunks, None, known)), expected)
+            assert_close(list(engine._pipeline.stream(replace(prepared, features=known), chunks)), expected)
     stream = engine._pipeline.stream(prepared, chunks)
     next(stream)
     stream.close()  # left before its end
