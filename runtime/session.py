@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, ProfileError
 from .inputs.encoded import EncodedView
 from .options import shows_options
 
@@ -20,49 +20,67 @@ class Session:
 
     Only the image encoder's work is kept, because every frame looks at every other one afterwards. Results are those of
     one call with the views in use (see :meth:`mapengine.runtime.Engine.encode`). Not for several threads at once.
+
+    The first frame in use is the reference, in whose frame results are. When it leaves, the next one takes its place;
+    if frames have poses, that one needs a pose too (:meth:`update`).
     """
 
-    def __init__(self, engine: Engine, *, window: int | None = None, keyframe_every: int | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        window: int | None = None,
+        keyframe_every: int | None = None,
+        max_keyframes: int | None = None,
+    ) -> None:
         """Begin without frames.
 
         Args:
             engine: runs the network.
             window: how many frames that are no keyframes stay, the latest; all of them if not given.
-            keyframe_every: the first frame and each so many-th after it become keyframes, which stay until they are
-                dropped; none do by themselves if not given.
+            keyframe_every: the first frame and each so many-th after it become keyframes, which outlast the window;
+                none do by themselves if not given.
+            max_keyframes: how many keyframes stay, the latest. By default as many as the engine serves beside the
+                window; all of them where there is no window.
 
         Raises:
-            InputError: a window or an interval that is no positive number, or a window of more views than the engine
-                was built for.
+            InputError: a value that is no positive number, or more frames than the engine was built for.
         """
-        for name, value in (("window", window), ("keyframe_every", keyframe_every)):
+        for name, value in (("window", window), ("keyframe_every", keyframe_every), ("max_keyframes", max_keyframes)):
             is_count = isinstance(value, int | np.integer) and not isinstance(value, bool)
             if value is not None and (not is_count or value < 1):
                 raise InputError(f"{name} is {value!r}; give a positive integer or None")
-        most = engine.manifest.requests.views.max
-        if window is not None and window > most:
-            raise InputError(
-                f"window is {window}, but this bundle was built for up to {most} views; give at most {most}"
+        self._most = engine.manifest.requests.views.max
+        if (window or 0) + (max_keyframes or 0) > self._most:
+            both = " and ".join(
+                f"{name} is {value}" for name, value in (("window", window), ("max_keyframes", max_keyframes)) if value
             )
-        self._engine, self._window, self._every = engine, window, keyframe_every
+            raise InputError(
+                f"{both}, but this bundle was built for up to {self._most} views; give at most {self._most} in all"
+            )
+        if window is not None and max_keyframes is None:
+            max_keyframes = self._most - window
+        self._engine, self._window, self._every, self._max_keyframes = engine, window, keyframe_every, max_keyframes
         self._frames: dict[int, EncodedView] = {}
         self._keyframes: set[int] = set()
         self._added = 0
+        if keyframe_every is not None:
+            self._check_room_for_keyframes()
 
     def add(self, view: Mapping[str, Any] | EncodedView, *, keyframe: bool = False) -> int:
-        """Encode a frame and take it in; frames that leave the window are forgotten.
+        """Encode a frame and take it in; the oldest frames leave for it where the window or the keyframes are full.
 
         Args:
             view: as ``infer`` takes it, with whatever is known about the frame.
-            keyframe: keep it until it is dropped.
+            keyframe: let it stay when it has left the window.
 
         Returns:
             The number of the frame; the first is 0.
 
         Raises:
             InputError: as in ``infer``, and for a frame of another size than the ones in use.
-            ProfileError: the keyframes and the window are more views than the engine was built for; the frame is not
-                taken in.
+            ProfileError: without a window, more frames than the engine was built for. After an error the session is as
+                it was.
         """
         encoded = self._engine.encode([view])[0]
         if self._frames:
@@ -72,19 +90,33 @@ class Session:
                     f"the frame has the shape {here}, those before it {there}; bring all frames of a video to one size"
                 )
         frame = self._added
-        is_key = keyframe or (self._every is not None and frame % self._every == 0)
+        keyframes = [number for number in self._frames if number in self._keyframes]
         others = [number for number in self._frames if number not in self._keyframes]
-        if not is_key:
-            others.append(frame)
-        leaving = [] if self._window is None else others[: max(len(others) - self._window, 0)]
-        self._engine.manifest.requests.check_views(len(self._frames) + 1 - len(leaving))
+        is_keyframe = keyframe or (self._every is not None and frame % self._every == 0)
+        if is_keyframe:
+            self._check_room_for_keyframes()
+        (keyframes if is_keyframe else others).append(frame)
+        leaving = [*_oldest(others, self._window), *_oldest(keyframes, self._max_keyframes)]
+        count = len(self._frames) + 1 - len(leaving)
+        if count > self._most:
+            raise ProfileError(
+                f"{count} frames would be in use, but this bundle was built for up to {self._most} views; give the "
+                "session a window, or drop frames"
+            )
         self._frames[frame] = encoded
-        if is_key:
+        if is_keyframe:
             self._keyframes.add(frame)
         for number in leaving:
-            del self._frames[number]
+            self.drop(number)
         self._added += 1
         return frame
+
+    def _check_room_for_keyframes(self) -> None:
+        if self._max_keyframes == 0:
+            raise InputError(
+                f"window is {self._window}, all that this bundle serves in a call, which leaves no room for keyframes; "
+                f"give at most {self._most - 1}"
+            )
 
     def drop(self, frame: int) -> None:
         """Forget a frame, keyframe or not.
@@ -134,3 +166,8 @@ class Session:
     def infer_stream(self, **options: Any) -> Iterator[dict[str, Any]]:
         """:meth:`mapengine.runtime.Engine.infer_stream` over the frames in use."""
         return self._engine.infer_stream(self.views, **options)
+
+
+def _oldest(frames: list[int], most: int | None) -> list[int]:
+    """The first frames, all but the last ``most``; none where there is no limit."""
+    return [] if most is None else frames[: max(len(frames) - most, 0)]
