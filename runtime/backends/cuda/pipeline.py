@@ -1,4 +1,4 @@
-"""The four plans of a bundle, run on a GPU: the counterpart of :class:`..host_pipeline.Pipeline`."""
+"""Runs the four stages of a bundle on a GPU: the counterpart of :class:`..host_pipeline.Pipeline`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...bundle.requests import PATCH_SIZE
+from ...errors import BackendError
 from ...inputs.encoded import ImageFeatures
 from ...inputs.prepared import PreparedViews, ViewGeometry
 from ...options import Progress
@@ -24,7 +25,7 @@ from .stage import DeviceStage
 from .timing import GpuClock
 
 _MOST_IDLE = 4
-"""Sessions that are kept for the next call: a few shapes are usual, and each holds the memory of its largest stage."""
+"""Contexts that are kept for the next call: a few shapes are usual, and each holds the memory of its largest stage."""
 
 
 class Caches(Protocol):
@@ -41,7 +42,7 @@ class DevicePipeline(StagePipeline):
     def __init__(
         self,
         device: Device,
-        plans: Mapping[str, DeviceStage],
+        stages: Mapping[str, DeviceStage],
         chunks: ChunkSizes,
         caches: Caches | None = None,
         stream: Stream | None = None,
@@ -49,16 +50,16 @@ class DevicePipeline(StagePipeline):
         """Use loaded stages.
 
         Args:
-            plans: keyed by stage.
-            chunks: the most views that their profiles take at once.
+            stages: keyed by name.
+            chunks: the most views that their optimization profiles take at once.
             caches: of what the library compiles.
             stream: the one that the stages always run in; None where any will do.
         """
         self.chunks = chunks
         self._device = device
-        self._sessions = _Sessions(device, plans, caches, stream)
+        self._contexts = _ShapeContexts(device, stages, caches, stream)
         # Also at the end of the process, as long as the libraries still work.
-        self.close = weakref.finalize(self, self._sessions.close)
+        self.close = weakref.finalize(self, self._contexts.close)
         """Give the GPU's memory back, after the last call. It happens by itself when the object goes away."""
 
     def stream(
@@ -91,7 +92,7 @@ class DevicePipeline(StagePipeline):
         every = [np.asarray(image[sample : sample + 1], np.float32) for image in images for sample in range(batch)]
         request = RequestShape(len(every), height // PATCH_SIZE, width // PATCH_SIZE, sizes)
         work = Work(range(len(every)), (), encode_only=True)
-        with self._device.current(), self._sessions.taken(request, work) as context:
+        with self._device.current(), self._contexts.taken(request, work) as context:
             found = context.encode(every, progress)
         parts = [found[view * batch : (view + 1) * batch] for view in range(len(images))]
         return [
@@ -128,8 +129,8 @@ class DevicePipeline(StagePipeline):
 
         with contextlib.ExitStack() as held:
             with self._device.current():
-                context = held.enter_context(self._sessions.taken(request, work))
-                views = context.run(images, geometry, features, report, self._sessions.clock)
+                context = held.enter_context(self._contexts.taken(request, work))
+                views = context.run(images, geometry, features, report, self._contexts.clock)
             while True:
                 with self._device.current():
                     view = next(views, None)
@@ -145,24 +146,24 @@ class DevicePipeline(StagePipeline):
 
     def time_device(self) -> Callable[[], dict[str, float]]:
         """See :meth:`.StagePipeline.time_device`."""
-        if self._sessions.clock is None:
-            self._sessions.clock = GpuClock(self._device)
-        return self._sessions.clock.read
+        if self._contexts.clock is None:
+            self._contexts.clock = GpuClock(self._device)
+        return self._contexts.clock.read
 
     def _limited(self, chunks: ChunkSizes) -> ChunkSizes:
-        """What was asked for, as far as the plans' profiles go."""
+        """Return ``chunks``, each at most what the stage's optimization profiles take."""
         limits = self.chunks.to_json()
         return replace(chunks, **{stage: min(views, limits[stage]) for stage, views in chunks.to_json().items()})
 
 
-class _Sessions:
-    """The contexts of a pipeline: those that run, and a few that wait for the next call of their shape."""
+class _ShapeContexts:
+    """The shape contexts of a pipeline: those that run, and a few that wait for the next call of their shape."""
 
     def __init__(
-        self, device: Device, plans: Mapping[str, DeviceStage], caches: Caches | None, stream: Stream | None
+        self, device: Device, stages: Mapping[str, DeviceStage], caches: Caches | None, stream: Stream | None
     ) -> None:
         self._device = device
-        self._plans = plans
+        self._stages = stages
         self._caches = caches
         self._stream = stream
         self.clock: GpuClock | None = None
@@ -173,36 +174,31 @@ class _Sessions:
 
     @contextlib.contextmanager
     def taken(self, request: RequestShape, work: Work) -> Iterator[ShapeContext]:
-        """A context for one call; the block's failure closes it."""
-        context = self._find(request)
-        is_new = context is None or not context.is_prepared(work)
-        if context is None or is_new:
-            context = self._make(request, work, context)
-        with self._changed:
-            self._running += 1
+        """Lend a context to one call; the block's failure closes it.
+
+        Raises:
+            OutOfMemory: the GPU's memory does not suffice, also with no other context there.
+        """
+        ready = self._take_idle(request, prepared_for=work)
+        context = ready or self._make(request, work)
         try:
             yield context
-            if is_new:  # its kernels were compiled now
+            if ready is None:  # its kernels were compiled now
                 with self._device.current():
                     self._save()
         except BaseException:  # also of a stream that is left before its end
-            with self._device.current():
+            with contextlib.suppress(BackendError), self._device.current():  # a broken GPU takes nothing back
                 context.close()
+            raise
+        else:
+            self._keep(context)
+        finally:
             with self._changed:
                 self._running -= 1
                 self._changed.notify_all()
-            raise
-        with self._changed:
-            self._running -= 1
-            self._idle.append(context)
-            surplus, self._idle = self._idle[:-_MOST_IDLE], self._idle[-_MOST_IDLE:]
-            self._changed.notify_all()
-        with self._device.current():
-            for old in surplus:
-                old.close()
 
     def close(self) -> None:
-        """Save what the library compiled and give back what no call uses. Never raises."""
+        """Save what the library compiled and free what no call uses. Never raises."""
         with contextlib.suppress(Exception), self._device.current():
             self._save()
             self._close_idle()
@@ -213,22 +209,16 @@ class _Sessions:
         if self._caches is not None:
             self._caches.save()
 
-    def _find(self, request: RequestShape) -> ShapeContext | None:
-        with self._changed:
-            for context in reversed(self._idle):
-                if context.request == request:
-                    self._idle.remove(context)
-                    return context
-        return None
-
-    def _make(self, request: RequestShape, work: Work, context: ShapeContext | None) -> ShapeContext:
-        # One at a time: two calls could each hold a part of the memory that either needs.
+    def _make(self, request: RequestShape, work: Work) -> ShapeContext:
+        """Return a new context, or an idle one of this shape with what it lacked, counted as running."""
+        # One at a time: two calls could each hold a part of the memory that either needs. Only here does anybody look
+        # for memory, so nobody misses the context that is in the making, which is neither idle nor running.
         with self._making:
+            context = self._take_idle(request)
             while True:
-                context = context or ShapeContext(self._device, self._plans, request, self._stream)
+                context = context or ShapeContext(self._device, self._stages, request, self._stream)
                 try:
                     context.prepare(work)
-                    return context
                 except OutOfMemory:
                     context.close()
                     context = None
@@ -237,9 +227,33 @@ class _Sessions:
                 except BaseException:
                     context.close()
                     raise
+                else:
+                    with self._changed:
+                        self._running += 1
+                    return context
+
+    def _take_idle(self, request: RequestShape, prepared_for: Work | None = None) -> ShapeContext | None:
+        """Return an idle context of this shape; with ``prepared_for``, one that lacks nothing, counted as running."""
+        with self._changed:  # in one step: a call that is out of memory waits for what it finds idle or running
+            for context in reversed(self._idle):
+                if context.request == request and (prepared_for is None or context.is_prepared(prepared_for)):
+                    self._idle.remove(context)
+                    self._running += prepared_for is not None
+                    return context
+        return None
+
+    def _keep(self, context: ShapeContext) -> None:
+        """Keep a context for the next call of its shape, and close the oldest of those that are too many now."""
+        with self._changed:
+            self._idle.append(context)
+            surplus, self._idle = self._idle[:-_MOST_IDLE], self._idle[-_MOST_IDLE:]
+            self._changed.notify_all()
+        with self._device.current():
+            for old in surplus:
+                old.close()
 
     def _make_room(self) -> bool:
-        """Free memory that only waits for another shape to come back, or wait for a call to end."""
+        """Free the memory of idle contexts, after waiting for a running one if there is none; False without either."""
         with self._changed:
             if not self._idle and not self._running:
                 return False

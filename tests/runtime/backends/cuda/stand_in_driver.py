@@ -87,6 +87,7 @@ class StandInDriver(KernelCalls):
         memory: bytes of device memory. blocks, pinned: live allocations, address to size.
         launches: graphs launched. kernels: how often each of our own ran. calls: how often each function was called.
         faults: status that a function answers with, once, per function name. A fatal one breaks the GPU.
+        interrupts: what happens before a function is called the next time, once, per function name.
         broken: status that every call answers with after a fatal error.
         mistakes: broken rules that a real GPU would answer with garbage or a crash; empty unless the code is wrong.
     """
@@ -100,6 +101,7 @@ class StandInDriver(KernelCalls):
         self.kernels: dict[str, int] = {}
         self.calls: dict[str, int] = {}
         self.faults: dict[str, int] = {}
+        self.interrupts: dict[str, Callable[[], None]] = {}
         self.broken = OK
         self.mistakes: list[str] = []
         self.lock = threading.RLock()
@@ -146,6 +148,8 @@ class StandInDriver(KernelCalls):
 
     def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
         """Answer a call of the C API: the results, or ``Fault``."""
+        if name in self.interrupts:
+            self.interrupts.pop(name)()
         with self.lock:
             self.calls[name] = self.calls.get(name, 0) + 1
             if self.broken:
