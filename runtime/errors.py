@@ -1,4 +1,4 @@
-"""Every error that mapengine raises on purpose.
+"""Every error that mapengine raises on purpose, and how it warns.
 
 Each message is one sentence for a person: what is wrong, where, and what to do. The classes also derive from the
 built-in exception that MapAnything's own ``infer`` raises in the same situation, so code written against upstream keeps
@@ -6,6 +6,10 @@ working (``except ValueError``, ``except AssertionError``, ...).
 """
 
 from __future__ import annotations
+
+import inspect
+import traceback
+import warnings
 
 
 class MapEngineError(Exception):
@@ -98,6 +102,13 @@ class ModelNotFoundError(MapEngineError, FileNotFoundError):
 
 class ExportError(MapEngineError, RuntimeError):
     """Tracing or writing an ONNX stage failed."""
+
+
+def warn(message: str) -> None:
+    """Issue a warning that names the line outside mapengine which led to it, however many calls lie in between."""
+    frames = (frame for frame, _ in traceback.walk_stack(inspect.currentframe()))
+    inside = (frame.f_globals.get("__name__", "").partition(".")[0] == "mapengine" for frame in frames)
+    warnings.warn(message, stacklevel=next((level for level, own in enumerate(inside, 1) if not own), 1))
 
 
 def one_line(error: BaseException) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import warnings
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from ..errors import ImageReadError, InputError
+from ..errors import ImageReadError, InputError, warn
 
 PathLike = str | os.PathLike[str]
 
@@ -133,12 +132,9 @@ def read_depth(path: PathLike, depth_scale: float | None = None) -> npt.NDArray[
     depth[missing | ~np.isfinite(depth)] = 0
     known = depth[depth > 0]
     if not known.size:
-        warnings.warn(f"{name}: holds no depth above 0, so the view counts as one without depth", stacklevel=2)
+        warn(f"{name}: holds no depth above 0, so the view counts as one without depth")
     elif is_float and depth_scale == 1 and np.median(known) > _LIKELY_MILLIMETRES:
-        warnings.warn(
-            f"{name}: the median depth is {np.median(known):.0f} m; if these are millimetres, pass depth_scale=0.001",
-            stacklevel=2,
-        )
+        warn(f"{name}: the median depth is {np.median(known):.0f} m; if these are millimetres, pass depth_scale=0.001")
     return depth
 
 

@@ -7,7 +7,6 @@ target size and then cropped around its centre; intrinsics and depth follow. Res
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..errors import ImageReadError, InputError
+from ..errors import ImageReadError, InputError, warn
 from ..geometry import intrinsics_from_rays
 from ..system.threads import in_order
 from .checks import MAX_FOCAL, as_array
@@ -74,7 +73,7 @@ def load_images(
             elif on_error == "raise":
                 raise result
             else:
-                warnings.warn(f"left out {result}", stacklevel=3)
+                warn(f"left out {result}")
         if not kept:
             raise InputError(f"{_origin(folder_or_list)}: none of the {len(paths)} images could be read")
         paths[:] = [path for path, _ in kept]
@@ -138,9 +137,7 @@ def preprocess_inputs(
     if isinstance(views, (Mapping, str)) or not isinstance(views, Sequence) or not views:
         raise InputError("views must be a non-empty list of dicts, one per view")
     norm_constants(norm_type)
-    sources = []
-    for index, view in enumerate(views):  # no comprehension: it would be one more frame for _warn on older Pythons
-        sources.append(_read_view(view, f"view {index}"))
+    sources = [_read_view(view, f"view {index}") for index, view in enumerate(views)]
     target = target_size(
         [source.image.width / source.image.height for source in sources], resize_mode, size, patch_size, resolution_set
     )
@@ -276,26 +273,21 @@ def _to_levels(pixels: Array, is_tensor: bool, where: str) -> npt.NDArray[np.uin
     if not (np.isfinite(low) and np.isfinite(high)):
         raise InputError(f"{where} holds NaN or infinite values; check where the image comes from")
     if low < -0.01:
-        _warn(f"{where} has values down to {low:.3g}, which become black; pass the image before it is normalised")
+        warn(f"{where} has values down to {low:.3g}, which become black; pass the image before it is normalised")
     is_unit = high <= 1 or not is_tensor
     if not is_tensor and high > 1.5:
-        _warn(
+        warn(
             f"{where} is a {pixels.dtype} array with values up to {high:.6g}, taken as 0..1, so all above 1 becomes "
             "white; convert it to uint8 if it holds 0..255"
         )
     elif is_tensor and high == 1 and pixels.dtype.kind in "ui":
-        _warn(
+        warn(
             f"{where} is an integer tensor with no value above 1, taken as 0..1; pass a uint8 array if it is that dark"
         )
     if pixels.dtype.kind in "bi":
         pixels = pixels.astype(np.int64)  # int8 cannot hold 255
     levels = np.clip(pixels, 0, 1) * 255 if is_unit else np.clip(pixels, 0, 255)
     return levels.astype(np.uint8)
-
-
-def _warn(message: str) -> None:
-    # Counted from here: _to_levels, _picture, _read_view, preprocess_inputs, its caller.
-    warnings.warn(message, stacklevel=6)
 
 
 def _depth(value: Any, shape: tuple[int, int], where: str) -> npt.NDArray[np.float32]:
