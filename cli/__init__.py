@@ -1,4 +1,4 @@
-"""The command line: ``mapengine export | build | verify | run | info``."""
+"""The command line; ``mapengine --help`` lists its commands."""
 
 from .app import main
 

@@ -8,23 +8,13 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import metadata
 from typing import Annotated, NoReturn
 
 import typer
 
-from .build_command import build
-from .calibrate_command import calibrate
 from .console import one_line, problem
-from .demo_command import demo
-from .eval_command import eval_
-from .export_command import export
-from .info_command import info, version
-from .plan_command import plan
-from .profile_command import profile
-from .run_command import run
-from .samples_command import samples
 from .signals import interrupt_on_end
-from .verify_command import verify
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 
@@ -41,11 +31,24 @@ def _start(
       mapengine run build/engine a.jpg b.jpg --out scene.glb --preview scene.png
     """
     if show_version:
-        print(f"mapengine {version()}")
+        print(f"mapengine {metadata.version('mapengine')}")
         raise typer.Exit
 
 
 def _make_app() -> typer.Typer:
+    # Here, where an interrupt and an error end in one line. What needs an extra is imported by the command that does.
+    from .build_command import build
+    from .calibrate_command import calibrate
+    from .demo_command import demo
+    from .eval_command import eval_
+    from .export_command import export
+    from .info_command import info
+    from .plan_command import plan
+    from .profile_command import profile
+    from .run_command import run
+    from .samples_command import samples
+    from .verify_command import verify
+
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
     # Plain help text: it reads the same on a terminal, in a pipe and in a log.
     app = typer.Typer(name="mapengine", add_completion=False, rich_markup_mode=None, context_settings=settings)

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+
+from mapengine.runtime.backends.table import BACKENDS, CPU_BACKENDS, NAMES, PRECISIONS
+from mapengine.runtime.bundle.manifest import ATTENTIONS, Manifest
+from mapengine.runtime.bundle.store import files_of_old_bundle
 
 from .console import Steps, say
 from .extras import needs
 from .options import (
-    BackendName,
     BuildAttentionOption,
-    Precision,
     Rest,
     Revision,
+    one_of,
     parse_bytes,
     parse_sizes,
     parse_views,
 )
 from .tables import show_layers, show_parity, show_precision, show_quantization
 
-if TYPE_CHECKING:
-    from mapengine.runtime.bundle.manifest import Manifest
-
 _VIEWS = "1:4:32"
+
+
+def _built_for() -> str:
+    """Which backends have the precisions that not all have."""
+    built = {name: [spec.name for spec in BACKENDS if name in spec.precisions] for name in PRECISIONS}
+    partial = {name: names for name, names in built.items() if len(names) < len(BACKENDS)}
+    return "; ".join(f"{name} is for {', '.join(names)}" for name, names in partial.items()) + "."
 
 
 def build(
@@ -34,24 +41,26 @@ def build(
             metavar="MODEL",
             help="A Hugging Face Hub id (facebook/map-anything-apache), a folder in upstream's format, a weight file "
             "with config.json beside it, a preset (preset:nano is trained; preset:tiny and preset:giant are random), "
-            "or, for the TensorRT backends, a bundle of ONNX stages that was built before.",
+            "or, for a backend on a GPU, a bundle of ONNX stages that was built before.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the bundle; an older bundle is replaced.")],
     precision: Annotated[
-        Precision | None,
+        str | None,
         typer.Option(
-            help="Number format of the engine; fp32 if not given. bf16 is for OpenVINO and TensorRT, fp8 for TensorRT.",
+            **one_of(PRECISIONS),
+            help=f"Number format of the engine; fp32 if not given. {_built_for()}",
             show_default=False,
         ),
     ] = None,
     backend: Annotated[
-        BackendName,
+        str,
         typer.Option(
-            help="onnxruntime or openvino (the build is checked with it, the files serve both), tensorrt-rtx (plans "
-            "for RTX GPUs, compiled on any machine) or tensorrt (plans for the GPU of this machine)."
+            **one_of(NAMES),
+            help=f"What the bundle is for: {'; '.join(f'{spec.name}, {spec.what}' for spec in BACKENDS)}. Bundles of "
+            f"{' and '.join(CPU_BACKENDS)} serve both; the one that is named checks the build.",
         ),
-    ] = BackendName.onnxruntime,
+    ] = "onnxruntime",
     views: Annotated[
         str | None,
         typer.Option(
@@ -130,14 +139,12 @@ def build(
       mapengine build preset:nano build/engine --backend tensorrt-rtx --precision int8 --weights-only
     """
     from mapengine.export.options import PlanSettings
-    from mapengine.runtime.bundle.manifest import ATTENTIONS
-    from mapengine.runtime.bundle.store import files_of_old_bundle
 
     counts = parse_views(_VIEWS if views is None else views, "--views")
     sizes = None if resolution is None else parse_sizes(resolution, "--resolution")
     limit = None if memory_limit is None else parse_bytes(memory_limit, "--memory-limit")
     bundled = (Path(model) / "manifest.json").is_file()
-    if weights_only and precision is not Precision.int8 and not bundled:
+    if weights_only and precision != "int8" and not bundled:
         raise typer.BadParameter("it is for int8; give --precision int8 too", param_hint="--weights-only")
     if weights_only and calibration is not None:
         raise typer.BadParameter("it is for activations, which --weights-only leaves", param_hint="--calibration")
@@ -163,7 +170,7 @@ def build(
             manifest = compile_engine(
                 model,
                 out,
-                backend=backend.value,
+                backend=backend,
                 attention=attention,
                 settings=settings,
                 progress=step,
@@ -179,8 +186,8 @@ def build(
             manifest = build_engine(
                 network,
                 out,
-                precision=(precision or Precision.fp32).value,
-                backend=backend.value,
+                precision=precision or "fp32",
+                backend=backend,
                 views=counts,
                 resolutions=native_sizes(network.model_id) if sizes is None else sizes,
                 attention=attention,

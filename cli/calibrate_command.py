@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, cast
 
 import typer
 
+from mapengine.calibration.data.cases import folder_cases, rendered_cases
+from mapengine.calibration.ranges import METHODS, Calibration, load_calibration, save_calibration
+from mapengine.calibration.ranges.selection import Method
+from mapengine.runtime.backends.table import EIGHT_BIT
+from mapengine.runtime.errors import CalibrationError
+
 from .console import Steps, say, show_table
 from .extras import needs
-from .options import AccuracyMetric, LowPrecision, Model, RangeMethod, Revision, parse_size
-
-if TYPE_CHECKING:
-    from mapengine.calibration.ranges import Calibration
+from .options import AccuracyMetric, Model, Revision, one_of, parse_size
 
 
 def calibrate(
@@ -27,8 +30,8 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
-    precision: Annotated[LowPrecision, typer.Option(help="Number format to calibrate for.")] = LowPrecision.int8,
-    method: Annotated[RangeMethod, typer.Option(help="How activation ranges are chosen.")] = RangeMethod.mse,
+    precision: Annotated[str, typer.Option(**one_of(EIGHT_BIT), help="Number format to calibrate for.")] = "int8",
+    method: Annotated[str, typer.Option(**one_of(METHODS), help="How activation ranges are chosen.")] = "mse",
     accuracy: Annotated[
         float | None,
         typer.Option(
@@ -84,10 +87,8 @@ def calibrate(
         from mapengine.export.quantization import calibrate as find_ranges
         from mapengine.export.quantization.budget import quantised_share
         from mapengine.export.quantization.geometry import describe
-    from mapengine.calibration.data.cases import folder_cases, rendered_cases
-    from mapengine.calibration.ranges import save_calibration
 
-    options = CalibrationOptions(precision.value, method.value, smooth, rotate, correct_bias, accuracy, compare)
+    options = CalibrationOptions(precision, cast(Method, method), smooth, rotate, correct_bias, accuracy, compare)
     with Steps() as step:
         step(f"loading {model}")
         network = load_model(model, revision)
@@ -114,7 +115,7 @@ def calibrate(
                 network, prepared, options, quality=quality, report=step, fraction=step.part, unfinished=unfinished
             )
             save_calibration(found, out)
-            done = f"Calibrated {network.model_id} for {precision.value} in {out}"
+            done = f"Calibrated {network.model_id} for {precision} in {out}"
         else:
             done = f"{out} is of this model, data and options already; nothing to do"
         share = quantised_share(network, found)
@@ -124,8 +125,6 @@ def calibrate(
 
 def _reusable(out: Path, weights: str, data: str, options: object, measure: str | None) -> Calibration | None:
     """The calibration that is there, if it would come out again, measured by ``measure`` (None: by anything)."""
-    from mapengine.calibration.ranges import load_calibration
-    from mapengine.runtime.errors import CalibrationError
 
     if not out.exists():
         return None

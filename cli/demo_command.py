@@ -7,18 +7,24 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from .console import Steps, megabytes, say, show_facts, show_table, stage_progress
-from .options import RANDOM_PRESETS, BundleArgument, Device, RunBackend, Threads, parse_size
-from .outputs import plan_outputs
+from mapengine.calibration.data.samples import SAMPLE_SEED, SAMPLE_SIZE
+from mapengine.calibration.demonstration.demo import Comparison, compare, demo_scene
+from mapengine.calibration.demonstration.picture import draw_demo, figures
+from mapengine.calibration.evaluation import HELD_OUT_SEED, Task, task_views
+from mapengine.runtime import Engine
+from mapengine.runtime.bundle.requests import ServedRequests
+from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.errors import BackendUnavailableError, ProfileError
+from mapengine.runtime.inputs.resolutions import target_size
+from mapengine.runtime.system.files import atomic_folder
 
-if TYPE_CHECKING:
-    from mapengine.calibration.demonstration.demo import Comparison
-    from mapengine.runtime import Engine
-    from mapengine.runtime.bundle.requests import ServedRequests
+from .console import Steps, megabytes, say, show_facts, show_table, stage_progress
+from .options import RANDOM_PRESETS, Backend, BundleArgument, Device, Threads, parse_size
+from .outputs import plan_outputs
 
 _GIVEN = ("images", "intrinsics", "poses", "depth")
 _MOST_VIEWS, _USUAL_VIEWS = 8, 4
@@ -64,9 +70,7 @@ def demo(
             metavar="WxH", help="Size of the views; the bundle's nearest to 5:4 if not given.", show_default=False
         ),
     ] = None,
-    backend: Annotated[
-        RunBackend, typer.Option(help="What runs the network; auto is the fastest that is installed.")
-    ] = RunBackend.auto,
+    backend: Backend = "auto",
     threads: Threads = None,
     device: Annotated[
         Device, typer.Option(help="optional: where the GPU of a bundle is missing, say so and leave it at that.")
@@ -82,14 +86,6 @@ def demo(
       mapengine demo build/engine
       mapengine demo build/engine --give intrinsics,poses --seed 1000003 --out build/posed
     """
-    from mapengine.calibration.data.samples import SAMPLE_SEED
-    from mapengine.calibration.demonstration.demo import compare, demo_scene
-    from mapengine.calibration.demonstration.picture import draw_demo
-    from mapengine.calibration.evaluation import HELD_OUT_SEED, Task, task_views
-    from mapengine.runtime import Engine
-    from mapengine.runtime.bundle.store import Bundle
-    from mapengine.runtime.errors import BackendUnavailableError
-    from mapengine.runtime.system.files import atomic_folder
 
     given = _given(give or [])
     target = None if size is None else parse_size(size, "--size")
@@ -112,7 +108,7 @@ def demo(
     with Steps() as step:
         step("loading the engine")
         try:
-            engine = Engine.load(bundle, backend.value, threads=threads)
+            engine = Engine.load(bundle, backend, threads=threads)
         except BackendUnavailableError as error:
             if device is Device.required:
                 raise
@@ -181,7 +177,6 @@ def _usual_views(requests: ServedRequests) -> int:
     Raises:
         ProfileError: it takes more views than a rendered scene has.
     """
-    from mapengine.runtime.errors import ProfileError
 
     if requests.views.min > _MOST_VIEWS:
         raise ProfileError(
@@ -194,15 +189,12 @@ def _usual_views(requests: ServedRequests) -> int:
 
 def _usual_size(requests: ServedRequests) -> tuple[int, int]:
     """(width, height) of the bundle, or of MapAnything's table, whose shape is nearest to that of the samples."""
-    from mapengine.calibration.data.samples import SAMPLE_SIZE
-    from mapengine.runtime.inputs.resolutions import target_size
 
     ratio = SAMPLE_SIZE[0] / SAMPLE_SIZE[1]
     return requests.nearest_size(ratio) or target_size([ratio])
 
 
 def _summary(engine: Engine, comparison: Comparison, scene: str, inputs: str, files: Sequence[Path]) -> None:
-    from mapengine.calibration.demonstration.picture import figures
 
     count, height, width = comparison.depth.shape
     manifest = engine.manifest

@@ -9,16 +9,21 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from mapengine.calibration.data.recordings import VIEW_LIST
+from mapengine.calibration.evaluation import HELD_OUT_SEED, Predictor, evaluate, load_rgbd, markdown_table, select_tasks
+from mapengine.calibration.evaluation.report import HEAD, described, fewer_scenes, table_rows
+from mapengine.runtime import Engine
+from mapengine.runtime.errors import InputError, ProfileError
+from mapengine.runtime.system.files import atomic_write
+from mapengine.runtime.system.machine import cpu_name
+
 from .console import Steps, say, show_facts, show_table
 from .extras import needs
-from .options import Revision, RunBackend, Threads, parse_size
-
-if TYPE_CHECKING:
-    from mapengine.calibration.evaluation import Predictor
+from .options import Backend, Revision, Threads, parse_size
 
 _VERSIONS = ("mapengine", "numpy", "torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
@@ -69,9 +74,7 @@ def eval_(
         Path | None,
         typer.Option("--markdown", metavar="FILE", help="Where to write the table as Markdown.", show_default=False),
     ] = None,
-    backend: Annotated[
-        RunBackend, typer.Option(help="What runs a bundle; auto is the fastest that is installed.")
-    ] = RunBackend.auto,
+    backend: Backend = "auto",
     revision: Revision = None,
     threads: Threads = None,
 ) -> None:
@@ -86,8 +89,6 @@ def eval_(
       mapengine eval preset:tiny --scenes 10 --tasks image-only-4,depth
       mapengine eval build/engine --rgbd recording/
     """
-    from mapengine.calibration.evaluation import HELD_OUT_SEED, evaluate, load_rgbd, markdown_table
-    from mapengine.runtime.system.files import atomic_write
 
     _check_outputs(json_file, markdown, model, rgbd)
     if seed is not None and rgbd is not None:
@@ -108,7 +109,7 @@ def eval_(
             step(f"reading {rgbd}")
             given = load_rgbd(rgbd, target)
         step(f"loading {model}")
-        predictor, facts = load_predictor(model, backend.value, revision, threads)
+        predictor, facts = load_predictor(model, backend, revision, threads)
         left_out = _unserved(predictor, chosen, target, named=names is not None)
         step("evaluating")
         evaluation = evaluate(
@@ -151,7 +152,6 @@ def load_predictor(
     if folder.is_dir() and ((folder / "manifest.json").exists() or not (folder / "config.json").exists()):
         if revision is not None:
             raise typer.BadParameter(f"it belongs to a Hub id, and {model} is a bundle", param_hint="--revision")
-        from mapengine.runtime import Engine
 
         engine = Engine.load(folder, backend, threads=threads)
         manifest = engine.manifest
@@ -175,7 +175,6 @@ def _facts(model: str, weights_sha256: str, precision: str, where: str) -> dict[
 
 def _check_outputs(json_file: Path | None, markdown: Path | None, model: str, rgbd: Path | None) -> None:
     """Refuse to write the results over each other, or over what is read."""
-    from mapengine.calibration.data.recordings import VIEW_LIST
 
     if json_file is not None and markdown is not None and os.path.realpath(json_file) == os.path.realpath(markdown):
         raise typer.BadParameter(f"{markdown} is also the file of --json; choose another name", param_hint="--markdown")
@@ -194,8 +193,6 @@ def _tasks(names: Sequence[str] | None) -> list[tuple[str, int]]:
     Raises:
         typer.BadParameter: an unknown name.
     """
-    from mapengine.calibration.evaluation import select_tasks
-    from mapengine.runtime.errors import InputError
 
     try:
         return [(task.name, task.views) for task in select_tasks(names)]
@@ -209,7 +206,6 @@ def _unserved(predictor: Any, tasks: Sequence[tuple[str, int]], size: tuple[int,
     Raises:
         ProfileError: one of them was named, it is the image size that does not fit, or no task is left.
     """
-    from mapengine.runtime.errors import ProfileError
 
     manifest = getattr(predictor, "manifest", None)
     if manifest is None:
@@ -230,7 +226,6 @@ def _unserved(predictor: Any, tasks: Sequence[tuple[str, int]], size: tuple[int,
 
 def _origin() -> dict[str, Any]:
     """Machine and versions; an installed program does not know the commit that it was made from."""
-    from mapengine.runtime.system.machine import cpu_name
 
     versions = {"python": platform.python_version()}
     for name in _VERSIONS:
@@ -243,7 +238,6 @@ def _origin() -> dict[str, Any]:
 
 
 def _show(record: dict[str, Any], left_out: dict[str, str], written: Sequence[Path]) -> None:
-    from mapengine.calibration.evaluation.report import HEAD, described, fewer_scenes, table_rows
 
     print()
     show_facts(

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from mapengine.runtime.backends.table import EIGHT_BIT, PRECISIONS
+from mapengine.runtime.bundle.manifest import STAGES
+from mapengine.runtime.errors import OutputError
+from mapengine.runtime.system.files import atomic_folder, output_error
+
 from .console import Steps
 from .extras import needs
-from .options import Attention, AttentionOption, ExportPrecision, Model, Revision
+from .options import AttentionOption, Model, Revision, one_of
 from .tables import StageRow, show_stages
+
+if TYPE_CHECKING:
+    from mapengine.export.graphs.tracing import AttentionExport
 
 
 def export(
@@ -18,10 +26,14 @@ def export(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder for the ONNX files; new, empty or an older export.")
     ],
-    attention: AttentionOption = Attention.auto,
+    attention: AttentionOption = "auto",
     precision: Annotated[
-        ExportPrecision, typer.Option(help="Number format that is written into the graphs.")
-    ] = ExportPrecision.fp32,
+        str,
+        typer.Option(
+            **one_of([name for name in PRECISIONS if name not in EIGHT_BIT]),
+            help="Number format that is written into the graphs.",
+        ),
+    ] = "fp32",
     revision: Revision = None,
 ) -> None:
     """Write MODEL as four ONNX files, one per stage.
@@ -33,14 +45,13 @@ def export(
     Example:
       mapengine export preset:tiny build/onnx --attention matmul --precision fp16
     """
-    from mapengine.runtime.bundle.manifest import STAGES
-    from mapengine.runtime.system.files import atomic_folder
 
     known = {f"{stage}.onnx{suffix}" for stage in STAGES for suffix in ("", ".data")}
     _check_folder(out, known)
     with needs("export"):
         from mapengine.export.bundles.onnx import model_metadata, write_graphs
         from mapengine.export.model.reference import load_model
+    form = cast("AttentionExport", "mha" if attention == "auto" else attention)
     with Steps() as step:
         step(f"loading {model}")
         network = load_model(model, revision)
@@ -48,8 +59,8 @@ def export(
             stages = write_graphs(
                 network,
                 folder,
-                precision=precision.value,
-                attention="mha" if attention is Attention.auto else attention.value,
+                precision=precision,
+                attention=form,
                 origin=model_metadata(network, network.weights_hash()),
                 report=step,
             ).stages
@@ -67,13 +78,11 @@ def export(
         )
         for stage in stages
     )
-    print(f"Exported {network.model_id} ({precision.value}) to {out}")
+    print(f"Exported {network.model_id} ({precision}) to {out}")
 
 
 def _check_folder(out: Path, known: set[str]) -> None:
     """Refuse a folder that holds anything but an older export."""
-    from mapengine.runtime.errors import OutputError
-    from mapengine.runtime.system.files import output_error
 
     try:
         others = sorted(entry.name for entry in out.iterdir() if entry.name not in known) if out.is_dir() else []

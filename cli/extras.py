@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mapengine.runtime.errors import BackendUnavailableError
+
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
@@ -16,8 +18,6 @@ def needs(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        from mapengine.runtime.errors import BackendUnavailableError
-
         package = (error.name or "").partition(".")[0]
         if package in ("", "mapengine"):
             raise

@@ -6,15 +6,23 @@ import importlib.metadata
 import json
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from mapengine.runtime.backends.cuda.driver import driver_problem
+from mapengine.runtime.backends.libraries import import_library, is_installed
+from mapengine.runtime.backends.registry import available_backends
+from mapengine.runtime.backends.table import TENSORRT_BACKENDS
+from mapengine.runtime.bundle.manifest import Manifest
+from mapengine.runtime.bundle.requests import AnySize
+from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.errors import BackendUnavailableError
+from mapengine.runtime.system.machine import cpu_name
+from mapengine.runtime.system.threads import default_threads
+
 from .console import megabytes, one_line, show_facts
 from .tables import manifest_rows, show_layers, show_parity, show_precision, show_stages
-
-if TYPE_CHECKING:
-    from mapengine.runtime.bundle.manifest import Manifest
 
 
 def info(
@@ -40,7 +48,6 @@ def info(
         else:
             show_facts([(name, _text(value)) for name, value in facts.items()])
         return
-    from mapengine.runtime.bundle.store import Bundle
 
     manifest = Bundle.open(bundle, verify=False).manifest
     if as_json:
@@ -57,18 +64,7 @@ def info(
         show_parity(manifest.parity)
 
 
-def version() -> str:
-    """The installed version of mapengine."""
-    return importlib.metadata.version("mapengine")
-
-
 def _environment() -> dict[str, Any]:
-    from mapengine.runtime.backends.cuda.driver import driver_problem
-    from mapengine.runtime.backends.libraries import is_installed
-    from mapengine.runtime.backends.registry import available_backends
-    from mapengine.runtime.backends.table import TENSORRT_BACKENDS
-    from mapengine.runtime.system.machine import cpu_name
-    from mapengine.runtime.system.threads import default_threads
 
     def versions(packages: tuple[str, ...]) -> dict[str, str | None]:
         found: dict[str, str | None] = dict.fromkeys(packages)
@@ -80,7 +76,7 @@ def _environment() -> dict[str, Any]:
         return found
 
     return {
-        "mapengine": version(),
+        "mapengine": importlib.metadata.version("mapengine"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": f"CPU: {cpu_name()}",
@@ -94,8 +90,6 @@ def _environment() -> dict[str, Any]:
 
 
 def _backend_version(name: str) -> str:
-    from mapengine.runtime.backends.libraries import import_library
-    from mapengine.runtime.errors import BackendUnavailableError
 
     try:
         return str(import_library(name).__version__)
@@ -110,8 +104,6 @@ def _text(value: object) -> str:
 
 
 def _bundle_facts(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
-    from mapengine.runtime.backends.registry import available_backends
-    from mapengine.runtime.bundle.requests import AnySize
 
     model, requests = manifest.model, manifest.requests
     installed = available_backends()

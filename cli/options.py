@@ -3,47 +3,30 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from mapengine.runtime.backends.table import NAMES
+from mapengine.runtime.bundle.manifest import ATTENTIONS
+from mapengine.runtime.bundle.requests import PATCH_SIZE, rounded_to_patches
 
 RANDOM_PRESETS = ("preset:tiny", "preset:giant")
 """Models whose results mean nothing."""
 
 
-class BackendName(str, Enum):
-    """The backends that this version builds for and runs."""
+def one_of(values: Sequence[str]) -> dict[str, Any]:
+    """Arguments of ``typer.Option`` for a value that is one of ``values``."""
 
-    onnxruntime = "onnxruntime"
-    openvino = "openvino"
-    tensorrt_rtx = "tensorrt-rtx"
-    tensorrt = "tensorrt"
-    onnxruntime_cuda = "onnxruntime-cuda"
+    def value(text: str) -> str:
+        if text not in values:
+            raise typer.BadParameter(f"{text!r} is not one of {', '.join(values)}")
+        return text
 
-
-class RunBackend(str, Enum):
-    """The backends of ``run``."""
-
-    auto = "auto"
-    onnxruntime = "onnxruntime"
-    openvino = "openvino"
-    tensorrt_rtx = "tensorrt-rtx"
-    tensorrt = "tensorrt"
-    onnxruntime_cuda = "onnxruntime-cuda"
-
-
-class VerifyBackend(str, Enum):
-    """The backends of ``verify``."""
-
-    all = "all"
-    auto = "auto"
-    onnxruntime = "onnxruntime"
-    openvino = "openvino"
-    tensorrt_rtx = "tensorrt-rtx"
-    tensorrt = "tensorrt"
-    onnxruntime_cuda = "onnxruntime-cuda"
+    return {"parser": value, "metavar": "|".join(values)}
 
 
 class Device(str, Enum):
@@ -53,16 +36,6 @@ class Device(str, Enum):
     optional = "optional"
 
 
-class Precision(str, Enum):
-    """The precisions that this version builds."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    bf16 = "bf16"
-    int8 = "int8"
-    fp8 = "fp8"
-
-
 class Rest(str, Enum):
     """What int8 may leave the rest in."""
 
@@ -70,44 +43,11 @@ class Rest(str, Enum):
     bf16 = "bf16"
 
 
-class ExportPrecision(str, Enum):
-    """The precisions that need no calibration."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    bf16 = "bf16"
-
-
-class LowPrecision(str, Enum):
-    """The precisions that need a calibration."""
-
-    int8 = "int8"
-    fp8 = "fp8"
-
-
-class RangeMethod(str, Enum):
-    """How the range of activations is chosen."""
-
-    mse = "mse"
-    max = "max"
-    percentile = "percentile"
-    entropy = "entropy"
-
-
 class AccuracyMetric(str, Enum):
     """What the accuracy of a rounded network is measured by."""
 
     outputs = "outputs"
     geometry = "geometry"
-
-
-class Attention(str, Enum):
-    """How attention is written in the ONNX files."""
-
-    auto = "auto"
-    mha = "mha"
-    attention = "attention"
-    matmul = "matmul"
 
 
 Model = Annotated[
@@ -120,11 +60,12 @@ Model = Annotated[
 ]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `mapengine build` wrote.")]
 AttentionOption = Annotated[
-    Attention,
+    str,
     typer.Option(
+        **one_of(("auto", *ATTENTIONS)),
         help="How attention is written: mha (ONNX Runtime, OpenVINO, TensorRT-RTX), attention (TensorRT 10.14 and "
         "later), matmul (older parsers, such as JetPack's TensorRT 10.3); auto is what the backend fuses (mha for a "
-        "plain export)."
+        "plain export).",
     ),
 ]
 BuildAttentionOption = Annotated[
@@ -140,6 +81,13 @@ BuildAttentionOption = Annotated[
 Revision = Annotated[
     str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a Hub id.", show_default=False)
 ]
+Backend = Annotated[
+    str,
+    typer.Option(
+        **one_of(("auto", *NAMES)),
+        help="What runs the network; auto is the fastest that is usable here and that the bundle is for.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Processor threads; all that there are if not given.", show_default=False),
@@ -152,7 +100,6 @@ def parse_size(text: str, option: str) -> tuple[int, int]:
     Raises:
         typer.BadParameter: not of that form, or not multiples of the patch size.
     """
-    from mapengine.runtime.bundle.requests import PATCH_SIZE, rounded_to_patches
 
     match = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text.strip())
     if match is None:

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import typer
 
+from mapengine.runtime.errors import BackendUnavailableError, OutputError
+from mapengine.runtime.system.files import output_error
+
 
 class Format(str, Enum):
     """The formats of a scene."""
@@ -71,8 +74,6 @@ def plan_outputs(
             raise typer.BadParameter(f"{output.path} is named twice", param_hint=hint)
         _check_target(output)
     if any(output.kind == "glb" for output in outputs) and importlib.util.find_spec("trimesh") is None:
-        from mapengine.runtime.errors import BackendUnavailableError
-
         raise BackendUnavailableError(
             "writing .glb needs the package trimesh; install it with: pip install 'mapengine[viz]', or save as .ply"
         )
@@ -116,8 +117,6 @@ def _check_target(output: Output) -> None:
     Raises:
         OutputError: there is something in the way, or no permission.
     """
-    from mapengine.runtime.errors import OutputError
-    from mapengine.runtime.system.files import output_error
 
     path = Path(os.path.realpath(output.path))
     try:

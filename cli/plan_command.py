@@ -7,8 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
+from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.memory import measurement
+from mapengine.runtime.memory.model import known_model, model_path, table
+from mapengine.runtime.system.machine import free_bytes
+from mapengine.runtime.system.sizes import gigabytes, parse_memory
+from mapengine.runtime.typed_json.codec import encode
+
 from .console import say, show_facts, show_table
-from .options import BundleArgument, RunBackend, parse_size
+from .options import Backend, BundleArgument, parse_size
 
 
 def plan(
@@ -24,9 +31,7 @@ def plan(
         str | None,
         typer.Option(metavar="WxH", help="Size of the images; the bundle's first if not given.", show_default=False),
     ] = None,
-    backend: Annotated[
-        RunBackend, typer.Option(help="What runs the network; auto is the fastest that is installed.")
-    ] = RunBackend.auto,
+    backend: Backend = "auto",
     geometry: Annotated[
         bool, typer.Option("--geometry/--images-only", help="Whether views bring cameras, depth or poses.")
     ] = True,
@@ -47,18 +52,13 @@ def plan(
       mapengine plan build/engine --views 50 --resolution 518x392
       mapengine plan build/engine --memory 8GB
     """
-    from mapengine.runtime.bundle.store import Bundle
-    from mapengine.runtime.memory.model import model_path, table
-    from mapengine.runtime.system.machine import free_bytes
-    from mapengine.runtime.system.sizes import gigabytes, parse_memory
-    from mapengine.runtime.typed_json.codec import encode
 
     opened = Bundle.open(bundle, verify=False)
     requests = opened.manifest.requests
     limit = None if memory is None else parse_memory(memory)
     width, height = _default_size(requests) if resolution is None else parse_size(resolution, "--resolution")
     requests.check(requests.views.min, height, width)
-    model = _model(bundle, opened, backend.value, measure, quiet=as_json)
+    model = _model(bundle, opened, backend, measure, quiet=as_json)
     options = {"geometry": geometry, "collect": not stream}
     room = free_bytes() if limit is None else limit
     most = None if room is None else model.most_views(room, width, height, **options)
@@ -99,8 +99,6 @@ def plan(
 
 
 def _model(bundle: Any, opened: Any, backend: str, measure: bool, quiet: bool) -> Any:
-    from mapengine.runtime.memory import measurement
-    from mapengine.runtime.memory.model import known_model
 
     key = measurement.model_key(opened, backend)
     model = None if measure else known_model(key)

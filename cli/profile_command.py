@@ -9,6 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
+from mapengine.calibration.scenes import MAX_VIEWS, render_scene
+from mapengine.runtime.backends.registry import make_backend
+from mapengine.runtime.backends.table import NAMES
+from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.errors import InputError
+from mapengine.runtime.profiling import Contender, Settings, compare_records
+from mapengine.runtime.profiling import profile as measure
+from mapengine.runtime.profiling.accuracy import add_accuracy, check_evaluation
+from mapengine.runtime.profiling.environment import clocks, environment
+from mapengine.runtime.profiling.report import markdown, rows
+from mapengine.runtime.system.files import atomic_write
+
 from .console import say, show_table
 from .extras import needs
 from .options import Threads, parse_size
@@ -30,7 +42,8 @@ def profile(
         ),
     ] = None,
     backends: Annotated[
-        str, typer.Option(metavar="NAME,...", help="What runs the bundles: auto, all that can, or names.")
+        str,
+        typer.Option(metavar="NAME,...", help=f"What runs the bundles: auto, all that can, or {', '.join(NAMES)}."),
     ] = "auto",
     baselines: Annotated[
         str,
@@ -88,12 +101,6 @@ def profile(
       mapengine profile build/fp32 build/int8 --backends all --baselines pytorch,pytorch-bf16
       mapengine profile build/engine --compare profile.json
     """
-    from mapengine.runtime.profiling import Settings
-    from mapengine.runtime.profiling import profile as measure
-    from mapengine.runtime.profiling.accuracy import add_accuracy, check_evaluation
-    from mapengine.runtime.profiling.environment import clocks, environment
-    from mapengine.runtime.profiling.report import markdown, rows
-    from mapengine.runtime.system.files import atomic_write
 
     old = None if compare is None else _read(compare)
     evaluations = [_read(path) for path in accuracy or ()]
@@ -134,7 +141,6 @@ def profile(
 
 
 def _manifests(bundles: list[Path]) -> list[Any]:
-    from mapengine.runtime.bundle.store import Bundle
 
     return [Bundle.open(bundle, verify=False).manifest for bundle in bundles]
 
@@ -165,8 +171,6 @@ def _counts(text: str, manifests: list[Any], sizes: tuple[tuple[int, int], ...])
 def _contenders(
     bundles: list[Path], manifests: list[Any], backends: str, baselines: str, threads: int | None
 ) -> list[Any]:
-    from mapengine.runtime.backends.registry import make_backend
-    from mapengine.runtime.profiling import Contender
 
     contenders = []
     for bundle, manifest in zip(bundles, manifests, strict=True):
@@ -192,8 +196,6 @@ class _Photos:
     def __call__(self, views: int, width: int, height: int) -> list[Path]:
         from PIL import Image
 
-        from mapengine.calibration.scenes import MAX_VIEWS, render_scene
-
         paths = [self._folder / f"{width}x{height}-{index:04d}.jpg" for index in range(views)]
         if not all(path.exists() for path in paths):
             images = render_scene(0, MAX_VIEWS, width, height).images
@@ -204,7 +206,6 @@ class _Photos:
 
 
 def _read(path: Path) -> Any:
-    from mapengine.runtime.errors import InputError
 
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -213,7 +214,6 @@ def _read(path: Path) -> Any:
 
 
 def _compare(old: Any, new: Any) -> None:
-    from mapengine.runtime.profiling import compare_records
 
     found, differences = compare_records(old, new)
     rows = [

@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mapengine.runtime.errors import BackendUnavailableError
+from mapengine.runtime.profiling.accuracy import pareto
+from mapengine.runtime.system.files import atomic_write
+
 
 def plot(record: Mapping[str, Any], path: Path) -> None:
     """Latency and memory against views, one line per contender and size; accuracy against latency where it is known.
@@ -14,8 +18,6 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
         BackendUnavailableError: matplotlib is not installed.
         OutputError: the picture could not be written.
     """
-    from mapengine.runtime.errors import BackendUnavailableError
-    from mapengine.runtime.system.files import atomic_write
 
     try:
         import matplotlib
@@ -55,7 +57,6 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
 
 def _accuracy(axis: Any, results: Sequence[Mapping[str, Any]], views: int) -> None:
     """Error against time at one number of views, with the line of those that nothing beats in both."""
-    from mapengine.runtime.profiling.accuracy import pareto
 
     for entry in results:
         if entry["views"] == views and entry.get("accuracy"):

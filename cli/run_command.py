@@ -5,18 +5,20 @@ from __future__ import annotations
 import importlib
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from mapengine.runtime import Engine, Scene
+from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.inputs.images import IMAGE_EXTENSIONS
+from mapengine.runtime.inputs.view_lists import ViewFiles, load_view_list, raw_views, view_list_inputs
+from mapengine.runtime.outputs.view_files import check_no_views, save_views
+
 from .console import Steps, megabytes, say, show_facts, stage_progress
-from .options import RANDOM_PRESETS, BundleArgument, RunBackend, Threads, parse_size
+from .options import RANDOM_PRESETS, Backend, BundleArgument, Threads, parse_size
 from .outputs import Format, Output, keep_inputs, plan_outputs
 from .signals import interrupts_later
-
-if TYPE_CHECKING:
-    from mapengine.runtime import Engine, Scene
-    from mapengine.runtime.inputs.view_lists import ViewFiles
 
 
 def run(
@@ -45,9 +47,7 @@ def run(
             metavar="PNG", help="Where to save a picture of images, depth and confidence.", show_default=False
         ),
     ] = None,
-    backend: Annotated[
-        RunBackend, typer.Option(help="What runs the network; auto is the fastest that is installed.")
-    ] = RunBackend.auto,
+    backend: Backend = "auto",
     threads: Threads = None,
     size: Annotated[
         str | None,
@@ -129,9 +129,6 @@ def run(
       mapengine run build/engine views.json --out scene.ply --max-points 200000
       mapengine run build/engine video-frames/ --stream predictions/ --half --memory 8GB
     """
-    from mapengine.runtime import Engine
-    from mapengine.runtime.bundle.store import Bundle
-    from mapengine.runtime.outputs.view_files import check_no_views, save_views
 
     _check_inputs(inputs, intrinsics)
     if stream is not None and (out or preview is not None or max_points is not None):
@@ -158,7 +155,7 @@ def run(
         else:
             requests.check(len(views), height=target[1], width=target[0])
         step("loading the engine")
-        engine = Engine.load(bundle, backend.value, threads=threads, memory_limit=memory)
+        engine = Engine.load(bundle, backend, threads=threads, memory_limit=memory)
     options: dict[str, Any] = {
         "minibatch_size": minibatch_size,
         "mask_edges": mask_edges,
@@ -209,7 +206,6 @@ def _check_inputs(inputs: list[Path], intrinsics: Path | None) -> None:
 
 def _view_list(inputs: list[Path]) -> list[ViewFiles] | None:
     """The views that a JSON file lists, or None for images and folders."""
-    from mapengine.runtime.inputs.view_lists import load_view_list
 
     is_list = len(inputs) == 1 and inputs[0].suffix.lower() == ".json" and not inputs[0].is_dir()
     return load_view_list(inputs[0]) if is_list else None
@@ -217,7 +213,6 @@ def _view_list(inputs: list[Path]) -> list[ViewFiles] | None:
 
 def _files(inputs: list[Path], intrinsics: Path | None, listed: list[ViewFiles] | None) -> list[Path]:
     """The files that are read, as far as they are there; text files of a view list are not among them."""
-    from mapengine.runtime.inputs.images import IMAGE_EXTENSIONS
 
     files = list(inputs) if intrinsics is None else [*inputs, intrinsics]
     if inputs[0].is_dir():
@@ -231,7 +226,6 @@ def _files(inputs: list[Path], intrinsics: Path | None, listed: list[ViewFiles] 
 def _read(
     inputs: list[Path], intrinsics: Path | None, listed: list[ViewFiles] | None
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    from mapengine.runtime.inputs.view_lists import raw_views, view_list_inputs
 
     if listed is not None:
         return view_list_inputs(listed)

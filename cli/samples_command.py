@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mapengine.calibration.data.samples import SAMPLE_SEED, write_samples
+
 
 def samples(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the images and views.json.")],
@@ -25,7 +27,6 @@ def samples(
       mapengine samples build/samples
       mapengine run build/engine build/samples --preview scene.png
     """
-    from mapengine.calibration.data.samples import SAMPLE_SEED, write_samples
 
     images = write_samples(out, views, seed=SAMPLE_SEED if seed is None else seed)
     print(f"Wrote {len(images)} views to {out}")

@@ -7,14 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mapengine.runtime.bundle.build_record import Parity
+from mapengine.runtime.bundle.manifest import Manifest
+from mapengine.runtime.checks.product_precision import LOW, Executed
+
 from .console import megabytes, say, show_table
 
 if TYPE_CHECKING:
     from mapengine.export.diagnosis.layer_comparison import LayerComparison
     from mapengine.export.diagnosis.layer_noise import NoiseComparison
-    from mapengine.runtime.bundle.build_record import Parity
-    from mapengine.runtime.bundle.manifest import Manifest
-    from mapengine.runtime.checks.product_precision import Executed
 
 Tensors = tuple[tuple[str, tuple[int | str, ...]], ...]
 
@@ -124,7 +125,6 @@ def show_quantization(manifest: Manifest) -> None:
 
 def show_executed(manifest: Manifest, backend: str, executed: Iterable[Executed]) -> None:
     """What the products of each stage run in, and the share of their multiplications in 8 bits."""
-    from mapengine.runtime.checks.product_precision import LOW
 
     rows = []
     for entry in executed:

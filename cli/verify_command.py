@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mapengine.runtime import Engine
+from mapengine.runtime.backends.registry import available_backends
+from mapengine.runtime.backends.table import NAMES
+from mapengine.runtime.bundle.build_record import Parity
+from mapengine.runtime.bundle.manifest import Manifest
+from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.checks.product_precision import Executed, check_executed, executed_products, listed_products
+from mapengine.runtime.errors import BackendUnavailableError, CheckpointError, ParityError
+
 from .console import Steps, problem, say
 from .extras import needs
-from .options import BundleArgument, Device, Revision, Threads, VerifyBackend
+from .options import BundleArgument, Device, Revision, Threads, one_of
 from .tables import (
     show_divergence,
     show_executed,
@@ -22,16 +31,16 @@ from .tables import (
 
 if TYPE_CHECKING:
     from mapengine.export.model.reference import MapAnything
-    from mapengine.runtime.bundle.build_record import Parity
-    from mapengine.runtime.bundle.manifest import Manifest
-    from mapengine.runtime.checks.product_precision import Executed
 
 
 def verify(
     bundle: BundleArgument,
     backend: Annotated[
-        VerifyBackend, typer.Option(help="Backend to check: all that are usable, auto (the fastest), or one.")
-    ] = VerifyBackend.all,
+        str,
+        typer.Option(
+            **one_of(("all", "auto", *NAMES)), help="Backend to check: all that are usable, auto (the fastest), or one."
+        ),
+    ] = "all",
     model: Annotated[
         str | None,
         typer.Option(
@@ -66,9 +75,6 @@ def verify(
       mapengine verify build/engine --model preset:tiny --backend openvino
       mapengine verify build/engine --model preset:tiny --layers
     """
-    from mapengine.runtime.bundle.store import Bundle
-    from mapengine.runtime.checks.product_precision import check_executed, executed_products, listed_products
-    from mapengine.runtime.errors import BackendUnavailableError, ParityError
 
     for option, given in (("--revision", revision is not None), ("--layers", layers)):
         if given and model is None:
@@ -81,6 +87,7 @@ def verify(
     ran: list[tuple[str, list[Executed]]] = []
     missing: BackendUnavailableError | None = None
     measured = []
+    checked: list[str] = []
     with Steps() as step:
         step("checking the files")
         opened = Bundle.open(bundle)
@@ -105,6 +112,7 @@ def verify(
             try:
                 used, results = _measure(bundle, name, threads, step, reference)
                 measured += results
+                checked.append(used)
                 if manifest.quantization is not None and manifest.format == "onnx":
                     step(f"counting the products that {used} runs in {manifest.precision}")
                     ran.append((used, executed_products(opened, used, threads)))
@@ -118,7 +126,7 @@ def verify(
         divergence = noise = None
         if rounds and missing is None and reference is not None:
             step("comparing layer by layer")
-            chosen = None if backend in (VerifyBackend.all, VerifyBackend.auto) else backend.value
+            chosen = None if backend in ("all", "auto") else backend
             noise = compare_noise(opened, reference, chosen, threads, progress=step)
         elif layers and not rounds and reference is not None:
             step("comparing layer by layer")
@@ -144,7 +152,7 @@ def verify(
         say(f"Not run: {missing}")
         print(f"Verified the files of {bundle}; its results were not checked on this machine")
         return
-    print(f"Verified {bundle}: inside its tolerances with {' and '.join(names)}")
+    print(f"Verified {bundle}: inside its tolerances with {' and '.join(checked)}")
 
 
 def _reference(model: str, revision: str | None, manifest: Manifest) -> MapAnything:
@@ -154,7 +162,6 @@ def _reference(model: str, revision: str | None, manifest: Manifest) -> MapAnyth
         CheckpointError: it is another model.
     """
     from mapengine.export.model.reference import load_model
-    from mapengine.runtime.errors import CheckpointError
 
     reference = load_model(model, revision)
     if reference.weights_hash() != manifest.model.weights_sha256:
@@ -165,13 +172,12 @@ def _reference(model: str, revision: str | None, manifest: Manifest) -> MapAnyth
     return reference
 
 
-def _backends(choice: VerifyBackend, manifest: Manifest) -> list[str]:
-    from mapengine.runtime.backends.registry import available_backends
+def _backends(choice: str, manifest: Manifest) -> list[str]:
 
     served = [info.name for info in manifest.backends]
     names = [name for name in available_backends() if name in served]
     # Where none is installed, loading with "auto" says so and how to get one.
-    return names if choice is VerifyBackend.all and names else ["auto" if not names else choice.value]
+    return names if choice == "all" and names else ["auto" if not names else choice]
 
 
 def _measure(
@@ -185,8 +191,6 @@ def _measure(
     Raises:
         ParityError: an output is outside its tolerance.
     """
-    from mapengine.runtime import Engine
-    from mapengine.runtime.errors import ParityError
 
     step(f"running the golden check with {name}")
     # The hashes were compared already, and the golden check follows.

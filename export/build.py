@@ -12,6 +12,7 @@ import torch
 from mapengine.calibration.data.cases import rendered_cases
 from mapengine.calibration.ranges import Calibration, load_calibration
 from mapengine.runtime.backends.contract import ChunkSizes
+from mapengine.runtime.backends.table import EIGHT_BIT
 from mapengine.runtime.bundle.manifest import Manifest
 from mapengine.runtime.bundle.store import Bundle, write_bundle
 from mapengine.runtime.errors import InputError
@@ -22,7 +23,7 @@ from .bundles.compilers import Fraction, open_compiler
 from .bundles.onnx import measure, write_onnx_bundle
 from .bundles.plans import gpu_requests, write_plan_bundle
 from .model.reference import MapAnything
-from .options import QUANTISED, PlanSettings, attention_form, bundle_format, check_options, served_requests
+from .options import PlanSettings, attention_form, bundle_format, check_options, served_requests
 from .quantization import CalibrationOptions, WeightsOnly, calibrate
 
 Progress = Callable[[str], None]
@@ -147,7 +148,7 @@ def _calibration(
     fraction: Fraction | None,
 ) -> Calibration | WeightsOnly | None:
     """The calibration of an int8 or fp8 build, checked before anything is exported."""
-    if precision not in QUANTISED:
+    if precision not in EIGHT_BIT:
         return None
     if weights_only:
         return WeightsOnly.of(model)

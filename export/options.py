@@ -7,7 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from mapengine.runtime.backends.table import BACKENDS, BACKENDS_BY_NAME, GPU_BACKENDS, NAMES, TENSORRT_BACKENDS
+from mapengine.runtime.backends.table import (
+    BACKENDS,
+    BACKENDS_BY_NAME,
+    EIGHT_BIT,
+    GPU_BACKENDS,
+    NAMES,
+    TENSORRT_BACKENDS,
+)
 from mapengine.runtime.bundle.backend_info import parse_version
 from mapengine.runtime.bundle.requests import MAX_SIDE, MAX_VIEWS, AnySize, Range, ServedRequests
 from mapengine.runtime.errors import InputError
@@ -18,9 +25,6 @@ from .model.config import PATCH_SIZE
 
 if TYPE_CHECKING:
     from .graphs.tracing import AttentionExport
-
-QUANTISED = ("int8", "fp8")
-"""Precisions that need a calibration, but for weights alone."""
 
 RESTS = ("fp32", "bf16")
 """What int8 for OpenVINO may leave; for the other backends there is no choice."""
@@ -84,7 +88,7 @@ def check_options(
         )
     if kernels and precision == "fp32":
         raise InputError(f"attention {attention!r} is in 16 bits; use the precision fp16 or bf16, or attention native")
-    if calibration is not None and precision not in QUANTISED:
+    if calibration is not None and precision not in EIGHT_BIT:
         raise InputError(f"calibration is for int8 and fp8; leave it out for {precision}")
     if weights_only and precision != "int8":
         raise InputError(f"weights_only is for int8; leave it out for {precision}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mapengine.kernels.speeds import Speed, speed_at
+from mapengine.runtime.backends.table import EIGHT_BIT
 
 from .choice import KernelChoice
 
@@ -27,7 +28,7 @@ def choose_attention(architectures: Sequence[int], length: int, precision: str) 
     """
     if not architectures:
         return None, "attention: native, because the plan is for a range of GPUs"
-    names = ROUNDED if precision in ("int8", "fp8") else EXACT
+    names = ROUNDED if precision in EIGHT_BIT else EXACT
     speeds: list[Speed] = []
     for architecture in architectures:
         found = speed_at(architecture, length)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 """Number formats of an engine."""
+EIGHT_BIT = ("int8", "fp8")
+"""Those whose products are in 8 bits. They need a calibration, but for weights alone."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from ..backends.table import BACKENDS_BY_FORMAT, PRECISIONS
+from ..backends.table import BACKENDS_BY_FORMAT, EIGHT_BIT, PRECISIONS
 from ..errors import ManifestError, VersionError
 from ..typed_json.codec import Fail, decode, encode
 from ..typed_json.fields import EVERY_KEY, Bounds, Count, Key, OneOf, Positive, Sha256
@@ -162,7 +162,7 @@ class Manifest:
         """Refuse parts that contradict each other."""
         self._check_backends(fail)
         self._check_stages(fail)
-        if (self.quantization is not None) != (self.precision in ("int8", "fp8")):
+        if (self.quantization is not None) != (self.precision in EIGHT_BIT):
             fail("quantization", f"must be set for int8 and fp8, and null otherwise (it is {self.precision})")
         if (self.reduced_precision is None) != (self.precision == "fp32"):
             fail("reduced_precision", f"must be null for fp32, and set otherwise (it is {self.precision})")

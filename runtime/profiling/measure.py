@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..backends.table import EIGHT_BIT
 from ..errors import InputError, MapEngineError
 from .engine_subject import EngineSubject
 from .statistics import Summary
@@ -21,7 +22,6 @@ BOUNDARY = (
     "to its own. What a GPU does is timed once more by marks in its queue, copies apart. Contenders run in turn, each "
     "in a process of its own."
 )
-EIGHT_BIT = ("int8", "fp8")
 
 Report = Callable[[str], None]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -16,6 +17,7 @@ import pytest
 import typer
 
 from mapengine.cli import app as app_module
+from mapengine.runtime.backends.table import EIGHT_BIT, NAMES, PRECISIONS
 from mapengine.runtime.bundle.store import Bundle
 
 COMMANDS = ("export", "calibrate", "build", "verify", "run", "plan", "profile", "demo", "eval", "info")
@@ -54,6 +56,18 @@ def test_no_arguments_show_the_help_and_are_a_usage_error(cli: Any) -> None:
 
 def test_version(cli: Any) -> None:
     assert cli("--version") == (0, f"mapengine {importlib.metadata.version('mapengine')}\n", "")
+
+
+@pytest.mark.parametrize("command", ["build", "verify", "run", "plan", "profile", "demo", "eval"])
+def test_help_names_every_backend(cli: Any, command: str) -> None:
+    text = re.sub(r"\s+", "", cli(command, "--help").out)
+    assert all(name in text for name in NAMES)
+
+
+def test_help_names_every_precision(cli: Any) -> None:
+    assert "|".join(PRECISIONS) in cli("build", "--help").out
+    assert "|".join(name for name in PRECISIONS if name not in EIGHT_BIT) + " " in cli("export", "--help").out
+    assert "|".join(EIGHT_BIT) + " " in cli("calibrate", "--help").out
 
 
 @pytest.mark.parametrize("program", [[str(PROGRAM)], [sys.executable, "-m", "mapengine.cli"]])

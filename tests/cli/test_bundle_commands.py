@@ -129,7 +129,9 @@ def test_verify_one_backend(cli: Any, tiny_bundle: Path) -> None:
     result = cli("verify", tiny_bundle, "--backend", "onnxruntime", "--threads", 1)
     assert result.code == 0
     assert "openvino" not in result.out + result.err
-    assert cli("verify", tiny_bundle, "--backend", "auto").out.count("Golden check") == 1
+    result = cli("verify", tiny_bundle, "--backend", "auto")
+    assert result.out.count("Golden check") == 1
+    assert result.out.endswith(f": inside its tolerances with {available_backends()[0]}\n")
 
 
 def test_verify_where_no_backend_is_installed(cli: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +174,7 @@ def test_info_of_this_machine(cli: Any) -> None:
 
 
 def test_info_where_onnxruntime_is_for_gpus(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mapengine.runtime.backends.registry.available_backends", lambda: ["onnxruntime-cuda"])
+    monkeypatch.setattr("mapengine.cli.info_command.available_backends", lambda: ["onnxruntime-cuda"])
     facts = json.loads(cli("info", "--json").out)
     assert facts["backends"] == {"onnxruntime-cuda": importlib.metadata.version("onnxruntime")}
 

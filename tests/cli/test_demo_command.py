@@ -13,7 +13,7 @@ import trimesh
 from PIL import Image
 
 from mapengine.calibration.data.samples import sample_scene
-from mapengine.calibration.demonstration import picture as demo_picture
+from mapengine.cli import demo_command
 from mapengine.runtime import Engine
 
 FILES = ["demo.glb", "demo.png", "truth.glb"]
@@ -57,13 +57,13 @@ def test_random_weights_are_named_in_the_picture(
     cli: Any, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[str, ...]] = []
-    real = demo_picture.draw_demo
+    real = demo_command.draw_demo
 
     def draw(*arguments: Any) -> Image.Image:
         drawn.append(arguments[3:])
         return real(*arguments)
 
-    monkeypatch.setattr(demo_picture, "draw_demo", draw)
+    monkeypatch.setattr(demo_command, "draw_demo", draw)
     assert cli("demo", tiny_bundle, "--out", tmp_path, "--views", "2", *QUICK).code == 0
     trained = tmp_path / "trained"
     shutil.copytree(tiny_bundle, trained)
