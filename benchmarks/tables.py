@@ -26,21 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = (
     ROOT / "README.md",
     ROOT / "export" / "weights" / "nano" / "README.md",
-    *(
-        ROOT / "docs" / f"{name}.md"
-        for name in (
-            "performance",
-            "precision",
-            "quantization",
-            "gpu",
-            "kernels",
-            "evaluation",
-            "scenes",
-            "training",
-            "many-views",
-            "benchmarks",
-        )
-    ),
+    *sorted((ROOT / "docs").rglob("*.md")),
 )
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- end -->)", re.S)
 

@@ -2,7 +2,7 @@
 
 Warps and stages that were timed are in ``tuned.json`` (``benchmarks/attention_tuning.py --store`` writes it). For every
 other GPU the figures behind the choices are registers, spills and shared memory of compiled kernels (`make kernels`
-records them, docs/kernels.md shows them). Two rules follow from the hardware:
+records them, docs/contributing/kernels.md shows them). Two rules follow from the hardware:
 
 * Blocks of 128 queries by 64 keys: on every architecture the operands of one step fit in shared memory twice, and the
   128 rows are what the selection of key blocks is made for.

@@ -1,4 +1,4 @@
-"""What a calibration found, as a readable JSON file (``docs/quantization.md``)."""
+"""What a calibration found, as a readable JSON file (``docs/contributing/quantization.md``)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The four stages that are exported: tensor names, axes, example inputs and the modules that trace them.
 
 The stages cut the network where its leading dimension changes meaning, so that memory is bounded by chunks and encoded
-views can be kept: see ``docs/architecture.md``.
+views can be kept: see ``docs/contributing/architecture.md``.
 """
 
 from __future__ import annotations

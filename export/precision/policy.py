@@ -1,4 +1,4 @@
-"""Which part of the network computes in which type: one table, chosen by measurement (``docs/precision.md``)."""
+"""Which part of the network computes in which type: one table, chosen by measurement (``docs/guide/precision.md``)."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Backend(Protocol):
 class ChunkSizes:
     """Views per call of each chunked stage.
 
-    The defaults are for a CPU: one view fills its caches, more only cost memory (``docs/performance.md``).
+    The defaults are for a CPU: one view fills its caches, more only cost memory (``docs/results/cpu-choices.md``).
     """
 
     image_encoder: int = 1

@@ -1,6 +1,6 @@
 """``manifest.json``: what an engine bundle holds, as typed values.
 
-``Manifest.from_json`` accepts exactly what ``docs/bundle.md`` describes and nothing else; every deviation is a
+``Manifest.from_json`` accepts exactly what ``docs/reference/bundle.md`` describes and nothing else; every deviation is a
 ``ManifestError`` that names the JSON path. The file names, sizes and hashes are checked against the folder in
 ``bundle.py``.
 """
@@ -142,7 +142,8 @@ class Manifest:
 
         Raises:
             VersionError: the schema is newer than this version of mapengine, or older.
-            ManifestError: anything else that ``docs/bundle.md`` does not describe; the message names the JSON path.
+            ManifestError: anything else that ``docs/reference/bundle.md`` does not describe; the message names the JSON
+                path.
         """
         version = document.get("schema_version") if isinstance(document, dict) else None
         if type(version) is int and version > 0 and version != SCHEMA_VERSION:

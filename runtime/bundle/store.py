@@ -1,7 +1,7 @@
 """Opening and writing engine bundles: a folder with ``manifest.json``, the stage files and ``golden.npz``.
 
 Opening checks the schema, the presence, the size and the SHA-256 of every file before a backend sees any of them:
-a plan is executable code. The format is described in ``docs/bundle.md``.
+a plan is executable code. The format is described in ``docs/reference/bundle.md``.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def test_one_call_reads_every_weight_once() -> None:
 
 
 def test_shares_of_attention_are_those_of_the_paper() -> None:
-    """Global attention of the full network at 518 x 518: the figures that docs/kernels.md begins with."""
+    """Global attention of the full network at 518 x 518: the figures that docs/contributing/kernels.md begins with."""
     config = parse_config(preset_config("giant"))
     shares = {}
     for views in (8, 32, 64):

@@ -421,7 +421,7 @@ def test_files_are_listed_once_each(manifest: Manifest) -> None:
 
 
 def test_the_example_in_the_documentation_is_valid() -> None:
-    page = (Path(__file__).resolve().parents[3] / "docs" / "bundle.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[3] / "docs" / "reference" / "bundle.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     manifest = Manifest.from_json(parse(example))
     assert manifest.to_json() == json.loads(example)
