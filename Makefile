@@ -3,7 +3,7 @@
 PYTHON     ?= python3
 # Anything that pip accepts: another version, or a wheel of your platform (Jetson).
 TORCH      ?= torch==2.13.0
-EXTRAS     ?= cpu,openvino,rtx,export,kernels,viz,dev
+EXTRAS     ?= cpu,openvino,rtx,export,kernels,viz,docs,dev
 
 MODEL      ?= preset:nano
 PRECISION  ?= fp32
@@ -34,7 +34,7 @@ BIN        := .venv/bin
 STAMP      := .venv/.installed
 PACKAGES   := calibration cli export kernels runtime
 
-.PHONY: help setup engine verify kernels profile test gpu-test lint typecheck clean
+.PHONY: help setup engine verify kernels profile check test gpu-test lint typecheck docs clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -78,7 +78,10 @@ profile: $(STAMP)  ## Time the bundle OUT beside PyTorch, from files to a scene 
 gpu-test: $(STAMP)  ## Compare every installed GPU backend with PyTorch on this machine's GPU, and write benchmarks/results/gpu_test.json
 	$(BIN)/python benchmarks/gpu_test.py --model "$(MODEL)" --json benchmarks/results/gpu_test.json
 
-test: $(STAMP)  ## Run the tests (PYTEST="-k name" passes options on, WORKERS=n runs n at a time)
+check: lint  ## Check style, formatting, types and layout, and run the fast tests: what to run between edits
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' $(PYTEST)
+
+test: $(STAMP)  ## Run all tests (PYTEST="-k name" passes options on, WORKERS=n runs n at a time)
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)
 
 lint: $(STAMP) typecheck  ## Check style, formatting and types
@@ -90,6 +93,9 @@ typecheck: $(STAMP)
 	@rm -rf build/typecheck && mkdir -p build/typecheck/mapengine
 	@for package in $(PACKAGES); do ln -s "../../../$$package" "build/typecheck/mapengine/$$package"; done
 	MYPYPATH=build/typecheck $(BIN)/mypy -p mapengine
+
+docs: $(STAMP)  ## Build the documentation strictly into build/site
+	$(BIN)/python docs/make_site.py
 
 clean:  ## Remove build outputs and caches (.venv stays)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

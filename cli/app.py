@@ -35,7 +35,8 @@ def _start(
         raise typer.Exit
 
 
-def _make_app() -> typer.Typer:
+def make_app() -> typer.Typer:
+    """Return the program with all its commands, for `main` and for the reference of the documentation."""
     # Here, where an interrupt and an error end in one line. What needs an extra is imported by the command that does.
     from .build_command import build
     from .calibrate_command import calibrate
@@ -98,7 +99,7 @@ def _invoke(arguments: list[str]) -> None:
     if "" in arguments:
         # As a path it would mean the current folder.
         raise typer.BadParameter("an argument is empty; is a variable of the shell not set?")
-    command = typer.main.get_command(_make_app())
+    command = typer.main.get_command(make_app())
     # Not command.main(): it prints errors its own way, and turns an interrupt into an exit.
     with command.make_context("mapengine", arguments) as context:
         command.invoke(context)

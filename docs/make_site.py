@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import docstring_roles
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = ROOT / "build" / "docs" / "pages"
@@ -55,7 +57,18 @@ class SiteError(Exception):
 
 
 def main() -> int:
-    """Build and check the site. Returns 1, after a line per problem, if there is any."""
+    """Build and check the site, with ``--write`` after the blocks that are made from the source.
+
+    Returns:
+        1, after a line per problem, if there is any.
+    """
+    for page in WRITTEN:
+        new = renewed(page)
+        if new != page.read_text(encoding="utf-8"):
+            if "--write" not in sys.argv[1:]:
+                print(f"{page.relative_to(ROOT)} is out of date; run docs/make_site.py --write", file=sys.stderr)
+                return 1
+            page.write_text(new, encoding="utf-8")
     try:
         check_public_names()
         write_pages()
@@ -84,8 +97,6 @@ def write_pages() -> None:
         for program in sorted((ROOT / "examples").glob("*.py")):
             page.write(f"\n## {program.name}\n\n```python\n{program.read_text(encoding='utf-8')}```\n")
     (PAGES / "reference" / "cli.md").write_text(command_line_page(), encoding="utf-8")
-    errors = PAGES / "reference" / "errors.md"
-    errors.write_text(errors.read_text(encoding="utf-8").replace("<!-- tree of errors -->", error_tree()), "utf-8")
 
 
 def copy_page(source: Path, place: str) -> None:
@@ -129,6 +140,7 @@ def place_in_site(path: Path) -> str | None:
 def command_line_page() -> str:
     """Return the reference of all commands, from their own help."""
     import typer
+
     from mapengine.cli.app import make_app
 
     group: Any = typer.main.get_command(make_app())
@@ -155,30 +167,61 @@ def command_line_page() -> str:
 
 
 def error_tree() -> str:
-    """Return the classes of ``mapengine.runtime.errors`` as a nested list, each with what else it is."""
-    from mapengine.runtime.errors import MapEngineError
+    """Return the classes of ``runtime/errors.py`` as a nested list: what each also is, and when it is raised."""
+    classes = [node for node in syntax("mapengine.runtime.errors").body if isinstance(node, ast.ClassDef)]
 
-    def lines(error: type[Exception], depth: int) -> Iterator[str]:
-        others = [base.__name__ for base in error.__bases__ if base.__module__ == "builtins" and base is not Exception]
-        also = f", also a `{others[0]}`" if others else ""
-        yield f"{'    ' * depth}* [`{error.__name__}`][mapengine.runtime.errors.{error.__name__}]{also}"
-        for derived in error.__subclasses__():
-            if derived.__module__ == MapEngineError.__module__:
-                yield from lines(derived, depth + 1)
+    def lines(base: str, depth: int) -> Iterator[str]:
+        for error in classes:
+            bases = [ast.unparse(each) for each in error.bases]
+            if bases[0] == base:
+                also = f" (`{bases[1]}`)" if len(bases) > 1 else ""
+                yield f"{'    ' * depth}* `{error.name}`{also}: {first_line(error)}"
+                yield from lines(error.name, depth + 1)
 
-    return "\n".join(lines(MapEngineError, 0))
+    return "\n".join(lines("Exception", 0))
+
+
+def rooms() -> str:
+    """Return the folders of the packages as a nested list, each with the first line of its docstring."""
+    entries = []
+    for package in sorted(PACKAGES):
+        for file in sorted((ROOT / package).rglob("__init__.py")):
+            folder = file.parent.relative_to(ROOT)
+            about = first_line(ast.parse(file.read_text(encoding="utf-8")))
+            entries.append(f"{'    ' * (len(folder.parts) - 1)}* `{folder.as_posix()}/`: {about}")
+    return "\n".join(entries)
+
+
+def first_line(node: ast.Module | ast.ClassDef) -> str:
+    """Return the first sentence of a docstring as Markdown."""
+    text = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+    return docstring_roles.as_markdown(text)
+
+
+WRITTEN = {
+    ROOT / "docs" / "contributing" / "architecture.md": ("rooms", rooms),
+    ROOT / "docs" / "reference" / "errors.md": ("errors", error_tree),
+}
+"""Pages with a block that is made from the source: the block's name, and what makes it."""
+
+
+def renewed(page: Path) -> str:
+    """Return the text of a page of ``WRITTEN`` with its block made anew."""
+    name, make = WRITTEN[page]
+    block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
+    return block.sub(lambda match: f"{match[1]}\n{make()}\n\n{match[2]}", page.read_text(encoding="utf-8"))
 
 
 def build() -> None:
     """Run Zensical, whose strict mode refuses links and anchors that lead nowhere."""
     shutil.rmtree(SITE, ignore_errors=True)
-    program = Path(sys.executable).with_name("zensical")
     done = subprocess.run(
-        [program, "build", "--strict", "--clean", "--config-file", "mkdocs.yml"],
+        [sys.executable, "-m", "zensical", "build", "--strict", "--clean", "--config-file", "mkdocs.yml"],
         cwd=ROOT, env={**os.environ, "NO_COLOR": "1"}, capture_output=True, text=True,
     )  # fmt: skip
-    if done.returncode:
-        raise SiteError(f"{done.stdout}{done.stderr}".strip())
+    lines = f"{done.stdout}{done.stderr}".partition("Traceback")[0].splitlines()
+    if done.returncode or any(line.startswith("griffe:") for line in lines):
+        raise SiteError("\n".join(lines) or f"zensical ended with {done.returncode}")
 
 
 def check_public_names() -> None:

@@ -28,7 +28,9 @@ def main(model_name: str, out: str, scenes: int = 10) -> None:
         engine = Engine.load(Path(out, precision))
         results = evaluate(engine, int(scenes), tasks=["image-only-2", "depth"], size=SIZE).to_json()["results"]
         megabytes = sum(file.stat().st_size for file in Path(out, precision).iterdir()) / 1e6
-        errors = ", ".join(f"{task}: {100 * result['metrics']['depth_abs_rel']:.2f} %" for task, result in results.items())
+        errors = ", ".join(
+            f"{task}: {100 * result['metrics']['depth_abs_rel']:.2f} %" for task, result in results.items()
+        )
         print(f"{precision}: {megabytes:.1f} MB, depth error with {errors}")
 
 

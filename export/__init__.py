@@ -1,11 +1,11 @@
 """From a MapAnything checkpoint to an engine bundle; needs PyTorch and ONNX.
 
-from mapengine.export import load_model, build_engine
+    from mapengine.export import load_model, build_engine
 
-model = load_model("preset:tiny")
-build_engine(model, "build/engine")
+    model = load_model("preset:tiny")
+    build_engine(model, "build/engine")
 
-The parts that compile a finished ONNX bundle into TensorRT plans (:mod:`.plan_bundle`) work without PyTorch, so nothing
+The parts that compile a finished ONNX bundle into TensorRT plans (`compile_engine`) work without PyTorch, so nothing
 is imported before it is used.
 """
 

@@ -1,10 +1,12 @@
 """Run engine bundles with NumPy and one inference backend; PyTorch is never imported.
 
-from mapengine.runtime import Engine
+In use:
 
-engine = Engine.load("build/engine")
-scene = engine.reconstruct(["a.jpg", "b.jpg"])
-scene.save("scene.glb")
+    from mapengine.runtime import Engine
+
+    engine = Engine.load("build/engine")
+    scene = engine.reconstruct(["a.jpg", "b.jpg"])
+    scene.save("scene.glb")
 """
 
 from .bundle.manifest import Manifest

@@ -1,24 +1,20 @@
-"""What README and docs tell people to type is run here, in a folder made like a fresh checkout."""
+"""What the README and the guide tell people to type is run here, in a folder made like a fresh checkout."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+from mapengine.cli import main
 
-
-def blocks(document: Path, language: str) -> list[str]:
-    """The fenced code blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(encoding="utf-8"), re.M | re.S)
+from .documents import GUIDE, ROOT, blocks, commands
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +45,7 @@ def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_readme_commands_in_order(checkout: Path) -> None:
-    first, more, checkpoint, tests, plans = blocks(ROOT / "README.md", "sh")
+    first, more, checkpoint, runtime_alone = (block.text for block in blocks(ROOT / "README.md", "sh"))
     done = run(first, checkout)
     assert done.returncode == 0, done.stderr
     assert "depth" in done.stdout.lower()
@@ -71,48 +67,65 @@ def test_readme_commands_in_order(checkout: Path) -> None:
     assert "Traceback" not in refused.stderr
     assert not (checkout / "build" / "apache").exists()
 
-    assert tests.strip() == "make test"
+    # Installing is what test_packaging.py does, from a wheel.
+    assert runtime_alone == 'pip install ".[cpu]"\n'
     planned = run("make -n test", checkout)
     assert planned.returncode == 0
     assert "-m pytest" in planned.stdout
 
-    compiled = run(plans, checkout)
-    assert compiled.returncode == 0, compiled.stderr
-    assert re.search(r"\b([1-9]\d*) of \1\b", compiled.stdout), "attention is not fused"
-    # Where there is a GPU the plans run, and else one line says that they cannot.
-    shown = compiled.stdout.count("No demonstration on this machine: ") + compiled.stdout.count("demo.png")
-    assert shown == plans.count("make engine")
-    assert (checkout / "build" / "plans" / "aggregator.plan").exists()
-
     for block in blocks(ROOT / "README.md", "python"):
         script = checkout / "example.py"
-        script.write_text(block, encoding="utf-8")
+        script.write_text(block.text, encoding="utf-8")
         example = run(".venv/bin/python example.py", checkout)
         assert example.returncode == 0, example.stderr
         assert "112, 140" in example.stdout
     assert (checkout / "build" / "scene.ply").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document: Path) -> None:
-    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.S)
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
-        if "://" not in target:
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+@pytest.mark.slow
+def test_plans_are_made_as_the_guide_says(checkout: Path) -> None:
+    compiled = run("make engine BACKEND=tensorrt-rtx PRECISION=fp16 MODEL=preset:tiny OUT=build/plans", checkout)
+    assert compiled.returncode == 0, compiled.stderr
+    assert re.search(r"\b([1-9]\d*) of \1\b", compiled.stdout), "attention is not fused"
+    # Where there is a GPU the plans run, and else one line says that they cannot.
+    assert compiled.stdout.count("No demonstration on this machine: ") + compiled.stdout.count("demo.png") == 1
+    assert (checkout / "build" / "plans" / "aggregator.plan").exists()
+
+    shown = run("make -n engine BACKEND=tensorrt-rtx PRECISION=fp16 TARGET=sm_89 ATTENTION=flash", checkout)
+    for option in ("--target", "sm_89", "--attention", "flash", "--device optional"):
+        assert option in shown.stdout
 
 
-def test_json_examples_parse() -> None:
-    examples = [block for document in DOCUMENTS for block in blocks(document, "json")]
-    assert len(examples) >= 2
-    for example in examples:
-        json.loads(example)
+@pytest.fixture(scope="module")
+def default_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what `make engine` leaves behind, but for the network, which is smaller."""
+    from mapengine.calibration.data.samples import write_samples
+    from mapengine.export import build_engine, load_model
+
+    folder = tmp_path_factory.mktemp("default")
+    build_engine(load_model("preset:tiny"), folder / "build" / "engine", resolutions=[(140, 112)])
+    write_samples(folder / "build" / "samples")
+    return folder
 
 
-def test_documented_make_variables_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    table = re.findall(r"^\| `([A-Z]+)` \|.*\| `?([^`|]*?)`? ?\|$", (ROOT / "docs/quickstart.md").read_text(), re.M)
-    assert {name for name, _ in table} >= {"MODEL", "PRECISION", "BACKEND", "VIEWS", "RESOLUTION", "OUT"}
-    for name, default in table:
-        written = re.search(rf"^{name}\s*\?=[ ]*(.*)$", makefile, re.M)
-        assert written, f"the Makefile has no variable {name}"
-        assert written[1] == ("" if default == "the default branch" else default)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page.name for page in GUIDE])
+def test_guide_commands(
+    page: str, default_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(default_engine)
+    names: dict[str, Any] = {}
+    for block in blocks(ROOT / "docs" / "guide" / page, "sh", "python"):
+        if block.not_run is not None:
+            continue
+        if block.language == "python":
+            exec(compile(block.text, page, "exec"), names)
+            continue
+        for program, *arguments in commands(block.text):
+            if program == "make":
+                assert arguments == ["engine"]  # that the README's test runs
+                continue
+            assert program == ".venv/bin/mapengine"
+            with pytest.raises(SystemExit) as leave:
+                main(arguments)
+            assert leave.value.code == 0, f"{' '.join(arguments)}: {capsys.readouterr().err}"

@@ -1,10 +1,12 @@
 """How right a reconstruction is, as geometry: metrics, tasks, a baseline, and the run over scenes; NumPy only.
 
-from mapengine.calibration.evaluation import evaluate
-from mapengine.runtime import Engine
+In use:
 
-evaluation = evaluate(Engine.load("build/engine"), 200)
-print(evaluation.to_json()["results"]["image-only-4"]["metrics"]["depth_abs_rel"])
+    from mapengine.calibration.evaluation import evaluate
+    from mapengine.runtime import Engine
+
+    evaluation = evaluate(Engine.load("build/engine"), 200)
+    print(evaluation.to_json()["results"]["image-only-4"]["metrics"]["depth_abs_rel"])
 """
 
 from .baseline import ConstantDepth

@@ -19,6 +19,7 @@ from .tasks import HELD_OUT_SEED, Task, select_tasks, task_views
 from .truth import EvaluationScene, Truth
 
 DEFAULT_SCENES = 200
+"""How many scenes are rendered unless a number is given."""
 DEFAULT_SIZE = (140, 112)
 """Width and height in pixels."""
 

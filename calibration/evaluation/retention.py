@@ -46,7 +46,8 @@ def kept_errors(
     what they have in common cancels. The same scores give the same result.
 
     Args:
-        found, float32: scores by task, of the same scenes in the same order.
+        found: scores by task.
+        float32: scores by task, of the same scenes in the same order.
         resamples: how many sets of scenes are drawn.
     """
     rng = np.random.default_rng(0)

@@ -32,6 +32,7 @@ class NumberFormat:
 
 
 FORMATS: Mapping[str, NumberFormat] = {"int8": NumberFormat("int8", 127.0), "fp8": NumberFormat("fp8", 448.0)}
+"""The 8-bit formats by name, with the magnitude of their largest number."""
 
 _FRACTION_BITS = 3
 _SMALLEST_NORMAL = 2.0**-6

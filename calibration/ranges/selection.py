@@ -19,6 +19,7 @@ from .rounding import NumberFormat, quantise
 
 Method = Literal["max", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = ("max", "percentile", "entropy", "mse")
+"""How the range of an input is chosen, as `mapengine calibrate --method` takes it."""
 
 PERCENTILE = 99.99
 _CANDIDATES = 96

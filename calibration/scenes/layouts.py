@@ -8,6 +8,7 @@ from .textures import texture_bank
 from .world import CameraRange, Material, World, random_material
 
 KINDS = ("room", "table", "outdoor")
+"""Kinds of rendered scenes."""
 
 
 class _Builder:

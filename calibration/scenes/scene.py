@@ -77,7 +77,8 @@ def render_scene(
     Args:
         seed: any integer; scenes of different seeds have nothing in common.
         views: 1 to 8; every view shares at least 30 % of its surface with view 0.
-        width, height: pixels, at least 28.
+        width: pixels, at least 28.
+        height: pixels, at least 28.
         kind: ``"room"``, ``"table"`` or ``"outdoor"``; drawn by default.
 
     Raises:

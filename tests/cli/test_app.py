@@ -40,7 +40,7 @@ def test_help_of_a_command_is_complete(cli: Any, command: str) -> None:
     summary, example = result.out.splitlines()[2].strip(), result.out.split("Example:")[1]
     assert summary.endswith(".")
     assert f"  mapengine {command}" in example
-    group = typer.main.get_command(app_module._make_app())
+    group = typer.main.get_command(app_module.make_app())
     for parameter in group.commands[command].params:  # type: ignore[attr-defined]
         help_text = getattr(parameter, "help", None)
         assert help_text or parameter.name == "help", f"{command}: {parameter.name} is not explained"

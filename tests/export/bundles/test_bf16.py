@@ -40,7 +40,7 @@ def test_it_is_near_but_not_equal_to_float32(bundle: Path) -> None:
     assert (engine.backend, engine.manifest.precision) == ("openvino", "bf16")
     parity = engine.manifest.parity
     assert parity is not None
-    assert max(output.max_rel for output in parity.outputs.values()) > 1e-4  # float32 is below, see docs/contributing/parity.md
+    assert max(output.max_rel for output in parity.outputs.values()) > 1e-4  # float32 is below, see parity.md
     # Measured: 0.005 and 0.14 degrees. BF16 keeps eight bits, 0.004 of a value, and the whole stream is rounded.
     assert parity.geometry.depth_abs_rel < 0.01
     assert parity.geometry.rotation_degrees < 0.4

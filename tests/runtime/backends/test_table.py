@@ -112,6 +112,7 @@ def test_the_table_of_the_readme() -> None:
     rows = {line[0].split("`")[1]: dict(zip(head, line, strict=True)) for line in lines}
     assert set(rows) == set(NAMES)
     for spec in BACKENDS:
+        assert rows[spec.name]["extra"] == f"`{spec.extra}`"
         for precision in PRECISIONS:
             assert (rows[spec.name][precision.upper()] != "no") == (precision in spec.precisions), (
                 spec.name,
