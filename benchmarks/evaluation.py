@@ -5,7 +5,8 @@
 
 ``--scores`` keeps what was found scene by scene. With those of the float32 network (``--against``) a record of reduced
 precision says how far chance moves what is kept of each figure. ``--emulate`` judges what only GPUs run: the graphs
-that a plan is compiled from, rounding where they say. Tasks, metrics and scenes are described in docs/guide/evaluation.md.
+that a plan is compiled from, rounding where they say. Tasks, metrics and scenes are described in
+docs/guide/evaluation.md.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
 
 All get the float32 graphs of the two transformer stages, the inputs that these have over the rendered calibration
 cases, and the names of the same products: the linear layers of the blocks. ONNX Runtime runs what they return.
-Signal-to-noise ratios of predictions are over other cases, kept accuracy over rendered scenes (docs/guide/evaluation.md).
+Signal-to-noise ratios of predictions are over other cases, kept accuracy over rendered scenes
+(docs/guide/evaluation.md).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 It takes what ``com.microsoft::MultiHeadAttention`` takes and computes the same, softmax(Q K^T / sqrt(D)) V per head,
 exactly (``flash``), with scores in INT8 (``int8``), with values in FP8 too (``int8-fp8``), or any of these over a
-choice of keys (``sparse``, ``sparse-int8``, ``sparse-int8-fp8``). ``docs/contributing/kernels.md`` has its schema. No runtime knows
-it: a stage that has it is cut there (``segments.py``).
+choice of keys (``sparse``, ``sparse-int8``, ``sparse-int8-fp8``). ``docs/contributing/kernels.md`` has its schema.
+No runtime knows it: a stage that has it is cut there (``segments.py``).
 """
 
 from __future__ import annotations

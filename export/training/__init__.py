@@ -1,1 +1,1 @@
-"""Training of small networks on rendered scenes: ``python -m mapengine.export.training`` (``docs/guide/training.md``)."""
+"""Training of small networks on rendered scenes: ``python -m mapengine.export.training``."""

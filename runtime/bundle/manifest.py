@@ -1,7 +1,7 @@
 """``manifest.json``: what an engine bundle holds, as typed values.
 
-``Manifest.from_json`` accepts exactly what ``docs/reference/bundle.md`` describes and nothing else; every deviation is a
-``ManifestError`` that names the JSON path. The file names, sizes and hashes are checked against the folder in
+``Manifest.from_json`` accepts exactly what ``docs/reference/bundle.md`` describes and nothing else; every deviation is
+a ``ManifestError`` that names the JSON path. The file names, sizes and hashes are checked against the folder in
 ``bundle.py``.
 """
 

@@ -1,7 +1,7 @@
 """Images that went through the image encoder once, to be used in any number of later calls.
 
-The encoder looks at every image alone, and is half of the work at eight views (``docs/guide/many-views.md``): a view that
-comes back, in a video or while other inputs change, does not have to be encoded again.
+The encoder looks at every image alone, and is half of the work at eight views (``docs/guide/many-views.md``): a view
+that comes back, in a video or while other inputs change, does not have to be encoded again.
 """
 
 from __future__ import annotations
