@@ -1,7 +1,8 @@
 """ONNX Runtime on the CPU: the small default backend.
 
 Options were chosen by measurement (``docs/results/cpu-choices.md``): one intra-op thread per processor, sequential
-execution, no memory arena (it keeps the peak of the largest call for the life of the session and buys no time at these sizes).
+execution, no memory arena (it keeps the peak of the largest call for the life of the session and buys no time at these
+sizes).
 """
 
 from __future__ import annotations
