@@ -29,6 +29,7 @@ from mapengine.kernels.int8 import int8_attention_reference
 from mapengine.kernels.selection import select_reference
 from mapengine.kernels.sparse import sparse_attention_reference
 from mapengine.runtime.bundle.kernel_attention import MINIMUM_SHARE
+from mapengine.runtime.system.sizes import parse_pixels
 
 MODEL = "preset:nano"
 VIEWS = (2, 4, 8)
@@ -85,7 +86,7 @@ def with_attention(network: MapAnything, attend: Attend) -> Callable[[], None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=40)
-    parser.add_argument("--size", default="140x112", type=lambda text: tuple(map(int, text.split("x"))))
+    parser.add_argument("--size", default="140x112", type=parse_pixels)
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
     network = load_model(MODEL)

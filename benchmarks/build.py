@@ -26,6 +26,7 @@ from mapengine.export.tensorrt import BuiltPlan, build_plan, gpu_chunks, stage_p
 from mapengine.runtime.backends.tensorrt.flavour import Flavour, load_flavour
 from mapengine.runtime.bundle.manifest import STAGES, TensorSpec
 from mapengine.runtime.bundle.requests import Range, ServedRequests
+from mapengine.runtime.system.sizes import parse_pixels, parse_view_counts
 from mapengine.runtime.typed_json.codec import encode
 
 BACKEND = "tensorrt-rtx"
@@ -41,9 +42,9 @@ def export(model: str, folder: Path) -> None:
 def parse_request(text: str) -> ServedRequests:
     """``1:4:32/all`` or ``1:8:64/518x518,518x392``."""
     views, _, sizes = text.partition("/")
-    low, usual, high = (int(count) for count in views.split(":"))
-    pairs = "all" if sizes == "all" else [tuple(map(int, size.split("x"))) for size in sizes.split(",")]
-    return served_requests((low, usual, high), pairs, gpu_chunks(Range(low, usual, high)))  # type: ignore[arg-type]
+    counts = parse_view_counts(views)
+    pairs = "all" if sizes == "all" else [parse_pixels(size) for size in sizes.split(",")]
+    return served_requests(counts, pairs, gpu_chunks(Range(*counts)))
 
 
 def tensors(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -20,6 +20,7 @@ from contest import take_turns
 from record import origin, write_record
 
 from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.system.threads import default_threads
 
 Arrays = dict[str, np.ndarray]
@@ -146,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--stages", nargs="+", default=["aggregator", "dense_head"])
-    parser.add_argument("--size", default="518x392", type=lambda text: tuple(map(int, text.split("x"))))
+    parser.add_argument("--size", default="518x392", type=parse_pixels)
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=default_threads())

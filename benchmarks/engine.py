@@ -21,6 +21,7 @@ from typing import Any
 from contest import Loader, take_turns
 from record import origin, write_record
 
+from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.system.threads import default_threads
 
 BASELINE = "pytorch-eager"
@@ -86,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="preset:giant")
     parser.add_argument("--bundle", help="an existing bundle of the model; built into a temporary folder without it")
-    parser.add_argument("--size", default="518x392", type=lambda text: tuple(map(int, text.split("x"))))
+    parser.add_argument("--size", default="518x392", type=parse_pixels)
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=default_threads())

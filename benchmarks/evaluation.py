@@ -32,6 +32,7 @@ from mapengine.calibration.evaluation import (
     kept_errors,
 )
 from mapengine.cli.eval_command import load_predictor
+from mapengine.runtime.system.sizes import parse_pixels
 
 
 def show_progress(done: int, total: int, task: str) -> None:
@@ -97,7 +98,7 @@ def main() -> None:
     parser.add_argument("--backend", default="auto", help="what runs a bundle")
     parser.add_argument("--scenes", type=int, default=DEFAULT_SCENES)
     parser.add_argument("--seed", type=int, default=HELD_OUT_SEED)
-    parser.add_argument("--size", default=DEFAULT_SIZE, type=lambda text: tuple(map(int, text.split("x"))))
+    parser.add_argument("--size", default=DEFAULT_SIZE, type=parse_pixels)
     parser.add_argument("--tasks", nargs="+", help="names of tasks; all of them if not given")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--emulate", choices=("fp16", "bf16", "int8", "fp8"), help="format of a plan's graphs")

@@ -20,6 +20,7 @@ from record import origin, write_record
 from mapengine.runtime.memory.measurement import measure
 from mapengine.runtime.memory.model import MemoryModel
 from mapengine.runtime.memory.probe import probe
+from mapengine.runtime.system.sizes import parse_pixels
 
 VIEWS = (1, 8, 48, 64, 128, 300)
 
@@ -40,7 +41,7 @@ def call(bundle: Path, model: MemoryModel, views: int, size: tuple[int, int], co
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="preset:nano")
-    parser.add_argument("--size", default="140x112", type=lambda text: tuple(map(int, text.split("x"))))
+    parser.add_argument("--size", default="140x112", type=parse_pixels)
     parser.add_argument("--views", type=int, nargs="+", default=list(VIEWS))
     parser.add_argument("--backends", nargs="+", default=["onnxruntime", "openvino"])
     parser.add_argument("--json", type=Path, help="write the figures there")

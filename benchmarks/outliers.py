@@ -27,6 +27,7 @@ from mapengine.export.model.reference import MapAnything, load_model
 from mapengine.export.quantization import CalibrationOptions, OutputQuality, calibrate, emulated, folded
 from mapengine.export.quantization.budget import quantised_share
 from mapengine.export.quantization.outliers import CHANNELS, FACTOR, VALUE_FACTOR, with_outlier_channels
+from mapengine.runtime.system.sizes import parse_pixels
 
 PREDICTIONS = (
     "ray_directions", "depth_along_ray", "conf", "non_ambiguous_mask_logits", "cam_trans", "cam_quats",
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=["int8", "fp8"], choices=("int8", "fp8"))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
     parser.add_argument("--cases", type=int, default=4, help="to calibrate with, and as many to judge")
-    parser.add_argument("--size", default="140x112", type=lambda text: tuple(map(int, text.split("x"))))
+    parser.add_argument("--size", default="140x112", type=parse_pixels)
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
     plain = load_model(args.model)

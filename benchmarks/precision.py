@@ -31,6 +31,7 @@ from mapengine.runtime.bundle.manifest import STAGES
 from mapengine.runtime.checks.parity import measure_parity
 from mapengine.runtime.errors import ParityError
 from mapengine.runtime.inputs.prepared import prepare_views
+from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.typed_json.codec import encode
 
 Arrays = dict[str, np.ndarray]
@@ -192,7 +193,7 @@ def concerns(rules: Sequence[Rule], stage: str) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="preset:tiny")
-    parser.add_argument("--size", default="140x112", type=lambda text: tuple(map(int, text.split("x"))))
+    parser.add_argument("--size", default="140x112", type=parse_pixels)
     parser.add_argument("--cases", nargs="+", help="names of parity cases; all by default")
     parser.add_argument("--candidates", nargs="+", help="only candidates whose name contains one of these words")
     parser.add_argument("--precisions", nargs="+", default=["fp16", "bf16"], choices=["fp16", "bf16"])

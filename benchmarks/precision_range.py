@@ -20,6 +20,7 @@ from mapengine.export.bundles.parity_cases import parity_cases
 from mapengine.export.precision import measure_ranges, runnable
 from mapengine.export.precision.stress import PLACES, Place, write_stressed
 from mapengine.runtime.bundle.manifest import STAGES
+from mapengine.runtime.system.sizes import parse_pixels
 
 PRECISIONS = ("fp16", "bf16")
 
@@ -49,7 +50,7 @@ def measure(exported: Path, folder: Path, place: Place, cases: dict[str, Any]) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="preset:tiny")
-    parser.add_argument("--size", default="140x112", type=lambda text: tuple(map(int, text.split("x"))))
+    parser.add_argument("--size", default="140x112", type=parse_pixels)
     parser.add_argument("--cases", nargs="+", default=["mixed", "all inputs"], help="names of parity cases")
     parser.add_argument("--exported", type=Path, help="folder with the float32 stages; exported anew without it")
     parser.add_argument("--json", type=Path, help="write the figures there")

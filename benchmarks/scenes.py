@@ -15,6 +15,7 @@ from pathlib import Path
 from record import origin, write_record
 
 from mapengine.calibration.scenes import MAX_VIEWS, render_scene
+from mapengine.runtime.system.sizes import parse_pixels
 
 
 def _render(seeds: range, width: int, height: int) -> dict[str, float]:
@@ -29,12 +30,12 @@ def _render(seeds: range, width: int, height: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="140x112")
+    parser.add_argument("--size", default="140x112", type=parse_pixels)
     parser.add_argument("--scenes", type=int, default=48, help="per process and round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    width, height = (int(side) for side in options.size.split("x"))
+    width, height = options.size
     processes = os.cpu_count() or 1
     rates = []
     with ProcessPoolExecutor(processes) as pool:

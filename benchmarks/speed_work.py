@@ -25,6 +25,7 @@ from record import origin, write_record
 
 from mapengine.export.graphs.separate_products import cut_apart
 from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.system.threads import default_threads
 
 Change = Callable[[ir.Model], int]
@@ -123,7 +124,7 @@ def main() -> None:
     parser.add_argument(
         "--stages", nargs="+", default=["image_encoder", "geometry_encoder", "aggregator", "dense_head"]
     )
-    parser.add_argument("--size", default="518x392", type=lambda text: tuple(map(int, text.split("x"))))
+    parser.add_argument("--size", default="518x392", type=parse_pixels)
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=default_threads())

@@ -10,6 +10,7 @@ import typer
 from mapengine.runtime.backends.table import BACKENDS, CPU_BACKENDS, NAMES, PRECISIONS
 from mapengine.runtime.bundle.manifest import ATTENTIONS, Manifest
 from mapengine.runtime.bundle.store import files_of_old_bundle
+from mapengine.runtime.system.sizes import parse_bytes, parse_view_counts
 
 from .console import Steps, say
 from .extras import needs
@@ -18,9 +19,8 @@ from .options import (
     Rest,
     Revision,
     one_of,
-    parse_bytes,
     parse_sizes,
-    parse_views,
+    value_of,
 )
 from .tables import show_layers, show_parity, show_precision, show_quantization
 
@@ -140,9 +140,11 @@ def build(
     """
     from mapengine.export.options import PlanSettings
 
-    counts = parse_views(_VIEWS if views is None else views, "--views")
+    with value_of("--views"):
+        counts = parse_view_counts(_VIEWS if views is None else views)
     sizes = None if resolution is None else parse_sizes(resolution, "--resolution")
-    limit = None if memory_limit is None else parse_bytes(memory_limit, "--memory-limit")
+    with value_of("--memory-limit"):
+        limit = None if memory_limit is None else parse_bytes(memory_limit)
     bundled = (Path(model) / "manifest.json").is_file()
     if weights_only and precision != "int8" and not bundled:
         raise typer.BadParameter("it is for int8; give --precision int8 too", param_hint="--weights-only")

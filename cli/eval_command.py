@@ -17,13 +17,13 @@ from mapengine.calibration.data.recordings import VIEW_LIST
 from mapengine.calibration.evaluation import HELD_OUT_SEED, Predictor, evaluate, load_rgbd, markdown_table, select_tasks
 from mapengine.calibration.evaluation.report import HEAD, described, fewer_scenes, table_rows
 from mapengine.runtime import Engine
-from mapengine.runtime.errors import InputError, ProfileError
+from mapengine.runtime.errors import ProfileError
 from mapengine.runtime.system.files import atomic_write
 from mapengine.runtime.system.machine import cpu_name
 
 from .console import Steps, say, show_facts, show_table
 from .extras import needs
-from .options import Backend, Revision, Threads, parse_size
+from .options import Backend, Revision, Threads, parse_size, value_of
 
 _VERSIONS = ("mapengine", "numpy", "torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
@@ -194,10 +194,8 @@ def _tasks(names: Sequence[str] | None) -> list[tuple[str, int]]:
         typer.BadParameter: an unknown name.
     """
 
-    try:
+    with value_of("--tasks"):
         return [(task.name, task.views) for task in select_tasks(names)]
-    except InputError as error:
-        raise typer.BadParameter(str(error), param_hint="--tasks") from error
 
 
 def _unserved(predictor: Any, tasks: Sequence[tuple[str, int]], size: tuple[int, int], named: bool) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,8 @@ import typer
 from mapengine.runtime.backends.table import NAMES
 from mapengine.runtime.bundle.manifest import ATTENTIONS
 from mapengine.runtime.bundle.requests import PATCH_SIZE, rounded_to_patches
+from mapengine.runtime.errors import InputError
+from mapengine.runtime.system.sizes import parse_pixels
 
 RANDOM_PRESETS = ("preset:tiny", "preset:giant")
 """Models whose results mean nothing."""
@@ -94,17 +96,23 @@ Threads = Annotated[
 ]
 
 
+@contextmanager
+def value_of(option: str) -> Iterator[None]:
+    """Turn what the runtime says of a value into a usage error that names the option."""
+    try:
+        yield
+    except InputError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
 def parse_size(text: str, option: str) -> tuple[int, int]:
     """``518x392`` as (width, height).
 
     Raises:
         typer.BadParameter: not of that form, or not multiples of the patch size.
     """
-
-    match = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text.strip())
-    if match is None:
-        raise typer.BadParameter(f"{text!r} is not WIDTHxHEIGHT in pixels, such as 518x392", param_hint=option)
-    width, height = int(match[1]), int(match[2])
+    with value_of(option):
+        width, height = parse_pixels(text)
     near = rounded_to_patches(width, height)
     if (width, height) != near:
         raise typer.BadParameter(
@@ -117,32 +125,3 @@ def parse_size(text: str, option: str) -> tuple[int, int]:
 def parse_sizes(text: str, option: str) -> str | list[tuple[int, int]]:
     """``all``, or ``518x392,518x518`` as (width, height) pairs; errors as :func:`parse_size`."""
     return "all" if text.strip() == "all" else [parse_size(part, option) for part in text.split(",")]
-
-
-def parse_views(text: str, option: str) -> tuple[int, int, int]:
-    """``1:4:32`` as (fewest, usual, most).
-
-    Raises:
-        typer.BadParameter: not of that form, or not in that order.
-    """
-    match = re.fullmatch(r"(\d{1,6}):(\d{1,6}):(\d{1,6})", text.strip())
-    low, usual, high = (int(part) for part in match.groups()) if match else (0, 0, 0)
-    if not 1 <= low <= usual <= high:
-        raise typer.BadParameter(
-            f"{text!r} is not FEWEST:USUAL:MOST with 1 <= FEWEST <= USUAL <= MOST, such as 1:4:32", param_hint=option
-        )
-    return low, usual, high
-
-
-def parse_bytes(text: str, option: str) -> int:
-    """``4GiB``, ``512MiB`` or a plain number of bytes.
-
-    Raises:
-        typer.BadParameter: not of that form, or zero.
-    """
-    match = re.fullmatch(r"(\d{1,12})\s*(GiB|MiB|KiB|GB|MB|kB|B)?", text.strip())
-    units = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "GB": 10**9, "MB": 10**6, "kB": 10**3}
-    size = int(match[1]) * units.get(match[2] or "", 1) if match else 0
-    if not size:
-        raise typer.BadParameter(f"{text!r} is not a size in bytes, such as 4GiB or 512MiB", param_hint=option)
-    return size

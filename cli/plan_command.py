@@ -11,11 +11,11 @@ from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.memory import measurement
 from mapengine.runtime.memory.model import known_model, model_path, table
 from mapengine.runtime.system.machine import free_bytes
-from mapengine.runtime.system.sizes import gigabytes, parse_memory
+from mapengine.runtime.system.sizes import gigabytes, parse_bytes
 from mapengine.runtime.typed_json.codec import encode
 
 from .console import say, show_facts, show_table
-from .options import Backend, BundleArgument, parse_size
+from .options import Backend, BundleArgument, parse_size, value_of
 
 
 def plan(
@@ -53,9 +53,10 @@ def plan(
       mapengine plan build/engine --memory 8GB
     """
 
+    with value_of("--memory"):
+        limit = None if memory is None else parse_bytes(memory)
     opened = Bundle.open(bundle, verify=False)
     requests = opened.manifest.requests
-    limit = None if memory is None else parse_memory(memory)
     width, height = _default_size(requests) if resolution is None else parse_size(resolution, "--resolution")
     requests.check(requests.views.min, height, width)
     model = _model(bundle, opened, backend, measure, quiet=as_json)

@@ -14,9 +14,10 @@ from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.inputs.images import IMAGE_EXTENSIONS
 from mapengine.runtime.inputs.view_lists import ViewFiles, load_view_list, raw_views, view_list_inputs
 from mapengine.runtime.outputs.view_files import check_no_views, save_views
+from mapengine.runtime.system.sizes import parse_bytes
 
 from .console import Steps, megabytes, say, show_facts, stage_progress
-from .options import RANDOM_PRESETS, Backend, BundleArgument, Threads, parse_size
+from .options import RANDOM_PRESETS, Backend, BundleArgument, Threads, parse_size, value_of
 from .outputs import Format, Output, keep_inputs, plan_outputs
 from .signals import interrupts_later
 
@@ -140,6 +141,8 @@ def run(
     if stream is not None:
         check_no_views(stream)
     target = None if size is None else parse_size(size, "--size")
+    with value_of("--memory"):
+        limit = None if memory is None else parse_bytes(memory)
     outputs = plan_outputs(out or [], formats or [], preview, [bundle, *inputs])
     # Cheap, and says what is wrong with the bundle before images are read.
     opened = Bundle.open(bundle, verify=False)
@@ -155,7 +158,7 @@ def run(
         else:
             requests.check(len(views), height=target[1], width=target[0])
         step("loading the engine")
-        engine = Engine.load(bundle, backend, threads=threads, memory_limit=memory)
+        engine = Engine.load(bundle, backend, threads=threads, memory_limit=limit)
     options: dict[str, Any] = {
         "minibatch_size": minibatch_size,
         "mask_edges": mask_edges,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..system.machine import free_bytes, resident_bytes
-from ..system.sizes import parse_memory
+from ..system.sizes import parse_bytes
 from .model import MemoryModel, known_model
 
 
@@ -38,7 +38,7 @@ def guard_for(bundle: str, backend: str, version: str, device: str, limit: int |
     Raises:
         InputError: a limit that is no size, or one for a bundle that was not planned.
     """
-    wanted = None if limit is None else parse_memory(limit)
+    wanted = None if limit is None else parse_bytes(limit, "memory_limit")
     model = known_model({"bundle": bundle, "backend": backend, "version": version, "device": device})
     if model is None:
         if wanted is not None:

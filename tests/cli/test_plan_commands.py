@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from mapengine.cli import options
 from mapengine.runtime.bundle.store import Bundle
 
 NO_GPU = "this machine has no NVIDIA driver (libcuda.so.1 is missing)"
@@ -120,15 +119,20 @@ def test_what_cannot_be_built_is_refused_in_a_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["", "4", "x", "4 TiB", "-1GiB", "0", "1.5GiB"])
-def test_sizes_in_bytes(text: str) -> None:
-    if text == "4":
-        assert options.parse_bytes("4 GiB", "--memory-limit") == 4 * 2**30
-        assert options.parse_bytes("512MiB", "--memory-limit") == 512 * 2**20
-        assert options.parse_bytes("1000", "--memory-limit") == 1000
-        return
-    with pytest.raises(Exception, match="is not a size in bytes, such as 4GiB"):
-        options.parse_bytes(text, "--memory-limit")
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("build", "preset:tiny", "x"), "--memory-limit"),
+        (("plan", "bundle"), "--memory"),
+        (("run", "bundle", "a.jpg"), "--memory"),
+    ],
+)
+def test_a_size_in_bytes_needs_a_unit(cli: Any, tmp_path: Path, arguments: tuple[str, ...], option: str) -> None:
+    for text, words in (("8", "did you mean 8GB"), ("lots", "give a size such as 8GB or 512MiB"), ("0GB", "8GB or")):
+        result = cli(*arguments, option, text)
+        assert (result.code, len(result.problems)) == (2, 1)
+        assert f"{option}: memory is {text!r}" in result.problems[0]
+        assert words in result.problems[0]
 
 
 def test_layers_belong_to_a_model(cli: Any, tiny_bundle: Path) -> None:

@@ -19,7 +19,6 @@ from mapengine.runtime.memory import guard, measurement
 from mapengine.runtime.memory import model as model_module
 from mapengine.runtime.memory.model import MemoryModel, Sample
 from mapengine.runtime.memory.probe import STAGES, can_probe, probe
-from mapengine.runtime.system.sizes import parse_memory
 from mapengine.runtime.typed_json.codec import encode
 
 from ...engine_views import SIZE, views_of
@@ -107,20 +106,6 @@ def test_calls_to_measure_are_ones_that_the_bundle_serves(requests: ServedReques
     assert set(shapes) == expected
     for views, width, height in shapes:
         requests.check(views, height, width)
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("8GB", 8 * 10**9), ("512 MiB", 512 * 2**20), ("1.5gib", 3 * 2**29), (1000, 1000), ("123", 123), ("2 kB", 2000)],
-)
-def test_sizes(text: int | str, size: int) -> None:
-    assert parse_memory(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "8 XB", "1e400", "nan", "lots", "8GB8"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(InputError, match="8GB or 512MiB"):
-        parse_memory(text)
 
 
 def test_models_are_kept_and_damaged_ones_are_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
