@@ -21,13 +21,14 @@ import numpy as np
 from record import origin, write_record
 
 from mapengine.export import load_model
-from mapengine.export.attention.chains import compile_chain
 from mapengine.export.attention.choice import AttentionChoice
+from mapengine.export.bundles.chains import compile_chain
 from mapengine.export.bundles.compilers import open_compiler
 from mapengine.export.graphs.tracing import export_stages
-from mapengine.export.options import PlanSettings, served_requests
+from mapengine.export.options import served_requests
 from mapengine.export.precision import lower_precision
 from mapengine.export.tensorrt import stage_profiles
+from mapengine.export.tensorrt.settings import PlanSettings
 from mapengine.runtime.backends.cuda.driver import Buffer, Device, Pinned, open_device
 from mapengine.runtime.backends.cuda.stage import DeviceStage, tensor_bytes, tensor_shape
 from mapengine.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend

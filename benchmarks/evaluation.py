@@ -45,23 +45,29 @@ def emulated(model: str, precision: str, calibration: Path | None, folder: Path)
     """An engine that runs the graphs of a plan on the CPU, and what a record says of it."""
     from mapengine.calibration.ranges import load_calibration
     from mapengine.export.bundles.onnx import open_graphs, write_onnx_bundle
+    from mapengine.export.bundles.recipe import decide_graphs
     from mapengine.export.model.reference import load_model
     from mapengine.export.options import served_requests
+    from mapengine.export.quantization import QuantizedNetwork
     from mapengine.runtime.backends.contract import ChunkSizes
     from mapengine.runtime.bundle.store import Bundle, write_bundle
 
     network = load_model(model)
+    weights, quantized = network.weights_hash(), None
+    if calibration is not None:
+        ranges = load_calibration(calibration)
+        ranges.check_model(weights, network.model_id, precision)
+        quantized = QuantizedNetwork.of(network, ranges)
+    recipe = decide_graphs(
+        network,
+        precision=precision,
+        attention="mha",
+        requests=served_requests((1, 4, 8), "all", ChunkSizes().to_json()),
+        weights_sha256=weights,
+        quantized=quantized,
+    )
     with write_bundle(folder) as writer:
-        manifest = write_onnx_bundle(
-            network,
-            writer,
-            precision=precision,
-            attention="mha",
-            profile=served_requests((1, 4, 8), "all", ChunkSizes().to_json()),
-            backend=None,
-            report=lambda line: print(line, file=sys.stderr),
-            calibration=None if calibration is None else load_calibration(calibration),
-        )
+        manifest = write_onnx_bundle(recipe, writer, lambda line: print(line, file=sys.stderr))
     engine = open_graphs(Bundle.open(folder, verify=False))
     facts = {"model": manifest.model.id, "weights_sha256": manifest.model.weights_sha256, "precision": precision}
     return engine, facts | {"where": engine.where}

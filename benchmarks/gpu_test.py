@@ -110,7 +110,7 @@ def checks(engine: Engine, model: Any) -> dict[str, Callable[[], float]]:
 def run(backend: str, case: str, model: Any, folder: Path) -> dict[str, Any]:
     """Build, load and check one combination."""
     from mapengine.export import build_engine
-    from mapengine.export.bundles.onnx import TOLERANCE
+    from mapengine.export.bundles.tolerances import TOLERANCE
 
     precision, _, attention = case.partition(" ")
     result: dict[str, Any] = {"status": "passed", "tolerance": TOLERANCE[precision]}

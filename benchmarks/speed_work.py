@@ -23,7 +23,7 @@ from contest import take_turns
 from cpu_options import load_onnxruntime, load_openvino, load_variant, make_inputs
 from record import origin, write_record
 
-from mapengine.export.graphs.separate_products import cut_apart
+from mapengine.export.graphs import products
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.system.threads import default_threads
@@ -61,7 +61,7 @@ def convolve_after_upsampling(model: ir.Model) -> int:
 
 def separate_products(model: ir.Model) -> int:
     """Cut queries, keys and values, and gate and value of SwiGLU, out of the weights instead of out of the results."""
-    return cut_apart(model)[0]
+    return products.separate_products(model)[0]
 
 
 CHANGES: dict[str, dict[str, Change]] = {

@@ -168,7 +168,7 @@ def build(
             }
             _refuse(fixed, model)
             with needs("compile"):
-                from mapengine.export.bundles.plans import compile_engine
+                from mapengine.export.compile import compile_engine
             manifest = compile_engine(
                 model,
                 out,

@@ -5,8 +5,8 @@
     model = load_model("preset:tiny")
     build_engine(model, "build/engine")
 
-The parts that compile a finished ONNX bundle into TensorRT plans (`compile_engine`) work without PyTorch, so nothing
-is imported before it is used.
+`compile_engine`, which makes a bundle for a GPU from a finished ONNX bundle, works without PyTorch, so nothing is
+imported before it is used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .build import build_engine
-    from .bundles.plans import compile_engine
+    from .compile import compile_engine
     from .graphs.tracing import export_stages
     from .model.reference import MapAnything, load_model
 
@@ -24,7 +24,7 @@ __all__ = ["MapAnything", "build_engine", "compile_engine", "export_stages", "lo
 _HOMES = {
     "MapAnything": "model.reference",
     "build_engine": "build",
-    "compile_engine": "bundles.plans",
+    "compile_engine": "compile",
     "export_stages": "graphs.tracing",
     "load_model": "model.reference",
 }

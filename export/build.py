@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,21 +12,20 @@ import torch
 from mapengine.calibration.data.cases import rendered_cases
 from mapengine.calibration.ranges import Calibration, load_calibration
 from mapengine.runtime.backends.contract import ChunkSizes
-from mapengine.runtime.backends.table import EIGHT_BIT
+from mapengine.runtime.backends.table import EIGHT_BIT, GPU_BACKENDS
 from mapengine.runtime.bundle.manifest import Manifest
-from mapengine.runtime.bundle.store import Bundle, write_bundle
+from mapengine.runtime.bundle.store import Bundle, files_of_old_bundle, write_bundle
 from mapengine.runtime.errors import InputError
 
-from .attention.chains import choose_kernels
-from .attention.choice import KernelChoice
 from .bundles.compilers import Fraction, open_compiler
-from .bundles.onnx import measure, write_onnx_bundle
-from .bundles.plans import gpu_requests, write_plan_bundle
+from .bundles.gpu import GpuRecipe, decide_gpu, write_gpu_bundle
+from .bundles.onnx import Report, write_onnx_bundle
+from .bundles.recipe import decide_graphs
 from .model.reference import MapAnything
-from .options import PlanSettings, attention_form, bundle_format, check_options, served_requests
-from .quantization import CalibrationOptions, WeightsOnly, calibrate
-
-Progress = Callable[[str], None]
+from .options import attention_form, check_options, served_requests
+from .quantization import CalibrationOptions, QuantizedNetwork, WeightsOnly
+from .quantization.calibrate import Calibrator
+from .tensorrt.settings import PlanSettings
 
 
 def build_engine(
@@ -42,7 +41,7 @@ def build_engine(
     settings: PlanSettings | None = None,
     rest: str | None = None,
     weights_only: bool = False,
-    progress: Progress | None = None,
+    progress: Report | None = None,
     fraction: Fraction | None = None,
 ) -> Manifest:
     """Build a bundle that :meth:`mapengine.runtime.Engine.load` opens.
@@ -90,78 +89,81 @@ def build_engine(
     if not isinstance(out, str | os.PathLike):
         raise InputError(f"out is a {type(out).__name__}; give the path of the bundle's folder")
     requests = served_requests(views, resolutions, ChunkSizes().to_json())
-    if bundle_format(backend) == "onnx":
-        form = attention_form(attention, backend, "")
-        ranges = _calibration(model, precision, calibration, weights_only, report, fraction)
-        with write_bundle(Path(out)) as writer:
-            return write_onnx_bundle(
-                model,
-                writer,
-                precision=precision,
-                attention=form,
-                requests=requests,
-                backend=backend,
-                report=report,
-                calibration=ranges,
-                rest=rest,
-            )
-    compiler = open_compiler(backend, settings)
-    form = attention_form(attention, backend, compiler.version)
-    for_gpu = gpu_requests(requests)
-    compiler.check(precision, form, for_gpu, model.config, weights_only)
-    kernels: Mapping[str, KernelChoice] = {}
-    if precision != "fp32":
-        kernels = choose_kernels(attention, compiler, for_gpu, model.config, precision, report)
-    ranges = _calibration(model, precision, calibration, weights_only, report, fraction)
-    with write_bundle(Path(out)) as writer, tempfile.TemporaryDirectory(dir=writer.folder) as scratch:
-        graphs = Path(scratch) / "onnx"
-        with write_bundle(graphs) as inner:
-            write_onnx_bundle(
-                model,
-                inner,
-                precision=precision,
-                attention=form,
-                requests=requests,
-                backend=None,
-                report=report,
-                calibration=ranges,
-                mha_layers=kernels,
-            )
-        return write_plan_bundle(
-            Bundle.open(graphs, verify=False),
-            writer,
+    files_of_old_bundle(Path(out))  # refused before anything is measured
+    on_gpu = backend in GPU_BACKENDS
+    gpu: GpuRecipe | None = None
+    if on_gpu:
+        compiler = open_compiler(backend, settings)
+        form = attention_form(attention, backend, compiler.version)
+        gpu = decide_gpu(
             compiler,
-            requests=for_gpu,
+            precision=precision,
+            form=form,
+            kernels=None if precision == "fp32" else attention,
+            requests=requests,
+            config=model.config,
+            weights_only=weights_only,
             report=report,
-            fraction=fraction,
-            measure=lambda engine: measure(engine, model),
-            kernels=kernels,
         )
+    else:
+        form = attention_form(attention, backend, "")
+    weights_sha256 = model.weights_hash()
+    quantized = _quantized(model, weights_sha256, precision, calibration, weights_only, report, fraction)
+    report("computing reference outputs")
+    graphs = decide_graphs(
+        model,
+        precision=precision,
+        attention=form,
+        requests=requests,
+        weights_sha256=weights_sha256,
+        backend=None if on_gpu else backend,
+        quantized=quantized,
+        rest=rest,
+        mha_layers=gpu.kernels if gpu is not None else (),
+    )
+    with write_bundle(Path(out)) as writer:
+        if gpu is None:
+            return write_onnx_bundle(graphs, writer, report)
+        with tempfile.TemporaryDirectory(dir=writer.folder) as scratch:
+            source = Path(scratch) / "onnx"
+            with write_bundle(source) as inner:
+                write_onnx_bundle(graphs, inner, report)
+            return write_gpu_bundle(
+                Bundle.open(source, verify=False),
+                writer,
+                gpu,
+                report=report,
+                fraction=fraction,
+                reference=graphs.reference,
+            )
 
 
-def _calibration(
+def _quantized(
     model: MapAnything,
+    weights_sha256: str,
     precision: str,
     given: object,
     weights_only: bool,
-    report: Progress,
+    report: Report,
     fraction: Fraction | None,
-) -> Calibration | WeightsOnly | None:
-    """The calibration of an int8 or fp8 build, checked before anything is exported."""
+) -> QuantizedNetwork | None:
+    """Return what an int8 or fp8 build writes in 8 bits, calibrated if no calibration is given."""
     if precision not in EIGHT_BIT:
         return None
     if weights_only:
-        return WeightsOnly.of(model)
+        return QuantizedNetwork.of(model, WeightsOnly.of(model))
     if given is None:
         cases = rendered_cases(data_norm_type=model.data_norm_type)
-        options = CalibrationOptions(precision)
-        return calibrate(model, cases, options, report=report, fraction=fraction)
+        calibrator = Calibrator(
+            model, cases, precision, report=report, fraction=fraction, weights_sha256=weights_sha256
+        )
+        return QuantizedNetwork(*calibrator.calibrated(CalibrationOptions(precision)))
     if isinstance(given, str | os.PathLike):
         given = load_calibration(given)
     if not isinstance(given, Calibration):
         raise InputError(f"calibration is a {type(given).__name__}; give a calibration or the path of its file")
-    given.check_model(model.weights_hash(), model.model_id, precision)
-    return given
+    given.check_model(weights_sha256, model.model_id, precision)
+    return QuantizedNetwork.of(model, given)
 
 
 def _check_model(model: object) -> None:

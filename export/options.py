@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from mapengine.runtime.backends.table import (
@@ -22,6 +21,7 @@ from mapengine.runtime.inputs.resolutions import RESOLUTION_TABLES
 
 from .attention.choice import AttentionChoice
 from .model.config import PATCH_SIZE
+from .tensorrt.settings import PlanSettings
 
 if TYPE_CHECKING:
     from .graphs.tracing import AttentionExport
@@ -34,27 +34,6 @@ _LARGEST_SIDE = 518
 
 _ATTENTION_OPERATOR_SINCE = (10, 14)
 """First TensorRT whose parser reads the standard ``Attention`` operator; older ones get MatMul-Softmax-MatMul."""
-
-
-@dataclass(frozen=True)
-class PlanSettings:
-    """What only the TensorRT backends know.
-
-    Attributes:
-        targets: compute capabilities that a tensorrt-rtx plan is compiled for, such as ``("8.9",)``; empty for
-            the flavour's default.
-        memory_limit: bytes of workspace that a kernel may use; None for no limit.
-        optimization_level: 0 (fastest build) to 5 (fastest engine); None for the library's default.
-    """
-
-    targets: tuple[str, ...] = ()
-    memory_limit: int | None = None
-    optimization_level: int | None = None
-
-
-def bundle_format(backend: str) -> str:
-    """The format of the bundles that a backend runs."""
-    return BACKENDS_BY_NAME[backend].format
 
 
 def check_options(

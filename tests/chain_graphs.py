@@ -9,10 +9,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from mapengine.export.attention.chains import segment_profiles
 from mapengine.export.attention.choice import AttentionChoice
 from mapengine.export.attention.operator import mark_attention
 from mapengine.export.attention.segments import Segment, cut_stage
+from mapengine.export.bundles.chains import segment_profiles
 from mapengine.export.bundles.parity_cases import parity_cases
 from mapengine.export.graphs.weights import save_model
 from mapengine.export.model.config_json import parse_config

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mapengine.kernels.speeds import Speed, speed_at
+from mapengine.runtime.backends.table import EIGHT_BIT
 from mapengine.runtime.bundle.kernel_attention import KERNELS, Kernel, kernel_name
 from mapengine.runtime.bundle.manifest import ATTENTIONS
 from mapengine.runtime.errors import InputError
@@ -12,6 +15,15 @@ from ..model.config import ModelConfig
 
 NATIVE = "native"
 LAYER = "info_sharing.self_attention_blocks.{}.attn"
+
+EXACT = "flash"
+"""The kernel that rounds no more than a library's own attention."""
+
+WORTH = 1.1
+"""Times as fast as native attention that ``auto`` wants of a kernel: cutting a stage costs launches and fusions."""
+
+_AUTO, _AUTO_8_BIT = (EXACT,), (EXACT, "int8")
+"""Kernels that ``auto`` compares, in 16 bits and where activations are rounded to 8 bits anyway."""
 
 
 @dataclass(frozen=True)
@@ -118,3 +130,39 @@ class AttentionChoice:
                     )
                 found[block] = choice
         return {LAYER.format(block): found[block] for block in sorted(found)}
+
+
+def rounds(kernels: Mapping[str, KernelChoice]) -> bool:
+    """Return whether any of the kernels rounds more than a library's own attention."""
+    return any(choice.kernel != EXACT for choice in kernels.values())
+
+
+def choose_attention(architectures: Sequence[int], length: int, precision: str) -> tuple[KernelChoice | None, str]:
+    """Choose what computes attention over all views for ``--attention auto``.
+
+    That is native attention, unless a kernel of ours was measured to be :data:`WORTH` times as fast.
+
+    Args:
+        architectures: compute capabilities, times ten, that the plan is for; empty if it is for a range of them.
+        length: tokens of the usual request.
+        precision: of the bundle. INT8 scores are for bundles that round activations anyway.
+
+    Returns:
+        The kernel, or None for native attention; and a sentence for the user that says why.
+    """
+    if not architectures:
+        return None, "attention: native, because the plan is for a range of GPUs"
+    names = _AUTO_8_BIT if precision in EIGHT_BIT else _AUTO
+    speeds: list[Speed] = []
+    for architecture in architectures:
+        found = speed_at(architecture, length)
+        if found is None:
+            return None, f"attention: native, because no kernel was timed on compute capability {architecture / 10}"
+        speeds.append(found)
+    # A plan is the same for all of its targets, so the kernel has to be worth it on the worst of them.
+    gains = {name: min(speed.native / speed.kernels[name] for speed in speeds) for name in names}
+    best = max(names, key=lambda name: gains[name])
+    what = f"{best} was {gains[best]:.2f} times as fast on {speeds[0].gpu} at {speeds[0].length} tokens"
+    if gains[best] >= WORTH:
+        return KernelChoice(best), f"attention: {best}, because {what}"
+    return None, f"attention: native, because {what}, below {WORTH} times"

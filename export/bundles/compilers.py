@@ -20,8 +20,8 @@ from mapengine.runtime.bundle.store import BundleWriter
 from mapengine.runtime.errors import InputError
 
 from ..model.config import ModelConfig
-from ..options import PlanSettings
 from ..tensorrt import build_plan, check_limits, check_settings, check_targets
+from ..tensorrt.settings import PlanSettings
 
 Profiles = Sequence[Mapping[str, Range]]
 Fraction = Callable[[float, str], None]

@@ -1,6 +1,6 @@
 """Write a bundle of ONNX stages in float32 or 16 bit: tracing, precision, golden file, and the parity that it shows.
 
-It is what the CPU backends run, and what TensorRT plans are compiled from (``plan_bundle.py``).
+It is what the CPU backends run, and what bundles for a GPU are made from (``gpu.py``).
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from mapengine.calibration.ranges import Calibration
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.libraries import installed_version
@@ -37,28 +35,20 @@ from mapengine.runtime.bundle.manifest import (
 from mapengine.runtime.bundle.requests import ServedRequests
 from mapengine.runtime.bundle.store import Bundle, BundleWriter
 from mapengine.runtime.checks.golden import pack
-from mapengine.runtime.checks.parity import Predictions, measure_parity
+from mapengine.runtime.checks.parity import Predictions
 
 from ..graphs.openvino import rewrite_for_openvino
 from ..graphs.tracing import AttentionExport, ExportedStage, export_stages
 from ..model.checkpoint import parameter_count
 from ..model.reference import MapAnything
 from ..precision import LoweredStage, load_runnable, lower_precision, measure_ranges
-from ..quantization.stages import measured_tolerance, write_quantised
-from ..quantization.weights_only import WeightsOnly
-from .parity_cases import GOLDEN_SIZE, golden_views, parity_cases, served_cases, small_size
+from ..quantization import QuantizedNetwork
+from ..quantization.stages import write_quantized
+from .parity_cases import GOLDEN, Views, parity_cases
+from .recipe import GraphRecipe
+from .references import ReferencePredictions
 
-Progress = Callable[[str], None]
-
-LOOSE_MARGIN = 4.0
-"""Of the golden check of a BF16 bundle for a CPU, over the error of PyTorch's BF16 autocast."""
-TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
-"""Allowed difference of an engine from the float32 reference, relative to the largest value of an output.
-
-For float32 rounding stays below a tenth of it, and an engine that silently ran in half precision is outside. For the
-16-bit formats it is twenty units of the last place (2**-11 and 2**-8): what the blocks' independent rounding adds up to
-stays well inside, a kernel that computes something else does not.
-"""
+Report = Callable[[str], None]
 
 _TIGHTEST = 8
 """Tensors with the least room in FP16's range that the manifest lists."""
@@ -78,29 +68,29 @@ class Graphs:
 
 
 def write_graphs(
-    model: MapAnything,
+    model: MapAnything | QuantizedNetwork,
     folder: Path,
     *,
     precision: str,
     attention: AttentionExport,
     origin: Mapping[str, str],
-    report: Progress,
-    calibration: Calibration | WeightsOnly | None = None,
-    around: str | None = None,
+    report: Report,
     mha_layers: Collection[str] = (),
 ) -> Graphs:
-    """Write ``<stage>.onnx`` in ``precision`` into ``folder``, with ``origin`` as metadata of each file.
+    """Write ``<stage>.onnx`` into ``folder``, with ``origin`` as metadata of each file.
 
     For 16 bit the network is run over the parity cases first, and what comes near the end of FP16's range stays in
     float32 (a bf16 engine has parts in FP16 too).
 
     Args:
-        calibration: for int8 and fp8; or what stands for it where only weights are in int8.
-        around: precision of the files, or of what int8 and fp8 leave in them; that of the bundle if not given. It is
-            float32 where the backend rounds.
-        mha_layers: see :func:`.onnx_export.export_stages`.
+        model: whose stages are written; or, for int8 and fp8, the network and how it rounds.
+        folder: existing folder to write into.
+        precision: of the files: ``"fp32"``, ``"fp16"`` or ``"bf16"``; of a quantised network what is not in 8 bits.
+        attention: see :data:`mapengine.export.graphs.tracing.AttentionExport`.
+        origin: see :func:`model_metadata`.
+        report: called with a line per step.
+        mha_layers: names of attention modules that are ``mha`` whatever ``attention`` says.
     """
-    around = around or precision
 
     def export(network: MapAnything, into: Path) -> tuple[ExportedStage, ...]:
         return tuple(
@@ -115,22 +105,23 @@ def write_graphs(
         )
 
     def lower(full: Sequence[ExportedStage | LoweredStage], into: Path) -> list[LoweredStage]:
-        return _lower(full, into, around, model.data_norm_type, report)
+        network = model.network if isinstance(model, QuantizedNetwork) else model
+        return _lower(full, into, precision, network.data_norm_type, report)
 
-    if calibration is not None:
-        stages, quantization, sources = write_quantised(
-            model, folder, calibration, export, None if around == "fp32" else lower, report
+    if isinstance(model, QuantizedNetwork):
+        stages, quantization, sources = write_quantized(
+            model, folder, export, None if precision == "fp32" else lower, report
         )
         return Graphs(stages, _reduced([s for s in sources if isinstance(s, LoweredStage)]), quantization)
-    if around == "fp32":
-        return Graphs(export(model, folder), None if precision == "fp32" else ReducedPrecision())
+    if precision == "fp32":
+        return Graphs(export(model, folder), None)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         lowered = lower(export(model, Path(scratch)), folder)
     return Graphs(tuple(lowered), _reduced(lowered))
 
 
 def _lower(
-    full: Sequence[ExportedStage | LoweredStage], folder: Path, precision: str, norm_type: str, report: Progress
+    full: Sequence[ExportedStage | LoweredStage], folder: Path, precision: str, norm_type: str, report: Report
 ) -> list[LoweredStage]:
     """The float32 stages in 16 bit."""
     report("measuring the magnitudes of all tensors")
@@ -152,99 +143,61 @@ def _lower(
     return lowered
 
 
-def write_onnx_bundle(
-    model: MapAnything,
-    writer: BundleWriter,
-    *,
-    precision: str,
-    attention: AttentionExport,
-    requests: ServedRequests,
-    backend: str | None,
-    report: Progress,
-    calibration: Calibration | WeightsOnly | None = None,
-    rest: str | None = None,
-    mha_layers: Collection[str] = (),
-) -> Manifest:
-    """Fill ``writer`` with the four stages, the golden file and the manifest, and check them with ``backend``.
+def write_onnx_bundle(recipe: GraphRecipe, writer: BundleWriter, report: Report) -> Manifest:
+    """Fill ``writer`` with the four stages, the golden file and the manifest, and check them.
 
     Args:
-        model: float32 reference on the CPU.
+        recipe: of :func:`.recipe.decide_graphs`.
         writer: of :func:`mapengine.runtime.bundle.store.write_bundle`.
-        precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"`` or ``"fp8"``.
-        attention: see :data:`.onnx_export.AttentionExport`.
-        requests: goes into the manifest; the golden input has a size and a view count that it covers.
-        backend: ``"onnxruntime"`` or ``"openvino"``; None to run the graphs as they say in ONNX Runtime, see
-            :func:`open_graphs`.
         report: called with a line per step.
-        calibration: of this model, for int8 and fp8; or its layers, where only weights are in int8.
-        rest: precision of what they leave: ``"fp32"``, ``"fp16"`` or ``"bf16"``. By default float32 with a ``backend``
-            and float16 without one, as the CPU backends have no float16 kernels.
-        mha_layers: see :func:`.onnx_export.export_stages`.
 
     Returns:
         The manifest, with the measured parity.
 
     Raises:
-        CalibrationError: the calibration is of another model or precision.
+        ExportError: a stage could not be written.
+        ParityError: the written stages are not as near to the reference as the recipe says.
     """
-    weights = model.weights_hash()
-    if isinstance(calibration, Calibration):
-        calibration.check_model(weights, model.model_id, precision)
-    origin = model_metadata(model, weights)
-    rest = rest or ("fp32" if backend is not None else "fp16")
-    around = precision if calibration is None else rest
-    loose = around == "bf16" and backend is not None
-    written = "fp32" if loose else around
+    model, reference = recipe.model, recipe.reference
     graphs = write_graphs(
-        model,
+        recipe.quantized or model,
         writer.folder,
-        precision=precision,
-        attention=attention,
-        origin=origin,
+        precision=recipe.stored,
+        attention=recipe.attention,
+        origin=model_metadata(model, recipe.weights_sha256),
         report=report,
-        calibration=calibration,
-        around=written,
-        mha_layers=mha_layers,
+        mha_layers=recipe.mha_layers,
     )
-    if loose:
+    backends = BACKENDS_BY_FORMAT["onnx"]
+    if recipe.rounded_by_backend:
+        assert recipe.backend is not None
+        backends = (recipe.backend,)
         report("rewriting the stages for openvino")
         graphs = _for_openvino(graphs)
-    report("computing reference outputs")
-    views = golden_views(model.data_norm_type, small_size(requests, GOLDEN_SIZE), requests.views)
-    predictions = model.predict(views, use_amp=False)
-    cases = served_cases(model.data_norm_type, requests)
-    reference = {name: model.predict(given, use_amp=False) for name, given in cases.items()}
-    limits = _loose_tolerance(model, views, predictions) if loose else dict.fromkeys(predictions[0], TOLERANCE[around])
-    if calibration is not None:
-        wanted = {"golden": predictions, **reference}
-        rounding = measured_tolerance(model, calibration, {"golden": views, **cases}, wanted)
-        limits = {key: limits[key] + rounding[key] for key in rounding}
-    golden = _golden(writer, views, predictions, limits)
     manifest = Manifest(
         created_by=metadata.version("mapengine"),
         tools=_tool_versions(),
-        model=_model_info(model, weights),
-        precision=precision,
-        reduced_precision=graphs.reduced,
-        quantization=None if graphs.quantization is None else replace(graphs.quantization, rest=rest),
-        attention=attention,
+        model=_model_info(model, recipe.weights_sha256),
+        precision=recipe.precision,
+        reduced_precision=None if recipe.precision == "fp32" else graphs.reduced or ReducedPrecision(),
+        quantization=None if graphs.quantization is None else replace(graphs.quantization, rest=recipe.rest),
+        attention=recipe.attention,
         format="onnx",
-        backends=_backends((backend,) if loose and backend is not None else BACKENDS_BY_FORMAT["onnx"]),
-        requests=requests,
-        stages={stage.name: _stage_spec(stage, writer, requests) for stage in graphs.stages},
-        golden=golden,
+        backends=_backends(backends),
+        requests=recipe.requests,
+        stages={stage.name: _stage_spec(stage, writer, recipe.requests) for stage in graphs.stages},
+        golden=_golden(writer, reference.inputs[GOLDEN], reference[GOLDEN], recipe.tolerance),
     )
     writer.write_manifest(manifest)
-    if backend is None:
+    if recipe.backend is None:
         report("checking the graphs with onnxruntime")
         engine = open_graphs(Bundle.open(writer.folder, verify=False))
     else:
-        report(f"checking the engine with {backend}")
-        engine = Engine.load(writer.folder, backend, verify=False)
+        report(f"checking the engine with {recipe.backend}")
+        engine = Engine.load(writer.folder, recipe.backend, verify=False)
     engine.verify()
     report("measuring parity with PyTorch")
-    parity = measure_parity({name: engine.predict(given) for name, given in cases.items()}, reference, engine.where)
-    return writer.write_manifest(replace(manifest, parity=parity))
+    return writer.write_manifest(replace(manifest, parity=reference.parity(engine, engine.where)))
 
 
 def _for_openvino(graphs: Graphs) -> Graphs:
@@ -274,11 +227,8 @@ def open_graphs(bundle: Bundle) -> Engine:
 
 
 def measure(engine: Engine, model: MapAnything) -> Parity:
-    """Measure how far an engine is from the PyTorch reference, over :func:`.parity_cases.served_cases`."""
-    cases = served_cases(model.data_norm_type, engine.manifest.requests)
-    found = {name: engine.predict(views) for name, views in cases.items()}
-    reference = {name: model.predict(views, use_amp=False) for name, views in cases.items()}
-    return measure_parity(found, reference, engine.where)
+    """Measure how far an engine is from the PyTorch reference, over the parity cases that it serves."""
+    return ReferencePredictions(model, engine.manifest.requests).parity(engine, engine.where)
 
 
 def model_metadata(model: MapAnything, weights_sha256: str) -> dict[str, str]:
@@ -297,20 +247,7 @@ def _reduced(lowered: Sequence[LoweredStage]) -> ReducedPrecision:
     return ReducedPrecision(kept, tuple(room[:_TIGHTEST]))
 
 
-def _loose_tolerance(model: MapAnything, views: list[dict[str, Any]], wanted: Predictions) -> dict[str, float]:
-    """Allowed difference per output of a bundle whose backend rounds: from what BF16 autocast does to this network.
-
-    OpenVINO rounds more than autocast (LayerNorm, softmax and gates as well), by two bits at most in what was measured.
-    """
-    with torch.autocast("cpu", torch.bfloat16):
-        found = model.predict(views, use_amp=False)
-    parity = measure_parity({"golden": found}, {"golden": wanted}, "PyTorch, BF16 autocast")
-    return {key: max(TOLERANCE["bf16"], LOOSE_MARGIN * output.max_rel) for key, output in parity.outputs.items()}
-
-
-def _golden(
-    writer: BundleWriter, views: list[dict[str, Any]], predictions: Predictions, limits: Mapping[str, float]
-) -> Golden:
+def _golden(writer: BundleWriter, views: Views, predictions: Predictions, limits: Mapping[str, float]) -> Golden:
     tolerance = {}
     for key, value in predictions[0].items():
         if value.dtype.kind == "f":

@@ -15,6 +15,8 @@ from mapengine.runtime.bundle.requests import AnySize, Range, ServedRequests
 
 Views = list[dict[str, Any]]
 
+GOLDEN = "golden"
+"""Name of the golden input among the cases."""
 GOLDEN_SIZE = (84, 56)
 PARITY_SIZE = (140, 112)
 """(width, height) in pixels: patch grids with an even and an odd side, and none that is square."""

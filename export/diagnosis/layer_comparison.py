@@ -27,7 +27,8 @@ from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.checks.golden import run_golden
 from mapengine.runtime.errors import BackendError, BackendUnavailableError, InputError
 
-from ..bundles.onnx import TOLERANCE, write_graphs
+from ..bundles.onnx import write_graphs
+from ..bundles.tolerances import TOLERANCE
 from ..graphs.files import is_floating, module_of, save_variant
 from ..model.reference import MapAnything
 from ..precision import runnable

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from mapengine.runtime.errors import ExportError
@@ -71,30 +70,6 @@ def constant(graph: ir.Graph, name: str, value: Any) -> ir.Value:
     made = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(made)
     return made
-
-
-def dequantised(product: ir.Node) -> ir.Node | None:
-    """The DequantizeLinear behind the weight of a product; None if there is none."""
-    source = None if product.inputs[1] is None else product.inputs[1].producer()
-    return source if source is not None and source.op_type == "DequantizeLinear" else None
-
-
-def columns(graph: ir.Graph, whole: ir.Value, index: int, parts: int) -> ir.Value:
-    """A new constant with one of ``parts`` equal parts of the columns (the last axis) of another; read when it is
-    written."""
-    tensor, name = whole.const_value, f"{whole.name}.{index}"
-    assert tensor is not None
-    width = tensor.shape.numpy()[-1] // parts
-    shape = ir.Shape([*tensor.shape.numpy()[:-1], width])
-
-    def cut() -> ir.Tensor:
-        values = np.ascontiguousarray(tensor.numpy()[..., index * width : (index + 1) * width])
-        return ir.Tensor(values, dtype=tensor.dtype, name=name)
-
-    lazy = ir.LazyTensor(cut, dtype=tensor.dtype, shape=shape, name=name)
-    value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=lazy)
-    graph.register_initializer(value)
-    return value
 
 
 def add_node(

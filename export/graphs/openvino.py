@@ -9,12 +9,12 @@ from pathlib import Path
 import onnx_ir as ir
 
 from .files import load_graph
-from .separate_products import cut_apart
+from .products import separate_products
 from .weights import save_model
 
 
 def rewrite_for_openvino(path: Path, stage: str) -> int:
-    """Rewrite a stage in place: products for each part (:mod:`.separate_products`), rounding next to its product.
+    """Rewrite a stage in place: a product for each part of a result, and rounding next to its product.
 
     Args:
         path: of the stage, in float32 or with products in 8 bits, with its weights beside it.
@@ -27,7 +27,7 @@ def rewrite_for_openvino(path: Path, stage: str) -> int:
         ExportError: the file is no stage.
     """
     model = load_graph(path, stage)
-    places, more = cut_apart(model)
+    places, more = separate_products(model)
     if not places + round_before_reshaping(model):
         return 0
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:

@@ -6,6 +6,7 @@ from .fake_quantization import emulated
 from .fold import folded
 from .geometry import GeometryQuality
 from .layers import LinearLayer, find_layers
+from .network import QuantizedNetwork
 from .qdq import QuantisedStage, quantise_stage
 from .weights_only import WeightsOnly
 
@@ -15,6 +16,7 @@ __all__ = [
     "LinearLayer",
     "OutputQuality",
     "QuantisedStage",
+    "QuantizedNetwork",
     "WeightsOnly",
     "calibrate",
     "emulated",

@@ -114,7 +114,7 @@ def calibrate(
     options = options or CalibrationOptions()
     options.check()
     say = report or (lambda line: None)
-    run = _Run(model, cases, options, say, fraction or (lambda part, phase: None), unfinished)
+    run = Calibrator(model, cases, options.precision, report=report, fraction=fraction, unfinished=unfinished)
     network, calibration = run.calibrated(options)
     if options.compare or options.accuracy is not None:
         measure = quality or OutputQuality(model, cases.views)
@@ -129,20 +129,33 @@ def calibrate(
     return calibration
 
 
-class _Run:
+class Calibrator:
+    """Observes a model once, and calibrates it with any options."""
+
     def __init__(
         self,
         model: MapAnything,
         cases: Cases,
-        options: CalibrationOptions,
-        say: Report,
-        fraction: Fraction,
-        unfinished: Path | None,
+        precision: str,
+        *,
+        report: Report | None = None,
+        fraction: Fraction | None = None,
+        unfinished: Path | None = None,
+        weights_sha256: str | None = None,
     ) -> None:
-        self._model, self._cases, self._say, self._fraction = model, cases, say, fraction
+        """Run the cases through the model and observe what its layers read.
+
+        Args:
+            precision: ``int8`` or ``fp8``.
+            weights_sha256: of the model, where it is known.
+            model, cases, report, fraction, unfinished: see :func:`calibrate`.
+        """
+        self._model, self._cases = model, cases
+        self._say = report or (lambda line: None)
+        self._fraction = fraction or (lambda part, phase: None)
         self._layers = find_layers(model)
-        self._form = FORMATS[options.precision]
-        self._hash = model.weights_hash()
+        self._form = FORMATS[precision]
+        self._hash = weights_sha256 or model.weights_hash()
         self._unfinished = unfinished
         self._original = self._observe(model, "observing activations", True, [])
 
@@ -151,7 +164,14 @@ class _Run:
         self._fraction(done / total, f"{done} of {total}")
 
     def calibrated(self, options: CalibrationOptions) -> tuple[MapAnything, Calibration]:
-        """The folded network and its calibration."""
+        """Choose smoothing, rotation, ranges and corrections; no layer is left in higher precision yet.
+
+        Args:
+            options: of the same precision. ``compare`` is not looked at.
+
+        Returns:
+            The network with smoothing and rotation folded into its weights, and the calibration.
+        """
         layers = self._choices(options)
         changed = [layer for layer in layers if layer.rotated or layer.exponents is not None]
         network = folded(self._model, changed)

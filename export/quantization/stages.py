@@ -1,38 +1,31 @@
-"""The stages of a bundle in INT8 or FP8, and the tolerance that the calibrated network itself shows."""
+"""The stages of a bundle in INT8 or FP8."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 from mapengine.calibration.ranges import Calibration
 from mapengine.runtime.bundle.manifest import Quantization
-from mapengine.runtime.checks.parity import Predictions
 
-from ..bundles.tolerances import rounding_tolerance
 from ..graphs.tracing import ExportedStage
 from ..model.reference import MapAnything
 from ..precision import LoweredStage
-from .fake_quantization import emulated
-from .fold import folded, with_corrected_biases
 from .layers import Roundable
+from .network import QuantizedNetwork
 from .qdq import quantise_stage
 from .weights_only import WeightsOnly
 
 Stages = Sequence[ExportedStage | LoweredStage]
-Stage = TypeVar("Stage", ExportedStage, LoweredStage)
-Views = Sequence[Mapping[str, Any]]
 
 
-def write_quantised(
-    model: MapAnything,
+def write_quantized(
+    quantized: QuantizedNetwork,
     folder: Path,
-    calibration: Calibration | WeightsOnly,
     export: Callable[[MapAnything, Path], Stages],
     lower: Callable[[Stages, Path], Stages] | None,
     report: Callable[[str], None],
@@ -40,30 +33,26 @@ def write_quantised(
     """Write the stages with the layers of a calibration in 8 bits.
 
     Args:
-        model: that was calibrated.
-        calibration: or, for the weights alone, the layers.
+        quantized: the network, and how it rounds.
         folder: to write into.
         export: writes the stages of a network in float32 into a folder.
         lower: writes such stages in 16 bit into another folder; None to leave the rest in float32.
+        report: called with a line per step.
 
     Returns:
         The stages, what the manifest says of them, and the stages before quantisation (their files are gone).
     """
-    network = model
-    if isinstance(calibration, Calibration):
-        network = with_corrected_biases(folded(model, calibration.layers, calibration.kept_layers), calibration)
+    calibration = quantized.calibration
     written = []
     products: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         full_folder, low_folder = Path(scratch) / "full", Path(scratch) / "low"
         full_folder.mkdir()
         low_folder.mkdir()
-        full = export(network, full_folder)
-        del network
+        full = export(quantized.exported, full_folder)
         sources = full if lower is None else lower(full, low_folder)
         for exact, source in zip(full, sources, strict=True):
             layers: list[Roundable] = [layer for layer in calibration.quantised if layer.stage == source.name]
-            target = folder / source.path.name
             if not layers:
                 written.append(_moved(source, folder))
                 continue
@@ -71,7 +60,7 @@ def write_quantised(
             report(f"writing {source.name} {what}in {calibration.precision}")
             result = quantise_stage(
                 source.path,
-                target,
+                folder / source.path.name,
                 stage=source.name,
                 layers=layers,
                 precision=calibration.precision,
@@ -88,23 +77,3 @@ def write_quantised(
 def _moved(stage: ExportedStage | LoweredStage, folder: Path) -> ExportedStage | LoweredStage:
     data = None if stage.data_path is None else Path(shutil.move(stage.data_path, folder / stage.data_path.name))
     return replace(stage, path=Path(shutil.move(stage.path, folder / stage.path.name)), data_path=data)
-
-
-def measured_tolerance(
-    model: MapAnything,
-    calibration: Calibration | WeightsOnly,
-    cases: Mapping[str, Views],
-    wanted: Mapping[str, Predictions],
-) -> dict[str, float]:
-    """Allowed difference per output, relative to its largest value, see :func:`..tolerance.rounding_tolerance`.
-
-    Args:
-        model: float32 reference.
-        cases: that the difference is measured over. wanted: the reference's predictions for them.
-    """
-    network = model
-    if isinstance(calibration, Calibration):
-        network = folded(model, calibration.layers, calibration.kept_layers)
-    with emulated(network, calibration.quantised, calibration.precision):
-        found = {name: network.predict(views, use_amp=False) for name, views in cases.items()}
-    return rounding_tolerance(found, wanted, "PyTorch, rounding")

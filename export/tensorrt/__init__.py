@@ -1,9 +1,10 @@
 """TensorRT plans: profiles, the build, and what a plan turned out to be."""
 
-from .builder import BuiltPlan, build_plan, check_settings
+from .builder import BuiltPlan, build_plan
 from .layers import LayerReport
 from .limits import check_limits
 from .optimization_profiles import gpu_chunks, stage_profiles
+from .settings import check_settings
 from .targets import check_targets, parse_target
 
 __all__ = [

@@ -10,10 +10,9 @@ from pathlib import Path
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.bundle.manifest import TensorSpec
 from mapengine.runtime.bundle.requests import Range
-from mapengine.runtime.errors import ExportError, InputError
+from mapengine.runtime.errors import ExportError
 from mapengine.runtime.system.files import atomic_write
 
-from ..options import PlanSettings
 from .compile import Compiled, PlanRequest
 from .graph import StageGraph, read_graph
 from .layers import LayerReport, Port, parse_inspector, parse_listing, report_layers
@@ -21,9 +20,8 @@ from .limits import check_gpu, check_graph
 from .optimization_profiles import shape_ends
 from .process import compile_elsewhere
 from .progress import Fraction
+from .settings import PlanSettings, check_settings
 from .targets import check_targets
-
-_LEVELS = range(6)
 
 
 @dataclass(frozen=True)
@@ -110,18 +108,6 @@ def build_plan(
         layers=layers,
         warnings=(*warnings, *_layer_warnings(name, layers)),
     )
-
-
-def check_settings(settings: PlanSettings) -> None:
-    """Refuse values that no TensorRT takes.
-
-    Raises:
-        InputError: the message names the option.
-    """
-    if settings.memory_limit is not None and settings.memory_limit < 1:
-        raise InputError(f"memory_limit is {settings.memory_limit} bytes; give a positive number")
-    if settings.optimization_level is not None and settings.optimization_level not in _LEVELS:
-        raise InputError(f"optimization_level is {settings.optimization_level!r}; give 0 (fastest build) to 5")
 
 
 def _read_layers(request: PlanRequest, found: Compiled, graph: StageGraph) -> LayerReport:

@@ -17,11 +17,12 @@ from mapengine.export import build_engine
 from mapengine.export import options as build_options
 from mapengine.export.bundles import compilers as stage_compilers
 from mapengine.export.bundles import onnx as onnx_bundle
+from mapengine.export.bundles import references
 from mapengine.export.bundles.parity_cases import parity_cases
 from mapengine.export.model.presets import preset_config
 from mapengine.export.model.reference import MapAnything
-from mapengine.export.options import PlanSettings
 from mapengine.export.tensorrt import limits
+from mapengine.export.tensorrt.settings import PlanSettings
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.bundle.requests import AnySize, Range
@@ -127,8 +128,8 @@ def test_steps_are_reported_and_passed_on(traced: list[dict[str, Any]], tiny: Ma
     assert manifest.attention == traced[0]["attention"] == "matmul"
     assert traced[0]["metadata"]["mapengine.weights_sha256"] == tiny.weights_hash()
     assert lines == [
-        *(f"exporting {name}" for name in ("image_encoder", "geometry_encoder", "aggregator", "dense_head")),
         "computing reference outputs",
+        *(f"exporting {name}" for name in ("image_encoder", "geometry_encoder", "aggregator", "dense_head")),
         "checking the engine with onnxruntime",
         "measuring parity with PyTorch",
     ]
@@ -277,7 +278,7 @@ FAILURES: dict[str, tuple[Any, str, Any, type[BaseException]]] = {
     "disk full while tracing": (onnx_bundle, "export_stages", disk_full, OutputError),
     "disk full at the golden file": (BundleWriter, "golden", disk_full, OutputError),
     "disk full at the manifest": (BundleWriter, "write_manifest", disk_full, OutputError),
-    "interrupted while measuring": (onnx_bundle, "measure_parity", interrupt, KeyboardInterrupt),
+    "interrupted while measuring": (references, "measure_parity", interrupt, KeyboardInterrupt),
     "interrupted while tracing": (onnx_bundle, "export_stages", interrupt, KeyboardInterrupt),
     "wrong results": (onnx_bundle, "pack", wrong_reference, ParityError),
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +19,16 @@ from onnx import numpy_helper
 from mapengine.calibration.data.cases import Cases
 from mapengine.calibration.ranges import Calibration, save_calibration
 from mapengine.calibration.ranges.smoothing import rotate
-from mapengine.export import build_engine, compile_engine
+from mapengine.export import build, build_engine, compile_engine
 from mapengine.export.bundles import onnx as onnx_bundle
-from mapengine.export.bundles.tolerances import MARGIN
+from mapengine.export.bundles.parity_cases import parity_cases
+from mapengine.export.bundles.tolerances import MARGIN, rounding_tolerance
 from mapengine.export.diagnosis.layer_comparison import compare_layers
 from mapengine.export.graphs.stages import make_stages
 from mapengine.export.graphs.tracing import ExportedStage
 from mapengine.export.model.reference import MapAnything
-from mapengine.export.quantization import CalibrationOptions, calibrate
+from mapengine.export.quantization import CalibrationOptions, QuantizedNetwork, calibrate
 from mapengine.export.quantization.layers import find_layers
-from mapengine.export.quantization.stages import measured_tolerance
 from mapengine.runtime import Engine
 from mapengine.runtime.bundle.stages import LayerRecord
 from mapengine.runtime.bundle.store import Bundle
@@ -42,6 +44,31 @@ from mapengine.runtime.checks.product_precision import (
 from mapengine.runtime.errors import CalibrationError, InputError, ParityError
 
 PRODUCTS = {"image_encoder": 12, "aggregator": 24}
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Number of calls of what takes long in a build: of hashes, of foldings, and of predictions by their views."""
+    found: Counter[str] = Counter()
+
+    def counted(owner: Any, name: str, key: Callable[..., str]) -> None:
+        before = getattr(owner, name)
+
+        def call(*given: Any, **options: Any) -> Any:
+            found[key(*given)] += 1
+            return before(*given, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    def views(network: MapAnything, given: Any) -> str:
+        return f"{id(network)} {[sorted(view) for view in given]} {[view['img'].shape for view in given]}"
+
+    counted(MapAnything, "weights_hash", lambda network: "hash")
+    counted(MapAnything, "predict", views)
+    # By their names, as the package has a function `calibrate`.
+    for name in ("calibrate", "network"):
+        counted(sys.modules[f"mapengine.export.quantization.{name}"], "folded", lambda *given: "fold")
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +133,35 @@ def test_backends_run_integer_products(backend: str, bundle: Bundle, tiny_bundle
     assert macs[0] == macs[1] > 0
 
 
+def test_nothing_is_computed_twice(
+    network: MapAnything, cases: Cases, counts: Counter[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that calibrates by itself folds once, hashes the weights once, and predicts every case once."""
+
+    class Traced(Exception):
+        pass
+
+    def stop(given: MapAnything, folder: Path, **options: Any) -> None:
+        raise Traced
+
+    monkeypatch.setattr(build, "rendered_cases", lambda data_norm_type: cases)
+    monkeypatch.setattr(onnx_bundle, "export_stages", stop)
+    with pytest.raises(Traced):  # everything is decided before the first stage is written
+        build_engine(network, tmp_path / "bundle", precision="int8")
+    assert (counts.pop("hash"), counts.pop("fold")) == (1, 1)
+    reference = [count for call, count in counts.items() if call.startswith(f"{id(network)} ")]
+    assert reference == [1] * (1 + len(parity_cases("dinov2")))
+    assert set(counts.values()) == {1}
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folded_bundle(
     network: MapAnything,
     folded_network: MapAnything,
     folded_stages: Path,
     mixed_calibration: Calibration,
     cases: Cases,
+    counts: Counter[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -135,6 +185,7 @@ def test_a_folded_bundle(
 
     monkeypatch.setattr(onnx_bundle, "export_stages", copy)
     build_engine(network, tmp_path / "bundle", precision="int8", calibration=mixed_calibration)
+    assert set(counts.values()) == {1}  # also of what is checked behind the written files
     bundle = Bundle.open(tmp_path / "bundle")
     record = bundle.manifest.quantization
     assert record is not None
@@ -166,8 +217,10 @@ def test_a_folded_bundle(
     naive = calibrate(network, cases, CalibrationOptions("int8", "max", False, False, False))
     views = {"mixed": cases.views["mixed"]}
     wanted = {"mixed": network.predict(views["mixed"], use_amp=False)}
-    lost = measured_tolerance(network, naive, views, wanted)
-    kept = measured_tolerance(network, mixed_calibration, views, wanted)
+    lost, kept = (
+        rounding_tolerance({"mixed": QuantizedNetwork.of(network, given).predict(views["mixed"])}, wanted, "PyTorch")
+        for given in (naive, mixed_calibration)
+    )
     for backend in ("onnxruntime", "openvino"):
         engine = Engine.load(bundle.folder, backend)
         engine.verify()

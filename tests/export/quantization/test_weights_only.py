@@ -52,7 +52,7 @@ def bundle(model: MapAnything, traced: list[dict[str, Any]], tmp_path: Path, mon
     def never(*given: Any, **options: Any) -> None:
         raise AssertionError("nothing is calibrated")
 
-    for name in ("calibrate", "rendered_cases", "load_calibration"):
+    for name in ("Calibrator", "rendered_cases", "load_calibration"):
         monkeypatch.setattr(build, name, never)
     build_engine(model, tmp_path / "bundle", precision="int8", weights_only=True)
     return Bundle.open(tmp_path / "bundle")

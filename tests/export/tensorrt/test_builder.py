@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mapengine.export.options import PlanSettings
 from mapengine.export.tensorrt import BuiltPlan, build_plan, builder, stage_profiles
 from mapengine.export.tensorrt.graph import read_graph
 from mapengine.export.tensorrt.layers import Port
+from mapengine.export.tensorrt.settings import PlanSettings
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.bundle.manifest import TensorSpec
 from mapengine.runtime.bundle.requests import Range, ServedRequests

@@ -92,7 +92,7 @@ def plan_bundles(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def _write_plans(source: Path, graphs: Path, folder: Path, name: str) -> Path:
-    from mapengine.export.bundles.plans import add_patch_features
+    from mapengine.export.graphs.gpu import add_patch_features
 
     onnx = Bundle.open(source, verify=False)
     with write_bundle(folder) as writer:

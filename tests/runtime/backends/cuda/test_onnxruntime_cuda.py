@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mapengine.export import compile_engine
 from mapengine.export.attention.segments import Segment
-from mapengine.export.bundles.plans import compile_engine
 from mapengine.runtime import Engine
 from mapengine.runtime.backends import onnxruntime_cuda, registry
 from mapengine.runtime.backends.contract import ChunkSizes

@@ -21,13 +21,11 @@ from mapengine.runtime.bundle.stages import LayerRecord
 from mapengine.runtime.bundle.store import BundleWriter
 from mapengine.runtime.errors import BackendUnavailableError, ExportError, InputError
 
-from ..bundles.compilers import Fraction, Profiles, StageCompiler
+from ..attention.choice import AttentionChoice, KernelChoice, choose_attention, rounds
+from ..attention.segments import cut_at_kernels
 from ..model.config import ModelConfig
 from ..tensorrt import stage_profiles
-from .auto import choose_attention
-from .choice import AttentionChoice, KernelChoice
-from .segments import cut_at_kernels
-from .tolerance import rounds
+from .compilers import Fraction, Profiles, StageCompiler
 
 _AXES = ("views", "patch_rows", "patch_columns")
 

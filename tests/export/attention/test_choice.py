@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mapengine.export.attention import auto as attention_auto
-from mapengine.export.attention.auto import choose_attention
-from mapengine.export.attention.choice import KernelChoice
+from mapengine.export.attention import choice as attention_choice
+from mapengine.export.attention.choice import KernelChoice, choose_attention
 from mapengine.kernels.speeds import SPEEDS, Speed, speed_at
 
 
@@ -53,7 +52,7 @@ def test_a_kernel_has_to_be_worth_its_cuts(
     precision: str, flash: float, int8: float, wanted: KernelChoice | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     speed = Speed("a GPU", 1000, 1.0, {"flash": flash, "int8": int8})
-    monkeypatch.setattr(attention_auto, "speed_at", lambda architecture, length: speed)
+    monkeypatch.setattr(attention_choice, "speed_at", lambda architecture, length: speed)
     choice, said = choose_attention((90,), 1000, precision)
     assert choice == wanted
     assert said.startswith(f"attention: {'native' if wanted is None else wanted}, because ")
@@ -61,6 +60,6 @@ def test_a_kernel_has_to_be_worth_its_cuts(
 
 def test_the_worst_target_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = {86: Speed("a", 1000, 1.0, {"flash": 0.5}), 89: Speed("b", 1000, 1.0, {"flash": 0.97})}
-    monkeypatch.setattr(attention_auto, "speed_at", lambda architecture, length: speeds[architecture])
+    monkeypatch.setattr(attention_choice, "speed_at", lambda architecture, length: speeds[architecture])
     assert choose_attention((86,), 1000, "fp16")[0] == KernelChoice("flash")
     assert choose_attention((86, 89), 1000, "fp16")[0] is None

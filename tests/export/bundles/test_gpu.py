@@ -14,9 +14,9 @@ import onnxruntime
 import pytest
 
 from mapengine.export import build_engine, compile_engine
-from mapengine.export.bundles.plans import add_patch_features
+from mapengine.export.graphs.gpu import add_patch_features
 from mapengine.export.model.reference import MapAnything
-from mapengine.export.options import PlanSettings
+from mapengine.export.tensorrt.settings import PlanSettings
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.host_pipeline import geometry_inputs
 from mapengine.runtime.bundle.manifest import STAGES, Manifest, Range

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from mapengine.export import build_engine, compile_engine
-from mapengine.export.attention import chains as chain_plans
-from mapengine.export.attention.choice import AttentionChoice, KernelChoice
-from mapengine.export.attention.tolerance import kernel_tolerance, rounds, widened
+from mapengine.export.attention.choice import AttentionChoice, KernelChoice, rounds
 from mapengine.export.attention.twins import exact_attention, kept_blocks, twin_attention
+from mapengine.export.bundles import chains as chain_plans
+from mapengine.export.bundles.tolerances import kernel_tolerance, widened
 from mapengine.export.model.config_json import parse_config
-from mapengine.export.options import PlanSettings
+from mapengine.export.tensorrt.settings import PlanSettings
 from mapengine.runtime.backends.libraries import is_installed
 from mapengine.runtime.bundle.kernel_attention import KERNELS, KernelAttention
 from mapengine.runtime.bundle.store import MANIFEST_NAME, Bundle
@@ -162,7 +162,7 @@ def test_a_finished_bundle_takes_kernels_without_pytorch(half: Path, tmp_path: P
 import sys
 sys.modules["torch"] = None
 from mapengine.export import compile_engine
-from mapengine.export.build_options import PlanSettings
+from mapengine.export.tensorrt.settings import PlanSettings
 settings = PlanSettings(("8.9",))
 compile_engine({str(half)!r}, {str(out)!r}, backend="tensorrt-rtx", attention="int8-fp8@2", settings=settings)
 """

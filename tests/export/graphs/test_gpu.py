@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from mapengine.export.graphs.split_products import split_quantised_products
+from mapengine.export.graphs.gpu import separate_products_for_gpu
 
 from ..small_graphs import run_graph, save_graph
 
@@ -35,7 +35,7 @@ def test_three_products_compute_the_same(tmp_path: Path) -> None:
     path, scratch = tmp_path / "stage.onnx", tmp_path / "scratch"
     scratch.mkdir()
     write_graph(path, quantised=True)
-    written, count = split_quantised_products(path, scratch)
+    written, count = separate_products_for_gpu(path, scratch)
     assert (written, count) == (scratch / "stage.onnx", 1)
     onnx.checker.check_model(str(written), full_check=True)
     graph = onnx.load(written).graph
@@ -50,4 +50,4 @@ def test_three_products_compute_the_same(tmp_path: Path) -> None:
 def test_what_is_not_quantised_stays(tmp_path: Path) -> None:
     path = tmp_path / "stage.onnx"
     write_graph(path, quantised=False)
-    assert split_quantised_products(path, tmp_path / "scratch") == (path, 0)
+    assert separate_products_for_gpu(path, tmp_path / "scratch") == (path, 0)

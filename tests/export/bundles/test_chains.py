@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from mapengine.export import build_engine
-from mapengine.export.attention.chains import kernel_architectures, segment_profiles
 from mapengine.export.attention.choice import KernelChoice
-from mapengine.export.options import PlanSettings
+from mapengine.export.bundles.chains import kernel_architectures, segment_profiles
+from mapengine.export.tensorrt.settings import PlanSettings
 from mapengine.runtime.backends.cuda.attention import needed_variants
 from mapengine.runtime.backends.libraries import is_installed
 from mapengine.runtime.bundle.manifest import Range, TensorSpec
