@@ -36,7 +36,7 @@ def compile_engine(
         backend: ``"tensorrt"``, ``"tensorrt-rtx"`` or ``"onnxruntime-cuda"``.
         attention: ``"auto"``, ``"native"`` or our own kernels, as :func:`.build_engine` takes them. Kernels are for
             bundles in 16 bits, or with 16 bits around their 8-bit products, whose attention is written as ``mha``.
-        settings: see :class:`.build_options.PlanSettings`.
+        settings: see :class:`.tensorrt.settings.PlanSettings`.
         progress: called with a line per step.
         fraction: called with how much of a step is done (0 to 1) and what it does.
 
