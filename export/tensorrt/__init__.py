@@ -4,8 +4,7 @@ from .builder import BuiltPlan, build_plan
 from .layers import LayerReport
 from .limits import check_limits
 from .optimization_profiles import gpu_chunks, stage_profiles
-from .settings import check_settings
-from .targets import check_targets, parse_target
+from .settings import check_settings, check_targets, parse_target
 
 __all__ = [
     "BuiltPlan",

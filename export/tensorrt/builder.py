@@ -20,8 +20,7 @@ from .limits import check_gpu, check_graph
 from .optimization_profiles import shape_ends
 from .process import compile_elsewhere
 from .progress import Fraction
-from .settings import PlanSettings, check_settings
-from .targets import check_targets
+from .settings import PlanSettings, check_settings, check_targets
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from .layers import Port, manifest_dtype
 from .messages import builder_error, parser_error, useful_line
 from .optimization_profiles import shape_ends
 from .progress import Fraction, PhaseProgress
-from .targets import set_targets
+from .settings import set_targets
 from .timing_cache import read_timings, write_timings
 
 _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mapengine.export.tensorrt.targets import check_targets, known_targets, parse_target
+from mapengine.export.tensorrt.settings import check_targets, known_targets, parse_target
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.errors import InputError
 
