@@ -3,7 +3,7 @@
     make kernels
     python benchmarks/attention.py --json benchmarks/results/attention.json
 
-Always: which share of the key blocks the selection keeps on inputs of a trained network (``attention_inputs.py``).
+Always: which share of the key blocks the selection keeps on inputs of a trained network of a rendered scene.
 With a GPU: TFLOP/s (of the dense count, so that sparse kernels show their gain) and the error against float64 of some
 queries, for our kernels and for every backend of PyTorch's SDPA, flash-attn and SageAttention where they are
 installed, at L = 1370 V tokens. Each time is the median of runs in turn, after a warm-up, with the preparation of
@@ -14,7 +14,6 @@ occupancy that registers and shared memory of the compiled kernels allow, and sa
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -22,16 +21,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from attention_inputs import MODEL, trained_qkv
-from record import origin, write_record
-
 from mapengine.kernels.compile import read_manifest
 from mapengine.kernels.costs import attention_cost
 from mapengine.kernels.tuning import ARCHITECTURES, QUERY_BLOCK
+from mapengine.runtime.profiling.environment import origin
+from mapengine.runtime.system.files import write_json
 
 TOKENS = 1370
 """Tokens of a view of 518 x 518 pixels: 37 x 37 patches and the class token."""
 HEADS, HEAD_DIM = 24, 64
+MODEL = "preset:nano"
+"""The trained network whose inputs decide how much a sparse kernel may drop."""
 VIEWS = (1, 2, 4, 8, 16, 32, 64)
 TRAINED_VIEWS, TRAINED_SIDE = 8, 518
 THRESHOLDS = (0.5, 0.7, 0.9, 0.95)
@@ -197,6 +197,34 @@ def reason(error: Exception) -> str:
     return f"{type(error.__cause__ or error).__name__}: {lines[-1].strip()[:160] if lines else 'no message'}"
 
 
+def trained_qkv(views: int, side: int) -> tuple[Any, Any, Any]:
+    """Of all global attention layers of :data:`MODEL`, as heads of one attention: (1, L, layers * heads, D) float16.
+
+    L is ``views`` * ((``side`` / 14)^2 + 1) + 1: patches and class token of each view, then the scale token.
+    """
+    import torch
+
+    from mapengine.calibration.scenes import render_scene
+    from mapengine.export import load_model
+    from mapengine.runtime import preprocess_inputs
+
+    model = load_model(MODEL)
+    scene = render_scene(1_700_000, views, side, side)
+    layers: list[Any] = []
+    hooks = [
+        block.attn.qkv.register_forward_hook(lambda _, __, output: layers.append(output))
+        for block in model.info_sharing.self_attention_blocks[::2]
+    ]
+    inputs = [{"img": image} for image in scene.images]
+    model.predict(preprocess_inputs(inputs, resize_mode="fixed_size", size=(side, side)), use_amp=False)
+    for hook in hooks:
+        hook.remove()
+    heads = model.config.aggregator.block.num_heads
+    parts = [x.reshape(1, x.shape[1], 3, heads, -1) for x in layers]
+    query, key, value = (torch.cat([p[:, :, i] for p in parts], 2).half().contiguous() for i in range(3))
+    return query, key, value
+
+
 def trained(rounds: int) -> dict[str, Any]:
     """What sparse attention keeps on the inputs of a trained network, and with a GPU how fast that makes it."""
     import torch
@@ -261,7 +289,7 @@ def main() -> int:
     parser.add_argument("--views", type=int, nargs="+", default=list(VIEWS))
     parser.add_argument("--threshold", type=float, default=0.9, help="of the sparse kernels")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--json", type=Path, default=Path("build/attention.json"), help="where to write the record")
     args = parser.parse_args()
     device = gpu()
     kernels = compiled(args.kernels)
@@ -282,8 +310,7 @@ def main() -> int:
     if device is not None:
         record["threshold"], record["rounds"] = args.threshold, args.rounds
         record["speed"] = {str(v): timed(v, args.threshold, args.rounds) for v in args.views}
-    print(json.dumps(record, indent=2))
-    write_record(record, args.json)
+    write_json(args.json, record)
     return 0
 
 

@@ -11,9 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
-from record import write_record
-
 from mapengine.kernels.speeds import SPEEDS
+from mapengine.runtime.system.files import write_json
 
 NATIVE = ("torch flash", "torch cuDNN", "torch efficient")
 OURS = {"dense": "flash", "int8": "int8"}
@@ -35,7 +34,7 @@ def main() -> None:
     stored = json.loads(SPEEDS.read_text(encoding="utf-8")) if SPEEDS.is_file() else {}
     architecture = gpu["compute_capability"].replace(".", "")
     stored[architecture] = {"gpu": gpu["name"], "commit": record["commit"], "lengths": lengths}
-    write_record(dict(sorted(stored.items())), SPEEDS)
+    write_json(SPEEDS, dict(sorted(stored.items())))
 
 
 if __name__ == "__main__":

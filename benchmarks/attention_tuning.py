@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from attention import HEADS, TOKENS, gpu, median_ms, reason
-from record import origin, write_record
 
 from mapengine.kernels.costs import attention_cost
 from mapengine.kernels.tuning import KEY_BLOCK, KINDS, QUERY_BLOCK, TUNED, Tile
-from mapengine.runtime.system.files import atomic_write
+from mapengine.runtime.profiling.environment import origin
+from mapengine.runtime.system.files import atomic_write, write_json
 
 HEAD_DIM = 64
 KERNELS = ("dense", "int8", "int8-fp8", "sparse", "sparse-int8", "sparse-int8-fp8")
@@ -121,7 +121,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--store", action="store_true", help="keep the best in kernels/tuned.json, for this GPU's kind")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that compile")
-    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument(
+        "--json", type=Path, default=Path("build/attention_tuning.json"), help="where to write the record"
+    )
     args = parser.parse_args()
     device = gpu()
     if device is None:
@@ -145,8 +147,7 @@ def main() -> int:
         "results": timed(usable, args.views, args.rounds),
     }
     record["machine"]["gpu"] = device
-    print(json.dumps(record, indent=1))
-    write_record(record, args.json)
+    write_json(args.json, record)
     if args.store:
         store(record["results"], device["compute_capability"])
     return 0

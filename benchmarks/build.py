@@ -18,14 +18,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from record import origin, write_record
-
 from mapengine.export.options import served_requests
 from mapengine.export.precision import lower_precision
 from mapengine.export.tensorrt import BuiltPlan, build_plan, gpu_chunks, stage_profiles
 from mapengine.runtime.backends.tensorrt.flavour import Flavour, load_flavour
 from mapengine.runtime.bundle.manifest import STAGES, TensorSpec
 from mapengine.runtime.bundle.requests import Range, ServedRequests
+from mapengine.runtime.profiling.environment import origin
+from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.sizes import parse_pixels, parse_view_counts
 from mapengine.runtime.typed_json.codec import encode
 
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["fp16", "bf16"], choices=["fp32", "fp16", "bf16"])
     parser.add_argument("--requests", nargs="+", default=list(REQUESTS), help="min:opt:max/all or /WIDTHxHEIGHT,...")
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, default=Path("build/build.json"), help="where to write the record")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         source = args.graphs
@@ -136,8 +136,7 @@ def main() -> None:
         **origin("mapengine", "tensorrt_rtx", "torch", "onnx-ir", "numpy"),
         "results": results,
     }
-    print(json.dumps(record, indent=2))
-    write_record(record, args.json)
+    write_json(args.json, record)
 
 
 if __name__ == "__main__":

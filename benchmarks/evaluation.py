@@ -12,7 +12,6 @@ docs/guide/evaluation.md.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import origin, write_record
 
 from mapengine.calibration.evaluation import (
     DEFAULT_SCENES,
@@ -32,6 +30,8 @@ from mapengine.calibration.evaluation import (
     kept_errors,
 )
 from mapengine.cli.eval_command import load_predictor
+from mapengine.runtime.profiling.environment import origin
+from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.sizes import parse_pixels
 
 
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, help="for --emulate int8 and fp8")
     parser.add_argument("--scores", type=Path, help="write the figures of every scene there, as .npz")
     parser.add_argument("--against", type=Path, help="scores of the float32 network")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, default=Path("build/evaluation.json"), help="where to write the record")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if args.emulate:
@@ -135,8 +135,7 @@ def main() -> None:
         for (task, metric), error in kept_errors(evaluation.scores, load_scores(args.against)).items():
             errors.setdefault(task, {})[metric] = float(f"{error:.2g}")
         record["kept_errors"] = errors
-    print(json.dumps(record, indent=2))
-    write_record(record, args.json)
+    write_json(args.json, record)
 
 
 if __name__ == "__main__":

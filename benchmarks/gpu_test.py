@@ -11,7 +11,6 @@ recorded with the library's own words; the exit code is 1 if there was one, or i
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -21,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engine import make_views
-from record import origin, write_record
 
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.cuda.driver import driver_problem
 from mapengine.runtime.backends.registry import available_backends
 from mapengine.runtime.backends.table import GPU_BACKENDS
 from mapengine.runtime.errors import MapEngineError
+from mapengine.runtime.profiling.environment import origin
+from mapengine.runtime.system.files import write_json
 
 CASES = ("fp32", "fp16", "bf16", "fp16 flash", "bf16 flash", "fp16 int8", "fp16 sparse:1")
 """Precision, and the kernels of ours that compute attention over all views, if any."""
@@ -57,11 +56,12 @@ def difference(found: Predictions, expected: Predictions) -> float:
 def checks(engine: Engine, model: Any) -> dict[str, Callable[[], float]]:
     """Named checks; each returns a relative difference from the reference."""
     from mapengine.export.bundles.onnx import measure
+    from mapengine.export.bundles.parity_cases import sample_inputs
 
     most = min(MOST_VIEWS, engine.manifest.requests.views.max)
 
     def views(count: int, geometry: bool = True) -> Views:
-        return make_views(count, *SIZE, geometry)
+        return sample_inputs(SIZE, ["kdp" if geometry else ""] * count, model.data_norm_type)
 
     def against_reference(inputs: Views, predict: Callable[[Views], Predictions] = engine.predict) -> float:
         return difference(predict(inputs), model.predict(inputs, use_amp=False))
@@ -150,7 +150,7 @@ def main() -> int:
     parser.add_argument("--model", default="preset:tiny")
     parser.add_argument("--cases", nargs="+", default=list(CASES), help="precision, or precision and attention")
     parser.add_argument("--bundles", type=Path, help="keep the bundles there, and use those that are there already")
-    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--json", type=Path, default=Path("build/gpu_test.json"), help="where to write the record")
     args = parser.parse_args()
     problem = driver_problem()
     if problem is not None:
@@ -188,8 +188,7 @@ def main() -> int:
                 print(f"{name} {case} ...", flush=True)
                 results[f"{name} {case}"] = run(name, case, model, args.bundles or Path(scratch))
                 print(f"{name} {case}: {results[f'{name} {case}']['status']}", flush=True)
-                write_record(record, args.json)  # as far as it is: the next one may take the process with it
-    print(json.dumps(record, indent=2))
+                write_json(args.json, record)  # as far as it is: the next one may take the process with it
     return 0 if all(result["status"] == "passed" for result in results.values()) else 1
 
 

@@ -9,7 +9,6 @@ orientation, RGB, Lanczos to the covering size, centre crop, normalise. Both giv
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -18,11 +17,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from record import origin, write_record
 
 from mapengine.runtime import load_images
 from mapengine.runtime.inputs.normalization import norm_constants
 from mapengine.runtime.inputs.resolutions import target_size
+from mapengine.runtime.profiling.environment import origin
+from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.threads import default_threads
 
 WIDTH, HEIGHT, PHOTOS = 4032, 3024, 8
@@ -64,7 +64,7 @@ def one_after_the_other(paths: list[Path]) -> list[np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, default=Path("build/loading.json"), help="where to write the record")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         paths = write_photos(Path(folder))
@@ -88,8 +88,7 @@ def main() -> None:
             "largest_difference": worst,
         },
     }
-    print(json.dumps(record, indent=2))
-    write_record(record, args.json)
+    write_json(args.json, record)
 
 
 if __name__ == "__main__":

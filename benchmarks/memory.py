@@ -9,17 +9,16 @@ the bundle and makes this one call. The plan is measured first, on calls of at m
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from record import origin, write_record
-
 from mapengine.runtime.memory.measurement import measure
 from mapengine.runtime.memory.model import MemoryModel
 from mapengine.runtime.memory.probe import probe
+from mapengine.runtime.profiling.environment import origin
+from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.sizes import parse_pixels
 
 VIEWS = (1, 8, 48, 64, 128, 300)
@@ -44,7 +43,7 @@ def main() -> None:
     parser.add_argument("--size", default="140x112", type=parse_pixels)
     parser.add_argument("--views", type=int, nargs="+", default=list(VIEWS))
     parser.add_argument("--backends", nargs="+", default=["onnxruntime", "openvino"])
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, default=Path("build/memory.json"), help="where to write the record")
     args = parser.parse_args()
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -69,8 +68,7 @@ def main() -> None:
         **origin("mapengine", "onnxruntime", "openvino", "numpy"),
         "results": results,
     }
-    print(json.dumps(record, indent=2))
-    write_record(record, args.json)
+    write_json(args.json, record)
 
 
 if __name__ == "__main__":

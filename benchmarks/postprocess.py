@@ -26,10 +26,11 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")  # before NumPy is imported
 
 import numpy as np  # noqa: E402
-from record import origin, write_record  # noqa: E402
 
 from mapengine.runtime.geometry import rays_from_intrinsics  # noqa: E402
 from mapengine.runtime.postprocessing.predictions import finish_predictions, forward_outputs  # noqa: E402
+from mapengine.runtime.profiling.environment import origin  # noqa: E402
+from mapengine.runtime.system.files import write_json  # noqa: E402
 
 Array = Any
 MEAN = np.asarray((0.485, 0.456, 0.406), np.float32)
@@ -198,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--height", type=int, default=518)
     parser.add_argument("--width", type=int, default=518)
     parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--json", type=Path, help="also write the record to this file")
+    parser.add_argument("--json", type=Path, default=Path("build/postprocess.json"), help="where to write the record")
     options = parser.parse_args(arguments)
     if options.runs < 1 or min(options.height, options.width) < 14:
         parser.error("--runs must be at least 1, --height and --width at least 14")
@@ -218,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
         **origin("mapengine", "numpy"),
         "results": results,
     }
-    write_record(record, options.json)
+    write_json(options.json, record)
     return 0
 
 

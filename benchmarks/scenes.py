@@ -12,9 +12,9 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from record import origin, write_record
-
 from mapengine.calibration.scenes import MAX_VIEWS, render_scene
+from mapengine.runtime.profiling.environment import origin
+from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.sizes import parse_pixels
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--size", default="140x112", type=parse_pixels)
     parser.add_argument("--scenes", type=int, default=48, help="per process and round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("build/scenes.json"), help="where to write the record")
     options = parser.parse_args()
     width, height = options.size
     processes = os.cpu_count() or 1
@@ -55,7 +55,7 @@ def main() -> None:
         "views_per_second": {"median": statistics.median(rates), "min": min(rates), "max": max(rates)},
         **origin("mapengine", "numpy"),
     }
-    write_record(record, options.json)
+    write_json(options.json, record)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import origin, write_record
+
+from mapengine.runtime.profiling.environment import commit
+from mapengine.runtime.system.files import atomic_write, write_json
 
 _POINTS = 100
 _SHOWN = {"depth_abs_rel": "depth AbsRel", "rotation_degrees": "rotation error (degrees)"}
@@ -47,7 +48,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "runs": [{"step": record["step"], **record["run"]} for record in log if "run" in record],
         "train": [{"step": train[i]["step"], **train[i]["train"]} for i in chosen],
         "validation": [{"step": r["step"], **r["validation"]} for r in log if "validation" in r],
-        "commit": origin()["commit"],
+        "commit": commit(),
     }
 
 
@@ -80,21 +81,19 @@ def plot(record: dict[str, Any], path: Path) -> None:
         axis.legend(fontsize=8, frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yscale("log")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    figure.savefig(partial, format="png", dpi=110)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
     pyplot.close(figure)
-    os.replace(partial, path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("build/training.json"), help="where to write the record")
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     record = summary(options.run)
-    write_record(record, options.json)
+    write_json(options.json, record)
     if options.plot:
         plot(record, options.plot)
     print(f"{record['steps']} steps in {record['minutes']} minutes")

@@ -57,7 +57,7 @@ def test_postprocess(tables: ModuleType, tmp_path: Path) -> None:
 
 def test_engine(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     options = ("--model", "preset:tiny", "--bundle", str(tiny_bundle), "--size", "84x56", "--rounds", "1", "--geometry")
-    record = run("engine.py", *options, "--json", str(tmp_path / "record.json"))
+    record = run("studies/engine.py", *options, "--json", str(tmp_path / "record.json"))
     check(record, tables)
     assert set(record["results"]) == {"pytorch-eager", "onnxruntime", "openvino"}
     assert record["results"]["pytorch-eager"]["times_baseline_speed"] == 1
@@ -65,7 +65,7 @@ def test_engine(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
 
 def test_cpu_options(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     options = ("--bundle", str(tiny_bundle), "--stages", "dense_head", "--size", "84x56", "--rounds", "1")
-    record = run("cpu_options.py", *options, "--json", str(tmp_path / "record.json"))
+    record = run("studies/cpu_options.py", *options, "--json", str(tmp_path / "record.json"))
     check(record, tables)
     chosen = record["results"]["dense_head"]["onnxruntime (chosen)"]
     assert chosen["times_chosen"] == 1
@@ -74,7 +74,7 @@ def test_cpu_options(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> N
 
 def test_speed_work(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     options = ("--bundle", str(tiny_bundle), "--stages", "image_encoder", "dense_head", "--size", "84x56")
-    record = run("speed_work.py", *options, "--rounds", "1", "--json", str(tmp_path / "record.json"))
+    record = run("studies/speed_work.py", *options, "--rounds", "1", "--json", str(tmp_path / "record.json"))
     check(record, tables)
     for stage, places in (("image_encoder", 6), ("dense_head", 4)):
         for backend in ("onnxruntime", "openvino"):  # the variants give what the stage gives
@@ -106,7 +106,7 @@ def test_precision(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> Non
     graphs = shutil.copytree(tiny_bundle, tmp_path / "graphs")
     options = ("--exported", str(graphs), "--size", "42x28", "--cases", "mixed")
     one = ("--precisions", "fp16", "--candidates", "none of them")
-    record = run("precision.py", *options, *one, "--json", str(tmp_path / "precision.json"))
+    record = run("studies/precision.py", *options, *one, "--json", str(tmp_path / "precision.json"))
     check(record, tables)
     assert 0 < record["results"]["fp16"]["errors"]["the policy"]["end_to_end"]["depth_abs_rel"] < 1e-2
 
@@ -114,7 +114,7 @@ def test_precision(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> Non
 def test_precision_range(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     graphs = shutil.copytree(tiny_bundle, tmp_path / "graphs")
     options = ("--exported", str(graphs), "--size", "42x28", "--cases", "mixed")
-    record = run("precision_range.py", *options, "--json", str(tmp_path / "range.json"))
+    record = run("studies/precision_range.py", *options, "--json", str(tmp_path / "range.json"))
     check(record, tables)
     for results in record["results"].values():
         assert results["fp16"]["without"] is None  # not finite
@@ -162,3 +162,16 @@ def test_every_result_is_shown_and_names_its_origin(path: Path, tables: ModuleTy
     record = json.loads(path.read_text(encoding="utf-8"))
     check(record, tables)
     assert any(f"<!-- results: {path.stem} -->" in d.read_text(encoding="utf-8") for d in tables.DOCUMENTS)
+
+
+def test_tables_are_written_into_the_named_documents(
+    tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = tmp_path / "page.md"
+    document.write_text("Before.\n<!-- results: loading -->\nold\n<!-- end -->\nAfter.\n", encoding="utf-8")
+    for options, code in (([], 1), (["--write"], 0), ([], 0)):
+        monkeypatch.setattr(sys, "argv", ["tables.py", str(document), *options])
+        assert tables.main() == code
+    text = document.read_text(encoding="utf-8")
+    assert text.startswith("Before.\n<!-- results: loading -->\n| one after the other |")
+    assert text.endswith("<!-- end -->\nAfter.\n")

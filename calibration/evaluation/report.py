@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mapengine.runtime.profiling.report import table
+
 from .scoring import METRICS
 
 HEAD = ("task", "views", *(metric.title for metric in METRICS))
@@ -37,8 +39,7 @@ def markdown_table(evaluation: Mapping[str, Any]) -> str:
     """The table as Markdown with a line that explains it; the baseline in italics."""
     rows = [[f"*{row[0]}*" if row[0] == BASELINE else f"`{row[0]}`", *row[1:]] for row in table_rows(evaluation)]
     align = ["---", *["---:"] * (len(HEAD) - 1)]
-    lines = ["| " + " | ".join(cells) + " |" for cells in (HEAD, align, *rows)]
-    return "\n".join([*lines, "", f"{described(evaluation)}. {_EXPLAINED.format(baseline=BASELINE)}"])
+    return f"{table(HEAD, rows, align)}\n\n{described(evaluation)}. {_EXPLAINED.format(baseline=BASELINE)}"
 
 
 def described(evaluation: Mapping[str, Any]) -> str:

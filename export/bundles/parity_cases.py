@@ -26,8 +26,11 @@ _SMALLEST_SIDE = 28
 _LONGEST_SHAPE = 2  # longer side over shorter side
 
 
-def _views(size: tuple[int, int], given: Iterable[str], data_norm_type: str, metric: bool = True) -> Views:
-    """Views of the sample scene; ``given`` says per view what is known: letters of k (camera), d (depth), p (pose)."""
+def sample_inputs(size: tuple[int, int], given: Iterable[str], data_norm_type: str, metric: bool = True) -> Views:
+    """Return prepared views of the sample scene, one per entry of ``given``.
+
+    An entry says what is known of its view: letters of k (camera), d (depth), p (pose).
+    """
     # Narrow views have little in common, so the middle of wider ones is cut out.
     least = max(_SMALLEST_SIDE, -(-max(size) // _LONGEST_SHAPE))
     width, height = (max(side, least) for side in size)
@@ -54,7 +57,7 @@ def golden_views(data_norm_type: str, size: tuple[int, int] = GOLDEN_SIZE, count
     """
     views = 3 if counts is None else min(max(3, counts.min), counts.max)
     given = {1: ("kdp",), 2: ("kp", "kdp")}.get(views) or itertools.islice(itertools.cycle(("kp", "kdp", "")), views)
-    return _views(size, given, data_norm_type)
+    return sample_inputs(size, given, data_norm_type)
 
 
 _LARGE_CASES = ("image, 1 view", "mixed")
@@ -85,7 +88,7 @@ def parity_cases(data_norm_type: str, size: tuple[int, int] = PARITY_SIZE, min_v
         count = max(len(given), min_views)
         title = name if count == len(given) else f"{name}, repeated to {count} views"
         repeated = itertools.islice(itertools.cycle(given), count)
-        named[title] = _views(size, repeated, data_norm_type, metric=name != "not metric")
+        named[title] = sample_inputs(size, repeated, data_norm_type, metric=name != "not metric")
     return named
 
 

@@ -17,7 +17,7 @@ from mapengine.runtime.errors import BackendUnavailableError, InputError
 from mapengine.runtime.inputs.view_lists import raw_views
 from mapengine.runtime.outputs.scene import Scene
 from mapengine.runtime.profiling import Contender
-from mapengine.runtime.profiling.engine_subject import StageClock, phases
+from mapengine.runtime.profiling.subjects import StageClock, phases
 
 from ..model.reference import load_model
 
@@ -49,7 +49,7 @@ def baseline(name: str, model: str, threads: int | None, device: str | None = No
 
 
 class TorchSubject:
-    """This project's reference network; see :class:`mapengine.runtime.profiling.workers.Subject`."""
+    """This project's reference network; see :class:`mapengine.runtime.profiling.subjects.Subject`."""
 
     def __init__(self, model: str, amp: str | None, compiled: bool, threads: int | None, device: str) -> None:
         if threads:
@@ -71,7 +71,7 @@ class TorchSubject:
         }
 
     def call(self, files: Sequence[str], size: tuple[int, int]) -> dict[str, float]:
-        """See :class:`mapengine.runtime.profiling.workers.Subject`."""
+        """See :class:`mapengine.runtime.profiling.subjects.Subject`."""
         start = time.perf_counter()
         raw, names = raw_views(list(files))
         views = preprocess_inputs(raw, resize_mode="fixed_size", size=size, norm_type=self._network.data_norm_type)
@@ -108,7 +108,7 @@ class UpstreamSubject:
         self.facts |= {"backend_version": torch.__version__, "device": device}
 
     def call(self, files: Sequence[str], size: tuple[int, int]) -> dict[str, float]:
-        """See :class:`mapengine.runtime.profiling.workers.Subject`."""
+        """See :class:`mapengine.runtime.profiling.subjects.Subject`."""
         start = time.perf_counter()
         views = self._load(list(files), resize_mode="fixed_size", size=size)
         loaded = time.perf_counter()

@@ -18,9 +18,14 @@ _QUERY = "name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu,me
 
 
 def environment() -> dict[str, Any]:
-    """``machine`` and ``versions``, and the ``commit`` of the checkout if this is one."""
+    """Return the :func:`origin` of a profile."""
+    return origin(*PACKAGES)
+
+
+def origin(*packages: str) -> dict[str, Any]:
+    """Return where a record was made: ``machine``, ``versions`` of the packages that are installed, and ``commit``."""
     versions = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in packages:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -57,11 +62,21 @@ def gpu_state() -> dict[str, str] | None:
 
 
 def commit() -> str | None:
-    """Short hash of the checkout that this file is in; None where there is none, or no git."""
+    """Return the short hash of the checkout that this file is in, with ``-dirty`` if files other than results differ.
+
+    ``MAPENGINE_COMMIT`` names it where the files were copied without their history. None without a checkout or git.
+    """
     if "MAPENGINE_COMMIT" in os.environ:
         return os.environ["MAPENGINE_COMMIT"]
-    command = ["git", "-C", str(Path(__file__).resolve().parents[2]), "rev-parse", "--short=12", "HEAD"]
+    root = str(Path(__file__).resolve().parents[2])
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", root, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip() or None
+        head = git("rev-parse", "--short=12", "HEAD")
+        is_dirty = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     except (OSError, subprocess.SubprocessError):
         return None
+    return f"{head}{'-dirty' if is_dirty else ''}"

@@ -11,9 +11,9 @@ from typing import Any
 
 from ..backends.table import EIGHT_BIT
 from ..errors import InputError, MapEngineError
-from .engine_subject import EngineSubject
 from .statistics import Summary
-from .workers import Load, Run, Worker
+from .subjects import EngineSubject, MeasuredSubject, Run, Subject
+from .workers import Worker
 
 BOUNDARY = (
     "One call is timed from image files on disk to a Scene in memory: reading, decoding, resizing, the network, masks, "
@@ -28,14 +28,14 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Contender:
-    """Something that is timed: a name, and how its process loads it."""
+    """What is timed: a name, and what loads it in its process (picklable: a class of a module, or a partial of one)."""
 
     label: str
-    load: Load
+    load: Callable[[], Subject]
 
     @classmethod
     def bundle(cls, path: Path, backend: str, threads: int | None) -> Contender:
-        """An engine bundle on a backend."""
+        """Return the contender for an engine bundle on a backend."""
         return cls(f"{path} ({backend})", partial(EngineSubject, str(path), backend, threads))
 
 
@@ -99,7 +99,7 @@ def profile(
         for contender in contenders:
             report(f"loading {contender.label}")
             try:
-                workers.append(Worker.start(contender.label, contender.load))
+                workers.append(Worker.start(contender.label, partial(MeasuredSubject, contender.load)))
             except MapEngineError as error:
                 missing.append({"contender": contender.label, "why": _reason(error, contender.label)})
         for size in settings.sizes:
@@ -125,13 +125,15 @@ def profile(
 def _configuration(
     workers: Sequence[Worker], files: list[Path], size: tuple[int, int], settings: Settings, report: Report
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Measure one number of views and size: the results, and what failed."""
+    request = [str(file) for file in files], size
     runs: dict[str, list[Run]] = {}
     failed = []
     able = []
     for worker in workers:
         try:
             for _ in range(settings.warmup):
-                worker.run(files, size)
+                worker.call(*request)
             able.append(worker)
             runs[worker.label] = []
         except MapEngineError as error:
@@ -141,7 +143,7 @@ def _configuration(
         if done >= settings.LEAST_RUNS and time.monotonic() - start > settings.seconds:
             break
         for worker in able:
-            runs[worker.label].append(worker.run(files, size))
+            runs[worker.label].append(worker.call(*request))
     results = []
     for worker in able:
         summary = Summary.of([run.seconds["total"] for run in runs[worker.label]])
@@ -175,7 +177,7 @@ def _summaries(runs: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 
 def _mark_slow(results: Sequence[dict[str, Any]]) -> None:
-    """Say of an 8-bit bundle which wider one of its model, on its backend, is at least as fast."""
+    """Name in each 8-bit result the fastest wider bundle of its model and backend that is at least as fast, or None."""
     for result in results:
         if result.get("precision") not in EIGHT_BIT:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .accuracy import pareto
@@ -115,13 +115,11 @@ def markdown(record: Mapping[str, Any]) -> str:
     most = max(entry["views"] for entry in record["results"])
     longest = {**record, "results": [entry for entry in record["results"] if entry["views"] == most]}
     parts = [
-        _table(_HEAD, rows(record)),
-        _table(
-            ("contender", "views", "phase", "p50", "share", "GFLOP", "GFLOP/s", "of the limit"), phase_rows(longest)
-        ),
+        table(_HEAD, rows(record)),
+        table(("contender", "views", "phase", "p50", "share", "GFLOP", "GFLOP/s", "of the limit"), phase_rows(longest)),
     ]
     if accurate := accuracy_rows(record):
-        parts.append(_table(_ACCURACY_HEAD, accurate))
+        parts.append(table(_ACCURACY_HEAD, accurate))
     ceilings = record.get("ceilings")
     if ceilings:
         products = ", ".join(
@@ -136,5 +134,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _table(head: Any, lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in (list(head), ["---"] * len(head), *lines))
+def table(head: Sequence[str], lines: Sequence[Sequence[str]], align: Sequence[str] | None = None) -> str:
+    """Return a Markdown table; ``align`` is its second row, by default the renderer's choice for every column."""
+    rows = [head, align or ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,6 +1,7 @@
-"""Contenders that take turns, each in a process of its own.
+"""Processes that hold one object each and call it on request.
 
-A machine whose speed drifts is then slow for all of them alike, and the memory of one is not reused by the next.
+What is compared runs in turn, each in a process of its own: a machine whose speed drifts is then slow for all of them
+alike, and the memory of one is not reused by the next.
 """
 
 from __future__ import annotations
@@ -9,64 +10,49 @@ import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import BackendError, MapEngineError
-from ..memory.probe import can_probe, reset_peak
-from ..system.machine import resident_bytes
 
 
-class Subject(Protocol):
-    """What a contender's process holds."""
+class Service(Protocol):
+    """What a worker's process holds.
 
-    facts: dict[str, Any]
-    """What it is: model, precision, backend, device, ..."""
+    Attributes:
+        facts: what it says of itself once it is loaded; picklable.
+    """
 
-    def call(self, files: Sequence[str], size: tuple[int, int]) -> dict[str, float]:
-        """From image files to a scene; seconds by phase, ``total`` among them."""
-        ...
+    facts: Mapping[str, Any]
 
-    def device_seconds(self) -> dict[str, float] | None:
-        """Seconds of the last call by what a device of its own did; None without one, or where it cannot be told."""
-        ...
-
-    def device_bytes(self) -> int | None:
-        """Memory that is in use on a device of its own."""
+    def __call__(self, *arguments: Any) -> Any:
+        """Answer a call; arguments and result are picklable."""
         ...
 
 
-Load = Callable[[], Subject]
-"""Makes a subject in the contender's process. Must be picklable: a function of a module, or a partial of one."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One call: seconds by phase, and by what the device did; peak bytes of the process while it ran, bytes on the
-    device."""
-
-    seconds: dict[str, float]
-    device_seconds: dict[str, float] | None
-    peak_bytes: int | None
-    device_bytes: int | None
+Load = Callable[[], Service]
+"""Makes a service in the worker's process. Must be picklable: a class or function of a module, or a partial of one."""
 
 
 @dataclass
 class Worker:
-    """A contender's process, seen from the one that measures."""
+    """A process with a service, seen from the one that calls it.
+
+    Attributes:
+        label: name in messages. facts: of the service. load_s: seconds that loading it took.
+    """
 
     label: str
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
     load_s: float = 0.0
     _pipe: Any = None
     _process: Any = None
 
     @classmethod
     def start(cls, label: str, load: Load) -> Worker:
-        """Start and load it.
+        """Start the process and load the service.
 
         Raises:
             MapEngineError: whatever loading raised, with the label.
@@ -80,16 +66,15 @@ class Worker:
         worker.facts, worker.load_s = worker._receive()
         return worker
 
-    def run(self, files: Sequence[Path], size: tuple[int, int]) -> Run:
-        """One call.
+    def call(self, *arguments: Any) -> Any:
+        """Call the service and return its result.
 
         Raises:
             MapEngineError: whatever the call raised, with the label.
         """
         with contextlib.suppress(OSError):  # a process that has ended is met when its answer is read
-            self._pipe.send(([str(file) for file in files], size))
-        result: Run = self._receive()
-        return result
+            self._pipe.send(arguments)
+        return self._receive()
 
     def close(self) -> None:
         """End the process."""
@@ -101,13 +86,13 @@ class Worker:
 
     def _receive(self) -> Any:
         try:
-            kind, value = self._pipe.recv()
+            succeeded, value = self._pipe.recv()
         except (EOFError, OSError):
             self._process.join(10)
             raise BackendError(
                 f"{self.label}: its process ended (exit code {self._process.exitcode}), probably for lack of memory"
             ) from None
-        if kind == "error":
+        if not succeeded:
             raise MapEngineError(f"{self.label}: {value}")
         return value
 
@@ -115,28 +100,19 @@ class Worker:
 def _serve(connection: Connection, load: Load) -> None:
     try:
         start = time.perf_counter()
-        subject = load()
-        connection.send(("ready", (subject.facts, time.perf_counter() - start)))
-        while (message := connection.recv()) is not None:
+        service = load()
+        connection.send((True, (service.facts, time.perf_counter() - start)))
+        while (arguments := connection.recv()) is not None:
             try:
-                result: tuple[str, Any] = ("run", _measured(subject, *message))
+                answer: tuple[bool, Any] = True, service(*arguments)
             except Exception as error:
-                result = "error", _in_words(error)
-            connection.send(result)
+                answer = False, _message(error)
+            connection.send(answer)
     except (EOFError, KeyboardInterrupt):
         os._exit(0)
     except Exception as error:
-        connection.send(("error", _in_words(error)))
+        connection.send((False, _message(error)))
 
 
-def _measured(subject: Subject, files: Sequence[str], size: tuple[int, int]) -> Run:
-    measured = can_probe()
-    if measured:
-        reset_peak()
-    seconds = subject.call(files, size)
-    peak = resident_bytes(peak=True) if measured else None
-    return Run(seconds, subject.device_seconds(), peak, subject.device_bytes())
-
-
-def _in_words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error) if isinstance(error, MapEngineError) else f"{type(error).__name__}: {error}"

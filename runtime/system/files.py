@@ -8,6 +8,7 @@ it was, and the caller gets one :class:`~.errors.OutputError`.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import shutil
@@ -15,6 +16,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ..errors import MapEngineError, OutputError
 
@@ -85,6 +87,16 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         if isinstance(error, OSError) and not isinstance(error, MapEngineError):
             raise output_error(Path(path), error) from error
         raise
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write a value as indented JSON in one step.
+
+    Raises:
+        OutputError: as :func:`atomic_write`.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What the options of the CPU backends cost and buy: threads, arena, precision hint, chunk size.
 
-    python benchmarks/cpu_options.py --bundle build/giant --json benchmarks/results/cpu_options.json
+    python benchmarks/studies/cpu_options.py --bundle build/giant --json benchmarks/results/cpu_options.json
 
 One stage of a bundle is loaded once per variant, each variant in a process of its own, and called in turn; the figures
 are medians, and the ratio is variant / chosen setting per round (below 1: the variant is faster). For the precision
@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 from contest import take_turns
-from record import origin, write_record
 
 from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.profiling.environment import origin
+from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.system.threads import default_threads
 
@@ -151,7 +152,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, default=Path("build/cpu_options.json"), help="where to write the record")
     args = parser.parse_args()
     bundle = Bundle.open(args.bundle)
     record = {
@@ -164,7 +165,7 @@ def main() -> None:
         **origin("mapengine", "onnxruntime", "openvino", "numpy"),
         "results": {stage: measure(bundle, stage, args) for stage in args.stages},
     }
-    write_record(record, args.json)
+    write_json(args.json, record)
 
 
 if __name__ == "__main__":

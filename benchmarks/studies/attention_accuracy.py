@@ -1,6 +1,6 @@
 """What the attention kernels cost in geometry: the trained network with each kernel's plain twin. Writes JSON.
 
-    python benchmarks/attention_accuracy.py --json benchmarks/results/attention-accuracy.json
+    python benchmarks/studies/attention_accuracy.py --json benchmarks/results/attention-accuracy.json
 
 The twins compute what the kernels compute, with the same rounding, in the global attention layers of the PyTorch
 reference; everything else stays float32. At 140x112, the size that the network was trained at, sequences are short (81
@@ -11,12 +11,10 @@ is kept says how many were dropped at all.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from record import origin, write_record
 from torch import Tensor
 
 from mapengine.calibration.evaluation import HELD_OUT_SEED, evaluate
@@ -29,6 +27,8 @@ from mapengine.kernels.int8 import int8_attention_reference
 from mapengine.kernels.selection import select_reference
 from mapengine.kernels.sparse import sparse_attention_reference
 from mapengine.runtime.bundle.kernel_attention import MINIMUM_SHARE
+from mapengine.runtime.profiling.environment import origin
+from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.sizes import parse_pixels
 
 MODEL = "preset:nano"
@@ -87,7 +87,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=40)
     parser.add_argument("--size", default="140x112", type=parse_pixels)
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument(
+        "--json", type=Path, default=Path("build/attention_accuracy.json"), help="where to write the record"
+    )
     args = parser.parse_args()
     network = load_model(MODEL)
     view_tokens = (args.size[0] // 14) * (args.size[1] // 14) + 1
@@ -116,8 +118,7 @@ def main() -> None:
         undo = with_attention(network, attend)
         measure(name)
         undo()
-    print(json.dumps(record, indent=2))
-    write_record(record, args.json)
+    write_json(args.json, record)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast the CPU engines are against PyTorch eager, as a ratio measured in one run.
 
-    python benchmarks/engine.py --model preset:giant --size 518x392 --views 2 --json benchmarks/results/engine.json
+    python benchmarks/studies/engine.py --model preset:giant --size 518x392 --json build/engine.json
 
 Every contender lives in a process of its own, loaded once and then called in turn. One call is ``predict``: from
 prepared views to metric predictions, without reading files and without masks. The baseline is this project's PyTorch
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -19,29 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from contest import Loader, take_turns
-from record import origin, write_record
 
+from mapengine.runtime.profiling.environment import origin
+from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.system.threads import default_threads
 
 BASELINE = "pytorch-eager"
 CONTENDERS = ("onnxruntime", "openvino")
 Views = list[dict[str, Any]]
-
-
-def make_views(count: int, width: int, height: int, geometry: bool) -> Views:
-    """Prepared views of the sample scene; with ``geometry`` every one has camera, depth and pose."""
-    from mapengine.calibration.data.samples import sample_views
-    from mapengine.runtime import preprocess_inputs
-
-    raw: Views = []
-    for sample in sample_views(count, width=width, height=height):
-        view: dict[str, Any] = {"img": sample.image}
-        if geometry:
-            view |= {"intrinsics": sample.intrinsics, "depth_z": sample.depth_z}
-            view["camera_poses"] = sample.pose
-        raw.append(view)
-    return preprocess_inputs(raw, resize_mode="fixed_size", size=(width, height))
 
 
 def load_pytorch(model: str, threads: int, views: Views) -> Callable[[], None]:
@@ -65,7 +50,9 @@ def load_engine(bundle: str, backend: str, threads: int, views: Views) -> Callab
 
 def measure(args: argparse.Namespace, bundle: str) -> dict[str, Any]:
     """Call the contenders in turn and return the figures by name."""
-    views = make_views(args.views, *args.size, args.geometry)
+    from mapengine.export.bundles.parity_cases import sample_inputs
+
+    views = sample_inputs(args.size, ["kdp" if args.geometry else ""] * args.views, "dinov2")
     contenders: dict[str, Loader] = {BASELINE: functools.partial(load_pytorch, args.model, args.threads, views)}
     for backend in args.backends:
         contenders[backend] = functools.partial(load_engine, bundle, backend, args.threads, views)
@@ -93,7 +80,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--geometry", action="store_true", help="give camera, depth and pose for every view")
     parser.add_argument("--backends", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, default=Path("build/engine.json"), help="where to write the record")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bundle = args.bundle
@@ -116,8 +103,7 @@ def main() -> None:
         **origin("mapengine", "torch", "onnxruntime", "openvino", "numpy"),
         "results": results,
     }
-    print(json.dumps(record, indent=2))
-    write_record(record, args.json)
+    write_json(args.json, record)
 
 
 if __name__ == "__main__":

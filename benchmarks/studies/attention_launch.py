@@ -1,6 +1,6 @@
 """What it costs to launch our own attention kernels as an engine does, and whether they are right then. Needs a GPU.
 
-    python benchmarks/attention_launch.py --json benchmarks/results/attention-launch-h200.json
+    python benchmarks/studies/attention_launch.py --json benchmarks/results/attention-launch-h200.json
 
 The compiled kernels go through the runtime's own launcher (no PyTorch, no Triton in the timed part): directly, and
 recorded in a CUDA graph. Between two segments of an engine there is one such attention. With one token the kernels have
@@ -11,7 +11,6 @@ for the first call of a shape, which is not a graph yet.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -20,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import origin, write_record
 
 from mapengine.kernels.compile import build, chosen, read_manifest
 from mapengine.runtime.backends.cuda.attention import AttentionKernels, needed_variants
 from mapengine.runtime.backends.cuda.driver import Device
 from mapengine.runtime.bundle.kernel_attention import KERNELS, KernelAttention, KernelCode
 from mapengine.runtime.bundle.store import BundleWriter
+from mapengine.runtime.profiling.environment import origin
+from mapengine.runtime.system.files import write_json
 
 HEADS, DIM, VIEW_TOKENS = 24, 64, 1370
 CASES: tuple[tuple[str, float | None], ...] = (
@@ -161,7 +161,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--views", type=int, nargs="+", default=[0, 1, 8, 32], help="0 is a single token")
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument(
+        "--json", type=Path, default=Path("build/attention_launch.json"), help="where to write the record"
+    )
     args = parser.parse_args()
     device = Device()
     with tempfile.TemporaryDirectory() as scratch, device.current():
@@ -177,8 +179,7 @@ def main() -> None:
     }
     record["machine"]["gpu"] = {"name": device.name, "compute_capability": device.compute_capability}
     record["machine"]["gpu"]["cuda"] = device.driver_version
-    print(json.dumps(record, indent=2))
-    write_record(record, args.json)
+    write_json(args.json, record)
 
 
 if __name__ == "__main__":

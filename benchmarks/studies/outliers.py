@@ -1,6 +1,6 @@
 """INT8 and FP8 of a network with outlier channels: signal-to-noise ratio of what the stages give, naive rounding first.
 
-    python benchmarks/outliers.py preset:giant --formats int8 --cases 2 --json benchmarks/results/outliers-giant.json
+    python benchmarks/studies/outliers.py preset:giant --cases 2 --json benchmarks/results/outliers-giant.json
 
 Trained vision transformers have a few channels that are 50 to 100 times larger than the others. The given network gets
 such channels and computes the same; it is calibrated on rendered scenes and judged on others, as PyTorch with the
@@ -13,20 +13,20 @@ decibels.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from prediction_noise import prediction_decibels
-from record import origin, write_record
 
 from mapengine.calibration.data.cases import Cases, make_cases, rendered_cases
 from mapengine.export.model.reference import MapAnything, load_model
 from mapengine.export.quantization import CalibrationOptions, OutputQuality, calibrate, emulated, folded
 from mapengine.export.quantization.budget import quantised_share
 from mapengine.export.quantization.outliers import CHANNELS, FACTOR, VALUE_FACTOR, with_outlier_channels
+from mapengine.runtime.profiling.environment import origin
+from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.sizes import parse_pixels
 
 PREDICTIONS = (
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
     parser.add_argument("--cases", type=int, default=4, help="to calibrate with, and as many to judge")
     parser.add_argument("--size", default="140x112", type=parse_pixels)
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, default=Path("build/outliers.json"), help="where to write the record")
     args = parser.parse_args()
     plain = load_model(args.model)
     network = with_outlier_channels(plain)
@@ -112,8 +112,7 @@ def main() -> None:
             found = measure(subject, quality, predictions, CalibrationOptions(precision, **METHODS[name]), given)
             results.setdefault(precision, {})[name] = found
             print(f"{precision} {name}: {found}", file=sys.stderr, flush=True)
-            write_record(record, args.json)  # a full-size network takes minutes per row
-    print(json.dumps(record, indent=1))
+            write_json(args.json, record)  # a full-size network takes minutes per row
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
-"""Contenders that take turns, each in a process of its own.
-
-A machine whose speed drifts is then slow for all of them alike, and the memory of one is not reused by the next.
-"""
+"""Functions that are called in turn, each in a process of its own."""
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from mapengine.runtime.profiling.workers import Worker
 
 Loader = Callable[[], Callable[[], Any]]
 """Loads a contender and returns what is timed. Must be picklable: a function of a module, or a partial of one."""
@@ -23,7 +21,7 @@ class Figures:
     """What was measured of one contender; ``seconds`` per round, without the first call."""
 
     load_s: float
-    first_output: Any = None
+    first_output: Any
     private_bytes: int = 0
     seconds: list[float] = field(default_factory=list)
 
@@ -37,21 +35,28 @@ class Figures:
         return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
 
 
+class _Timed:
+    """A contender in its process; see :class:`mapengine.runtime.profiling.workers.Service`."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.facts: dict[str, Any] = {}
+        self._run = loader()
+
+    def __call__(self, keeps_output: bool) -> tuple[float, int, Any]:
+        """Call once; returns seconds, private bytes of the process, and the output if it is wanted."""
+        start = time.perf_counter()
+        output = self._run()
+        seconds = time.perf_counter() - start
+        if not keeps_output:
+            del output  # no part of the memory
+            return seconds, private_bytes(), None
+        return seconds, private_bytes(), output
+
+
 def private_bytes() -> int:
     """Anonymous memory of this process: weights that are mapped from a file are shared and can be dropped."""
     text = Path("/proc/self/smaps_rollup").read_text(encoding="ascii")
     return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Anonymous:"))
-
-
-def _worker(connection: Connection, loader: Loader) -> None:
-    start = time.perf_counter()
-    run = loader()
-    connection.send(time.perf_counter() - start)
-    connection.send(run())
-    while connection.recv():
-        start = time.perf_counter()
-        run()
-        connection.send((time.perf_counter() - start, private_bytes()))
 
 
 def take_turns(contenders: Mapping[str, Loader], rounds: int) -> dict[str, Figures]:
@@ -61,28 +66,17 @@ def take_turns(contenders: Mapping[str, Loader], rounds: int) -> dict[str, Figur
         contenders: name to loader.
         rounds: timed calls of each; one more before them warms up.
     """
-    context = multiprocessing.get_context("spawn")
+    workers = []
     figures: dict[str, Figures] = {}
-    pipes: dict[str, Connection] = {}
-    processes = []
     for name, loader in contenders.items():
-        here, there = context.Pipe()
-        process = context.Process(target=_worker, args=(there, loader), daemon=True)
-        process.start()
-        there.close()  # so that a process that dies ends the wait
-        processes.append(process)
-        pipes[name] = here
-        figures[name] = Figures(load_s=here.recv())
-        figures[name].first_output = here.recv()
-        print(f"{name}: loaded in {figures[name].load_s:.1f} s", flush=True)
+        workers.append(worker := Worker.start(name, partial(_Timed, loader)))
+        figures[name] = Figures(worker.load_s, worker.call(True)[2])
+        print(f"{name}: loaded in {worker.load_s:.1f} s", flush=True)
     for _ in range(rounds):
-        for name, pipe in pipes.items():
-            pipe.send(True)
-            seconds, figures[name].private_bytes = pipe.recv()
-            figures[name].seconds.append(seconds)
+        for worker in workers:
+            seconds, figures[worker.label].private_bytes, _ = worker.call(False)
+            figures[worker.label].seconds.append(seconds)
         print("  ".join(f"{name} {figure.seconds[-1]:.2f} s" for name, figure in figures.items()), flush=True)
-    for pipe in pipes.values():
-        pipe.send(False)
-    for process in processes:
-        process.join()
+    for worker in workers:
+        worker.close()
     return figures

@@ -1,27 +1,80 @@
-"""An engine as a contender: one call from files to a scene, with the time of every phase."""
+"""What `mapengine profile` times: one call from files to a scene, with the seconds of every phase."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from ..engine import Engine
 from ..inputs.view_lists import raw_views
+from ..memory.probe import can_probe, reset_peak
 from ..outputs.scene import Scene
+from ..system.machine import resident_bytes
+
+
+class Subject(Protocol):
+    """A loaded contender.
+
+    Attributes:
+        facts: what it is: model, precision, backend, device, ...
+    """
+
+    facts: dict[str, Any]
+
+    def call(self, files: Sequence[str], size: tuple[int, int]) -> dict[str, float]:
+        """Make a scene of image files; returns the seconds by phase, ``total`` among them."""
+        ...
+
+    def device_seconds(self) -> dict[str, float] | None:
+        """Return the seconds of the last call by what its own device did; None without one, or if it is unknown."""
+        ...
+
+    def device_bytes(self) -> int | None:
+        """Return the memory that is in use on its own device; None without one, or if it is unknown."""
+        ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call: seconds by phase, and by what the device did; peak bytes of the process while it ran, bytes on the
+    device."""
+
+    seconds: dict[str, float]
+    device_seconds: dict[str, float] | None
+    peak_bytes: int | None
+    device_bytes: int | None
+
+
+class MeasuredSubject:
+    """A subject in a worker's process; see :class:`.workers.Service`."""
+
+    def __init__(self, load: Callable[[], Subject]) -> None:
+        self._subject = load()
+        self.facts: Mapping[str, Any] = self._subject.facts
+
+    def __call__(self, files: Sequence[str], size: tuple[int, int]) -> Run:
+        """Call the subject once."""
+        is_measured = can_probe()
+        if is_measured:
+            reset_peak()
+        seconds = self._subject.call(files, size)
+        peak = resident_bytes(peak=True) if is_measured else None
+        return Run(seconds, self._subject.device_seconds(), peak, self._subject.device_bytes())
 
 
 class StageClock:
     """Progress of a call, as seconds by stage: what passed since the stage before it reported last."""
 
     def __init__(self, wait: Callable[[], None] | None = None) -> None:
-        """``wait`` returns when what a stage queued is done, where it only queues."""
+        """Start the clock. ``wait`` returns when what a stage queued is done, where it only queues."""
         self._wait = wait
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Called by ``infer``."""
+        """Add the time since the last report to ``stage``; ``infer`` calls this."""
         if self._wait is not None:
             self._wait()
         now = time.perf_counter()
@@ -30,7 +83,10 @@ class StageClock:
 
 
 def phases(clock: StageClock, start: float, loaded: float, end: float) -> dict[str, float]:
-    """Seconds by phase of a call that had its views at ``loaded``: what no stage took is before or after them."""
+    """Return the seconds by phase of a call that had its views at ``loaded``.
+
+    Pre-processing ends at ``loaded``; what no stage took after it is post-processing.
+    """
     network = sum(clock.seconds.values())
     return {
         "pre-processing": loaded - start,
@@ -41,7 +97,7 @@ def phases(clock: StageClock, start: float, loaded: float, end: float) -> dict[s
 
 
 class EngineSubject:
-    """See :class:`.workers.Subject`."""
+    """An engine bundle on a backend; see :class:`Subject`."""
 
     def __init__(self, bundle: str, backend: str, threads: int | None) -> None:
         self._engine = Engine.load(bundle, backend, threads=threads, verify=False)
@@ -61,7 +117,7 @@ class EngineSubject:
         }
 
     def call(self, files: Sequence[str], size: tuple[int, int]) -> dict[str, float]:
-        """See :class:`.workers.Subject`."""
+        """See :class:`Subject`."""
         start = time.perf_counter()
         raw, names = raw_views(list(files))
         views = self._engine.preprocess(raw, size=size)
@@ -72,9 +128,9 @@ class EngineSubject:
         return phases(clock, start, loaded, time.perf_counter())
 
     def device_seconds(self) -> dict[str, float] | None:
-        """See :class:`.workers.Subject`."""
+        """See :class:`Subject`."""
         return None if self._device_clock is None else self._device_clock()
 
     def device_bytes(self) -> int | None:
-        """See :class:`.workers.Subject`; None on a CPU, and where the library does not tell."""
+        """See :class:`Subject`."""
         return self._engine.device_bytes()

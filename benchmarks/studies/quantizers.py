@@ -1,7 +1,7 @@
 """INT8 by this project, nncf and ModelOpt, with their defaults, on the same stages, products and calibration data.
 
     pip install nncf "nvidia-modelopt[onnx]"
-    python benchmarks/quantizers.py preset:nano --json benchmarks/results/quantizers-nano.json
+    python benchmarks/studies/quantizers.py preset:nano --json benchmarks/results/quantizers-nano.json
 
 All get the float32 graphs of the two transformer stages, the inputs that these have over the rendered calibration
 cases, and the names of the same products: the linear layers of the blocks. ONNX Runtime runs what they return.
@@ -12,7 +12,6 @@ Signal-to-noise ratios of predictions are over other cases, kept accuracy over r
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import tempfile
@@ -23,7 +22,6 @@ from typing import Any
 import numpy as np
 import onnx
 from prediction_noise import prediction_decibels
-from record import origin, write_record
 
 from mapengine.calibration.data.cases import Cases, make_cases, rendered_cases
 from mapengine.calibration.evaluation import evaluate, kept_parts
@@ -39,6 +37,8 @@ from mapengine.runtime.backends.contract import Arrays, StageRunner
 from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.profiling.environment import origin
+from mapengine.runtime.system.files import write_json
 
 STAGES = ("image_encoder", "aggregator")
 ATTENTION = "matmul"
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=50)
     parser.add_argument("--cases", type=int, default=8, help="to calibrate with, and as many to judge")
     parser.add_argument("--quantisers", nargs="+", default=list(QUANTISERS), choices=QUANTISERS)
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, default=Path("build/quantizers.json"), help="where to write the record")
     args = parser.parse_args()
     model = load_model(args.model)
     views = list(rendered_cases(2 * args.cases, data_norm_type=model.data_norm_type).views.items())
@@ -210,8 +210,7 @@ def main() -> None:
         **origin("mapengine", "nncf", "nvidia-modelopt", "onnxruntime", "onnx", "torch", "numpy"),
         "results": results,
     }
-    print(json.dumps(record, indent=1))
-    write_record(record, args.json)
+    write_json(args.json, record)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How far 16-bit stages are from float32: the policy, and what changing one row of it costs or buys.
 
-    python benchmarks/precision.py --model preset:tiny --json benchmarks/results/precision-tiny.json
+    python benchmarks/studies/precision.py --model preset:tiny --json benchmarks/results/precision-tiny.json
 
 The graphs that TensorRT gets run in ONNX Runtime, emulated (``mapengine.export.precision.runnable``): float32
 arithmetic on values that are rounded wherever the 16-bit graph stores them. Per stage the inputs are those of the
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import origin, write_record
 
 from mapengine.export import export_stages, load_model
 from mapengine.export.bundles.parity_cases import parity_cases
@@ -31,6 +30,8 @@ from mapengine.runtime.bundle.manifest import STAGES
 from mapengine.runtime.checks.parity import measure_parity
 from mapengine.runtime.errors import ParityError
 from mapengine.runtime.inputs.prepared import prepare_views
+from mapengine.runtime.profiling.environment import origin
+from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.typed_json.codec import encode
 
@@ -198,7 +199,7 @@ def main() -> None:
     parser.add_argument("--candidates", nargs="+", help="only candidates whose name contains one of these words")
     parser.add_argument("--precisions", nargs="+", default=["fp16", "bf16"], choices=["fp16", "bf16"])
     parser.add_argument("--exported", type=Path, help="folder with the float32 stages; exported anew without it")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, default=Path("build/precision.json"), help="where to write the record")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.exported) as scratch:
         folder = Path(scratch)
@@ -214,7 +215,7 @@ def main() -> None:
         **origin("mapengine", "onnx", "onnx-ir", "onnxruntime", "numpy"),
         "results": results,
     }
-    write_record(record, args.json)
+    write_json(args.json, record)
 
 
 def measure(

@@ -1,6 +1,6 @@
 """Activations beyond float16's range: what 16-bit stages return with and without measured magnitudes.
 
-    python benchmarks/precision_range.py --json benchmarks/results/precision-range-tiny.json
+    python benchmarks/studies/precision_range.py --json benchmarks/results/precision-range-tiny.json
 
 Weights are scaled so that one kind of tensor passes 65504 in float16 while the float32 network computes the same
 (``mapengine.export.precision.stress``); the 16-bit graphs run as they say, as in ``precision.py``.
@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from precision import export_float32, geometry, lowered, predict
-from record import origin, write_record
 
 from mapengine.export.bundles.parity_cases import parity_cases
 from mapengine.export.precision import measure_ranges, runnable
 from mapengine.export.precision.stress import PLACES, Place, write_stressed
 from mapengine.runtime.bundle.manifest import STAGES
+from mapengine.runtime.profiling.environment import origin
+from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.sizes import parse_pixels
 
 PRECISIONS = ("fp16", "bf16")
@@ -53,7 +54,9 @@ def main() -> None:
     parser.add_argument("--size", default="140x112", type=parse_pixels)
     parser.add_argument("--cases", nargs="+", default=["mixed", "all inputs"], help="names of parity cases")
     parser.add_argument("--exported", type=Path, help="folder with the float32 stages; exported anew without it")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument(
+        "--json", type=Path, default=Path("build/precision_range.json"), help="where to write the record"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -68,7 +71,7 @@ def main() -> None:
         **origin("mapengine", "onnx", "onnx-ir", "onnxruntime", "numpy"),
         "results": results,
     }
-    write_record(record, args.json)
+    write_json(args.json, record)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
 """What encoding a view once saves, by the formulas of the network's work. Writes JSON; measures nothing.
 
-python benchmarks/saved.py --json benchmarks/results/saved-giant.json
+python benchmarks/studies/saved.py --json benchmarks/results/saved-giant.json
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-
-from record import origin, write_record
 
 from mapengine.export.diagnosis.costs import CallShape, stage_costs, total
 from mapengine.export.model.config_json import parse_config
 from mapengine.export.model.presets import preset_config
+from mapengine.runtime.profiling.environment import origin
+from mapengine.runtime.system.files import write_json
 
 ROWS, COLUMNS = 28, 37
 VIEWS = (2, 4, 8, 16, 32, 64)
@@ -22,7 +21,7 @@ VIEWS = (2, 4, 8, 16, 32, 64)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="giant", help="a preset")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, default=Path("build/saved.json"), help="where to write the record")
     args = parser.parse_args()
     config = parse_config(preset_config(args.model))
     results = {}
@@ -41,8 +40,7 @@ def main() -> None:
         **origin("mapengine", "numpy"),
         "results": results,
     }
-    print(json.dumps(record, indent=2))
-    write_record(record, args.json)
+    write_json(args.json, record)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What changes of the graphs buy on the CPU backends: each stage as it is built, beside variants of its graph.
 
-    python benchmarks/speed_work.py --bundle build/giant --json benchmarks/results/speed_work-giant.json
+    python benchmarks/studies/speed_work.py --bundle build/giant --json benchmarks/results/speed_work-giant.json
 
 Variants are written from the stage's own file, so that they differ in nothing else; both are called in turn, each in a
 process of its own. The ratio is variant / stage as built (above 1: the variant is slower), per round. A variant with
@@ -21,10 +21,11 @@ import numpy as np
 import onnx_ir as ir
 from contest import take_turns
 from cpu_options import load_onnxruntime, load_openvino, load_variant, make_inputs
-from record import origin, write_record
 
 from mapengine.export.graphs import products
 from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.profiling.environment import origin
+from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.system.threads import default_threads
 
@@ -128,7 +129,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, default=Path("build/speed_work.json"), help="where to write the record")
     args = parser.parse_args()
     bundle = Bundle.open(args.bundle, verify=False)
     results = {}
@@ -145,7 +146,7 @@ def main() -> None:
         **origin("mapengine", "onnxruntime", "openvino", "numpy"),
         "results": results,
     }
-    write_record(record, args.json)
+    write_json(args.json, record)
 
 
 if __name__ == "__main__":

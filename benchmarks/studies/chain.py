@@ -1,6 +1,6 @@
 """What the aggregator takes on this GPU as one graph, and as a chain with our attention kernels between its segments.
 
-    python benchmarks/chain.py --model preset:giant --views 2 8 32 --json benchmarks/results/chain-h200.json
+    python benchmarks/studies/chain.py --model preset:giant --views 2 8 32 --json benchmarks/results/chain-h200.json
 
 The aggregator alone is exported in FP16, once, and made into a stage for ONNX Runtime per kind of attention, as a build
 does. All run on the same random features; the results are compared with those of native attention, on the GPU. Random
@@ -10,7 +10,6 @@ features say nothing of a choice of blocks, so ``sparse`` is not among the cases
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Mapping
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import origin, write_record
 
 from mapengine.export import load_model
 from mapengine.export.attention.choice import AttentionChoice
@@ -35,6 +33,8 @@ from mapengine.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from mapengine.runtime.bundle.manifest import StageSpec
 from mapengine.runtime.bundle.requests import PATCH_SIZE
 from mapengine.runtime.bundle.store import BundleWriter
+from mapengine.runtime.profiling.environment import origin
+from mapengine.runtime.system.files import write_json
 
 STAGE, BACKEND = "aggregator", OnnxRuntimeCudaBackend.name
 WARM_UP = 2
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, nargs="+", default=[2, 8, 32])
     parser.add_argument("--size", type=int, nargs=2, default=[518, 392], metavar=("W", "H"))
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, default=Path("build/chain.json"), help="where to write the record")
     args = parser.parse_args()
     backend, device = OnnxRuntimeCudaBackend(), open_device()
     with tempfile.TemporaryDirectory() as scratch:
@@ -176,8 +176,7 @@ def main() -> None:
         "results": results,
     }
     record["machine"]["gpu"] = {"name": device.name, "compute_capability": device.compute_capability}
-    write_record(record, args.json)
-    print(json.dumps(record, indent=2))
+    write_json(args.json, record)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""Tables of the attention kernels."""
+"""Tables of the attention kernels, and of what was run on a GPU."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from table_text import origin_text, table
+from mapengine.runtime.profiling.report import table
+
+from .page import Record, capitalised, origin, page
 
 
-def attention(record: dict[str, Any]) -> str:
+def attention(record: Record) -> str:
+    """Return what is known of the compiled kernels, and their speed or else their work."""
     rows = [
         [
             f"`{name}`",
@@ -25,19 +28,19 @@ def attention(record: dict[str, Any]) -> str:
     parts = [table(head, rows)] if rows else []
     speed = record["speed"]
     if isinstance(speed, str):
-        parts += [attention_work(record), f"Speed {speed}."]
+        parts += [_attention_work(record), f"Speed {speed}."]
     else:
-        parts.append(attention_speed(speed))
+        parts.append(_attention_speed(speed))
     if "trained" in record:
-        parts.append(attention_kept(record["trained"]))
+        parts.append(_attention_kept(record["trained"]))
     compiler = ", ".join(f"{name} {version}" for name, version in record["compiler"].items())
     gpu = record["machine"]["gpu"]
     where = f"{gpu['name']}, CUDA {gpu['cuda']}; " if gpu else ""
-    what = f"{record['what'][0].upper()}{record['what'][1:]}." + (f" Compiled by {compiler}." if compiler else "")
-    return "\n\n".join([*parts, f"{what} {where}{origin_text(record)}"])
+    what = f"{capitalised(record['what'])}." + (f" Compiled by {compiler}." if compiler else "")
+    return "\n\n".join([*parts, f"{what} {where}{origin(record)}"])
 
 
-def attention_work(record: dict[str, Any]) -> str:
+def _attention_work(record: Record) -> str:
     rows = [
         [
             views,
@@ -55,7 +58,7 @@ def attention_work(record: dict[str, Any]) -> str:
     return table(head, rows)
 
 
-def attention_speed(speed: dict[str, Any]) -> str:
+def _attention_speed(speed: dict[str, Any]) -> str:
     rows = []
     for views, results in speed.items():
         flash = results["torch flash"].get("median_ms")
@@ -70,7 +73,7 @@ def attention_speed(speed: dict[str, Any]) -> str:
     return table(["views", "attention", "time", "TFLOP/s", "times torch flash", "error"], rows)
 
 
-def attention_kept(trained: dict[str, Any]) -> str:
+def _attention_kept(trained: dict[str, Any]) -> str:
     rows = []
     for threshold, figures in trained["thresholds"].items():
         timed = "median_ms" in figures
@@ -80,7 +83,8 @@ def attention_kept(trained: dict[str, Any]) -> str:
     return f"{what}:\n\n{table(['threshold', 'blocks kept', 'times dense'], rows)}"
 
 
-def attention_accuracy(record: dict[str, Any]) -> str:
+def attention_accuracy(record: Record) -> str:
+    """Return what each kernel costs in geometry."""
     rows = [
         [
             views,
@@ -95,10 +99,11 @@ def attention_accuracy(record: dict[str, Any]) -> str:
         for name, figures in variants.items()
     ]
     head = ["views", "attention", "blocks kept", "depth AbsRel", "points AbsRel", "rotation", "scale AbsRel"]
-    return f"{table(head, rows)}\n\n{record['what']}, {record['size']}. {origin_text(record)}"
+    return page(record, head, rows, f"{record['what']}, {record['size']}.")
 
 
-def attention_tuning(record: dict[str, Any]) -> str:
+def attention_tuning(record: Record) -> str:
+    """Return the time of every choice of warps and pipeline stages."""
     rows = [
         [
             figures["kernel"],
@@ -113,12 +118,12 @@ def attention_tuning(record: dict[str, Any]) -> str:
     refused = sorted({figures["kernel"] for figures in record["refused"]})
     note = f" Refused by this Triton: {', '.join(refused)}." if refused else ""
     head = ["kernel", "keys per step", "warps", "stages", "time", "TFLOP/s"]
-    what = f"{record['what'][0].upper()}{record['what'][1:]}, {record['machine']['gpu']['name']}."
-    return f"{table(head, rows)}\n\n{what}{note} {origin_text(record)}"
+    what = f"{capitalised(record['what'])}, {record['machine']['gpu']['name']}.{note}"
+    return page(record, head, rows, what)
 
 
-def attention_launch(record: dict[str, Any]) -> str:
-    """What launching a kernel costs, by sequence length."""
+def attention_launch(record: Record) -> str:
+    """Return what launching a kernel costs, by sequence length."""
     head = ["attention", "tokens", "in a graph", "queued one by one", "host, to queue", "error", "Triton's bits"]
     rows = [
         [
@@ -133,5 +138,46 @@ def attention_launch(record: dict[str, Any]) -> str:
         for name, lengths in record["results"].items()
         for length, found in lengths.items()
     ]
-    what = f"{record['what'][0].upper()}{record['what'][1:]}, {record['machine']['gpu']['name']}."
-    return f"{table(head, rows)}\n\n{what} {origin_text(record)}"
+    what = f"{capitalised(record['what'])}, {record['machine']['gpu']['name']}."
+    return page(record, head, rows, what)
+
+
+def gpu_test(record: Record) -> str:
+    """Return the result per backend, precision and attention."""
+    rows = [
+        [
+            name,
+            figures["status"],
+            f"{max(figures['checks'].values()):.0e}" if figures.get("checks") else "none",
+            f"{figures['tolerance']:.0e}",
+        ]
+        for name, figures in record["results"].items()
+    ]
+    gpu = record["machine"]["gpu"]
+    head = ["backend, precision, attention", "result", "largest difference", "allowed"]
+    what = (
+        f"`{record['model']}` on {gpu['name']} (compute capability {gpu['compute_capability']}, CUDA {gpu['driver']})."
+    )
+    return page(record, head, rows, what)
+
+
+def chain(record: Record) -> str:
+    """Return the time per attention and number of views, beside the first attention."""
+    first = next(iter(record["results"].values()))
+    rows = [
+        [
+            name,
+            views,
+            f"{figures['milliseconds']:.2f} ms",
+            f"{first[views]['milliseconds'] / figures['milliseconds']:.2f}",
+            f"{figures['difference_from_first']:.1e}",
+        ]
+        for name, results in record["results"].items()
+        for views, figures in results.items()
+    ]
+    head = ["attention", "views", "median", "speed", "difference from native"]
+    what = (
+        f"Aggregator of `{record['model']}` in FP16, {record['size']}, random features, {record['rounds']} runs, "
+        f"{record['machine']['gpu']['name']}. Difference: largest of an output, root mean square, relative."
+    )
+    return page(record, head, rows, what)

@@ -1,0 +1,160 @@
+"""Tables of times and memory."""
+
+from __future__ import annotations
+
+from mapengine.runtime.profiling.report import markdown, table
+
+from .page import Record, capitalised, origin, page
+
+
+def engine(record: Record) -> str:
+    """Return time and memory per engine, beside PyTorch."""
+    rows = [
+        [
+            f"`{name}`",
+            f"{figures['median_s']:.1f} s",
+            f"{figures['min_s']:.1f} to {figures['max_s']:.1f} s",
+            f"{figures['times_baseline_speed']:.2f}",
+            f"{figures['private_memory_gb']:.1f} GB",
+            f"{figures['load_s']:.0f} s",
+        ]
+        for name, figures in record["results"].items()
+    ]
+    head = ["engine", "median", "range", f"times the speed of {record['baseline']}", "memory", "load"]
+    what = f"`{record['model']}`, {record['views']} views of {record['size']}, FP32, {record['rounds']} rounds in turn."
+    return page(record, head, rows, what)
+
+
+def cpu_options(record: Record) -> str:
+    """Return time, memory and error per option of a CPU backend."""
+    rows = [
+        [
+            stage,
+            name,
+            f"{figures['median_s']:.2f} s",
+            f"{figures['times_chosen']:.2f}",
+            f"{figures['private_memory_gb']:.2f} GB",
+            _error(figures["max_rel_error"]),
+        ]
+        for stage, variants in record["results"].items()
+        for name, figures in variants.items()
+    ]
+    head = ["stage", "variant", "median", "time / chosen", "memory", "largest error"]
+    return page(record, head, rows, _views_in_turn(record))
+
+
+def speed_work(record: Record) -> str:
+    """Return time and error per variant of a stage's graph."""
+    rows = [
+        [
+            stage,
+            backend,
+            name,
+            f"{1e3 * figures['median_s']:.1f} ms",
+            f"{figures['times_built']:.2f}",
+            _error(figures["max_rel_error"]),
+        ]
+        for stage, backends in record["results"].items()
+        for backend, variants in backends.items()
+        for name, figures in variants.items()
+    ]
+    head = ["stage", "backend", "graph", "median", "time / as built", "largest difference"]
+    return page(record, head, rows, _views_in_turn(record))
+
+
+def postprocess(record: Record) -> str:
+    """Return the times of the post-processing and of its plain transcription."""
+    rows = [
+        [name, f"{figures['plain_ms']:.0f} ms", f"{figures['ours_ms']:.1f} ms", f"{figures['ratio']:.1f}"]
+        for name, figures in record["results"].items()
+    ]
+    head = ["scene", "plain NumPy transcription", "mapengine", "ratio"]
+    what = f"One view of {record['size']}, default options, {record['rounds']} runs in turn, one thread."
+    return page(record, head, rows, what)
+
+
+def loading(record: Record) -> str:
+    """Return the times of reading photos."""
+    results = record["results"]
+    row = [
+        f"{1e3 * results['seconds']['plain']:.0f} ms",
+        f"{1e3 * results['seconds']['mapengine']:.0f} ms",
+        f"{results['ratio']:.2f}",
+        "identical" if results["largest_difference"] == 0 else f"{results['largest_difference']:.0e}",
+    ]
+    head = ["one after the other", "`load_images`", "ratio", "pixels"]
+    return page(record, head, [row], f"{capitalised(record['what'])}.")
+
+
+def scenes(record: Record) -> str:
+    """Return how many views a second are rendered."""
+    rate = record["views_per_second"]
+    row = [f"{rate['median']:.0f}", f"{rate['min']:.0f} to {rate['max']:.0f}", str(record["processes"]), record["size"]]
+    head = ["views per second", "range", "processes", "size"]
+    return page(record, head, [row], f"{record['views_per_round']} views a round.")
+
+
+def build(record: Record) -> str:
+    """Return time, memory and size of every plan."""
+    rows = [
+        [
+            precision.upper(),
+            request.replace("/", ", "),
+            stage,
+            f"{figures['seconds']:.0f} s",
+            f"{figures['peak_memory_gb']:.1f} GB" if figures["peak_memory_gb"] is not None else "not known",
+            f"{figures['plan_mb']:.0f} MB",
+            f"{figures['device_memory_mb'] / 1000:.2f} GB" if figures["device_memory_mb"] is not None else "not known",
+            f"{figures['fused']} of {figures['attention']}" if figures["attention"] else "none",
+        ]
+        for precision, requests in record["results"].items()
+        for request, stages in requests.items()
+        for stage, figures in stages.items()
+    ]
+    head = ["precision", "views, sizes", "stage", "time", "host memory", "plan", "device memory", "attention fused"]
+    what = f"`{record['model']}` compiled with {record['backend']} for its default GPUs, on a machine without one."
+    return page(record, head, rows, what)
+
+
+def memory(record: Record) -> str:
+    """Return measured memory and what the model of it says."""
+    rows = []
+    for backend, counts in record["results"].items():
+        for views, calls in counts.items():
+            cells = [backend, views]
+            for how in ("kept", "streamed"):
+                figures = calls[how]
+                planned = f"{figures['planned_mb']:.0f} MB ({100 * (figures['ratio'] - 1):+.0f} %)"
+                cells += [f"{figures['measured_mb']:.0f} MB", planned]
+            rows.append(cells)
+    head = ["backend", "views", "all predictions kept", "planned", "streamed", "planned"]
+    return page(record, head, rows, f"`{record['model']}`, {record['size']}: {record['what']}.")
+
+
+def saved(record: Record) -> str:
+    """Return what encoding a view once saves; counted, not measured."""
+    rows = [
+        [views, f"{figures['tflop']:.2f}", *(f"{100 * figures[key]:.0f} %" for key in ("encoder", "window", "pose"))]
+        for views, figures in record["results"].items()
+    ]
+    head = [
+        "views in use",
+        "TFLOP of a call",
+        "image encoder",
+        "saved by a session, one new frame",
+        "saved when only poses change",
+    ]
+    return f"{table(head, rows)}\n\n{record['what']}."
+
+
+def profile(record: Record) -> str:
+    """Return the tables that `mapengine profile` writes."""
+    return f"{markdown(record)}\n\n{origin(record)}"
+
+
+def _views_in_turn(record: Record) -> str:
+    return f"`{record['model']}`, {record['views']} views of {record['size']}, {record['rounds']} rounds in turn."
+
+
+def _error(value: float) -> str:
+    return f"{value:.0e}" if value else "0"
