@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from mapengine.runtime.bundle.manifest import (
     STAGES,
@@ -114,30 +114,30 @@ def bundle_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real bundle of ``preset:tiny``, built once and shared by all worker processes. Copy it before changing it."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    bundle, failure = shared / "tiny-bundle", shared / "tiny-bundle.failure"
-    try:
-        (shared / "tiny-bundle.lock").mkdir()
-    except FileExistsError:
-        # Another worker builds it, or did. The bundle appears complete, in one step.
-        deadline = time.monotonic() + 600
-        while not bundle.is_dir():
-            if failure.exists():
-                raise RuntimeError(f"another worker could not build the bundle: {failure.read_text()}") from None
-            if time.monotonic() > deadline:
-                raise TimeoutError("another worker did not build the bundle in ten minutes") from None
-            time.sleep(0.2)
-        return bundle
-    try:
-        # Here, because most tests need no PyTorch.
-        from mapengine.export import build_engine, load_model
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of a test run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-        build_engine(load_model("preset:tiny"), bundle)
-    except BaseException as error:
-        failure.write_text(repr(error))
-        raise
+
+@pytest.fixture(scope="session")
+def shared_traces(shared_folder: Path) -> Iterator[None]:
+    """No two tests of a run trace the same stage."""
+    from .shared_traces import share_traces  # here, because most tests need no PyTorch
+
+    with pytest.MonkeyPatch.context() as patch:
+        share_traces(patch, shared_folder)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(shared_folder: Path, request: pytest.FixtureRequest) -> Path:
+    """A real bundle of ``preset:tiny``, built once and shared by all worker processes. Copy it before changing it."""
+    bundle = shared_folder / "tiny-bundle"
+    with FileLock(f"{bundle}.lock"):
+        if not bundle.is_dir():  # a build appears complete, in one step
+            request.getfixturevalue("shared_traces")
+            from mapengine.export import build_engine, load_model
+
+            build_engine(load_model("preset:tiny"), bundle)
     return bundle

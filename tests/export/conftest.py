@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock  # comes with torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from mapengine.export import load_model
@@ -24,11 +23,9 @@ from ..goldens import DATA
 METADATA = {"mapengine.version": "0.0.test", "mapengine.model": "a model", "mapengine.weights_sha256": "ab" * 32}
 
 
-@pytest.fixture(scope="session")
-def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all workers of a test run share."""
-    base = tmp_path_factory.getbasetemp()
-    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+@pytest.fixture(scope="session", autouse=True)
+def _tracing_once(shared_traces: None) -> None:
+    """All tests of exports share their traces."""
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,68 @@
+"""The tests' own cache of traces tells stages apart that compute different things."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ...shared_traces import share_traces
+
+
+class Small(nn.Module):
+    def __init__(self, factor: float = 2.0, weight: float = 1.0, first: str = "a") -> None:
+        super().__init__()
+        self.factor = factor
+        for name in sorted(("a", "b"), key=lambda name: name != first):
+            self.register_parameter(name, nn.Parameter(torch.tensor([weight])))
+        self.first = first
+        self.unused = nn.Parameter(torch.rand(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * getattr(self, self.first) + self.factor
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[nn.Module]:
+    """The modules that are traced and not read from the cache."""
+    modules: list[nn.Module] = []
+
+    def trace(module: nn.Module, examples: tuple[Tensor, ...], **options: Any) -> Any:
+        modules.append(module)
+        graph = ir.Graph([], [], nodes=[], opset_imports={"": options["opset_version"]}, name=f"trace {len(modules)}")
+        return SimpleNamespace(model=ir.Model(graph, ir_version=10))
+
+    monkeypatch.setattr(torch.onnx, "export", trace)
+    share_traces(monkeypatch, tmp_path)
+    return modules
+
+
+def export(module: nn.Module, rows: int = 2, opset_version: int = 20) -> str:
+    return str(torch.onnx.export(module, (torch.ones(rows, 3),), opset_version=opset_version).model.graph.name)
+
+
+def test_the_same_stage_is_traced_once(traced: list[nn.Module]) -> None:
+    assert export(Small()) == export(Small()) == "trace 1"
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        (Small(factor=3.0), {}),
+        (Small(weight=1.5), {}),
+        (Small(first="b"), {}),
+        (nn.Sequential(Small(), nn.ReLU()), {}),
+        (Small(), {"rows": 4}),
+        (Small(), {"opset_version": 18}),
+    ],
+)
+def test_another_stage_is_traced_again(module: nn.Module, options: dict[str, int], traced: list[nn.Module]) -> None:
+    export(Small())
+    assert export(module, **options) == "trace 2"
+    assert len(traced) == 2
