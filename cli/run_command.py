@@ -12,7 +12,10 @@ import typer
 from mapengine.runtime import Engine, Scene
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.inputs.images import IMAGE_EXTENSIONS
-from mapengine.runtime.inputs.view_lists import ViewFiles, load_view_list, raw_views, view_list_inputs
+from mapengine.runtime.inputs.raw_view import RawView
+from mapengine.runtime.inputs.sources import read_views
+from mapengine.runtime.inputs.view_lists import ViewFiles, load_view_list, read_listed_views
+from mapengine.runtime.options import LIMITS, InferOptions, option_help
 from mapengine.runtime.outputs.view_files import check_no_views, save_views
 from mapengine.runtime.system.sizes import parse_bytes
 
@@ -78,7 +81,10 @@ def run(
     confidence_percentile: Annotated[
         float,
         typer.Option(
-            min=0, max=100, metavar="P", help="Leave out the least confident P percent of the pixels of each image."
+            min=LIMITS["confidence_percentile"][0],
+            max=LIMITS["confidence_percentile"][1],
+            metavar="P",
+            help=option_help("confidence_percentile"),
         ),
     ] = 0,
     minibatch_size: Annotated[
@@ -86,13 +92,13 @@ def run(
         typer.Option(
             min=1,
             metavar="N",
-            help="Views that the dense head decodes at once; fewer take less memory.",
+            help=option_help("minibatch_size"),
             show_default=False,
         ),
-    ] = None,
+    ] = InferOptions.minibatch_size,
     mask_edges: Annotated[
-        bool, typer.Option("--mask-edges/--no-mask-edges", help="Leave out pixels at depth edges.")
-    ] = True,
+        bool, typer.Option("--mask-edges/--no-mask-edges", help=option_help("mask_edges"))
+    ] = InferOptions.mask_edges,
     stream: Annotated[
         Path | None,
         typer.Option(
@@ -152,7 +158,7 @@ def run(
     keep_inputs(outputs, [*parts, *_files(inputs, intrinsics, listed)] if outputs else [])
     with Steps() as step:
         step("reading the images")
-        views, names = _read(inputs, intrinsics, listed)
+        views = _read(inputs, intrinsics, listed)
         if target is None:
             requests.check_views(len(views))
         else:
@@ -168,7 +174,7 @@ def run(
     with Steps() as reconstruction:
         # Without a line of its own: the bars of the stages show it.
         reconstruction.start_silently("reconstructing")
-        with_geometry = sum(len(view.keys() - {"img"}) > 0 for view in views)
+        with_geometry = sum(view.has_geometry for view in views)
         with stage_progress(len(views), with_geometry) as progress:
             if stream is not None:
                 prepared = engine.preprocess(views, size=target)
@@ -177,7 +183,7 @@ def run(
                 files = save_views(stream, engine.infer_stream(prepared, dtype=dtype, progress=progress, **options))
                 say(f"{len(files)} views in {stream}, {megabytes(sum(file.stat().st_size for file in files))}")
                 return
-            scene = engine.reconstruct_views(views, names, size=target, progress=progress, **options)
+            scene = engine.reconstruct_views(views, size=target, progress=progress, **options)
     if any(output.kind == "glb" for output in outputs):
         with interrupts_later(), suppress(ImportError):  # saving says what is missing
             importlib.import_module("trimesh")
@@ -226,13 +232,10 @@ def _files(inputs: list[Path], intrinsics: Path | None, listed: list[ViewFiles] 
     return files
 
 
-def _read(
-    inputs: list[Path], intrinsics: Path | None, listed: list[ViewFiles] | None
-) -> tuple[list[dict[str, Any]], list[str]]:
-
+def _read(inputs: list[Path], intrinsics: Path | None, listed: list[ViewFiles] | None) -> list[RawView]:
     if listed is not None:
-        return view_list_inputs(listed)
-    return raw_views(inputs[0] if inputs[0].is_dir() else inputs, intrinsics)
+        return read_listed_views(listed)
+    return read_views(inputs[0] if inputs[0].is_dir() else inputs, intrinsics)
 
 
 def _summary(engine: Engine, scene: Scene, outputs: list[Output], seconds: dict[str, float]) -> None:

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from .backends.contract import Backend, ChunkSizes, StagePipeline
 from .backends.registry import make_backend
@@ -24,11 +24,13 @@ from .errors import ImageSizeError, InputError
 from .geometry import Array
 from .inference import MultiViewInference
 from .inputs.encoded import EncodedView, unpack_views
-from .inputs.prepared import PreparedViews, prepare_views
-from .inputs.preprocess import preprocess_inputs
-from .inputs.view_lists import raw_views
+from .inputs.prepared import PreparedViews, network_inputs, prepare_raw, prepare_views
+from .inputs.preprocess import each_resized, preprocess_views
+from .inputs.raw_view import RawView
+from .inputs.resolutions import target_size
+from .inputs.sources import read_views
 from .memory.guard import MemoryGuard, guard_for
-from .options import InferOptions, Progress, shows_options
+from .options import InferOptions, Progress, check_progress, shows_options
 from .outputs.scene import Scene
 
 
@@ -242,54 +244,46 @@ class Engine(MultiViewInference):
             InputError: as in :meth:`infer`, for files that cannot be read, and for an unknown option.
         """
         InferOptions.of(**options)  # before files are read
-        raw, names = raw_views(images, intrinsics, poses, depths, metric, depth_scale)
-        return self.reconstruct_views(raw, names, size=size, progress=progress, **options)
+        views = read_views(images, intrinsics, poses, depths, metric, depth_scale)
+        return self.reconstruct_views(views, size=size, progress=progress, **options)
 
+    @shows_options
     def reconstruct_views(
         self,
-        raw: Sequence[dict[str, Any]],
-        names: Sequence[str] | None = None,
+        views: Sequence[RawView],
         *,
         size: tuple[int, int] | None = None,
         progress: Progress | None = None,
         **options: Any,
     ) -> Scene:
-        """Like :meth:`reconstruct`, from views in the form that ``preprocess_inputs`` takes."""
-        if isinstance(raw, Mapping | str) or not isinstance(raw, Sequence) or not raw:
-            raise InputError("there are no views; give a list with a dictionary for each")
+        """Like :meth:`reconstruct`, from views that were read already, by :func:`.inputs.sources.read_views`."""
+        chosen = InferOptions.of(**options)
+        check_progress(progress)
         # Refused before the images are resized: that takes longer than the refusal.
-        InferOptions.of(**options)
-        if isinstance(names, str) or (names is not None and len(names) != len(raw)):
-            raise InputError(f"names is {names!r} for {len(raw)} views; give a list with one name per view")
-        self.manifest.requests.check_views(len(raw))
-        views = self.preprocess(raw, size=size)
-        return Scene.from_predictions(self.infer(views, progress=progress, **options), names)
+        target = self._target_size(views, size)
+        self.manifest.requests.check_views(len(views))
+        prepared = each_resized(views, target, partial(prepare_raw, data_norm_type=self.data_norm_type))
+        predictions = self._answer(network_inputs(prepared, chosen), chosen, progress)
+        return Scene.from_predictions(predictions, [view.name or f"view {i}" for i, view in enumerate(views)])
 
-    def preprocess(self, raw: Sequence[dict[str, Any]], *, size: tuple[int, int] | None = None) -> list[dict[str, Any]]:
-        """:func:`.preprocess.preprocess_inputs` for this engine: its normalisation, and a size that it serves."""
-        target = self._target_size(raw) if size is None else _checked_size(size, self.manifest.requests)
-        if target is None:
-            return preprocess_inputs(raw, norm_type=self.data_norm_type)
-        return preprocess_inputs(raw, resize_mode="fixed_size", size=target, norm_type=self.data_norm_type)
+    def preprocess(self, views: Sequence[RawView], *, size: tuple[int, int] | None = None) -> list[dict[str, Any]]:
+        """Bring views that were read already to a size that this engine serves, in the form that :meth:`infer` takes.
 
-    def _target_size(self, raw: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
-        """(width, height) among the sizes that were built, or None where MapAnything's own table applies."""
-        ratios = [ratio for view in raw if (ratio := _aspect(view)) is not None]
-        return self.manifest.requests.nearest_size(sum(ratios) / len(ratios)) if ratios else None
+        Args:
+            views: as :func:`.inputs.sources.read_views` gives them.
+            size: (width, height); by default as :meth:`reconstruct` chooses it.
+        """
+        return preprocess_views(views, self._target_size(views, size), self.data_norm_type)
 
-
-def _aspect(view: Any) -> float | None:
-    """Width over height of a view's Pillow image or (H, W, 3) array; None where preprocess_inputs will complain."""
-    image: Any = view.get("img") if isinstance(view, Mapping) else None
-    if isinstance(image, Image.Image):
-        width, height = image.size
-    else:
-        try:
-            shape = np.shape(image)
-        except ValueError:  # a ragged list
-            return None
-        height, width = shape[:2] if len(shape) == 3 else (0, 0)
-    return float(width / height) if width and height else None
+    def _target_size(self, views: Sequence[RawView], size: tuple[int, int] | None) -> tuple[int, int]:
+        """The (width, height) that was asked for, or the nearest of those built, or of MapAnything's own table."""
+        is_list = isinstance(views, Sequence) and len(views) > 0
+        if not is_list or not all(isinstance(view, RawView) for view in views):
+            raise InputError("views is no list of views that were read; give reconstruct what is to be read")
+        if size is not None:
+            return _checked_size(size, self.manifest.requests)
+        ratios = [view.size[0] / view.size[1] for view in views]
+        return self.manifest.requests.nearest_size(sum(ratios) / len(ratios)) or target_size(ratios)
 
 
 def _checked_size(size: Any, requests: ServedRequests) -> tuple[int, int]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from .errors import InputError
 from .geometry import Array
-from .inputs.encoded import EncodedView, unpack_views
+from .inputs.encoded import EncodedView
 from .inputs.normalization import norm_constants
 from .inputs.prepared import PreparedViews, prepare_views
-from .options import InferOptions, Progress, shows_options
+from .options import InferOptions, Progress, check_progress, shows_options
 from .postprocessing.predictions import finish_predictions, finish_view, halved
 
 _OUTPUT_DTYPES = ("float32", "float16")
@@ -78,10 +77,7 @@ class MultiViewInference(ABC):
         """
         chosen = InferOptions.of(*values, **options)
         prepared = self._prepare(views, chosen, progress)
-        predictions = self._predict(prepared, chosen, progress)
-        finished = finish_predictions(
-            predictions, prepared.images, chosen, data_norm_type=self.data_norm_type, overwrite=True
-        )
+        finished = self._answer(prepared, chosen, progress)
         return [{key: self._output(value) for key, value in prediction.items()} for prediction in finished]
 
     @shows_options
@@ -144,12 +140,20 @@ class MultiViewInference(ABC):
         progress: Progress | None = None,
     ) -> PreparedViews:
         """Check and convert the views of a call, before the network runs."""
-        if progress is not None and not callable(progress):
-            raise InputError(f"progress is a {type(progress).__name__}; give a function of stage, done and total")
+        check_progress(progress)
         norm_constants(self.data_norm_type)  # what the images of the result are made with
-        plain, features = unpack_views(views, self._encoder)
-        prepared = prepare_views(plain, options, data_norm_type=self.data_norm_type, dtype=self._dtype())
-        return replace(prepared, features=features)
+        return prepare_views(
+            views, options, data_norm_type=self.data_norm_type, dtype=self._dtype(), encoder=self._encoder
+        )
+
+    def _answer(
+        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None
+    ) -> list[dict[str, Array]]:
+        """Run the network and post-process what it says, one dictionary per view."""
+        predictions = self._predict(prepared, options, progress)
+        return finish_predictions(
+            predictions, prepared.images, options, data_norm_type=self.data_norm_type, overwrite=True
+        )
 
     def _dtype(self) -> str:
         """Floating type that inputs are converted to."""

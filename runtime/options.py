@@ -41,16 +41,16 @@ class InferOptions:
 
     Attributes:
         memory_efficient_inference: Decode in chunks of views.
-        minibatch_size: Views per chunk that the dense head decodes at once; fewer take less memory. None chooses.
+        minibatch_size: Views that the dense head decodes at once; fewer take less memory. Chosen if not given.
         use_amp: Allow reduced precision where there is a choice, which only the PyTorch reference on a GPU has. An
             engine always runs in the precision that it was built with.
         amp_dtype: The reduced precision: "fp16", "bf16" or "fp32".
         apply_mask: Add ``mask``, and set points and depth outside it to 0.
-        mask_edges: Leave pixels at depth edges that are edges of the normals too out of the mask.
+        mask_edges: Leave out pixels at depth edges that are edges of the normals, too.
         edge_normal_threshold: Angle between neighbouring normals that is an edge, degrees.
         edge_depth_threshold: Depth difference of neighbours that is an edge, relative to the depth.
-        apply_confidence_mask: Leave the least confident pixels of each image out of the mask.
-        confidence_percentile: How many of them, percent.
+        apply_confidence_mask: Leave out the least confident pixels of each image.
+        confidence_percentile: Percentage of the pixels of each image, the least confident, to leave out.
         ignore_calibration_inputs: Use no intrinsics or ray directions; depth keeps the conversion by them.
         ignore_depth_inputs: Use no depth.
         ignore_pose_inputs: Use no poses.
@@ -111,6 +111,12 @@ class InferOptions:
     def head_chunk(self, views: int) -> int | None:
         """Return how many of ``views`` views the dense head decodes at once; None where that may be chosen."""
         return self.minibatch_size if self.memory_efficient_inference else views
+
+
+def check_progress(progress: Any) -> None:
+    """Refuse a ``progress`` that is neither a function nor None (InputError)."""
+    if progress is not None and not callable(progress):
+        raise InputError(f"progress is a {type(progress).__name__}; give a function of stage, done and total")
 
 
 def option_help(name: str) -> str:

@@ -20,8 +20,10 @@ import pytest
 import trimesh
 from PIL import Image
 
-from mapengine.runtime import Engine, Scene, load_images, preprocess_inputs
-from mapengine.runtime.inputs.view_lists import load_view_list, raw_views, view_list_inputs
+from mapengine.runtime import Engine, Scene, load_images
+from mapengine.runtime.inputs.preprocess import preprocess_views
+from mapengine.runtime.inputs.sources import read_views
+from mapengine.runtime.inputs.view_lists import load_view_list, read_listed_views
 
 DATA = Path(os.environ.get("MAPENGINE_DATA") or Path(__file__).resolve().parents[1] / ".." / "shared" / "data")
 SCEAUX, KITCHEN = DATA / "sceaux", DATA / "redkitchen"
@@ -114,8 +116,7 @@ def test_intrinsics_follow_the_resized_image(photo: str, file: str, focal: float
     path = (PHOTOS if photo == "sceaux" else COLORS)[0]
     with Image.open(path) as image:
         width, height = image.size
-    raw, _ = raw_views([path], DATA / photo / file)
-    (view,) = preprocess_inputs(raw)
+    (view,) = preprocess_views(read_views([path], DATA / photo / file))
     rows, columns = view["img"].shape[2:]
     assert (columns, rows) == (518, 392)
     scale = max(columns / width, rows / height)
@@ -155,15 +156,16 @@ def reprojection_error(views: list[dict[str, Any]], inverse: bool = False) -> fl
 
 def test_depth_poses_and_intrinsics_belong_together_after_resizing() -> None:
     """The depth of one view, moved by the poses, is what the next view measured: scale, units and directions fit."""
-    raw, _ = raw_views(COLORS[:3], CAMERA, POSES[:3], DEPTHS[:3])
+    raw = read_views(COLORS[:3], CAMERA, POSES[:3], DEPTHS[:3])
     stored = np.asarray(Image.open(DEPTHS[0]))
-    metres = raw[0]["depth_z"]
+    metres = raw[0].depth
+    assert metres is not None
     missing = (stored == 0) | (stored == 65535)
     assert missing.any()
     assert not metres[missing].any()
     np.testing.assert_allclose(metres[~missing], stored[~missing] / 1000, rtol=1e-6)
     for size in ((518, 392), (140, 112), (252, 518)):
-        views = preprocess_inputs(raw, resize_mode="fixed_size", size=size)
+        views = preprocess_views(raw, size)
         assert reprojection_error(views) < 0.02
     assert reprojection_error(views, inverse=True) > 0.05
 
@@ -222,9 +224,8 @@ def test_command_line_with_a_view_list(tiny_bundle: Path, tmp_path: Path) -> Non
     assert result.returncode == 0, result.stderr
     scene = Scene.load(outs[0])
     check(scene, 5, SIZE)
-    raw, names = view_list_inputs(load_view_list(path))
     engine = Engine.load(tiny_bundle, "onnxruntime", verify=False)
-    expected = engine.reconstruct_views(raw, names, size=SIZE)
+    expected = engine.reconstruct_views(read_listed_views(load_view_list(path)), size=SIZE)
     np.testing.assert_allclose(scene.points, expected.points, atol=1e-5)
     assert len(pycolmap.Reconstruction(outs[2] / "sparse" / "0").images) == 5
     assert trimesh.load(outs[1]).geometry

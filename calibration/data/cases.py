@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from mapengine.runtime import preprocess_inputs
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.inputs.images import IMAGE_EXTENSIONS
-from mapengine.runtime.inputs.view_lists import load_view_list, raw_views, view_list_inputs
+from mapengine.runtime.inputs.preprocess import preprocess_views
+from mapengine.runtime.inputs.raw_view import RawView
+from mapengine.runtime.inputs.sources import read_views
+from mapengine.runtime.inputs.view_lists import load_view_list, read_listed_views
 
 from ..scenes import render_scene
 from .recordings import VIEW_LIST, is_recording, recorded_views
@@ -28,7 +30,6 @@ MIXES: tuple[tuple[str, ...], ...] = (("",), ("kd",), ("k",), ("kdp", ""), ("p",
 FIRST_SEED = 500_000
 """Of the rendered scenes, one per case. Evaluation uses seeds from 1 000 000 on, so nothing is calibrated on what it is
 judged by."""
-_GIVEN = {"k": "intrinsics", "d": "depth_z", "p": "camera_poses"}
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,7 @@ def rendered_cases(count: int = 8, size: tuple[int, int] = (140, 112), data_norm
     for index, (number, mix) in enumerate(itertools.islice(_plan(), count)):
         scene = render_scene(FIRST_SEED + index, number, *size)
         raw = [
-            {
-                "img": scene.images[view],
-                "intrinsics": scene.intrinsics[view],
-                "depth_z": scene.depth_z[view],
-                "camera_poses": scene.poses[view],
-            }
+            RawView(scene.images[view], scene.intrinsics[view], scene.depth_z[view], scene.poses[view])
             for view in range(number)
         ]
         cases[_title(index, number, mix)] = _prepared(raw, mix, size, data_norm_type)
@@ -136,13 +132,13 @@ def folder_cases(
     return make_cases(cases, f"{len(cases)} cases of {total} images in {folder.name}")
 
 
-def _sequence(folder: Path) -> list[dict[str, Any]]:
+def _sequence(folder: Path) -> list[RawView]:
     if (folder / VIEW_LIST).is_file():
-        return view_list_inputs(load_view_list(folder / VIEW_LIST))[0]
+        return read_listed_views(load_view_list(folder / VIEW_LIST))
     if is_recording(folder):
-        return view_list_inputs(recorded_views(folder))[0]
+        return read_listed_views(recorded_views(folder))
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_EXTENSIONS and f.is_file())
-    return raw_views(files)[0] if files else []
+    return read_views(files) if files else []
 
 
 def _plan() -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -154,20 +150,17 @@ def _title(index: int, views: int, mix: tuple[str, ...]) -> str:
     return f"{index}: {views} views, {'/'.join(letters or 'images' for letters in mix)}"
 
 
-def _prepared(
-    raw: Sequence[Mapping[str, Any]], mix: tuple[str, ...], size: tuple[int, int] | None, norm_type: str
-) -> Views:
-    views: list[dict[str, Any]] = []
+def _prepared(raw: Sequence[RawView], mix: tuple[str, ...], size: tuple[int, int] | None, norm_type: str) -> Views:
+    views: list[RawView] = []
     for view, letters in zip(raw, itertools.cycle(mix), strict=False):
-        wanted = {"img", *(_GIVEN[letter] for letter in letters)}
-        if letters and "is_metric_scale" in view:
-            wanted.add("is_metric_scale")
-        known = {key: value for key, value in view.items() if key in wanted}
-        if "depth_z" in known and "intrinsics" not in known:
-            del known["depth_z"]  # depth without a camera is refused
-        if "camera_poses" in known and views and "camera_poses" not in views[0]:
-            del known["camera_poses"]  # poses are relative to view 0
+        has_camera = "k" in letters and view.intrinsics is not None
+        has_pose = "p" in letters and (not views or views[0].pose is not None)
+        known = RawView(
+            view.image,
+            intrinsics=view.intrinsics if has_camera else None,
+            depth=view.depth if "d" in letters and has_camera else None,  # refused without a camera
+            pose=view.pose if has_pose else None,  # relative to that of view 0
+            metric=view.metric if letters else None,
+        )
         views.append(known)
-    if size is None:
-        return preprocess_inputs(views, norm_type=norm_type)
-    return preprocess_inputs(views, resize_mode="fixed_size", size=size, norm_type=norm_type)
+    return preprocess_views(views, size, norm_type)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from mapengine.runtime.errors import ImageReadError, InputError
-from mapengine.runtime.inputs.values import camera_matrix, number_matrix
+from mapengine.runtime.inputs.sources import camera_matrix, pose_matrix
 from mapengine.runtime.inputs.view_lists import ViewFiles
 
 VIEW_LIST = "views.json"
@@ -54,7 +52,7 @@ def recorded_views(folder: Path) -> list[ViewFiles]:
             raise ImageReadError(f"{folder}: {image.name} has no depth map {depth.name}; add it or remove the image")
         if not pose.is_file():
             raise InputError(f"{folder}: {image.name} has no pose {pose.name}; add it or remove the image")
-        matrix = number_matrix(pose, (4, 4), "pose", dtype=np.float64)
+        matrix = pose_matrix(pose, "pose")
         views.append(ViewFiles(image, intrinsics=intrinsics, depth=depth, pose=matrix))
     return views
 

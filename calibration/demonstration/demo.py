@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapengine.runtime import Scene
-from mapengine.runtime.inputs.resizing import normalize_image, resize_and_crop
+from mapengine.runtime.inputs.normalization import normalize_image
+from mapengine.runtime.inputs.resizing import resize_and_crop
 from mapengine.runtime.postprocessing.predictions import finish_predictions
 
 from ..data.samples import SAMPLE_SEED, SAMPLE_SIZE

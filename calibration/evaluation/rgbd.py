@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mapengine.runtime import preprocess_inputs
 from mapengine.runtime.errors import InputError
-from mapengine.runtime.inputs.view_lists import ViewFiles, load_view_list, view_list_inputs
+from mapengine.runtime.inputs.preprocess import preprocess_views
+from mapengine.runtime.inputs.view_lists import ViewFiles, load_view_list, read_listed_views
 
 from ..data.recordings import VIEW_LIST, recorded_views
 from .evaluate import DEFAULT_SIZE, check_size
@@ -39,7 +39,7 @@ class RgbdScene:
 def load_rgbd(
     path: str | os.PathLike[str], size: tuple[int, int] = DEFAULT_SIZE, views_per_scene: int = 8
 ) -> list[RgbdScene]:
-    """Read RGB-D views and bring them to one size with :func:`mapengine.runtime.preprocess_inputs`.
+    """Read RGB-D views and bring them to one size as :func:`mapengine.runtime.preprocess_inputs` does.
 
     Args:
         path: a folder with ``views.json``, or that file, as
@@ -59,8 +59,7 @@ def load_rgbd(
     listed = _listed_views(path)
     scenes = []
     for start in range(0, len(listed), views_per_scene):
-        raw, _ = view_list_inputs(listed[start : start + views_per_scene])
-        views = preprocess_inputs(raw, resize_mode="fixed_size", size=size, norm_type="identity")
+        views = preprocess_views(read_listed_views(listed[start : start + views_per_scene]), size, "identity")
         # Normalised by nothing, the image is exactly its 256 levels over 255.
         images = np.stack([np.rint(view["img"][0] * 255).astype(np.uint8).transpose(1, 2, 0) for view in views])
         depth, intrinsics = (np.concatenate([view[key] for view in views]) for key in ("depth_z", "intrinsics"))

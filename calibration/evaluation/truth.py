@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.geometry import rays_from_intrinsics
+from mapengine.runtime.inputs.normalization import normalize_image
 from mapengine.runtime.inputs.prepared import prepare_views
-from mapengine.runtime.inputs.resizing import normalize_image
 
 from .metrics import in_first_view
 

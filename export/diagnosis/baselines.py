@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mapengine.runtime import preprocess_inputs
 from mapengine.runtime.errors import BackendUnavailableError, InputError
-from mapengine.runtime.inputs.view_lists import raw_views
+from mapengine.runtime.inputs.preprocess import preprocess_views
+from mapengine.runtime.inputs.sources import read_views
 from mapengine.runtime.outputs.scene import Scene
 from mapengine.runtime.profiling import Contender
 from mapengine.runtime.profiling.subjects import StageClock, phases
@@ -73,8 +73,8 @@ class TorchSubject:
     def call(self, files: Sequence[str], size: tuple[int, int]) -> dict[str, float]:
         """See :class:`mapengine.runtime.profiling.subjects.Subject`."""
         start = time.perf_counter()
-        raw, names = raw_views(list(files))
-        views = preprocess_inputs(raw, resize_mode="fixed_size", size=size, norm_type=self._network.data_norm_type)
+        raw = read_views(list(files))
+        views = preprocess_views(raw, size, self._network.data_norm_type)
         loaded = time.perf_counter()
         clock = StageClock(torch.cuda.synchronize if self._device.type == "cuda" else None)
         autocast = torch.autocast("cpu", _AMP[self._amp]) if self._amp and self._device.type == "cpu" else None
@@ -83,7 +83,7 @@ class TorchSubject:
                 views, use_amp=self._amp is not None, amp_dtype=self._amp or "fp32", progress=clock
             )
         predictions = [{key: value.cpu().numpy() for key, value in p.items()} for p in found]
-        Scene.from_predictions(predictions, names)
+        Scene.from_predictions(predictions, [view.name for view in raw])
         return phases(clock, start, loaded, time.perf_counter())
 
     def device_seconds(self) -> dict[str, float] | None:

@@ -39,8 +39,7 @@ class Pipeline(StagePipeline):
         sizes = chunks or self.chunks
         report = progress or (lambda stage, done, total: None)
         views, batch = len(prepared.images), prepared.batch
-        known = prepared.features or [None] * views
-        features, extra = self._encode_images(prepared.images, known, sizes.image_encoder, report)
+        features, extra = self._encode_images(prepared.images, prepared.features, sizes.image_encoder, report)
         self._add_geometry(features, prepared, sizes.geometry_encoder, report)
         per_sample = [self._aggregate(features, extra, sample, batch) for sample in range(batch)]
         del features, extra

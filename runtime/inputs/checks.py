@@ -1,38 +1,30 @@
-"""Checks and conversions of the single values of a view: images, cameras, depth, poses and flags.
+"""The checks of what a view holds: images, cameras, depth, poses and flags. Each stands here, once.
 
-Every refusal names the view, the key and the remedy. Shapes are those of MapAnything inference; B is the batch.
+``where`` names the view and the key for the message; every refusal names the remedy. Shapes are those of MapAnything
+inference; B is the batch, and ``lead`` are the axes before those of a single value: () or (B,).
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .. import geometry
 from ..bundle.requests import PATCH_SIZE
 from ..errors import DataNormTypeError, ImageSizeError, InputError
 from ..geometry import Array
 
-VIEW_KEYS = (
-    "img",
-    "data_norm_type",
-    "intrinsics",
-    "ray_directions",
-    "depth_z",
-    "camera_poses",
-    "is_metric_scale",
-    "true_shape",
-    "idx",
-    "instance",
-)
+Pose = Array | tuple[Array, Array]
+"""Camera-to-world: a matrix (4, 4), or a quaternion (4,) xyzw and a translation (3,); with a batch axis where said."""
 
 NORMALIZED_LIMIT = 16.0
 """Normalised images stay within 3 of zero; anything beyond this bound was not normalised (0..255, say)."""
 
 MIN_FOCAL = 1.0  # pixels; less means a fraction of the image size
+MIN_RELATIVE_FOCAL = 0.01  # of the image's longer side, which is a field of view of 179 degrees
 MAX_FOCAL = 1e9  # pixels; beyond it all rays of an image are one in float32
 MAX_TANGENT = 1e4  # of the angle between the optical axis and the image's corner, where float32 rays lose their meaning
 MAX_DEPTH = 1e9  # metres; more is a marker for missing depth
@@ -43,8 +35,8 @@ TOLERANCE = 1e-2
 
 
 def as_array(value: Any, where: str) -> Array:
-    """A NumPy array of an array, a nested list or a torch tensor (of any device), without importing torch."""
-    if hasattr(value, "detach"):
+    """Return an array, a nested list or a torch tensor (of any device) as a NumPy array, without importing torch."""
+    if is_tensor(value):
         return _tensor_as_array(value, where)
     if isinstance(value, np.ma.MaskedArray):
         # np.asarray would drop the mask and let the masked values pass for measured ones.
@@ -58,6 +50,11 @@ def as_array(value: Any, where: str) -> Array:
     return array
 
 
+def is_tensor(value: Any) -> bool:
+    """Return whether a value is a torch tensor."""
+    return hasattr(value, "detach")
+
+
 def _tensor_as_array(value: Any, where: str) -> Array:
     try:
         value = value.detach().cpu()
@@ -69,44 +66,45 @@ def _tensor_as_array(value: Any, where: str) -> Array:
         raise InputError(f"{where} is a tensor that has no NumPy form; give a dense tensor with data") from error
 
 
-def check_keys(views: Sequence[Mapping[str, Any]]) -> None:
-    """The rules about which keys may and must be there (None counts as absent for the optional ones)."""
-    if isinstance(views, Mapping) or not isinstance(views, Sequence) or isinstance(views, str | bytes):
-        raise InputError(
-            f"views is a {type(views).__name__}; give a list of dictionaries, one per view (a single view too)"
-        )
-    if len(views) == 0:
-        raise InputError("views is empty; give at least one view")
-    for index, view in enumerate(views):
-        if not isinstance(view, Mapping):
-            raise InputError(f"view {index}: is a {type(view).__name__}; give a dictionary with img and data_norm_type")
-        for key in view:
-            if key not in VIEW_KEYS:
-                near = difflib.get_close_matches(str(key), VIEW_KEYS, n=1, cutoff=0.0)
-                raise InputError(
-                    f"view {index}: unknown key {key!r}; the nearest known key is {near[0]!r} "
-                    f"(known: {', '.join(VIEW_KEYS)})"
-                )
-        for key in ("img", "data_norm_type"):
-            if view.get(key) is None:
-                raise InputError(f"view {index}: {key} is missing; load_images and preprocess_inputs provide it")
-        calibrations = [key for key in ("intrinsics", "ray_directions") if view.get(key) is not None]
-        if len(calibrations) == 2:
-            raise InputError(f"view {index}: has both intrinsics and ray_directions; give only one of them")
-        if view.get("depth_z") is not None and not calibrations:
-            raise InputError(
-                f"view {index}: depth_z needs the calibration of its view; add intrinsics or ray_directions"
-            )
-        if view.get("camera_poses") is not None and views[0].get("camera_poses") is None:
-            raise InputError(
-                f"view {index}: camera_poses is given but view 0, the reference, has none; "
-                "add camera_poses to view 0 or put a posed view first"
-            )
+def finite_array(
+    value: Any, shape: tuple[int, ...], where: str, dtype: Any = None, needed: str = "", remedy: str = ""
+) -> Array:
+    """Return an array of ``shape`` with finite values.
+
+    Args:
+        value: as :func:`as_array` takes it.
+        dtype: what it is converted to, before the values are looked at; None keeps its own.
+        needed: the shape in words, for the message.
+        remedy: what to do about values that are not finite.
+    """
+    array = as_array(value, where)
+    if array.shape != shape:
+        raise InputError(f"{where} has shape {array.shape}; it must be {needed or shape}")
+    if dtype is not None:
+        with np.errstate(over="ignore"):
+            array = array.astype(dtype, copy=False)
+    if not np.isfinite(array).all():
+        raise InputError(f"{where} holds NaN or infinite values; {remedy or 'correct its source'}")
+    return array
 
 
-def read_image_tensor(value: Any, index: int, dtype: np.dtype[Any]) -> Array:
-    """Normalised image (B, 3, H, W), contiguous and of the wanted dtype."""
-    where = f"view {index}: img"
+def rgb_pixels(image: Array) -> npt.NDArray[np.uint8]:
+    """Return an image that is uint8 (H, W, 3), and refuse any other."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(f"the image is {image.dtype} of shape {image.shape}; needed is uint8 (H, W, 3)")
+    return image
+
+
+def finite_range(pixels: Array, where: str) -> tuple[Any, Any]:
+    """Return the smallest and the largest value of an image, both finite."""
+    low, high = pixels.min(), pixels.max()  # NaN passes through both
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise InputError(f"{where} holds NaN or infinite values; check where the image comes from")
+    return low, high
+
+
+def normalized_image(value: Any, where: str, dtype: Any = np.float32) -> Array:
+    """Return a normalised image (B, 3, H, W), contiguous and of the wanted type."""
     image = as_array(value, where)
     if image.dtype.kind != "f":
         raise InputError(f"{where} holds {image.dtype} pixels; normalise it with load_images or preprocess_inputs")
@@ -125,9 +123,7 @@ def read_image_tensor(value: Any, index: int, dtype: np.dtype[Any]) -> Array:
         )
     with np.errstate(over="ignore"):
         image = np.ascontiguousarray(image, dtype)
-    low, high = image.min(), image.max()  # NaN passes through both
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise InputError(f"{where} holds NaN or infinite values; check where the image comes from")
+    low, high = finite_range(image, where)
     if max(-low, high) > NORMALIZED_LIMIT:
         raise InputError(
             f"{where} has values up to {max(-low, high):g}, so it is not normalised; pass it through preprocess_inputs"
@@ -135,20 +131,19 @@ def read_image_tensor(value: Any, index: int, dtype: np.dtype[Any]) -> Array:
     return image
 
 
-def check_norm_type(value: Any, expected: str, index: int) -> None:
+def check_norm_type(value: Any, expected: str, where: str) -> None:
     """Refuse images that were normalised for another encoder than ``expected``."""
     names = [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else []
     if not names or any(not isinstance(name, str) or name != expected for name in names):
         raise DataNormTypeError(
-            f"view {index}: data_norm_type is {value!r} but the image encoder expects [{expected!r}]; "
+            f"{where} is {value!r} but the image encoder expects [{expected!r}]; "
             f"load the images with norm_type={expected!r}"
         )
 
 
-def read_metric_flags(value: Any, batch: int, index: int) -> Array:
-    """Metric flags (B,) bool of a Python bool, (B,) or (B, 1)."""
-    where = f"view {index}: is_metric_scale"
-    flags = as_array(True if value is None else value, where)
+def metric_flags(value: Any, batch: int, where: str) -> Array:
+    """Return metric flags (B,) bool of a Python bool, (B,) or (B, 1)."""
+    flags = as_array(value, where)
     if flags.ndim == 0:
         flags = np.full(batch, flags)
     elif flags.shape == (batch, 1):
@@ -160,67 +155,120 @@ def read_metric_flags(value: Any, batch: int, index: int) -> Array:
     return flags.astype(bool)
 
 
-def read_rays(view: Mapping[str, Any], image: Array, index: int, dtype: np.dtype[Any]) -> Array | None:
-    """Unit ray directions (B, H, W, 3) of the view's calibration, or None."""
-    batch, _, height, width = image.shape
-    if view.get("intrinsics") is not None:
-        where = f"view {index}: intrinsics"
-        matrix = _finite(as_array(view["intrinsics"], where), (batch, 3, 3), where, dtype)
-        focal, centre = matrix[:, (0, 1), (0, 1)], matrix[:, :2, 2]
-        if (focal <= 0).any():
-            raise InputError(f"{where} has the focal length {focal.min():g}; fx and fy must be positive, in pixels")
-        if focal.max() > MAX_FOCAL:
-            raise InputError(f"{where} has the focal length {focal.max():g}, which no camera has; give it in pixels")
-        if (focal < MIN_FOCAL).any() or (np.abs(centre) > MAX_TANGENT * focal).any():
-            raise InputError(
-                f"{where} has the focal length {focal.min():g} and the principal point {centre.ravel()[:2].tolist()}, "
-                "which no camera has; give them in pixels, not as a fraction of the image"
-            )
-        if np.abs(matrix[:, 2] - (0, 0, 1)).max() > TOLERANCE or np.abs(matrix[:, 1, 0]).max() > TOLERANCE:
-            raise InputError(f"{where} is not of the form [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]; is it transposed?")
-        return geometry.rays_from_intrinsics(matrix, height, width)
-    if view.get("ray_directions") is not None:
-        where = f"view {index}: ray_directions"
-        rays = _finite(as_array(view["ray_directions"], where), (batch, height, width, 3), where, dtype)
-        with np.errstate(over="ignore"):
-            length = geometry.vector_norm(rays)
-        if length.min() < 1e-6 or not np.isfinite(length).all():
-            raise InputError(f"{where} has a ray of length {length.min():g} to {length.max():g}; give unit vectors")
-        return geometry.normalize_rays(rays)
-    return None
+def check_one_calibration(view: Mapping[str, Any], where: str) -> None:
+    """Refuse a view's dictionary with two calibrations."""
+    if view.get("intrinsics") is not None and view.get("ray_directions") is not None:
+        raise InputError(f"{where}: has both intrinsics and ray_directions; give only one of them")
 
 
-def read_distance(value: Any, rays: Array, index: int, dtype: np.dtype[Any]) -> Array:
-    """Depth along the ray (B, H, W, 1) of depth_z (B, H, W) or (B, H, W, 1)."""
-    where = f"view {index}: depth_z"
+def camera_intrinsics(value: Any, lead: tuple[int, ...], where: str, dtype: Any = None, needed: str = "") -> Array:
+    """Return intrinsics (*lead, 3, 3) in pixels; float32 or float64 as given, or ``dtype``."""
+    matrix = as_array(value, where)
+    if dtype is None:
+        dtype = matrix.dtype if matrix.dtype in (np.float32, np.float64) else np.float32
+    matrix = finite_array(matrix, (*lead, 3, 3), where, dtype, needed)
+    focal, centre = matrix[..., (0, 1), (0, 1)], matrix[..., :2, 2]
+    if focal.min() <= 0:
+        raise InputError(f"{where} has the focal length {focal.min():g}; fx and fy must be positive, in pixels")
+    if focal.max() > MAX_FOCAL:
+        raise InputError(f"{where} has the focal length {focal.max():g}, which no camera has; give it in pixels")
+    if focal.min() < MIN_FOCAL or (np.abs(centre) > MAX_TANGENT * focal).any():
+        raise InputError(
+            f"{where} has the focal length {focal.min():g} and the principal point {centre.reshape(-1)[:2].tolist()}, "
+            "which no camera has; give them in pixels, not as a fraction of the image"
+        )
+    if np.abs(matrix[..., 2, :] - (0, 0, 1)).max() > TOLERANCE or np.abs(matrix[..., 1, 0]).max() > TOLERANCE:
+        raise InputError(f"{where} is not of the form [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]; is it transposed?")
+    return matrix
+
+
+def check_camera_of_image(matrix: Array, size: tuple[int, int], turned: bool, where: str) -> None:
+    """Refuse intrinsics that belong to an image of another size or orientation: they would bend the reconstruction.
+
+    Args:
+        matrix: (3, 3), pixels of the upright image.
+        size: (width, height) of the upright image.
+        turned: whether EXIF turned the image sideways from how it is stored.
+    """
+    (width, height), (cx, cy) = size, (float(matrix[0, 2]), float(matrix[1, 2]))
+
+    def off_centre(w: int, h: int) -> float:
+        return float(np.hypot((cx - (w - 1) / 2) / w, (cy - (h - 1) / 2) / h))
+
+    if min(matrix[0, 0], matrix[1, 1]) < MIN_RELATIVE_FOCAL * max(size):
+        raise InputError(
+            f"{where} has the focal length {min(matrix[0, 0], matrix[1, 1]):g} for an image of {width}x{height}, "
+            "which no camera has; give pixels of this image"
+        )
+    if turned and off_centre(height, width) < off_centre(width, height):
+        raise InputError(
+            f"{where} fits the image as it is stored ({height}x{width}), but its EXIF orientation turns it upright "
+            f"({width}x{height}); give intrinsics of the upright image or remove the EXIF orientation"
+        )
+    if not (-0.5 <= cx <= width - 0.5 and -0.5 <= cy <= height - 0.5):
+        raise InputError(
+            f"{where} has its principal point ({cx:g}, {cy:g}) outside the image of {width}x{height}; "
+            "scale it to the size of this image"
+        )
+
+
+def unit_rays(value: Any, shape: tuple[int, ...], where: str, dtype: Any) -> Array:
+    """Return ray directions (B, H, W, 3) of unit length."""
+    rays = finite_array(value, shape, where, dtype)
+    with np.errstate(over="ignore"):
+        length = geometry.vector_norm(rays)
+    if length.min() < 1e-6 or not np.isfinite(length).all():
+        raise InputError(f"{where} has a ray of length {length.min():g} to {length.max():g}; give unit vectors")
+    return geometry.normalize_rays(rays)
+
+
+def depth_map(
+    value: Any,
+    shape: tuple[int, ...],
+    where: str,
+    dtype: Any = np.float32,
+    *,
+    fill_missing: bool = False,
+    remedy: str = "they must be equal",
+) -> Array:
+    """Return depth along the optical axis in metres, of the image's ``shape``, 0 where there is none.
+
+    Args:
+        value: ``shape``, or with one channel at the end as upstream documents it.
+        shape: (H, W) or (B, H, W).
+        fill_missing: take NaN and infinity, with which cameras mark missing depth (ROS REP 118), as 0; the result is a
+            copy. They are refused without.
+        remedy: for a map of another shape.
+    """
     depth = as_array(value, where)
     if depth.dtype.kind != "f":
         raise InputError(f"{where} holds {depth.dtype} values; give metres as float (divide millimetres by 1000)")
-    if depth.ndim == 4 and depth.shape[-1] == 1:
+    if depth.shape == (*shape, 1):
         depth = depth[..., 0]
-    depth = _finite(depth, rays.shape[:-1], where, dtype, "use 0 where depth is missing")
+    if depth.shape != shape:
+        raise InputError(f"{where} has shape {depth.shape}, the image {shape}; {remedy}")
+    with np.errstate(over="ignore"):
+        depth = depth.astype(dtype, copy=fill_missing)
+    if fill_missing:
+        depth[~np.isfinite(depth)] = 0
+    elif not np.isfinite(depth).all():
+        raise InputError(f"{where} holds NaN or infinite values; use 0 where depth is missing")
     if depth.min() < 0:
         raise InputError(f"{where} is negative somewhere ({depth.min():g}); use 0 where depth is missing")
     if depth.max() > MAX_DEPTH:
         raise InputError(f"{where} reaches {depth.max():g}, which is no distance; use 0 where depth is missing")
-    if ((depth > 0) & (rays[..., 2] <= 0)).any():
-        raise InputError(
-            f"{where} is positive where the ray points sideways or backwards (its z is not positive); "
-            "use 0 there or correct ray_directions"
-        )
-    return geometry.depth_along_ray(depth, rays)
+    return depth
 
 
-def read_pose(value: Any, batch: int, index: int) -> tuple[Array, Array]:
-    """Camera-to-world quaternion (B, 4) and translation (B, 3) in float64 of a matrix (B, 4, 4) or a pair."""
-    where = f"view {index}: camera_poses"
+def camera_pose(value: Any, lead: tuple[int, ...], where: str) -> Pose:
+    """Return a camera-to-world matrix (*lead, 4, 4), or a quaternion (*lead, 4) xyzw and translation (*lead, 3)."""
     if isinstance(value, tuple | list) and len(value) == 2:
         quaternion, translation = (as_array(part, where) for part in value)
         if quaternion.shape[-1:] == (4,) and translation.shape[-1:] == (3,):
-            quaternion = _finite(quaternion, (batch, 4), f"{where} (quaternions)")
-            translation = _finite(translation, (batch, 3), f"{where} (translations)")
+            quaternion = finite_array(quaternion, (*lead, 4), f"{where} (quaternion)")
+            translation = finite_array(translation, (*lead, 3), f"{where} (translation)")
             with np.errstate(over="ignore"):
-                length = np.sqrt((quaternion * quaternion).sum(axis=-1))
+                length = np.sqrt((quaternion.astype(np.float64) ** 2).sum(axis=-1))
             if length.min() < 1e-6 or length.max() > 1e6:
                 raise InputError(
                     f"{where} has a quaternion of length {length.min():g} to {length.max():g}; "
@@ -231,20 +279,17 @@ def read_pose(value: Any, batch: int, index: int) -> tuple[Array, Array]:
         if quaternion.shape != translation.shape:  # two equal ones may be the matrices of two samples
             raise InputError(
                 f"{where} has shapes {quaternion.shape} and {translation.shape}; give camera-to-world "
-                f"quaternions {(batch, 4)} in xyzw order and translations {(batch, 3)}"
+                f"quaternions {(*lead, 4)} in xyzw order and translations {(*lead, 3)}"
             )
-    matrix = as_array(value, where)
-    if matrix.shape != (batch, 4, 4):
-        raise InputError(
-            f"{where} has shape {matrix.shape}; give camera-to-world matrices {(batch, 4, 4)}, or a pair of xyzw "
-            f"quaternions {(batch, 4)} and translations {(batch, 3)}"
-        )
-    matrix = _finite(matrix, (batch, 4, 4), where)
-    if np.abs(matrix[:, 3] - (0, 0, 0, 1)).max() > TOLERANCE:
-        row = ", ".join(f"{x:g}" for x in matrix[np.abs(matrix[:, 3] - (0, 0, 0, 1)).max(axis=-1).argmax(), 3])
+    needed = f"{(*lead, 4, 4)}, camera-to-world, or a pair of quaternion {(*lead, 4)} and translation {(*lead, 3)}"
+    matrix = finite_array(value, (*lead, 4, 4), where, needed=needed)
+    exact = matrix.astype(np.float64)
+    off = np.abs(exact[..., 3, :] - (0, 0, 0, 1)).max(axis=-1)
+    if off.max() > TOLERANCE:
+        row = ", ".join(f"{x:g}" for x in exact[..., 3, :].reshape(-1, 4)[off.argmax()])
         raise InputError(f"{where} has the last row [{row}]; it must be [0, 0, 0, 1]: is the matrix transposed?")
-    rotation = matrix[:, :3, :3]
-    error = np.abs(rotation @ rotation.swapaxes(1, 2) - np.eye(3)).max()
+    rotation = exact[..., :3, :3]
+    error = np.abs(rotation @ rotation.swapaxes(-1, -2) - np.eye(3)).max()
     if error > TOLERANCE:
         raise InputError(
             f"{where} has a rotation that is off orthonormal by {error:.3g} (at most {TOLERANCE:g}); "
@@ -255,24 +300,11 @@ def read_pose(value: Any, batch: int, index: int) -> tuple[Array, Array]:
             f"{where} has a rotation that mirrors (determinant -1); convert it to right-handed OpenCV axes: "
             "x right, y down, z forward"
         )
-    _check_position(matrix[:, :3, 3], where)
-    return geometry.split_pose_matrix(matrix)
+    _check_position(exact[..., :3, 3], where)
+    return matrix
 
 
 def _check_position(translation: Array, where: str) -> None:
     largest = np.abs(translation).max()
     if largest > MAX_POSITION:
         raise InputError(f"{where} is {largest:g} from the origin, which is no position; give metres")
-
-
-def _finite(
-    array: Array, shape: tuple[int, ...], where: str, dtype: Any = np.float64, remedy: str = "correct its source"
-) -> Array:
-    """The array in ``dtype``, checked for its shape and, after the conversion, for finite values."""
-    if array.shape != shape:
-        raise InputError(f"{where} has shape {array.shape}; it must be {shape}")
-    with np.errstate(over="ignore"):
-        array = array.astype(dtype, copy=False)
-    if not np.isfinite(array).all():
-        raise InputError(f"{where} holds NaN or infinite values; {remedy}")
-    return array

@@ -45,14 +45,29 @@ def read_image(path: PathLike) -> Image.Image:
         ImageReadError: the file is missing, a folder, truncated, not an image, too large (Pillow's guard against
             decompression bombs) or of a pixel format with no clear meaning as a picture.
     """
+    return read_upright(path)[0]
+
+
+def read_upright(path: PathLike) -> tuple[Image.Image, bool]:
+    """Read an image file as :func:`read_image` does, and tell whether EXIF turns it sideways from how it is stored."""
     name = _file_name(path)
     try:
         with _open(name) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return to_rgb(image)
+            return _upright(image, in_place=True)
     except Exception as error:  # Pillow's decoders raise many types on damaged files, also ones that are no OSError
         raise _read_error(name, error, "an image") from error
+
+
+def upright(image: Image.Image) -> tuple[Image.Image, bool]:
+    """Do what :func:`read_upright` does with a Pillow image, which is not changed.
+
+    Raises:
+        ImageReadError: it cannot be decoded, or its pixels have no clear meaning as a picture.
+    """
+    try:
+        return _upright(image, in_place=False)
+    except Exception as error:  # see read_upright; an opened file is decoded only here
+        raise ImageReadError(f"cannot be read: {error}") from error
 
 
 def image_size(path: PathLike) -> tuple[int, int]:
@@ -73,7 +88,7 @@ def image_size(path: PathLike) -> tuple[int, int]:
                 return image.size
             width, height = image.size
             # Not image.getexif(): for a PNG without EXIF before the pixels that decodes the whole image.
-            sideways = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _SIDEWAYS
+            sideways = _is_turned(Image.Image.getexif(image))
     except Exception as error:  # see read_image
         raise _read_error(name, error, "an image") from error
     return (height, width) if sideways else (width, height)
@@ -185,6 +200,19 @@ def _file_name(path: PathLike) -> str:
         return os.fsdecode(path)
     except TypeError:
         raise InputError(f"a file path must be a string or a Path, got {type(path).__name__}") from None
+
+
+def _upright(image: Image.Image, in_place: bool) -> tuple[Image.Image, bool]:
+    turned = _is_turned(image.getexif())  # before it is decoded: a TIFF forgets its orientation then
+    if in_place:
+        ImageOps.exif_transpose(image, in_place=True)
+    else:
+        image = ImageOps.exif_transpose(image)
+    return to_rgb(image), turned
+
+
+def _is_turned(exif: Image.Exif) -> bool:
+    return exif.get(ExifTags.Base.Orientation) in _SIDEWAYS
 
 
 def _open(name: str) -> Image.Image:

@@ -1,4 +1,4 @@
-"""From the list of view dictionaries that ``infer`` takes to checked arrays and the inputs of the geometry encoder.
+"""Views in the form that the network's inputs are made of, and those inputs.
 
 The keys, the conversions and the meaning of a missing input are those of MapAnything inference. Where its documentation
 and its behaviour disagree both forms are accepted as long as they cannot be confused. Input that can only give a wrong
@@ -7,26 +7,44 @@ reconstruction is refused with an error that names the view, the key and the rem
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .. import geometry
-from ..errors import ViewMismatchError
+from ..errors import InputError, ViewMismatchError
 from ..geometry import Array
 from ..options import DEFAULTS, InferOptions
 from .checks import (
-    check_keys,
+    Pose,
+    camera_intrinsics,
+    camera_pose,
     check_norm_type,
-    read_distance,
-    read_image_tensor,
-    read_metric_flags,
-    read_pose,
-    read_rays,
+    check_one_calibration,
+    depth_map,
+    metric_flags,
+    normalized_image,
+    unit_rays,
 )
-from .encoded import ImageFeatures
+from .encoded import ImageFeatures, unpack_views
+from .normalization import normalize_image
+from .raw_view import RawView
+
+VIEW_KEYS = (
+    "img",
+    "data_norm_type",
+    "intrinsics",
+    "ray_directions",
+    "depth_z",
+    "camera_poses",
+    "is_metric_scale",
+    "true_shape",
+    "idx",
+    "instance",
+)
 
 MODALITIES = ("ray_directions", "depth", "depth_scale", "pose", "pose_scale")
 """Columns of the flags that say what a view gives to the geometry encoder."""
@@ -53,84 +71,200 @@ class ViewGeometry:
         return bool(self.flags.any())
 
 
-@dataclass(frozen=True)
-class PreparedViews:
-    """The checked views of one call.
+@dataclass(frozen=True, eq=False)
+class PreparedView:
+    """One view of the network's size, checked and converted. B is the batch.
 
-    ``converted`` holds per view what the input was turned into, before normalisation: ``ray_directions_cam``
-    (B, H, W, 3), ``depth_along_ray`` (B, H, W, 1), ``camera_pose_quats`` (B, 4), ``camera_pose_trans`` (B, 3) where
-    given and not ignored, and always ``is_metric_scale`` (B,).
+    Attributes:
+        image: (B, 3, H, W), normalised.
+        is_metric: (B,) bool, whether depth and pose are in metres.
+        rays: (B, H, W, 3) unit ray directions in the camera's frame, or None.
+        distance: (B, H, W, 1) depth along the ray, 0 where there is none, or None.
+        pose: camera-to-world quaternion (B, 4) xyzw and translation (B, 3) in float64, or None.
+        features: what the image encoder gave for the image before, or None.
     """
 
-    images: list[Array]  # V times (B, 3, H, W), float
-    geometry: list[ViewGeometry | None]
-    batch: int
-    height: int
-    width: int
-    converted: list[dict[str, Array]]
-    features: Sequence[ImageFeatures | None] = ()  # per view what the image encoder gave before; empty for no view
+    image: Array
+    is_metric: Array
+    rays: Array | None = None
+    distance: Array | None = None
+    pose: tuple[Array, Array] | None = None
+    features: ImageFeatures | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedViews:
+    """The views of one call, all of one batch and size, and per view what the geometry encoder gets of it."""
+
+    views: Sequence[PreparedView]
+    geometry: Sequence[ViewGeometry | None]
+
+    @property
+    def images(self) -> list[Array]:
+        """V times (B, 3, H, W), float."""
+        return [view.image for view in self.views]
+
+    @property
+    def features(self) -> list[ImageFeatures | None]:
+        """Per view what the image encoder gave before."""
+        return [view.features for view in self.views]
+
+    @property
+    def batch(self) -> int:
+        """Samples of each view."""
+        return int(self.views[0].image.shape[0])
+
+    @property
+    def height(self) -> int:
+        """Of the images, pixels."""
+        return int(self.views[0].image.shape[2])
+
+    @property
+    def width(self) -> int:
+        """Of the images, pixels."""
+        return int(self.views[0].image.shape[3])
 
 
 def prepare_views(
-    views: Sequence[Mapping[str, Any]],
+    views: Sequence[Any],
     options: InferOptions = DEFAULTS,
     *,
     data_norm_type: str = "dinov2",
     dtype: Any = np.float32,
+    encoder: str | None = None,
 ) -> PreparedViews:
     """Check the views of a call and convert what they bring (MapAnything inference, input conversion).
 
     The dictionaries are not modified; images that are already ``dtype`` and contiguous are used without a copy. Torch
     tensors are accepted. Ignored inputs are still checked.
 
-    Raises ``InputError`` (a ``ValueError``), ``ImageSizeError`` (size not a multiple of 14), ``DataNormTypeError``
-    (images normalised for another encoder) or ``ViewMismatchError`` (views of different size or batch).
+    Args:
+        views: dictionaries, encoded views, or dictionaries with an encoded view as ``img``.
+        options: of the call.
+        data_norm_type: what the images must have been normalised for.
+        dtype: floating type of the result.
+        encoder: identity of the image encoder whose encoded views may be among them.
+
+    Raises:
+        InputError: what is wrong, in which view, under which key.
+        ImageSizeError: a size that is no multiple of 14.
+        DataNormTypeError: images normalised for another encoder.
+        ViewMismatchError: views of different size or batch.
     """
-    check_keys(views)
-    dtype = np.dtype(dtype)
-    images = [read_image_tensor(view["img"], index, dtype) for index, view in enumerate(views)]
-    batch, _, height, width = images[0].shape
-    for index, image in enumerate(images):
-        if image.shape != images[0].shape:
-            raise ViewMismatchError(
-                f"view {index}: img has shape {image.shape} but view 0 has {images[0].shape}; all views of a call "
-                "share one size and batch: load them together with load_images or preprocess_inputs"
-            )
-    for index, view in enumerate(views):
-        check_norm_type(view["data_norm_type"], data_norm_type, index)
-
-    converted: list[dict[str, Array]] = []
-    poses: list[tuple[Array, Array] | None] = []
-    for index, view in enumerate(views):
-        entry = {"is_metric_scale": read_metric_flags(view.get("is_metric_scale", True), batch, index)}
-        rays = read_rays(view, images[index], index, dtype)
-        if rays is not None and not options.ignore_calibration_inputs:
-            entry["ray_directions_cam"] = rays
-        if view.get("depth_z") is not None and rays is not None:
-            distance = read_distance(view["depth_z"], rays, index, dtype)
-            if not options.ignore_depth_inputs:
-                entry["depth_along_ray"] = distance
-        pose = None if view.get("camera_poses") is None else read_pose(view["camera_poses"], batch, index)
-        poses.append(None if options.ignore_pose_inputs else pose)
-        if pose is not None and not options.ignore_pose_inputs:
-            entry["camera_pose_quats"], entry["camera_pose_trans"] = pose[0].astype(dtype), pose[1].astype(dtype)
-        converted.append(entry)
-
-    relative = _relative_poses(poses, batch, dtype)
-    geometries = [
-        _view_geometry(entry, pose, not options.ignore_depth_scale_inputs, not options.ignore_pose_scale_inputs)
-        for entry, pose in zip(converted, relative, strict=True)
+    plain, features = unpack_views(views, encoder)
+    _check_list(plain)
+    prepared = [
+        replace(_prepare(view, f"view {index}", data_norm_type, np.dtype(dtype)), features=known)
+        for index, (view, known) in enumerate(zip(plain, features, strict=True))
     ]
-    return PreparedViews(images, geometries, batch, height, width, converted)
+    return network_inputs(prepared, options)
+
+
+def prepare_raw(view: RawView, data_norm_type: str = "dinov2") -> PreparedView:
+    """Convert a view that was resized to the network's size; its values were checked when it was read."""
+    width, height = view.size
+    rays, pose = None, view.batched_pose
+    if view.intrinsics is not None:
+        rays = geometry.rays_from_intrinsics(view.intrinsics[None].astype(np.float32, copy=False), height, width)
+    return PreparedView(
+        image=normalize_image(np.asarray(view.image), data_norm_type),
+        is_metric=np.array([view.metric is not False]),
+        rays=rays,
+        distance=None if view.depth is None else _distance(view.depth[None], rays, f"{view.name}: depth"),
+        pose=None if pose is None else _quaternion_and_translation(pose),
+    )
+
+
+def network_inputs(views: Sequence[PreparedView], options: InferOptions = DEFAULTS) -> PreparedViews:
+    """Bring the views of a call together: poses become relative to view 0, and what ``options`` ignore is left out.
+
+    Raises:
+        ViewMismatchError: views of different size or batch.
+        InputError: a view has a pose but view 0 has none.
+    """
+    first = views[0]
+    for index, view in enumerate(views):
+        if view.image.shape != first.image.shape:
+            raise ViewMismatchError(
+                f"view {index}: img has shape {view.image.shape} but view 0 has {first.image.shape}; all views of a "
+                "call share one size and batch: load them together with load_images or preprocess_inputs"
+            )
+        if view.pose is not None and first.pose is None:
+            raise InputError(
+                f"view {index}: camera_poses is given but view 0, the reference, has none; "
+                "add camera_poses to view 0 or put a posed view first"
+            )
+    poses = [None if options.ignore_pose_inputs else view.pose for view in views]
+    relative = _relative_poses(poses, len(first.image), first.image.dtype)
+    return PreparedViews(views, [_view_geometry(*given, options) for given in zip(views, relative, strict=True)])
+
+
+def _check_list(views: Any) -> None:
+    """Refuse what is no list of dictionaries."""
+    if isinstance(views, Mapping) or not isinstance(views, Sequence) or isinstance(views, str | bytes):
+        raise InputError(
+            f"views is a {type(views).__name__}; give a list of dictionaries, one per view (a single view too)"
+        )
+    if len(views) == 0:
+        raise InputError("views is empty; give at least one view")
+
+
+def _prepare(view: Any, where: str, data_norm_type: str, dtype: np.dtype[Any]) -> PreparedView:
+    """The dictionary of one view, checked; None counts as absent for the optional keys."""
+    if not isinstance(view, Mapping):
+        raise InputError(f"{where}: is a {type(view).__name__}; give a dictionary with img and data_norm_type")
+    for key in view:
+        if key not in VIEW_KEYS:
+            near = difflib.get_close_matches(str(key), VIEW_KEYS, n=1, cutoff=0.0)
+            raise InputError(
+                f"{where}: unknown key {key!r}; the nearest known key is {near[0]!r} (known: {', '.join(VIEW_KEYS)})"
+            )
+    given = {key: value for key, value in view.items() if value is not None}
+    for key in ("img", "data_norm_type"):
+        if key not in given:
+            raise InputError(f"{where}: {key} is missing; load_images and preprocess_inputs provide it")
+    check_one_calibration(given, where)
+    image = normalized_image(given["img"], f"{where}: img", dtype)
+    check_norm_type(given["data_norm_type"], data_norm_type, f"{where}: data_norm_type")
+    batch, _, height, width = image.shape
+    rays = distance = pose = None
+    if "intrinsics" in given:
+        matrix = camera_intrinsics(given["intrinsics"], (batch,), f"{where}: intrinsics", dtype)
+        rays = geometry.rays_from_intrinsics(matrix, height, width)
+    elif "ray_directions" in given:
+        rays = unit_rays(given["ray_directions"], (batch, height, width, 3), f"{where}: ray_directions", dtype)
+    if "depth_z" in given:
+        depth = depth_map(given["depth_z"], (batch, height, width), f"{where}: depth_z", dtype)
+        distance = _distance(depth, rays, f"{where}: depth_z")
+    if "camera_poses" in given:
+        pose = _quaternion_and_translation(camera_pose(given["camera_poses"], (batch,), f"{where}: camera_poses"))
+    is_metric = metric_flags(given.get("is_metric_scale", True), batch, f"{where}: is_metric_scale")
+    return PreparedView(image, is_metric, rays, distance, pose)
+
+
+def _distance(depth: Array, rays: Array | None, where: str) -> Array:
+    """Depth along the rays of a view."""
+    if rays is None:
+        raise InputError(f"{where} needs the calibration of its view; add intrinsics or ray_directions")
+    if ((depth > 0) & (rays[..., 2] <= 0)).any():
+        raise InputError(
+            f"{where} is positive where the ray points sideways or backwards (its z is not positive); "
+            "use 0 there or correct ray_directions"
+        )
+    return geometry.depth_along_ray(depth, rays)
+
+
+def _quaternion_and_translation(pose: Pose) -> tuple[Array, Array]:
+    """A pose in float64, so that positions far from the origin (map coordinates) keep their digits."""
+    if isinstance(pose, tuple):
+        return pose[0].astype(np.float64), pose[1].astype(np.float64)
+    return geometry.split_pose_matrix(pose.astype(np.float64))
 
 
 def _relative_poses(
     poses: Sequence[tuple[Array, Array] | None], batch: int, dtype: np.dtype[Any]
 ) -> list[tuple[Array, Array, Array] | None]:
-    """Per posed view: rotation (B, 4), normalised translation (B, 3) and log scale (B, 1), relative to view 0.
-
-    Works in float64, so that positions far from the origin (map coordinates) keep their digits.
-    """
+    """Per posed view: rotation (B, 4), normalised translation (B, 3) and log scale (B, 1), relative to view 0."""
     reference = poses[0]
     if reference is None:
         return [None] * len(poses)
@@ -150,21 +284,22 @@ def _relative_poses(
 
 
 def _view_geometry(
-    entry: Mapping[str, Array], pose: tuple[Array, Array, Array] | None, use_depth_scale: bool, use_pose_scale: bool
+    view: PreparedView, pose: tuple[Array, Array, Array] | None, options: InferOptions
 ) -> ViewGeometry | None:
     """The geometry encoder's inputs of one view, or None when it has none."""
-    rays, distance, metric = entry.get("ray_directions_cam"), entry.get("depth_along_ray"), entry["is_metric_scale"]
+    rays = None if options.ignore_calibration_inputs else view.rays
+    distance = None if options.ignore_depth_inputs else view.distance
     if rays is None and distance is None and pose is None:
         return None
-    flags = np.zeros((len(metric), len(MODALITIES)), bool)
+    flags = np.zeros((len(view.is_metric), len(MODALITIES)), bool)
     flags[:, 0] = rays is not None
     depth = depth_log_scale = rotation = translation = translation_log_scale = None
     if distance is not None:
         normalized, factor = geometry.normalize_depth(distance)
         depth = geometry.log_normalize(normalized)
         depth_log_scale = np.log(factor + factor.dtype.type(geometry.EPSILON))[:, None]
-        flags[:, 1], flags[:, 2] = True, metric & use_depth_scale
+        flags[:, 1], flags[:, 2] = True, view.is_metric & (not options.ignore_depth_scale_inputs)
     if pose is not None:
         rotation, translation, translation_log_scale = pose
-        flags[:, 3], flags[:, 4] = True, metric & use_pose_scale
+        flags[:, 3], flags[:, 4] = True, view.is_metric & (not options.ignore_pose_scale_inputs)
     return ViewGeometry(flags, rays, depth, depth_log_scale, rotation, translation, translation_log_scale)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +18,25 @@ from PIL import Image
 from ..errors import ImageReadError, InputError, warn
 from ..geometry import intrinsics_from_rays
 from ..system.threads import in_order
-from .checks import MAX_FOCAL, as_array
+from .checks import (
+    as_array,
+    camera_intrinsics,
+    camera_pose,
+    check_one_calibration,
+    depth_map,
+    finite_array,
+    finite_range,
+    is_tensor,
+)
 from .images import IMAGE_EXTENSIONS, PathLike, image_size, read_image, to_rgb
-from .normalization import norm_constants
-from .resizing import normalize_image, resize_and_crop
+from .normalization import norm_constants, normalize_image
+from .raw_view import RawView
+from .resizing import resize_and_crop
 from .resolutions import Size, positive_int, target_size
 
 Array = npt.NDArray[Any]
 Views = list[dict[str, Any]]
+Result = TypeVar("Result")
 
 
 def load_images(
@@ -137,36 +148,60 @@ def preprocess_inputs(
     if isinstance(views, (Mapping, str)) or not isinstance(views, Sequence) or not views:
         raise InputError("views must be a non-empty list of dicts, one per view")
     norm_constants(norm_type)
-    sources = [_read_view(view, f"view {index}") for index, view in enumerate(views)]
-    target = target_size(
-        [source.image.width / source.image.height for source in sources], resize_mode, size, patch_size, resolution_set
-    )
+    read = [_read_view(view, f"view {index}") for index, view in enumerate(views)]
+    raw = [view for view, _ in read]
+    ratios = [view.size[0] / view.size[1] for view in raw]
+    target = target_size(ratios, resize_mode, size, patch_size, resolution_set)
     if verbose:
-        print(f"Preparing {len(sources)} views at {target[0]}x{target[1]} (width x height)")
+        print(f"Preparing {len(raw)} views at {target[0]}x{target[1]} (width x height)")
+    prepared = each_resized(raw, target, partial(_dictionary, norm_type=norm_type))
+    return [{**others, **view} for view, (_, others) in zip(prepared, read, strict=True)]
 
-    def prepare(index: int) -> dict[str, Any]:
-        source = sources[index]
+
+def preprocess_views(views: Sequence[RawView], size: Size | None = None, norm_type: str = "dinov2") -> Views:
+    """Do what :func:`preprocess_inputs` does with views that were read already, for ``infer``.
+
+    Args:
+        views: V views.
+        size: (W, H) that they are brought to; None for the one of MapAnything's table that fits.
+        norm_type: how the images are normalised.
+
+    Raises:
+        InputError: an image is far too narrow for the size.
+    """
+    target = size or target_size([view.size[0] / view.size[1] for view in views])
+    return each_resized(views, target, partial(_dictionary, norm_type=norm_type))
+
+
+def each_resized(views: Sequence[RawView], target: Size, finish: Callable[[RawView], Result]) -> list[Result]:
+    """Return ``finish`` of every view resized to ``target`` = (W, H); several threads work on it.
+
+    Raises:
+        InputError: an image is far too narrow for the size; names the view.
+    """
+
+    def one(index: int) -> Result:
         try:
-            pixels, depth, intrinsics = resize_and_crop(source.image, target, source.depth, source.intrinsics)
+            resized = views[index].resized(target)
         except InputError as error:
             raise InputError(f"view {index}: {error}") from error
-        result = {"img": normalize_image(pixels, norm_type), "data_norm_type": [norm_type], **source.others}
-        if depth is not None:
-            result["depth_z"] = depth[None]
-        if intrinsics is not None:
-            result["intrinsics"] = intrinsics[None]
-        return result
+        return finish(resized)
 
-    return list(in_order(prepare, range(len(sources))))
+    return list(in_order(one, range(len(views))))
 
 
-class _Source(NamedTuple):
-    """One checked view before resizing: RGB image (w, h), depth (h, w), intrinsics (3, 3), what is copied through."""
-
-    image: Image.Image
-    depth: Array | None
-    intrinsics: Array | None
-    others: dict[str, Any]
+def _dictionary(view: RawView, norm_type: str) -> dict[str, Any]:
+    """A resized view as ``infer`` takes it, with a batch axis."""
+    result: dict[str, Any] = {"img": normalize_image(np.asarray(view.image), norm_type), "data_norm_type": [norm_type]}
+    if view.pose is not None:
+        result["camera_poses"] = view.batched_pose
+    if view.metric is not None:
+        result["is_metric_scale"] = np.array([view.metric], dtype=bool)
+    if view.depth is not None:
+        result["depth_z"] = view.depth[None]
+    if view.intrinsics is not None:
+        result["intrinsics"] = view.intrinsics[None]
+    return result
 
 
 def _attempt(function: Callable[[str], Any], path: str) -> Any:
@@ -217,34 +252,29 @@ def _origin(folder_or_list: PathLike | Sequence[PathLike]) -> str:
     return os.fspath(folder_or_list) if isinstance(folder_or_list, (str, os.PathLike)) else "list of files"
 
 
-def _read_view(view: Mapping[str, Any], where: str) -> _Source:
+def _read_view(view: Mapping[str, Any], where: str) -> tuple[RawView, dict[str, Any]]:
+    """A dictionary in upstream's form as a view, and the keys that are copied through."""
     if not isinstance(view, Mapping):
         raise InputError(f"{where}: is a {type(view).__name__}; pass a dict with at least img")
     given = {key: value for key, value in view.items() if value is not None}
+    given.pop("data_norm_type", None)
     if "img" not in given:
         raise InputError(f"{where}: img is missing; pass a Pillow image or an array (H, W, 3)")
-    if "intrinsics" in given and "ray_directions" in given:
-        raise InputError(f"{where}: has both intrinsics and ray_directions; give only one of them")
-
+    check_one_calibration(given, where)
     image = _picture(given.pop("img"), f"{where}: img")
-    depth = intrinsics = None
+    shape, depth, intrinsics, pose = (image.height, image.width), None, None, None
     if "depth_z" in given:
-        depth = _depth(given.pop("depth_z"), (image.height, image.width), f"{where}: depth_z")
+        depth = depth_map(given.pop("depth_z"), shape, f"{where}: depth_z", fill_missing=True)
     if "intrinsics" in given:
-        intrinsics = _intrinsics(given.pop("intrinsics"), f"{where}: intrinsics")
+        intrinsics = camera_intrinsics(given.pop("intrinsics"), (), f"{where}: intrinsics")
     if "ray_directions" in given:
-        intrinsics = _fit_rays(given.pop("ray_directions"), (image.height, image.width), f"{where}: ray_directions")
+        intrinsics = _fit_rays(given.pop("ray_directions"), shape, f"{where}: ray_directions")
     if "camera_poses" in given:
-        given["camera_poses"] = _pose(given["camera_poses"], f"{where}: camera_poses")
+        pose = camera_pose(given.pop("camera_poses"), (), f"{where}: camera_poses")
     if isinstance(given.get("is_metric_scale"), (bool, np.bool_)):
         given["is_metric_scale"] = np.array([given["is_metric_scale"]])
-    given.pop("data_norm_type", None)
-    others = {key: as_array(value, f"{where}: {key}") if _is_tensor(value) else value for key, value in given.items()}
-    return _Source(image, depth, intrinsics, others)
-
-
-def _is_tensor(value: Any) -> bool:
-    return hasattr(value, "detach")
+    others = {key: as_array(value, f"{where}: {key}") if is_tensor(value) else value for key, value in given.items()}
+    return RawView(image, intrinsics, depth, pose), others
 
 
 def _picture(value: Any, where: str) -> Image.Image:
@@ -262,25 +292,23 @@ def _picture(value: Any, where: str) -> Image.Image:
     if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         hint = "; channels come last here, and there is no batch axis" if 3 in pixels.shape[:2] else ""
         raise InputError(f"{where} has shape {pixels.shape}; it must be (H, W, 3){hint}")
-    if pixels.dtype != np.uint8 or _is_tensor(value):
-        pixels = _to_levels(pixels, _is_tensor(value), where)
+    if pixels.dtype != np.uint8 or is_tensor(value):
+        pixels = _to_levels(pixels, is_tensor(value), where)
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _to_levels(pixels: Array, is_tensor: bool, where: str) -> npt.NDArray[np.uint8]:
+def _to_levels(pixels: Array, of_tensor: bool, where: str) -> npt.NDArray[np.uint8]:
     """Bring pixels of any type to 0..255, by the rules that :func:`preprocess_inputs` describes."""
-    low, high = pixels.min(), pixels.max()  # NaN passes through both
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise InputError(f"{where} holds NaN or infinite values; check where the image comes from")
+    low, high = finite_range(pixels, where)
     if low < -0.01:
         warn(f"{where} has values down to {low:.3g}, which become black; pass the image before it is normalised")
-    is_unit = high <= 1 or not is_tensor
-    if not is_tensor and high > 1.5:
+    is_unit = high <= 1 or not of_tensor
+    if not of_tensor and high > 1.5:
         warn(
             f"{where} is a {pixels.dtype} array with values up to {high:.6g}, taken as 0..1, so all above 1 becomes "
             "white; convert it to uint8 if it holds 0..255"
         )
-    elif is_tensor and high == 1 and pixels.dtype.kind in "ui":
+    elif of_tensor and high == 1 and pixels.dtype.kind in "ui":
         warn(
             f"{where} is an integer tensor with no value above 1, taken as 0..1; pass a uint8 array if it is that dark"
         )
@@ -290,60 +318,9 @@ def _to_levels(pixels: Array, is_tensor: bool, where: str) -> npt.NDArray[np.uin
     return levels.astype(np.uint8)
 
 
-def _depth(value: Any, shape: tuple[int, int], where: str) -> npt.NDArray[np.float32]:
-    depth = as_array(value, where)
-    if depth.shape == (*shape, 1):  # the form that upstream documents
-        depth = depth[..., 0]
-    if depth.shape != shape:
-        raise InputError(f"{where} has shape {depth.shape}, the image {shape} (H, W); they must be equal")
-    if depth.dtype.kind != "f":
-        raise InputError(f"{where} holds {depth.dtype} values; give metres as float (divide millimetres by 1000)")
-    with np.errstate(over="ignore"):
-        metres = depth.astype(np.float32)
-    # Cameras mark missing depth with NaN or infinity (ROS REP 118), the network with 0.
-    metres[~np.isfinite(metres)] = 0
-    if metres.min() < 0:
-        raise InputError(f"{where} is negative somewhere ({metres.min():g}); use 0 where depth is missing")
-    return metres
-
-
-def _intrinsics(value: Any, where: str) -> Array:
-    matrix = _finite(value, (3, 3), where)
-    if matrix.dtype not in (np.float32, np.float64):
-        matrix = matrix.astype(np.float32)
-    if min(matrix[0, 0], matrix[1, 1]) <= 0:
-        raise InputError(
-            f"{where} has the focal length {min(matrix[0, 0], matrix[1, 1]):g}; fx and fy must be positive, in pixels"
-        )
-    if np.abs(matrix[:2]).max() > MAX_FOCAL:
-        raise InputError(f"{where} has values up to {np.abs(matrix[:2]).max():g}, which no camera has; give pixels")
-    if np.abs(matrix[2] - (0, 0, 1)).max() > 1e-5:
-        raise InputError(f"{where} is not of the form [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]; is it transposed?")
-    return matrix
-
-
 def _fit_rays(value: Any, shape: tuple[int, int], where: str) -> Array:
-    rays = _finite(value, (*shape, 3), where).astype(np.float32)
+    rays = finite_array(value, (*shape, 3), where).astype(np.float32)
     matrix = intrinsics_from_rays(rays[None])[0]
     if not np.isfinite(matrix).all() or min(matrix[0, 0], matrix[1, 1]) <= 0:
         raise InputError(f"{where} fits no pinhole camera; give rays with x right, y down, z forward, or intrinsics")
     return matrix
-
-
-def _pose(value: Any, where: str) -> Any:
-    """The pose with a batch axis, in memory of its own."""
-    if isinstance(value, (tuple, list)) and len(value) == 2:
-        return (
-            _finite(value[0], (4,), f"{where} (quaternion)")[None].copy(),
-            _finite(value[1], (3,), f"{where} (translation)")[None].copy(),
-        )
-    return _finite(value, (4, 4), where)[None].copy()
-
-
-def _finite(value: Any, shape: tuple[int, ...], where: str) -> Array:
-    array = as_array(value, where)
-    if array.shape != shape:
-        raise InputError(f"{where} has shape {array.shape}; it must be {shape}")
-    if not np.isfinite(array).all():
-        raise InputError(f"{where} holds NaN or infinite values; correct its source")
-    return array

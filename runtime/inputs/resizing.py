@@ -1,4 +1,4 @@
-"""Resizing and cropping one image with its depth and intrinsics, and normalising it, as MapAnything inference does.
+"""Resizing and cropping one image with its depth and intrinsics, as MapAnything inference does.
 
 The image is scaled until it covers the target and cropped around its centre. Intrinsics and depth follow.
 """
@@ -12,8 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..errors import InputError
+from .checks import rgb_pixels
 from .images import to_rgb
-from .normalization import norm_constants
 from .resolutions import Size
 
 Array = npt.NDArray[Any]
@@ -41,7 +41,7 @@ def resize_and_crop(
         InputError: an image, depth or intrinsics of the wrong shape or type, an empty size, or an aspect ratio so far
             from the target that the resized image would take 2 GB before it is cropped.
     """
-    picture = Image.fromarray(_rgb8(image)) if isinstance(image, np.ndarray) else to_rgb(image)
+    picture = Image.fromarray(rgb_pixels(image)) if isinstance(image, np.ndarray) else to_rgb(image)
     old = np.array(picture.size)
     if min(*old, *target) < 1:
         raise InputError(f"cannot resize {old[0]}x{old[1]} to {target[0]}x{target[1]} pixels; all must be positive")
@@ -79,25 +79,6 @@ def resize_and_crop(
     resized_picture = picture.resize((int(scaled[0]), int(scaled[1])), kernel)
     window = resized_picture.crop((left, top, left + target[0], top + target[1]))
     return np.array(window), depth, intrinsics
-
-
-def normalize_image(image: npt.NDArray[np.uint8], norm_type: str = "dinov2") -> npt.NDArray[np.float32]:
-    """Turn uint8 (H, W, 3) into float32 (1, 3, H, W): (x / 255 - mean) / std per channel, in float32."""
-    image = _rgb8(image)
-    mean, std = norm_constants(norm_type)
-    levels = np.arange(256, dtype=np.float32) / np.float32(255)
-    result = np.empty((1, 3, *image.shape[:2]), np.float32)
-    for channel in range(3):
-        # There are only 256 values per channel, so a table gives the same bits as the arithmetic, faster.
-        table = (levels - np.float32(mean[channel])) / np.float32(std[channel])
-        result[0, channel] = table[image[:, :, channel]]
-    return result
-
-
-def _rgb8(image: Array) -> npt.NDArray[np.uint8]:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise InputError(f"the image is {image.dtype} of shape {image.shape}; needed is uint8 (H, W, 3)")
-    return image
 
 
 def _scale_intrinsics(intrinsics: Array, scale: np.float64, margins: Array) -> Array:

@@ -14,7 +14,7 @@ import numpy as np
 from .. import geometry
 from ..errors import InputError
 from ..geometry import Array
-from ..inputs.normalization import norm_constants
+from ..inputs.normalization import denormalize_image
 from ..options import DEFAULTS, InferOptions
 from . import edges, multiview
 
@@ -163,14 +163,3 @@ def confidence_mask(confidence: Array, percentile: float) -> Array:
     weight = confidence.dtype.type(position - below)
     threshold = ordered[:, below] + (ordered[:, above] - ordered[:, below]) * weight
     return confidence > threshold[:, None, None]
-
-
-def denormalize_image(image: Array, data_norm_type: str = "dinov2") -> Array:
-    """Image (B, H, W, 3) in 0..1 of a normalised one (B, 3, H, W)."""
-    mean, deviation = norm_constants(data_norm_type)
-    result = np.empty((image.shape[0], *image.shape[2:], 3), image.dtype)
-    for channel in range(3):
-        plane = image[:, channel] * image.dtype.type(deviation[channel])
-        plane += image.dtype.type(mean[channel])
-        np.clip(plane, 0, 1, out=result[..., channel])
-    return result

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..engine import Engine
-from ..inputs.view_lists import raw_views
+from ..inputs.sources import read_views
 from ..memory.probe import can_probe, reset_peak
 from ..outputs.scene import Scene
 from ..system.machine import resident_bytes
@@ -119,12 +119,12 @@ class EngineSubject:
     def call(self, files: Sequence[str], size: tuple[int, int]) -> dict[str, float]:
         """See :class:`Subject`."""
         start = time.perf_counter()
-        raw, names = raw_views(list(files))
+        raw = read_views(list(files))
         views = self._engine.preprocess(raw, size=size)
         loaded = time.perf_counter()
         clock = StageClock()
         predictions = self._engine.infer(views, progress=clock)
-        Scene.from_predictions(predictions, names)
+        Scene.from_predictions(predictions, [view.name for view in raw])
         return phases(clock, start, loaded, time.perf_counter())
 
     def device_seconds(self) -> dict[str, float] | None:

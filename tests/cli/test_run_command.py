@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mapengine.runtime import Engine, Scene
+from mapengine.runtime import Scene
+from mapengine.runtime.backends.host_pipeline import Pipeline
 
 PROGRAM = Path(sys.executable).parent / "mapengine"
 
@@ -124,8 +125,8 @@ def _broken_images(folder: Path) -> None:
         (["note.jpg"], "not an image"),
         (["ok.jpg", "cut.jpg"], "view 1: image: "),
         (["missing.json"], "no such view list"),
-        (["odd.json"], 'did you mean "intrinsics"'),
-        (["nan.json"], "view 0: intrinsics"),
+        (["odd.json"], "did you mean 'intrinsics'"),
+        (["nan.json"], "NaN"),
         (["depth.json"], "no intrinsics"),
         (["mirror.json"], "view 0"),
         (["late.json"], "view 0"),
@@ -287,7 +288,7 @@ def test_an_interrupt_while_the_network_runs(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Engine, "infer", interrupt)
+    monkeypatch.setattr(Pipeline, "stream", interrupt)
     result = cli("run", tiny_bundle, samples, "--out", tmp_path / "scene.ply")
     assert result.code == 130
     assert result.err.splitlines()[-1:] == result.problems == ["Interrupted: nothing half-written is left"]

@@ -115,9 +115,7 @@ class DevicePipeline(StagePipeline):
         """The views of one sample. The GPU is this thread's between two of them no longer than a step takes."""
         images = [np.asarray(image[sample : sample + 1], np.float32) for image in prepared.images]
         geometry = [_of_sample(view, sample) for view in prepared.geometry]
-        features = [
-            None if view is None else _features_of(view, sample) for view in prepared.features or [None] * len(images)
-        ]
+        features = [None if view is None else _features_of(view, sample) for view in prepared.features]
         request = RequestShape(len(images), prepared.height // PATCH_SIZE, prepared.width // PATCH_SIZE, chunks)
         work = Work.of(features, geometry)
         report = progress

@@ -12,7 +12,7 @@ from mapengine.calibration.data.samples import SAMPLE_SEED, SAMPLE_SIZE, sample_
 from mapengine.calibration.evaluation import HELD_OUT_SEED
 from mapengine.calibration.scenes import MAX_VIEWS, render_scene
 from mapengine.runtime.errors import InputError, OutputError
-from mapengine.runtime.inputs.view_lists import load_view_list, view_list_inputs
+from mapengine.runtime.inputs.view_lists import load_view_list, read_listed_views
 
 SMALL = (70, 56)
 WITH_SKY = HELD_OUT_SEED  # an outdoor scene
@@ -65,15 +65,18 @@ def test_written_samples_are_read_back(tmp_path: Path, seed: int) -> None:
     assert [path.name for path in images] == ["sample_0.png", "sample_1.png"]
     with Image.open(tmp_path / "samples" / "depth" / "sample_0.png") as stored:
         assert np.asarray(stored).dtype == np.uint16
-    loaded, names = view_list_inputs(load_view_list(tmp_path / "samples" / "views.json"))
-    assert names == ["sample_0.png", "sample_1.png"]
-    for index, (entry, path) in enumerate(zip(loaded, images, strict=True)):
+    loaded = read_listed_views(load_view_list(tmp_path / "samples" / "views.json"))
+    assert [view.name for view in loaded] == ["sample_0.png", "sample_1.png"]
+    for index, (view, path) in enumerate(zip(loaded, images, strict=True)):
         np.testing.assert_array_equal(np.asarray(Image.open(path)), scene.images[index])
-        np.testing.assert_array_equal(np.asarray(entry["img"]), scene.images[index])
-        np.testing.assert_array_equal(entry["depth_z"] > 0, scene.mask[index])
-        np.testing.assert_allclose(entry["depth_z"], scene.depth_z[index], atol=5.1e-4)
-        np.testing.assert_allclose(entry["intrinsics"], scene.intrinsics[index], atol=1e-5)
-        np.testing.assert_allclose(entry["camera_poses"], scene.poses[index], atol=1e-7)
+        np.testing.assert_array_equal(np.asarray(view.image), scene.images[index])
+        assert view.depth is not None
+        assert view.intrinsics is not None
+        assert isinstance(view.pose, np.ndarray)
+        np.testing.assert_array_equal(view.depth > 0, scene.mask[index])
+        np.testing.assert_allclose(view.depth, scene.depth_z[index], atol=5.1e-4)
+        np.testing.assert_allclose(view.intrinsics, scene.intrinsics[index], atol=1e-5)
+        np.testing.assert_allclose(view.pose, scene.poses[index], atol=1e-7)
 
 
 def test_refused_samples_leave_nothing(tmp_path: Path) -> None:

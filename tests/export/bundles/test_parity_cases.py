@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from mapengine.export.bundles.parity_cases import GOLDEN_SIZE, PARITY_SIZE, Views, golden_views, parity_cases
-from mapengine.runtime.inputs.checks import VIEW_KEYS
-from mapengine.runtime.inputs.prepared import prepare_views
+from mapengine.runtime.inputs.prepared import VIEW_KEYS, prepare_views
 
 
 def flags(views: Views) -> list[tuple[bool, ...]]:

@@ -60,9 +60,9 @@ def test_intrinsics_that_infer_refuses(small: Engine, intrinsics: Any, words: st
     [
         ([np.nan, 40, 20, 15], "view 0: intrinsics|NaN"),
         ([-40, 40, 20, 15], "view 0: intrinsics|-40|positive"),
-        ([0.8, 0.8, 0.5, 0.5], "view 0: intrinsics|40x30|pixels, not a fraction"),
+        ([0.8, 0.8, 0.5, 0.5], "view 0: intrinsics|pixels, not as a fraction"),
         ([1e30, 40, 20, 15], "view 0: intrinsics|1e+30|no camera"),
-        ([40, 40, 1e5, 15], "view 0: intrinsics|principal point|40x30|scale them"),
+        ([40, 40, 1e5, 15], "view 0: intrinsics|principal point|40x30|scale it"),
         ("missing.txt", "view 0: intrinsics|missing.txt|cannot be read"),
         ([K[0], K[0]], "intrinsics has 2 entries for 1 images"),
         (5, "intrinsics is a int|one entry (or None) per view"),
@@ -136,9 +136,9 @@ def test_depth_behind_the_camera(small: Engine) -> None:
     ("depth", "words"),
     [
         (SMALL_DEPTH.T, "view 0: depth|(40, 30)|resize it to the image"),
-        (-SMALL_DEPTH, "view 0: depth_z|negative"),
+        (-SMALL_DEPTH, "view 0: depth is negative"),
         ((SMALL_DEPTH * 1000).astype(np.uint16), "view 0: depth|divide millimetres"),
-        (SMALL_DEPTH * np.float32(1e38), "view 0: depth_z|no distance"),
+        (SMALL_DEPTH * np.float32(1e38), "view 0: depth reaches|no distance"),
         ("far.png", "view 0: depth|far.png|no such file"),
     ],
 )
@@ -201,7 +201,7 @@ def test_a_pose_on_view_1_only(small: Engine) -> None:
 @pytest.mark.parametrize(
     ("poses", "words"),
     [
-        ([np.diag([1, 1, -1, 1])], "view 0: camera_poses|mirrors"),
+        ([np.diag([1, 1, -1, 1])], "view 0: pose|mirrors"),
         ([np.eye(3)], "view 0: pose|(3, 3)|4x4"),
         ([np.full((4, 4), np.nan)], "view 0: pose|NaN"),
         ([np.eye(4)] * 2, "poses has 2 entries for 1 images"),

@@ -12,7 +12,8 @@ from PIL import Image
 
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.inputs import resizing as resize
-from mapengine.runtime.inputs.resizing import normalize_image, resize_and_crop
+from mapengine.runtime.inputs.normalization import normalize_image
+from mapengine.runtime.inputs.resizing import resize_and_crop
 
 DATA = Path(__file__).parents[2] / "data" / "preprocess"
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)

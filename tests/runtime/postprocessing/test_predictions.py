@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mapengine.runtime import geometry
 from mapengine.runtime.errors import DataNormTypeError, InputError
+from mapengine.runtime.inputs.normalization import denormalize_image
 from mapengine.runtime.options import InferOptions
 from mapengine.runtime.postprocessing import predictions as postprocess
 from mapengine.runtime.postprocessing.predictions import finish_predictions, finish_view, forward_outputs
@@ -182,7 +183,7 @@ def test_samples_of_a_batch_do_not_influence_each_other() -> None:
 def test_the_image_without_normalisation() -> None:
     image = np.zeros((1, 3, 14, 14), np.float32)
     image[0, :, 0, 0], image[0, :, 0, 1] = 100, -100
-    result = postprocess.denormalize_image(image)
+    result = denormalize_image(image)
     assert result.shape == (1, 14, 14, 3)
     np.testing.assert_allclose(result[0, 1, 1], (0.485, 0.456, 0.406), rtol=1e-6)
     np.testing.assert_array_equal(result[0, 0, :2], [[1, 1, 1], [0, 0, 0]])

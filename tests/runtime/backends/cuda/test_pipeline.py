@@ -19,7 +19,7 @@ from mapengine.runtime.backends.contract import ChunkSizes
 from mapengine.runtime.backends.cuda import pipeline as device_pipeline
 from mapengine.runtime.backends.cuda.driver import OutOfMemory
 from mapengine.runtime.errors import BackendError
-from mapengine.runtime.inputs.prepared import prepare_views
+from mapengine.runtime.inputs.prepared import network_inputs, prepare_views
 
 from ....random_views import assert_close, mixed_views, random_views
 from .requests import LIBRARIES, MakeDriver, MakeLibrary, forward, given_views
@@ -50,7 +50,8 @@ def test_encoded_views_and_streams_give_the_numbers_of_the_host(
     encoded = engine._pipeline.encode(prepared.images, chunks)
     for known in (encoded, [encoded[0], None, None, encoded[3], None], [None] * 4 + encoded[4:]):
         for _ in range(2):
-            assert_close(list(engine._pipeline.stream(replace(prepared, features=known), chunks)), expected)
+            given = [replace(view, features=part) for view, part in zip(prepared.views, known, strict=True)]
+            assert_close(list(engine._pipeline.stream(network_inputs(given), chunks)), expected)
     stream = engine._pipeline.stream(prepared, chunks)
     next(stream)
     stream.close()  # left before its end
