@@ -18,7 +18,7 @@ SIZE = (140, 112)  # what preset:nano was trained at
 
 def main(model_name: str, out: str, scenes: int = 10) -> None:
     model = load_model(model_name)
-    calibration = calibrate(model, rendered_cases(4, SIZE, model.data_norm_type))
+    calibration = calibrate(model, rendered_cases(8, SIZE, model.data_norm_type))
     Path(out).mkdir(parents=True, exist_ok=True)
     save_calibration(calibration, Path(out, "calibration.json"))
     build_engine(model, Path(out, "fp32"), resolutions=[SIZE])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -141,3 +143,21 @@ def tiny_bundle(shared_folder: Path, request: pytest.FixtureRequest) -> Path:
 
             build_engine(load_model("preset:tiny"), bundle)
     return bundle
+
+
+@pytest.fixture(scope="session")
+def made_engine(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the bundle and the samples that ``make engine`` leaves behind, but of a smaller network.
+
+    The bundle serves what the default one serves, no other size.
+    """
+    from mapengine.calibration.data.samples import write_samples
+
+    folder = tmp_path_factory.mktemp("made")
+    shutil.copytree(tiny_bundle, folder / "build" / "engine")
+    manifest = folder / "build" / "engine" / "manifest.json"
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    content["profile"]["sizes"] = [[140, 112]]
+    manifest.write_text(json.dumps(content), encoding="utf-8")
+    write_samples(folder / "build" / "samples")
+    return folder

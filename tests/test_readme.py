@@ -96,24 +96,12 @@ def test_plans_are_made_as_the_guide_says(checkout: Path) -> None:
         assert option in shown.stdout
 
 
-@pytest.fixture(scope="module")
-def default_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what `make engine` leaves behind, but for the network, which is smaller."""
-    from mapengine.calibration.data.samples import write_samples
-    from mapengine.export import build_engine, load_model
-
-    folder = tmp_path_factory.mktemp("default")
-    build_engine(load_model("preset:tiny"), folder / "build" / "engine", resolutions=[(140, 112)])
-    write_samples(folder / "build" / "samples")
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page.name for page in GUIDE])
 def test_guide_commands(
-    page: str, default_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str, made_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(default_engine)
+    monkeypatch.chdir(made_engine)
     names: dict[str, Any] = {}
     for block in blocks(ROOT / "docs" / "guide" / page, "sh", "python"):
         if block.not_run is not None:
