@@ -24,8 +24,8 @@ from typing import Any
 from mapengine.kernels.compile import read_manifest
 from mapengine.kernels.costs import attention_cost
 from mapengine.kernels.tuning import ARCHITECTURES, QUERY_BLOCK
-from mapengine.runtime.profiling.environment import origin
 from mapengine.runtime.system.files import write_json
+from mapengine.runtime.system.origin import record_origin
 
 TOKENS = 1370
 """Tokens of a view of 518 x 518 pixels: 37 x 37 patches and the class token."""
@@ -299,7 +299,7 @@ def main() -> int:
     record = {
         "benchmark": "attention",
         "what": f"global attention of {HEADS} heads of {HEAD_DIM} channels, {TOKENS} tokens per view, FP16",
-        **origin("mapengine", "torch", "triton", "numpy", "flash-attn", "sageattention"),
+        **record_origin("mapengine", "torch", "triton", "numpy", "flash-attn", "sageattention"),
         "compiler": read_manifest(args.kernels).get("versions", {}),
         "compiled": kernels,
         "work": {str(v): {kernel: work(v, kernel) for kernel in KERNELS[:3]} for v in args.views},

@@ -24,8 +24,8 @@ from attention import HEADS, TOKENS, gpu, median_ms, reason
 
 from mapengine.kernels.costs import attention_cost
 from mapengine.kernels.tuning import KEY_BLOCK, KINDS, QUERY_BLOCK, TUNED, Tile
-from mapengine.runtime.profiling.environment import origin
 from mapengine.runtime.system.files import atomic_write, write_json
+from mapengine.runtime.system.origin import record_origin
 
 HEAD_DIM = 64
 KERNELS = ("dense", "int8", "int8-fp8", "sparse", "sparse-int8", "sparse-int8-fp8")
@@ -136,7 +136,7 @@ def main() -> int:
     record = {
         "benchmark": "attention_tuning",
         "what": f"attention of {TOKENS * args.views} tokens, {HEADS * HEAD_DIM} channels, FP16",
-        **origin("mapengine", "torch", "triton", "numpy"),
+        **record_origin("mapengine", "torch", "triton", "numpy"),
         "views": args.views,
         "rounds": args.rounds,
         "refused": [

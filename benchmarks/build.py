@@ -24,8 +24,8 @@ from mapengine.export.tensorrt import BuiltPlan, build_plan, gpu_chunks, stage_p
 from mapengine.runtime.backends.tensorrt.flavour import Flavour, load_flavour
 from mapengine.runtime.bundle.manifest import STAGES, TensorSpec
 from mapengine.runtime.bundle.requests import Range, ServedRequests
-from mapengine.runtime.profiling.environment import origin
 from mapengine.runtime.system.files import write_json
+from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels, parse_view_counts
 from mapengine.runtime.typed_json.codec import encode
 
@@ -133,7 +133,7 @@ def main() -> None:
         "backend": BACKEND,
         "model": args.model,
         "attention": "mha",
-        **origin("mapengine", "tensorrt_rtx", "torch", "onnx-ir", "numpy"),
+        **record_origin("mapengine", "tensorrt_rtx", "torch", "onnx-ir", "numpy"),
         "results": results,
     }
     write_json(args.json, record)

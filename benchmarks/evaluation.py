@@ -30,8 +30,8 @@ from mapengine.calibration.evaluation import (
     kept_errors,
 )
 from mapengine.cli.eval_command import load_predictor
-from mapengine.runtime.profiling.environment import origin
 from mapengine.runtime.system.files import write_json
+from mapengine.runtime.system.origin import PACKAGES, record_origin
 from mapengine.runtime.system.sizes import parse_pixels
 
 
@@ -125,7 +125,7 @@ def main() -> None:
         "benchmark": "evaluation",
         **facts,
         "data": "rendered",
-        **origin("mapengine", "numpy", "torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"),
+        **record_origin(*PACKAGES),
         **evaluation.to_json(),
     }
     if args.scores:

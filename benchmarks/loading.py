@@ -21,9 +21,9 @@ from PIL import Image, ImageOps
 from mapengine.runtime import load_images
 from mapengine.runtime.inputs.normalization import norm_constants
 from mapengine.runtime.inputs.resolutions import target_size
-from mapengine.runtime.profiling.environment import origin
 from mapengine.runtime.system.files import write_json
-from mapengine.runtime.system.threads import default_threads
+from mapengine.runtime.system.machine import usable_processors
+from mapengine.runtime.system.origin import record_origin
 
 WIDTH, HEIGHT, PHOTOS = 4032, 3024, 8
 
@@ -80,8 +80,8 @@ def main() -> None:
     record: dict[str, Any] = {
         "benchmark": "loading",
         "what": f"{PHOTOS} JPEG files of {WIDTH}x{HEIGHT} to normalised views, {args.rounds} rounds in turn",
-        "threads": default_threads(),
-        **origin("mapengine", "pillow", "numpy"),
+        "threads": usable_processors(),
+        **record_origin("mapengine", "pillow", "numpy"),
         "results": {
             "seconds": medians,
             "ratio": statistics.median(a / b for a, b in zip(times["plain"], times["mapengine"], strict=True)),

@@ -17,8 +17,8 @@ from typing import Any
 from mapengine.runtime.memory.measurement import measure
 from mapengine.runtime.memory.model import MemoryModel
 from mapengine.runtime.memory.probe import probe
-from mapengine.runtime.profiling.environment import origin
 from mapengine.runtime.system.files import write_json
+from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
 
 VIEWS = (1, 8, 48, 64, 128, 300)
@@ -65,7 +65,7 @@ def main() -> None:
         "what": "peak resident memory of a process that loads the bundle and makes one call; views with geometry",
         "model": args.model,
         "size": "{}x{}".format(*args.size),
-        **origin("mapengine", "onnxruntime", "openvino", "numpy"),
+        **record_origin("mapengine", "onnxruntime", "openvino", "numpy"),
         "results": results,
     }
     write_json(args.json, record)

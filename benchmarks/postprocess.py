@@ -29,8 +29,8 @@ import numpy as np  # noqa: E402
 
 from mapengine.runtime.geometry import rays_from_intrinsics  # noqa: E402
 from mapengine.runtime.postprocessing.predictions import finish_predictions, forward_outputs  # noqa: E402
-from mapengine.runtime.profiling.environment import origin  # noqa: E402
 from mapengine.runtime.system.files import write_json  # noqa: E402
+from mapengine.runtime.system.origin import record_origin  # noqa: E402
 
 Array = Any
 MEAN = np.asarray((0.485, 0.456, 0.406), np.float32)
@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
         "size": f"{options.width}x{options.height}",
         "rounds": options.runs,
         "threads": 1,
-        **origin("mapengine", "numpy"),
+        **record_origin("mapengine", "numpy"),
         "results": results,
     }
     write_json(options.json, record)

@@ -13,8 +13,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from mapengine.calibration.scenes import MAX_VIEWS, render_scene
-from mapengine.runtime.profiling.environment import origin
 from mapengine.runtime.system.files import write_json
+from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
 
 
@@ -53,7 +53,7 @@ def main() -> None:
         "processes": processes,
         "views_per_round": MAX_VIEWS * options.scenes * processes,
         "views_per_second": {"median": statistics.median(rates), "min": min(rates), "max": max(rates)},
-        **origin("mapengine", "numpy"),
+        **record_origin("mapengine", "numpy"),
     }
     write_json(options.json, record)
 

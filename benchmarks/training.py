@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mapengine.runtime.profiling.environment import commit
 from mapengine.runtime.system.files import atomic_write, write_json
+from mapengine.runtime.system.origin import source_commit
 
 _POINTS = 100
 _SHOWN = {"depth_abs_rel": "depth AbsRel", "rotation_degrees": "rotation error (degrees)"}
@@ -48,7 +48,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "runs": [{"step": record["step"], **record["run"]} for record in log if "run" in record],
         "train": [{"step": train[i]["step"], **train[i]["train"]} for i in chosen],
         "validation": [{"step": r["step"], **r["validation"]} for r in log if "validation" in r],
-        "commit": commit(),
+        "commit": source_commit(),
     }
 
 

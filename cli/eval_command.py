@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Sequence
 from contextlib import ExitStack
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,13 +17,11 @@ from mapengine.calibration.evaluation.report import HEAD, described, fewer_scene
 from mapengine.runtime import Engine
 from mapengine.runtime.errors import ProfileError
 from mapengine.runtime.system.files import atomic_write
-from mapengine.runtime.system.machine import cpu_name
+from mapengine.runtime.system.origin import PACKAGES, record_origin
 
 from .console import Steps, say, show_facts, show_table
 from .extras import needs
 from .options import Backend, Revision, Threads, parse_size, value_of
-
-_VERSIONS = ("mapengine", "numpy", "torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
 
 def eval_(
@@ -124,7 +120,7 @@ def eval_(
             "benchmark": "evaluation",
             **facts,
             "data": "rendered" if rgbd is None else "rgbd",
-            **_origin(),
+            **record_origin(*PACKAGES),
             **evaluation,
         }
         if json_part is not None:
@@ -220,19 +216,6 @@ def _unserved(predictor: Any, tasks: Sequence[tuple[str, int]], size: tuple[int,
     if len(reasons) == len(tasks):
         raise ProfileError(reasons[tasks[0][0]])
     return reasons
-
-
-def _origin() -> dict[str, Any]:
-    """Machine and versions; an installed program does not know the commit that it was made from."""
-
-    versions = {"python": platform.python_version()}
-    for name in _VERSIONS:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.system(), "gpu": None}
-    return {"machine": machine, "versions": versions, "commit": None}
 
 
 def _show(record: dict[str, Any], left_out: dict[str, str], written: Sequence[Path]) -> None:

@@ -18,8 +18,8 @@ from mapengine.runtime.bundle.manifest import Manifest
 from mapengine.runtime.bundle.requests import AnySize
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import BackendUnavailableError
-from mapengine.runtime.system.machine import cpu_name
-from mapengine.runtime.system.threads import default_threads
+from mapengine.runtime.system.machine import cpu_name, usable_processors
+from mapengine.runtime.system.origin import installed_versions
 
 from .console import megabytes, one_line, show_facts
 from .tables import manifest_rows, show_layers, show_parity, show_precision, show_stages
@@ -66,26 +66,20 @@ def info(
 
 def _environment() -> dict[str, Any]:
 
-    def versions(packages: tuple[str, ...]) -> dict[str, str | None]:
-        found: dict[str, str | None] = dict.fromkeys(packages)
-        for name in packages:
-            try:
-                found[name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        return found
+    def versions(*packages: str) -> dict[str, str | None]:
+        return dict.fromkeys(packages) | installed_versions(*packages)
 
     return {
         "mapengine": importlib.metadata.version("mapengine"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": f"CPU: {cpu_name()}",
-        "threads": default_threads(),
+        "threads": usable_processors(),
         "gpu": driver_problem() or "usable",
         "backends": {name: _backend_version(name) for name in available_backends()},
         "plan compilers": {name: _backend_version(name) for name in TENSORRT_BACKENDS if is_installed(name)},
-        "export": versions(("torch", "onnx", "onnxscript")),
-        "glb files": versions(("trimesh",)),
+        "export": versions("torch", "onnx", "onnxscript"),
+        "glb files": versions("trimesh"),
     }
 
 

@@ -17,9 +17,10 @@ from mapengine.runtime.errors import InputError
 from mapengine.runtime.profiling import Contender, Settings, compare_records
 from mapengine.runtime.profiling import profile as measure
 from mapengine.runtime.profiling.accuracy import add_accuracy, check_evaluation
-from mapengine.runtime.profiling.environment import clocks, environment
 from mapengine.runtime.profiling.report import markdown, rows
 from mapengine.runtime.system.files import atomic_write
+from mapengine.runtime.system.machine import clocks
+from mapengine.runtime.system.origin import PACKAGES, record_origin
 
 from .console import say, show_table
 from .extras import needs
@@ -113,7 +114,12 @@ def profile(
     before = clocks()
     with tempfile.TemporaryDirectory() as folder:
         measured = measure(contenders, _Photos(Path(folder)), settings, say)
-    record: dict[str, Any] = {"benchmark": "profile", **environment(), "clocks": [before, clocks()], **measured}
+    record: dict[str, Any] = {
+        "benchmark": "profile",
+        **record_origin(*PACKAGES),
+        "clocks": [before, clocks()],
+        **measured,
+    }
     if roofline:
         with needs("export"):
             from mapengine.export.diagnosis.roofline import add_rooflines, measure_ceilings

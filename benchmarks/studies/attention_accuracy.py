@@ -27,8 +27,8 @@ from mapengine.kernels.int8 import int8_attention_reference
 from mapengine.kernels.selection import select_reference
 from mapengine.kernels.sparse import sparse_attention_reference
 from mapengine.runtime.bundle.kernel_attention import MINIMUM_SHARE
-from mapengine.runtime.profiling.environment import origin
 from mapengine.runtime.system.files import write_json
+from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
 
 MODEL = "preset:nano"
@@ -100,7 +100,7 @@ def main() -> None:
         "benchmark": "attention_accuracy",
         "what": f"`{MODEL}` on {args.scenes} held-out scenes from images alone, global attention by the kernels' twins",
         "size": "{}x{}".format(*args.size),
-        **origin("mapengine", "torch", "numpy"),
+        **record_origin("mapengine", "torch", "numpy"),
         "results": results,
     }
 

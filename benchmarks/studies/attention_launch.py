@@ -25,8 +25,8 @@ from mapengine.runtime.backends.cuda.attention import AttentionKernels, needed_v
 from mapengine.runtime.backends.cuda.driver import Device
 from mapengine.runtime.bundle.kernel_attention import KERNELS, KernelAttention, KernelCode
 from mapengine.runtime.bundle.store import BundleWriter
-from mapengine.runtime.profiling.environment import origin
 from mapengine.runtime.system.files import write_json
+from mapengine.runtime.system.origin import record_origin
 
 HEADS, DIM, VIEW_TOKENS = 24, 64, 1370
 CASES: tuple[tuple[str, float | None], ...] = (
@@ -173,7 +173,7 @@ def main() -> None:
     record = {
         "benchmark": "attention_launch",
         "what": f"attention of {HEADS} heads of {DIM} channels in FP16, {CALLS} in a CUDA graph, as engines launch it",
-        **origin("mapengine", "torch", "triton", "numpy", "cuda-bindings"),
+        **record_origin("mapengine", "torch", "triton", "numpy", "cuda-bindings"),
         "rounds": args.rounds,
         "results": results,
     }

@@ -33,8 +33,8 @@ from mapengine.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from mapengine.runtime.bundle.manifest import StageSpec
 from mapengine.runtime.bundle.requests import PATCH_SIZE
 from mapengine.runtime.bundle.store import BundleWriter
-from mapengine.runtime.profiling.environment import origin
 from mapengine.runtime.system.files import write_json
+from mapengine.runtime.system.origin import record_origin
 
 STAGE, BACKEND = "aggregator", OnnxRuntimeCudaBackend.name
 WARM_UP = 2
@@ -169,7 +169,7 @@ def main() -> None:
     record = {
         "benchmark": "chain",
         "what": "the aggregator in FP16 in ONNX Runtime on a GPU, as one graph or a chain with our attention kernels",
-        **origin("mapengine", "torch", "onnxruntime-gpu", "triton", "numpy", "cuda-bindings"),
+        **record_origin("mapengine", "torch", "onnxruntime-gpu", "triton", "numpy", "cuda-bindings"),
         "model": args.model,
         "size": "{}x{}".format(*args.size),
         "rounds": args.rounds,

@@ -19,10 +19,10 @@ import numpy as np
 from contest import take_turns
 
 from mapengine.runtime.bundle.store import Bundle
-from mapengine.runtime.profiling.environment import origin
 from mapengine.runtime.system.files import write_json
+from mapengine.runtime.system.machine import usable_processors
+from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
-from mapengine.runtime.system.threads import default_threads
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[[Arrays], np.ndarray]
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--size", default="518x392", type=parse_pixels)
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--threads", type=int, default=usable_processors())
     parser.add_argument("--json", type=Path, default=Path("build/cpu_options.json"), help="where to write the record")
     args = parser.parse_args()
     bundle = Bundle.open(args.bundle)
@@ -162,7 +162,7 @@ def main() -> None:
         "size": "{}x{}".format(*args.size),
         "threads": args.threads,
         "rounds": args.rounds,
-        **origin("mapengine", "onnxruntime", "openvino", "numpy"),
+        **record_origin("mapengine", "onnxruntime", "openvino", "numpy"),
         "results": {stage: measure(bundle, stage, args) for stage in args.stages},
     }
     write_json(args.json, record)

@@ -19,10 +19,10 @@ from typing import Any
 
 from contest import Loader, take_turns
 
-from mapengine.runtime.profiling.environment import origin
 from mapengine.runtime.system.files import write_json
+from mapengine.runtime.system.machine import usable_processors
+from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
-from mapengine.runtime.system.threads import default_threads
 
 BASELINE = "pytorch-eager"
 CONTENDERS = ("onnxruntime", "openvino")
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--size", default="518x392", type=parse_pixels)
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--threads", type=int, default=usable_processors())
     parser.add_argument("--geometry", action="store_true", help="give camera, depth and pose for every view")
     parser.add_argument("--backends", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
     parser.add_argument("--json", type=Path, default=Path("build/engine.json"), help="where to write the record")
@@ -100,7 +100,7 @@ def main() -> None:
         "geometry": args.geometry,
         "threads": args.threads,
         "rounds": args.rounds,
-        **origin("mapengine", "torch", "onnxruntime", "openvino", "numpy"),
+        **record_origin("mapengine", "torch", "onnxruntime", "openvino", "numpy"),
         "results": results,
     }
     write_json(args.json, record)

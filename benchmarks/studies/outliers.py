@@ -25,8 +25,8 @@ from mapengine.export.model.reference import MapAnything, load_model
 from mapengine.export.quantization import CalibrationOptions, OutputQuality, calibrate, emulated, folded
 from mapengine.export.quantization.budget import quantised_share
 from mapengine.export.quantization.outliers import CHANNELS, FACTOR, VALUE_FACTOR, with_outlier_channels
-from mapengine.runtime.profiling.environment import origin
 from mapengine.runtime.system.files import write_json
+from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
 
 PREDICTIONS = (
@@ -103,7 +103,7 @@ def main() -> None:
         },
         "cases": args.cases,
         "size": "{}x{}".format(*args.size),
-        **origin("mapengine", "torch", "numpy"),
+        **record_origin("mapengine", "torch", "numpy"),
         "results": results,
     }
     for precision in args.formats:

@@ -30,8 +30,8 @@ from mapengine.runtime.bundle.manifest import STAGES
 from mapengine.runtime.checks.parity import measure_parity
 from mapengine.runtime.errors import ParityError
 from mapengine.runtime.inputs.prepared import prepare_views
-from mapengine.runtime.profiling.environment import origin
 from mapengine.runtime.system.files import write_json
+from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.typed_json.codec import encode
 
@@ -212,7 +212,7 @@ def main() -> None:
         "model": args.model,
         "size": "{}x{}".format(*args.size),
         "cases": list(cases),
-        **origin("mapengine", "onnx", "onnx-ir", "onnxruntime", "numpy"),
+        **record_origin("mapengine", "onnx", "onnx-ir", "onnxruntime", "numpy"),
         "results": results,
     }
     write_json(args.json, record)

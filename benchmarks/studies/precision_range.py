@@ -19,8 +19,8 @@ from mapengine.export.bundles.parity_cases import parity_cases
 from mapengine.export.precision import measure_ranges, runnable
 from mapengine.export.precision.stress import PLACES, Place, write_stressed
 from mapengine.runtime.bundle.manifest import STAGES
-from mapengine.runtime.profiling.environment import origin
 from mapengine.runtime.system.files import write_json
+from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
 
 PRECISIONS = ("fp16", "bf16")
@@ -68,7 +68,7 @@ def main() -> None:
         "model": args.model,
         "size": "{}x{}".format(*args.size),
         "cases": list(cases),
-        **origin("mapengine", "onnx", "onnx-ir", "onnxruntime", "numpy"),
+        **record_origin("mapengine", "onnx", "onnx-ir", "onnxruntime", "numpy"),
         "results": results,
     }
     write_json(args.json, record)

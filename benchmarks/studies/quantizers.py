@@ -37,8 +37,8 @@ from mapengine.runtime.backends.contract import Arrays, StageRunner
 from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mapengine.runtime.bundle.store import Bundle
-from mapengine.runtime.profiling.environment import origin
 from mapengine.runtime.system.files import write_json
+from mapengine.runtime.system.origin import record_origin
 
 STAGES = ("image_encoder", "aggregator")
 ATTENTION = "matmul"
@@ -207,7 +207,7 @@ def main() -> None:
         "model": model.model_id,
         "scenes": args.scenes,
         "cases": args.cases,
-        **origin("mapengine", "nncf", "nvidia-modelopt", "onnxruntime", "onnx", "torch", "numpy"),
+        **record_origin("mapengine", "nncf", "nvidia-modelopt", "onnxruntime", "onnx", "torch", "numpy"),
         "results": results,
     }
     write_json(args.json, record)

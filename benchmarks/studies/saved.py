@@ -11,8 +11,8 @@ from pathlib import Path
 from mapengine.export.diagnosis.costs import CallShape, stage_costs, total
 from mapengine.export.model.config_json import parse_config
 from mapengine.export.model.presets import preset_config
-from mapengine.runtime.profiling.environment import origin
 from mapengine.runtime.system.files import write_json
+from mapengine.runtime.system.origin import record_origin
 
 ROWS, COLUMNS = 28, 37
 VIEWS = (2, 4, 8, 16, 32, 64)
@@ -37,7 +37,7 @@ def main() -> None:
     record = {
         "benchmark": "saved",
         "what": f"`preset:{args.model}` at 518x392, operations of products and convolutions, counted by formula",
-        **origin("mapengine", "numpy"),
+        **record_origin("mapengine", "numpy"),
         "results": results,
     }
     write_json(args.json, record)

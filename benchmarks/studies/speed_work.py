@@ -24,10 +24,10 @@ from cpu_options import load_onnxruntime, load_openvino, load_variant, make_inpu
 
 from mapengine.export.graphs import products
 from mapengine.runtime.bundle.store import Bundle
-from mapengine.runtime.profiling.environment import origin
 from mapengine.runtime.system.files import write_json
+from mapengine.runtime.system.machine import usable_processors
+from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
-from mapengine.runtime.system.threads import default_threads
 
 Change = Callable[[ir.Model], int]
 """Rewrites a graph; returns in how many places."""
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--size", default="518x392", type=parse_pixels)
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--threads", type=int, default=usable_processors())
     parser.add_argument("--json", type=Path, default=Path("build/speed_work.json"), help="where to write the record")
     args = parser.parse_args()
     bundle = Bundle.open(args.bundle, verify=False)
@@ -143,7 +143,7 @@ def main() -> None:
         "size": "{}x{}".format(*args.size),
         "threads": args.threads,
         "rounds": args.rounds,
-        **origin("mapengine", "onnxruntime", "openvino", "numpy"),
+        **record_origin("mapengine", "onnxruntime", "openvino", "numpy"),
         "results": results,
     }
     write_json(args.json, record)

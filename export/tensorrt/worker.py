@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 import threading
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, TextIO
 
 from mapengine.runtime.backends.tensorrt.flavour import load_flavour
 from mapengine.runtime.errors import MapEngineError
+from mapengine.runtime.system.machine import peak_bytes
 
 from .compile import PlanRequest, compile_plan
 
@@ -50,24 +49,13 @@ def _answer(channel: TextIO, request: PlanRequest) -> dict[str, Any]:
 
     try:
         compiled = compile_plan(load_flavour(request.backend), request, report)
-        return {"result": asdict(compiled), "peak_memory": peak_memory()}
+        return {"result": asdict(compiled), "peak_memory": peak_bytes()}
     except MapEngineError as error:
         return {"error": [type(error).__name__, str(error)]}
     except MemoryError:
         return {"error": ["MemoryError", ""]}
     except OSError as error:
         return {"os_error": [error.errno, error.strerror or str(error)]}
-
-
-def peak_memory() -> int | None:
-    """Most bytes that this process had in memory; None where the system does not say."""
-    # Not getrusage: on Linux its maximum begins with what the parent had.
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return None
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
 
 
 def _send(channel: TextIO, message: dict[str, Any]) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from .dataset import processors
+from mapengine.runtime.system.machine import usable_processors
+
 from .launch import Run, launch
 from .trainer import Clock
 
@@ -30,7 +31,7 @@ def main() -> int:
         "--first-scenes", type=int, metavar="N", help="begin with N scenes and render the others beside the training"
     )
     parser.add_argument("--processes", type=int, default=1, help="on a CPU; the processor's threads are shared out")
-    parser.add_argument("--threads", type=int, default=processors(), help="processor threads of all processes")
+    parser.add_argument("--threads", type=int, default=usable_processors(), help="processor threads of all processes")
     parser.add_argument("--start", metavar="MODEL", help="begin a new run with the weights of a model")
     parser.add_argument(
         "--export", type=Path, metavar="FOLDER", help="write the network in upstream's format at the end"

@@ -8,7 +8,6 @@ Training may begin while scenes are still rendered: :class:`SceneStore` grows, a
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,14 +21,10 @@ from numpy.typing import NDArray
 
 from mapengine.calibration.scenes import MAX_VIEWS, render_scene
 from mapengine.runtime.system.files import atomic_write
+from mapengine.runtime.system.machine import usable_processors
 
 SHARD = 50
 """Scenes per file."""
-
-
-def processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def render_shard(path: Path, first: int, count: int, width: int, height: int) -> Path:
@@ -143,7 +138,7 @@ def render_scenes(
     missing = {start: path for start, path in files.items() if not path.exists()}
     yield from (path for start, path in files.items() if start not in missing)
     if missing:
-        with ProcessPoolExecutor(workers or processors(), mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(workers or usable_processors(), mp_context=get_context("spawn")) as pool:
             try:
                 jobs = [pool.submit(render_shard, path, start, SHARD, width, height) for start, path in missing.items()]
                 yield from (job.result() for job in as_completed(jobs))

@@ -23,14 +23,14 @@ from torch import Tensor
 from mapengine.calibration.evaluation import evaluate
 from mapengine.runtime.errors import CheckpointError, MapEngineError
 from mapengine.runtime.system.files import atomic_write
-from mapengine.runtime.system.machine import cpu_name
+from mapengine.runtime.system.machine import cpu_name, usable_processors
 
 from ..model.config_json import parse_config
 from ..model.presets import save_model
 from ..model.reference import MapAnything, load_model
 from .batch import Sampler
 from .config import TrainingConfig
-from .dataset import SHARD, SceneFeed, SceneStore, processors, render_scenes
+from .dataset import SHARD, SceneFeed, SceneStore, render_scenes
 from .losses import training_loss
 from .network import TrainableNetwork, balance_heads, new_network
 from .optimizer import Optimizers, learning_rate_at
@@ -169,7 +169,7 @@ class Trainer:
         if first_scenes is None:
             self._load_all(store)
             return self._loop(store, clock)
-        files = render_scenes(*self._rendered, workers=max(1, processors() - 2))
+        files = render_scenes(*self._rendered, workers=max(1, usable_processors() - 2))
         with SceneFeed(store, files, min(first_scenes, config.scenes)):
             return self._loop(store, clock)
 

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, BackendUnavailableError, one_line
-from ..system.machine import cpu_name
-from ..system.threads import default_threads
+from ..system.machine import cpu_name, usable_processors
 from .contract import LOOSE_STAGES, Arrays, StageRunner
 from .host_pipeline import HostBackend
 from .libraries import import_library
@@ -50,7 +49,7 @@ class OpenVinoBackend(HostBackend):
         self._core: Any = self._library.Core()
         self.version: str = self._library.__version__
         self.device = f"CPU: {cpu_name()}"
-        self.threads = threads or default_threads()
+        self.threads = threads or usable_processors()
 
     def load_stage(self, name: str, path: Path, arithmetic: str = "fp32") -> StageRunner:
         """See :class:`.base.HostBackend`.

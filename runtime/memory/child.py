@@ -15,12 +15,12 @@ import numpy as np
 
 from ..engine import Engine
 from ..errors import MapEngineError
-from ..system.machine import resident_bytes
-from .probe import STAGES, reset_peak
+from ..system.machine import peak_bytes, reset_peak
+from .probe import STAGES
 
 
 def _take_peak() -> int:
-    value = resident_bytes(peak=True)
+    value = peak_bytes() or 0
     reset_peak()
     return value
 
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
     except MapEngineError as error:
         print(error, file=sys.stderr)
         return 1
-    peaks["dense_head"] = max(peaks["dense_head"], resident_bytes(peak=True))  # and what follows it
+    peaks["dense_head"] = max(peaks["dense_head"], peak_bytes() or 0)  # and what follows it
     print(json.dumps(peaks))
     return 0
 

@@ -21,10 +21,7 @@ class MemoryGuard:
         """See :meth:`MemoryModel.check`."""
         limit = self.limit
         if limit is None:
-            free = free_bytes()
-            if free is None:
-                return
-            limit = free + resident_bytes()  # the model counts what this process has already
+            limit = free_bytes() + resident_bytes()  # the model counts what this process has already
         self.model.check(limit, views, width, height, geometry=geometry, collect=collect)
 
 

@@ -9,8 +9,9 @@ from ..backends.table import CPU_BACKENDS
 from ..bundle.requests import AnySize, ServedRequests
 from ..bundle.store import Bundle
 from ..errors import BackendUnavailableError
+from ..system.machine import can_reset_peak
 from .model import _KINDS, MemoryModel, Progress, Sample, remember_model
-from .probe import can_probe, probe
+from .probe import probe
 
 
 def measuring_shapes(requests: ServedRequests) -> list[tuple[int, int, int]]:
@@ -46,7 +47,7 @@ def measure(path: Path, backend: str = "auto", progress: Progress | None = None)
     """
     bundle = Bundle.open(path, verify=False)
     key = model_key(bundle, backend)
-    if not can_probe():
+    if not can_reset_peak():
         raise BackendUnavailableError(
             "memory is measured through /proc/self/clear_refs, which this system does not have; plan on Linux"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +10,7 @@ from pathlib import Path
 from ..errors import BackendError
 
 STAGES = ("load", "image_encoder", "geometry_encoder", "aggregator", "dense_head")
-_STATUS = Path("/proc/self/status")
-_RESET = Path("/proc/self/clear_refs")
 _SECONDS = 1800
-
-
-def can_probe() -> bool:
-    """Whether this system tells the peak of a process's memory and lets it begin anew."""
-    return _STATUS.exists() and os.access(_RESET, os.W_OK)
 
 
 def probe(
@@ -46,8 +38,3 @@ def probe(
         last = (done.stderr.strip().splitlines() or ["it was killed, probably for memory"])[-1]
         raise BackendError(f"measuring {views} views of {width}x{height} failed: {last}")
     return {name: int(value) for name, value in json.loads(done.stdout.splitlines()[-1]).items()}
-
-
-def reset_peak() -> None:
-    """Begin a new peak; only where :func:`can_probe`."""
-    _RESET.write_text("5", encoding="ascii")

@@ -9,9 +9,8 @@ from typing import Any, Protocol
 
 from ..engine import Engine
 from ..inputs.sources import read_views
-from ..memory.probe import can_probe, reset_peak
 from ..outputs.scene import Scene
-from ..system.machine import resident_bytes
+from ..system.machine import can_reset_peak, peak_bytes, reset_peak
 
 
 class Subject(Protocol):
@@ -56,11 +55,11 @@ class MeasuredSubject:
 
     def __call__(self, files: Sequence[str], size: tuple[int, int]) -> Run:
         """Call the subject once."""
-        is_measured = can_probe()
+        is_measured = can_reset_peak()
         if is_measured:
             reset_peak()
         seconds = self._subject.call(files, size)
-        peak = resident_bytes(peak=True) if is_measured else None
+        peak = peak_bytes() if is_measured else None
         return Run(seconds, self._subject.device_seconds(), peak, self._subject.device_bytes())
 
 

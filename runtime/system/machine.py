@@ -1,15 +1,24 @@
-"""Facts about the machine, as far as the system tells."""
+"""Facts about the machine and this process, as far as the system tells."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import platform
+import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
-from ..memory.probe import _STATUS
+import psutil
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+_QUERY = "name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu,memory.total"
 
 
 def cpu_name() -> str:
-    """Name of the processor, as far as the system tells.
+    """Return the name of the processor.
 
     With family and model where there are such numbers: virtual machines call processors of several generations alike,
     and one may multiply twice as fast as the other.
@@ -22,27 +31,64 @@ def cpu_name() -> str:
     if "model name" in facts:
         numbers = ", ".join(f"{name.split()[-1]} {facts[name]}" for name in ("cpu family", "model") if name in facts)
         return f"{facts['model name']} ({numbers})" if numbers else facts["model name"]
-    import platform
-
     return platform.processor() or platform.machine() or "CPU"
 
 
-def free_bytes() -> int | None:
-    """Memory that a new process could take without swapping; None where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return None
+def usable_processors() -> int:
+    """Return how many logical processors this process may use."""
+    process = psutil.Process()
+    return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
 
 
-def resident_bytes(peak: bool = False) -> int:
-    """Resident memory of this process, now or at its peak since it was last reset; 0 where the system does not say."""
-    name = "VmHWM:" if peak else "VmRSS:"
+def free_bytes() -> int:
+    """Return the memory that a new process could take without swapping."""
+    return int(psutil.virtual_memory().available)
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def can_reset_peak() -> bool:
+    """Return whether this system tells the peak of a process's memory and lets it begin anew."""
+    return _STATUS.exists() and os.access(_CLEAR, os.W_OK)
+
+
+def reset_peak() -> None:
+    """Begin a new peak of memory; only where :func:`can_reset_peak`."""
+    _CLEAR.write_text("5", encoding="ascii")
+
+
+def peak_bytes() -> int | None:
+    """Return the most resident memory of this process since it began or was reset; None where the system does not say.
+
+    Not that of ``getrusage``: on Linux its maximum begins with what the parent had.
+    """
     try:
         lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), 0)
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+
+def clocks() -> dict[str, Any]:
+    """Return the clock of the processor (mean over its cores, MHz) and the state of the GPU, now; None where it is not
+    told."""
+    frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
+    return {"cpu_mhz": None if frequency is None else frequency.current, "gpu": gpu_state()}
+
+
+def gpu_state() -> dict[str, str] | None:
+    """Return name, driver, clocks (MHz), power (W) and temperature of the first GPU by NVIDIA's tool; None without."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    command = [tool, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    values = [value.strip() for value in done.stdout.strip().split(",")]
+    names = _QUERY.split(",")
+    return dict(zip(names, values, strict=True)) if len(values) == len(names) else None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from .machine import usable_processors
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -19,15 +20,8 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
 
     The first item that fails raises, whatever happened to later ones, and what has not begun by then is not done.
     """
-    with ThreadPoolExecutor(min(MOST_THREADS, default_threads())) as pool:
+    with ThreadPoolExecutor(min(MOST_THREADS, usable_processors())) as pool:
         try:
             yield from pool.map(function, items)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def default_threads() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from mapengine.runtime.memory import measurement
-from mapengine.runtime.memory.probe import can_probe
 from mapengine.runtime.outputs.view_files import load_view
+from mapengine.runtime.system.machine import can_reset_peak
 
 from .conftest import Cli
 
-linux = pytest.mark.skipif(not can_probe(), reason="this system does not tell a process's peak memory")
+linux = pytest.mark.skipif(not can_reset_peak(), reason="this system does not tell a process's peak memory")
 
 
 @pytest.fixture

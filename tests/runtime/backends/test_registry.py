@@ -15,7 +15,6 @@ from mapengine.runtime.backends.libraries import is_installed
 from mapengine.runtime.backends.registry import make_backend
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import BackendError, BackendUnavailableError, one_line
-from mapengine.runtime.system.machine import cpu_name
 
 NAMES = ("onnxruntime", "openvino")
 
@@ -150,15 +149,3 @@ def test_attention_never_holds_all_pairs_of_tokens(tiny_bundle: Path, name: str)
     growth, returned = map(int, result.stdout.split())
     assert returned > 4 * tokens * 64 * 4  # all four feature maps came back, so the network ran
     assert growth < all_pairs / 4, f"{growth / 1e6:.0f} MB more at {tokens} tokens"
-
-
-def test_processors_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    def named(text: str) -> str:
-        monkeypatch.setattr(Path, "read_text", lambda self, **options: text)
-        return cpu_name()
-
-    lines = "processor : 0\nmodel\t\t: {}\nmodel name\t: AMD EPYC\ncpu family\t: 25\n\nprocessor : 1\nmodel : 9\n"
-    assert named(lines.format(17)) == "AMD EPYC (family 25, model 17)"
-    assert named(lines.format(17)) != named(lines.format(2))
-    assert named("model name : Cortex\n") == "Cortex"
-    assert named("")  # what the platform module knows

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
 from mapengine.runtime.checks.golden_records import is_verified, remember_verified
-from mapengine.runtime.system import cache as cache_module
 from mapengine.runtime.system import cached_records
-from mapengine.runtime.system.cache import cache_folder
 
 KEY = ("d" * 64, "onnxruntime", "1.32.0", "cpu: some processor")
 
@@ -80,29 +77,3 @@ def test_a_cache_that_cannot_be_used(cache: Path, monkeypatch: pytest.MonkeyPatc
 
 def _refuse(*_: object) -> None:
     raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="the XDG variables belong to the other platforms")
-def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_folder() == tmp_path / "cache"
-    monkeypatch.delenv("MAPENGINE_CACHE")
-    assert cache_folder() == tmp_path / "xdg" / "mapengine"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache_folder() == tmp_path / "home" / ".cache" / "mapengine"
-
-    def homeless() -> Path:
-        raise RuntimeError("no home folder")
-
-    monkeypatch.setattr(Path, "home", homeless)
-    assert cache_folder() is None
-
-
-def test_the_cache_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MAPENGINE_CACHE")
-    monkeypatch.setattr(cache_module.sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
-    assert cache_folder() == tmp_path / "mapengine"
-    monkeypatch.delenv("LOCALAPPDATA")
-    assert cache_folder() is None

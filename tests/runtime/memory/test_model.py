@@ -18,12 +18,13 @@ from mapengine.runtime.errors import BackendError, BackendUnavailableError, Memo
 from mapengine.runtime.memory import guard, measurement
 from mapengine.runtime.memory import model as model_module
 from mapengine.runtime.memory.model import MemoryModel, Sample
-from mapengine.runtime.memory.probe import STAGES, can_probe, probe
+from mapengine.runtime.memory.probe import STAGES, probe
+from mapengine.runtime.system.machine import can_reset_peak
 from mapengine.runtime.typed_json.codec import encode
 
 from ...engine_views import SIZE, views_of
 
-linux = pytest.mark.skipif(not can_probe(), reason="this system does not tell a process's peak memory")
+linux = pytest.mark.skipif(not can_reset_peak(), reason="this system does not tell a process's peak memory")
 KEY = {"bundle": "b", "backend": "onnxruntime", "version": "1", "device": "d"}
 
 
@@ -171,7 +172,7 @@ def test_gpu_bundles_and_other_systems_are_told_so(tiny_bundle: Path, monkeypatc
     with pytest.raises(BackendUnavailableError, match="memory of tensorrt is not planned"):
         measurement.measure(tiny_bundle, "tensorrt")
     monkeypatch.undo()
-    monkeypatch.setattr(measurement, "can_probe", lambda: False)
+    monkeypatch.setattr(measurement, "can_reset_peak", lambda: False)
     with pytest.raises(BackendUnavailableError, match="plan on Linux"):
         measurement.measure(tiny_bundle, "onnxruntime")
 
