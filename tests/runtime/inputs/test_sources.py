@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import builtins
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from mapengine.runtime.errors import ImageReadError, InputError
+from mapengine.runtime.inputs import sources
 from mapengine.runtime.inputs.preprocess import preprocess_views
 from mapengine.runtime.inputs.sources import read_views
 
@@ -165,3 +167,15 @@ def test_every_file_is_opened_once(folder: Path, monkeypatch: pytest.MonkeyPatch
     depths = [folder / "a.depth.png", None, None, None]
     read_views(images, [folder / "K.txt", K, turned, K], [folder / "pose.txt", None, None, None], depths)
     assert sorted(opened) == ["K.txt", "a.depth.png", "a.png", "b.png", "c.jpg", "d.tif", "pose.txt"]
+
+
+def test_reading_needs_no_backend() -> None:
+    folder = Path(sources.__file__).parent
+    named = {
+        (path.name, node.module)
+        for path in folder.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and "backends" in (node.module or "")
+    }
+    assert len(list(folder.glob("*.py"))) > 5
+    assert named == set()
