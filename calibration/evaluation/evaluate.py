@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mapengine.runtime.bundle.requests import PATCH_SIZE, rounded_to_patches
-from mapengine.runtime.errors import ImageSizeError, InputError
+from mapengine.runtime.errors import ImageSizeError, InputError, warn
 
 from ..scenes import render_scene
 from .baseline import ConstantDepth
@@ -197,10 +196,9 @@ def _check_rendering(scenes: int, seed: int, size: tuple[int, int]) -> None:
         raise InputError(f"seed is {seed}; give 0 or more")
     check_size(size)
     if seed < HELD_OUT_SEED:
-        warnings.warn(
+        warn(
             f"scenes with seeds below {HELD_OUT_SEED} are for training, so these figures may flatter a network that "
-            "has seen them",
-            stacklevel=3,
+            "has seen them"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from mapengine.runtime.bundle.backend_info import BackendInfo
 from mapengine.runtime.bundle.manifest import StageSpec
 from mapengine.runtime.bundle.requests import Range, ServedRequests
 from mapengine.runtime.bundle.store import BundleWriter
-from mapengine.runtime.errors import InputError
+from mapengine.runtime.errors import InputError, warn
 
 from ..model.config import ModelConfig
 from ..tensorrt import build_plan, check_limits, check_settings, check_targets
@@ -111,7 +110,7 @@ class PlanCompiler:
         )
         if precision == "int8":  # what else it warns of, the build of the stage warns of too
             for warning in found:
-                warnings.warn(warning, stacklevel=3)
+                warn(warning)
 
     def architectures(self) -> tuple[int, ...]:
         """See :class:`StageCompiler`. TensorRT compiles for the GPU that is here, TensorRT-RTX for those named."""
@@ -142,7 +141,7 @@ class PlanCompiler:
             progress=fraction,
         )
         for warning in plan.warnings:
-            warnings.warn(warning, stacklevel=3)
+            warn(warning)
         self._targets = plan.targets or self._targets
         return StageSpec(
             writer.record(path.name),
