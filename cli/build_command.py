@@ -10,6 +10,7 @@ import typer
 from mapengine.runtime.backends.table import BACKENDS, CPU_BACKENDS, NAMES, PRECISIONS
 from mapengine.runtime.bundle.manifest import ATTENTIONS, Manifest
 from mapengine.runtime.bundle.store import files_of_old_bundle
+from mapengine.runtime.system.output_checks import check_writable
 from mapengine.runtime.system.sizes import parse_bytes, parse_view_counts
 
 from .console import Steps, say
@@ -150,7 +151,8 @@ def build(
         raise typer.BadParameter("it is for int8; give --precision int8 too", param_hint="--weights-only")
     if weights_only and calibration is not None:
         raise typer.BadParameter("it is for activations, which --weights-only leaves", param_hint="--calibration")
-    files_of_old_bundle(out)  # refused before a model is loaded
+    check_writable(out, folder=True)  # refused before a model is loaded
+    files_of_old_bundle(out)
     settings = PlanSettings(
         tuple(part.strip() for part in target.split(",")) if target else (), limit, optimization_level
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -12,6 +13,7 @@ from mapengine.calibration.ranges import METHODS, Calibration, load_calibration,
 from mapengine.calibration.ranges.selection import Method
 from mapengine.runtime.backends.table import EIGHT_BIT
 from mapengine.runtime.errors import CalibrationError
+from mapengine.runtime.system.output_checks import check_writable
 
 from .console import Steps, say, show_table
 from .extras import needs
@@ -81,6 +83,9 @@ def calibrate(
         raise typer.BadParameter("it belongs to --accuracy or --compare, which are not given", param_hint="--metric")
     if scenes is not None and not by_geometry:
         raise typer.BadParameter("it belongs to --metric geometry, which is not given", param_hint="--scenes")
+    if os.path.realpath(out) in {os.path.realpath(path) for path in (model, data) if path is not None}:
+        raise typer.BadParameter(f"{out} is what is read; choose another name", param_hint="OUT")
+    check_writable(out)
     with needs("export"):
         from mapengine.export.model.reference import load_model
         from mapengine.export.quantization import CalibrationOptions, GeometryQuality, OutputQuality

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +20,7 @@ from mapengine.runtime.system.origin import PACKAGES, record_origin
 from .console import Steps, say, show_facts, show_table
 from .extras import needs
 from .options import Backend, Revision, Threads, parse_size, value_of
+from .outputs import check_files
 
 
 def eval_(
@@ -85,21 +84,14 @@ def eval_(
       mapengine eval preset:tiny --scenes 10 --tasks image-only-4,depth
       mapengine eval build/engine --rgbd recording/
     """
-
-    _check_outputs(json_file, markdown, model, rgbd)
+    read: list[str | Path] = [model] if rgbd is None else [model, rgbd / VIEW_LIST]
+    check_files({"--json": json_file, "--markdown": markdown}, read)
     if seed is not None and rgbd is not None:
         raise typer.BadParameter("it belongs to rendered scenes, and --rgbd names others", param_hint="--seed")
     target = parse_size(size, "--size")
     names = None if tasks is None else [name.strip() for name in tasks.split(",")]
     chosen = _tasks(names)
-    with ExitStack() as files, Steps() as step:
-        # Before minutes are spent: whether the results can be written.
-        json_part, markdown_part = (
-            None if path is None else files.enter_context(atomic_write(path)) for path in (json_file, markdown)
-        )
-        for part in (json_part, markdown_part):
-            if part is not None:
-                part.touch()
+    with Steps() as step:
         given = None
         if rgbd is not None:
             step(f"reading {rgbd}")
@@ -123,10 +115,11 @@ def eval_(
             **record_origin(*PACKAGES),
             **evaluation,
         }
-        if json_part is not None:
-            json_part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        if markdown_part is not None:
-            markdown_part.write_text(f"# {facts['model']}\n\n{markdown_table(record)}\n", encoding="utf-8")
+        table = f"# {facts['model']}\n\n{markdown_table(record)}"
+        for path, text in ((json_file, json.dumps(record, indent=2)), (markdown, table)):
+            if path is not None:
+                with atomic_write(path) as temporary:
+                    temporary.write_text(text + "\n", encoding="utf-8")
     _show(record, left_out, [path for path in (json_file, markdown) if path is not None])
 
 
@@ -167,20 +160,6 @@ def load_predictor(
 
 def _facts(model: str, weights_sha256: str, precision: str, where: str) -> dict[str, Any]:
     return {"model": model, "weights_sha256": weights_sha256, "precision": precision, "where": where}
-
-
-def _check_outputs(json_file: Path | None, markdown: Path | None, model: str, rgbd: Path | None) -> None:
-    """Refuse to write the results over each other, or over what is read."""
-
-    if json_file is not None and markdown is not None and os.path.realpath(json_file) == os.path.realpath(markdown):
-        raise typer.BadParameter(f"{markdown} is also the file of --json; choose another name", param_hint="--markdown")
-    read = [] if rgbd is None else [os.path.realpath(rgbd), os.path.realpath(rgbd / VIEW_LIST)]
-    for path, option in ((json_file, "--json"), (markdown, "--markdown")):
-        if path is None:
-            continue
-        real = Path(os.path.realpath(path))
-        if str(real) in read or real.is_relative_to(os.path.realpath(model)):
-            raise typer.BadParameter(f"{path} is among what is read; choose another place", param_hint=option)
 
 
 def _tasks(names: Sequence[str] | None) -> list[tuple[str, int]]:

@@ -11,6 +11,7 @@ from mapengine.runtime.backends.table import EIGHT_BIT, PRECISIONS
 from mapengine.runtime.bundle.manifest import STAGES
 from mapengine.runtime.errors import OutputError
 from mapengine.runtime.system.files import atomic_folder, output_error
+from mapengine.runtime.system.output_checks import check_writable
 
 from .console import Steps
 from .extras import needs
@@ -47,6 +48,7 @@ def export(
     """
 
     known = {f"{stage}.onnx{suffix}" for stage in STAGES for suffix in ("", ".data")}
+    check_writable(out, folder=True)
     _check_folder(out, known)
     with needs("export"):
         from mapengine.export.bundles.onnx import model_metadata, write_graphs

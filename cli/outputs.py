@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.util
 import os
-import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 import typer
 
-from mapengine.runtime.errors import BackendUnavailableError, OutputError
-from mapengine.runtime.system.files import output_error
+from mapengine.runtime.errors import BackendUnavailableError
+from mapengine.runtime.system.output_checks import check_writable
 
 
 class Format(str, Enum):
@@ -72,12 +70,39 @@ def plan_outputs(
             raise typer.BadParameter(f"{output.path} is one of the inputs; choose another name", param_hint=hint)
         if sum(os.path.realpath(other.path) == real for other in outputs) > 1:
             raise typer.BadParameter(f"{output.path} is named twice", param_hint=hint)
-        _check_target(output)
+        check_writable(output.path, folder=output.kind == "colmap")
     if any(output.kind == "glb" for output in outputs) and importlib.util.find_spec("trimesh") is None:
         raise BackendUnavailableError(
             "writing .glb needs the package trimesh; install it with: pip install 'mapengine[viz]', or save as .ply"
         )
     return outputs
+
+
+def check_files(files: Mapping[str, Path | None], read: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuse files, by the option that names each, that would be written over each other or over what is read.
+
+    Args:
+        files: paths by option; None for an option that is not given.
+        read: files, and folders with all that is in them.
+
+    Raises:
+        typer.BadParameter: naming the option.
+        OutputError: a path that cannot be written to.
+    """
+    kept = [os.path.realpath(path) for path in read]
+    options: dict[str, str] = {}
+    for option, path in files.items():
+        if path is None:
+            continue
+        real = os.path.realpath(path)
+        if real in options:
+            raise typer.BadParameter(
+                f"{path} is also the file of {options[real]}; choose another name", param_hint=option
+            )
+        if any(Path(real).is_relative_to(entry) for entry in kept):
+            raise typer.BadParameter(f"{path} is among what is read; choose another place", param_hint=option)
+        options[real] = option
+        check_writable(path)
 
 
 def keep_inputs(outputs: Sequence[Output], files: Iterable[Path]) -> None:
@@ -109,42 +134,3 @@ def _kind(path: Path) -> str:
     raise typer.BadParameter(
         f"{path} has an unknown suffix; use .glb, .ply, .npz, or none for a COLMAP folder", param_hint="--out"
     )
-
-
-def _check_target(output: Output) -> None:
-    """Refuse what writing would refuse, in the same words.
-
-    Raises:
-        OutputError: there is something in the way, or no permission.
-    """
-
-    path = Path(os.path.realpath(output.path))
-    try:
-        mode = _mode(path)
-        if output.kind == "colmap":
-            if mode is not None and not stat.S_ISDIR(mode):
-                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        elif mode is not None and stat.S_ISDIR(mode):
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        elif mode is not None and not stat.S_ISREG(mode):
-            raise OutputError(f"{output.path}: could not be written: it is a device or a pipe; give the name of a file")
-        if mode is not None and not os.access(path, os.W_OK):
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-        folder = path if mode is not None and stat.S_ISDIR(mode) else path.parent
-        while (mode := _mode(folder)) is None:
-            folder = folder.parent
-        if not stat.S_ISDIR(mode):
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-    except OutputError:
-        raise
-    except OSError as error:
-        raise output_error(output.path, error) from error
-
-
-def _mode(path: Path) -> int | None:
-    try:
-        return path.stat().st_mode
-    except FileNotFoundError:
-        return None

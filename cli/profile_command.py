@@ -25,6 +25,8 @@ from mapengine.runtime.system.origin import PACKAGES, record_origin
 from .console import say, show_table
 from .extras import needs
 from .options import Threads, parse_size
+from .outputs import check_files
+from .profile_plot import check_plots, plot
 
 _COLUMNS = ("contender", "precision", "views", "size", "p50", "p90", "p99", "min", "CV", "runs", "speed", "memory")
 
@@ -102,7 +104,13 @@ def profile(
       mapengine profile build/fp32 build/int8 --backends all --baselines pytorch,pytorch-bf16
       mapengine profile build/engine --compare profile.json
     """
-
+    files = {"--json": json_file, "--markdown": markdown_file, "--plot": plot_file}
+    check_files(files, [*bundles, *(accuracy or ()), *([] if compare is None else [compare])])
+    if plot_file is not None:
+        check_plots()
+    if roofline:
+        with needs("export"):
+            from mapengine.export.diagnosis.roofline import add_rooflines, measure_ceilings
     old = None if compare is None else _read(compare)
     evaluations = [_read(path) for path in accuracy or ()]
     for evaluation in evaluations:
@@ -121,9 +129,6 @@ def profile(
         **measured,
     }
     if roofline:
-        with needs("export"):
-            from mapengine.export.diagnosis.roofline import add_rooflines, measure_ceilings
-
         record["ceilings"] = measure_ceilings()
         add_rooflines(record["results"], record["ceilings"])
     add_accuracy(record["results"], evaluations)
@@ -139,8 +144,6 @@ def profile(
             with atomic_write(path) as temporary:
                 temporary.write_text(text + "\n", encoding="utf-8")
     if plot_file is not None:
-        from .profile_plot import plot
-
         plot(record, plot_file)
     if old is not None:
         _compare(old, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,16 @@ from typing import Any
 from mapengine.runtime.errors import BackendUnavailableError
 from mapengine.runtime.profiling.accuracy import pareto
 from mapengine.runtime.system.files import atomic_write
+
+
+def check_plots() -> None:
+    """Refuse to plot without matplotlib; before anything is measured.
+
+    Raises:
+        BackendUnavailableError: it is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BackendUnavailableError("plots need matplotlib; run: pip install 'mapengine[viz]'")
 
 
 def plot(record: Mapping[str, Any], path: Path) -> None:
@@ -19,13 +30,12 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
         OutputError: the picture could not be written.
     """
 
-    try:
-        import matplotlib
+    check_plots()
+    import matplotlib
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        raise BackendUnavailableError("plots need matplotlib; run: pip install 'mapengine[viz]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     accurate = [entry for entry in record["results"] if entry.get("accuracy")]
     panels = 3 if accurate else 2
     figure, axes = pyplot.subplots(1, panels, figsize=(5.5 * panels, 4), layout="constrained")

@@ -17,6 +17,7 @@ from mapengine.runtime.inputs.sources import read_views
 from mapengine.runtime.inputs.view_lists import ViewFiles, load_view_list, read_listed_views
 from mapengine.runtime.options import LIMITS, InferOptions, option_help
 from mapengine.runtime.outputs.view_files import check_no_views, save_views
+from mapengine.runtime.system.output_checks import check_writable
 from mapengine.runtime.system.sizes import parse_bytes
 
 from .console import Steps, megabytes, say, show_facts, stage_progress
@@ -145,6 +146,7 @@ def run(
     if half and stream is None:
         raise typer.BadParameter("it belongs to --stream, which is not given", param_hint="--half")
     if stream is not None:
+        check_writable(stream, folder=True)
         check_no_views(stream)
     target = None if size is None else parse_size(size, "--size")
     with value_of("--memory"):

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mapengine.calibration.data.samples import SAMPLE_SEED, write_samples
+from mapengine.runtime.system.output_checks import check_writable
 
 
 def samples(
@@ -28,5 +29,6 @@ def samples(
       mapengine run build/engine build/samples --preview scene.png
     """
 
+    check_writable(out, folder=True)
     images = write_samples(out, views, seed=SAMPLE_SEED if seed is None else seed)
     print(f"Wrote {len(images)} views to {out}")

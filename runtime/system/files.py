@@ -71,7 +71,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         target = Path(os.path.realpath(target))
-        _check_file_target(target)
+        check_file_target(target)
         made = _make_folders(target.parent)
         temporary = target.parent / f".mapengine-{secrets.token_hex(6)}{target.suffix}"
         yield temporary
@@ -140,7 +140,7 @@ def atomic_folder(path: str | os.PathLike[str], stale: Iterable[str] = ()) -> It
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_file_target(target: Path) -> None:
+def check_file_target(target: Path) -> None:
     """Refuse a target that ``os.replace`` would refuse late, or worse, would replace although it must not."""
     try:
         mode = target.stat().st_mode

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,43 @@ def test_wrong_profiles(cli: Cli, tiny_bundle: Path, options: tuple[str, ...], p
     assert len(result.problems) == 1
     assert problem in result.problems[0]
     assert cli("profile", tiny_bundle / "nothing").code == 1
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may be measured."""
+    for name in ("measure", "make_backend"):
+        monkeypatch.setattr(f"mapengine.cli.profile_command.{name}", lambda *_, **__: pytest.fail("it measures"))
+
+
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize("option", ["--json", "--markdown", "--plot"])
+def test_a_profile_that_cannot_be_written_is_not_measured(
+    cli: Cli, tiny_bundle: Path, tmp_path: Path, option: str
+) -> None:
+    (tmp_path / "file").touch()
+    blocked = cli("profile", tiny_bundle, option, tmp_path / "file" / "profile")
+    assert (blocked.code, len(blocked.problems)) == (1, 1)
+    assert "a part of the path is a file, not a folder" in blocked.problems[0]
+    inside = cli("profile", tiny_bundle, option, tiny_bundle / "profile")
+    assert (inside.code, len(inside.problems)) == (2, 1)
+    assert f"{option}: {tiny_bundle / 'profile'} is among what is read" in inside.problems[0]
+    twice = cli("profile", tiny_bundle, "--json", tmp_path / "a", "--markdown", tmp_path / "a")
+    assert "is also the file of --json" in twice.problems[0]
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_plot_without_matplotlib_is_refused_at_once(
+    cli: Cli, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = cli("profile", tiny_bundle, "--plot", tmp_path / "profile.png")
+    assert (result.code, len(result.problems)) == (1, 1)
+    assert "plots need matplotlib; run: pip install 'mapengine[viz]'" in result.problems[0]
+
+
+def test_the_extra_that_messages_name_brings_what_they_miss() -> None:
+    text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    (viz,) = re.findall(r"^viz = \[(.*)\]$", text, re.MULTILINE)
+    assert "matplotlib" in viz
+    assert "trimesh" in viz
