@@ -67,8 +67,9 @@ def emulated(model: str, precision: str, calibration: Path | None, folder: Path)
         quantized=quantized,
     )
     with write_bundle(folder) as writer:
-        manifest = write_onnx_bundle(recipe, writer, lambda line: print(line, file=sys.stderr))
+        write_onnx_bundle(recipe, writer, lambda line: print(line, file=sys.stderr))
     engine = open_graphs(Bundle.open(folder, verify=False))
+    manifest = engine.manifest
     facts = {"model": manifest.model.id, "weights_sha256": manifest.model.weights_sha256, "precision": precision}
     return engine, facts | {"where": engine.where}
 

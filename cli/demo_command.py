@@ -93,7 +93,8 @@ def demo(
     names = ("demo.png", f"demo{suffix}", f"truth{suffix}")
     _check_out(out, names, bundle)
     # Cheap, and says what is wrong with the bundle before anything is rendered.
-    manifest = Bundle.open(bundle, verify=False).manifest
+    opened = Bundle.open(bundle, verify=False)
+    manifest = opened.manifest
     count = _usual_views(manifest.requests) if views is None else views
     width, height = target or _usual_size(manifest.requests)
     manifest.requests.check(count, height, width)
@@ -108,7 +109,7 @@ def demo(
     with Steps() as step:
         step("loading the engine")
         try:
-            engine = Engine.load(bundle, backend, threads=threads)
+            engine = Engine.load(opened, backend, threads=threads)
         except BackendUnavailableError as error:
             if device is Device.required:
                 raise

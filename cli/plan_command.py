@@ -59,7 +59,7 @@ def plan(
     requests = opened.manifest.requests
     width, height = _default_size(requests) if resolution is None else parse_size(resolution, "--resolution")
     requests.check(requests.views.min, height, width)
-    model = _model(bundle, opened, backend, measure, quiet=as_json)
+    model = _model(opened, backend, measure, quiet=as_json)
     options = {"geometry": geometry, "collect": not stream}
     room = free_bytes() if limit is None else limit
     most = None if room is None else model.most_views(room, width, height, **options)
@@ -99,7 +99,7 @@ def plan(
         model.check(limit, views, width, height, **options)
 
 
-def _model(bundle: Any, opened: Any, backend: str, measure: bool, quiet: bool) -> Any:
+def _model(opened: Bundle, backend: str, measure: bool, quiet: bool) -> Any:
 
     key = measurement.model_key(opened, backend)
     model = None if measure else known_model(key)
@@ -110,7 +110,7 @@ def _model(bundle: Any, opened: Any, backend: str, measure: bool, quiet: bool) -
         if not quiet:
             say(f"measuring call {done + 1} of {total}" if done < total else "measured")
 
-    return measurement.measure(bundle, backend, progress)
+    return measurement.measure(opened, backend, progress)
 
 
 def _default_size(requests: Any) -> tuple[int, int]:

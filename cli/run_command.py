@@ -166,7 +166,7 @@ def run(
         else:
             requests.check(len(views), height=target[1], width=target[0])
         step("loading the engine")
-        engine = Engine.load(bundle, backend, threads=threads, memory_limit=limit)
+        engine = Engine.load(opened, backend, threads=threads, memory_limit=limit)
     options: dict[str, Any] = {
         "minibatch_size": minibatch_size,
         "mask_edges": mask_edges,

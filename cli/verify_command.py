@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -110,7 +109,7 @@ def verify(
                 failures.append(error)
         for name in names:
             try:
-                used, results = _measure(bundle, name, threads, step, reference)
+                used, results = _measure(opened, name, threads, step, reference)
                 measured += results
                 checked.append(used)
                 if manifest.quantization is not None and manifest.format == "onnx":
@@ -181,7 +180,7 @@ def _backends(choice: str, manifest: Manifest) -> list[str]:
 
 
 def _measure(
-    bundle: Path, name: str, threads: int | None, step: Steps, reference: MapAnything | None
+    bundle: Bundle, name: str, threads: int | None, step: Steps, reference: MapAnything | None
 ) -> tuple[str, list[tuple[str, Parity]]]:
     """The golden check, and the comparison with PyTorch where there is a reference.
 

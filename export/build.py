@@ -14,7 +14,7 @@ from mapengine.calibration.ranges import Calibration, load_calibration
 from mapengine.runtime.backends.contract import ChunkSizes
 from mapengine.runtime.backends.table import EIGHT_BIT, GPU_BACKENDS
 from mapengine.runtime.bundle.manifest import Manifest
-from mapengine.runtime.bundle.store import Bundle, files_of_old_bundle, write_bundle
+from mapengine.runtime.bundle.store import BundleWriter, files_of_old_bundle, write_bundle
 from mapengine.runtime.errors import InputError
 
 from .bundles.compilers import Fraction, open_compiler
@@ -123,13 +123,12 @@ def build_engine(
     )
     with write_bundle(Path(out)) as writer:
         if gpu is None:
-            return write_onnx_bundle(graphs, writer, report)
+            return write_onnx_bundle(graphs, writer, report).manifest
         with tempfile.TemporaryDirectory(dir=writer.folder) as scratch:
             source = Path(scratch) / "onnx"
-            with write_bundle(source) as inner:
-                write_onnx_bundle(graphs, inner, report)
+            source.mkdir()
             return write_gpu_bundle(
-                Bundle.open(source, verify=False),
+                write_onnx_bundle(graphs, BundleWriter(source), report),
                 writer,
                 gpu,
                 report=report,

@@ -50,7 +50,7 @@ class Engine(MultiViewInference):
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Bundle,
         backend: str = "auto",
         *,
         threads: int | None = None,
@@ -63,7 +63,7 @@ class Engine(MultiViewInference):
         on a device the bundle's golden input is run and compared with the reference.
 
         Args:
-            path: folder of the bundle.
+            path: folder of the bundle, or what ``Bundle.open`` gave.
             backend: ``"auto"`` (the fastest that is usable here), ``"onnxruntime"``, ``"openvino"``,
                 ``"onnxruntime-cuda"``, ``"tensorrt"`` or ``"tensorrt-rtx"``; the bundle must be for it.
             threads: processor threads of a CPU backend, by default all that this process may use.
@@ -79,9 +79,14 @@ class Engine(MultiViewInference):
             BackendUnavailableError: the backend is not installed, or its GPU is not there.
             ParityError: the golden check failed.
         """
-        if not isinstance(path, str | os.PathLike):
+        if isinstance(path, Bundle):
+            bundle = path
+            if verify:
+                bundle.check_hashes()
+        elif isinstance(path, str | os.PathLike):
+            bundle = Bundle.open(path, verify=verify)
+        else:
             raise InputError(f"the bundle is a {type(path).__name__}; give the path of its folder")
-        bundle = Bundle.open(path, verify=verify)
         manifest = bundle.manifest
         library = make_backend(backend, [info.name for info in manifest.backends], threads)
         info = manifest.backend(library.name)

@@ -92,7 +92,7 @@ def _fill_bundle(writer: BundleWriter) -> Manifest:
         (writer.folder / f"{name}.onnx").write_bytes(name.encode() * 10)
     (writer.folder / "aggregator.onnx.data").write_bytes(b"weights" * 1000)
     writer.golden({"in": np.arange(6, dtype=np.float32), "out": np.ones((2, 3), bool)})
-    return writer.write_manifest(_make_manifest(writer.record))
+    return writer.write_manifest(_make_manifest(writer.record)).manifest
 
 
 @pytest.fixture(scope="session")

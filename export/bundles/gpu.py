@@ -127,16 +127,16 @@ def write_gpu_bundle(
     )
     if manifest.quantization is not None:
         check_executed(manifest, listed_products(manifest), compiler.backend)
-    writer.write_manifest(manifest)
+    bundle = writer.write_manifest(manifest)
     if compiler.backend not in available_backends():
         return manifest
     report(f"checking the engine with {compiler.backend}")
-    engine = Engine.load(writer.folder, compiler.backend, verify=False)
+    engine = Engine.load(bundle, compiler.backend, verify=False)
     parity = engine.verify()
     if reference is not None:
         report("measuring parity with PyTorch")
         parity = reference.parity(engine, engine.where)
-    return writer.write_manifest(replace(manifest, parity=parity))
+    return writer.write_manifest(replace(manifest, parity=parity)).manifest
 
 
 def _write_stages(

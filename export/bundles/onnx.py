@@ -143,7 +143,7 @@ def _lower(
     return lowered
 
 
-def write_onnx_bundle(recipe: GraphRecipe, writer: BundleWriter, report: Report) -> Manifest:
+def write_onnx_bundle(recipe: GraphRecipe, writer: BundleWriter, report: Report) -> Bundle:
     """Fill ``writer`` with the four stages, the golden file and the manifest, and check them.
 
     Args:
@@ -188,13 +188,13 @@ def write_onnx_bundle(recipe: GraphRecipe, writer: BundleWriter, report: Report)
         stages={stage.name: _stage_spec(stage, writer, recipe.requests) for stage in graphs.stages},
         golden=_golden(writer, reference.inputs[GOLDEN], reference[GOLDEN], recipe.tolerance),
     )
-    writer.write_manifest(manifest)
+    bundle = writer.write_manifest(manifest)
     if recipe.backend is None:
         report("checking the graphs with onnxruntime")
-        engine = open_graphs(Bundle.open(writer.folder, verify=False))
+        engine = open_graphs(bundle)
     else:
         report(f"checking the engine with {recipe.backend}")
-        engine = Engine.load(writer.folder, recipe.backend, verify=False)
+        engine = Engine.load(bundle, recipe.backend, verify=False)
     engine.verify()
     report("measuring parity with PyTorch")
     return writer.write_manifest(replace(manifest, parity=reference.parity(engine, engine.where)))

@@ -71,18 +71,26 @@ class Bundle:
         name = str(folder / MANIFEST_NAME)
         manifest = Manifest.from_json(parse_json(raw, manifest_document(name)), name)
         bundle = cls(folder, manifest, hashlib.sha256(raw).hexdigest())
-        records = list(bundle.manifest.files())
-        for record in records:
+        for record in manifest.files():
             _check_size(folder, record)
         if verify:
-            workers = min(HASH_THREADS, len(records), os.cpu_count() or 1)
-            with ThreadPoolExecutor(workers) as pool:
-                # Longest first, so that no thread ends alone with the largest file.
-                ordered = sorted(records, key=lambda record: -record.bytes)
-                for record, digest in zip(ordered, pool.map(lambda r: _hash(folder, r.file), ordered), strict=True):
-                    if digest != record.sha256:
-                        raise _broken(folder, record.file, "differs from the hash in its manifest")
+            bundle.check_hashes()
         return bundle
+
+    def check_hashes(self) -> None:
+        """Compare the SHA-256 of every file with the manifest's.
+
+        Raises:
+            BundleNotFoundError: a file is gone or unreadable.
+            IntegrityError: a file has another SHA-256.
+        """
+        # Longest first, so that no thread ends alone with the largest file.
+        records = sorted(self.manifest.files(), key=lambda record: -record.bytes)
+        workers = min(HASH_THREADS, len(records), os.cpu_count() or 1)
+        with ThreadPoolExecutor(workers) as pool:
+            for record, digest in zip(records, pool.map(lambda r: _hash(self.folder, r.file), records), strict=True):
+                if digest != record.sha256:
+                    raise _broken(self.folder, record.file, "differs from the hash in its manifest")
 
     def stage_path(self, name: str) -> Path:
         """The file of the stage ``name``: a graph (``.onnx``) or a plan (``.plan``).
@@ -126,11 +134,12 @@ class BundleWriter:
 
     Attributes:
         folder: where the stage files go, under the names that they keep.
+        bundle: what is there, opened; None until the manifest is written.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.manifest: Manifest | None = None
+        self.bundle: Bundle | None = None
 
     def record(self, name: str) -> FileRecord:
         """Name, SHA-256 and size of the finished file ``name`` in the folder, for the manifest."""
@@ -145,8 +154,8 @@ class BundleWriter:
         np.savez_compressed(self.folder / name, **contents)
         return self.record(name)
 
-    def write_manifest(self, manifest: Manifest) -> Manifest:
-        """Validate ``manifest`` and write it; afterwards ``Bundle.open(writer.folder)`` works.
+    def write_manifest(self, manifest: Manifest) -> Bundle:
+        """Validate ``manifest``, write it, and return the bundle as :meth:`Bundle.open` would.
 
         May be called again, for example with the parity that was measured by running the bundle.
 
@@ -155,15 +164,16 @@ class BundleWriter:
             BundleNotFoundError, IntegrityError: a file that it names is not in the folder as described.
         """
         try:
-            text = json.dumps(manifest.to_json(), indent=2, allow_nan=False)
+            text = json.dumps(manifest.to_json(), indent=2, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:
             raise ManifestError(f"the manifest cannot be written as JSON: {error}; use finite, plain values") from error
         checked = Manifest.from_json(parse_json(text, manifest_document()))
         for record in checked.files():
             _check_size(self.folder, record)
-        (self.folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
-        self.manifest = checked
-        return checked
+        raw = text.encode()
+        (self.folder / MANIFEST_NAME).write_bytes(raw)
+        self.bundle = Bundle(self.folder, checked, hashlib.sha256(raw).hexdigest())
+        return self.bundle
 
 
 @contextmanager
@@ -180,7 +190,7 @@ def write_bundle(path: str | os.PathLike[str]) -> Iterator[BundleWriter]:
     with atomic_folder(path, stale) as folder:
         writer = BundleWriter(folder)
         yield writer
-        if writer.manifest is None:
+        if writer.bundle is None:
             raise OutputError(f"{path}: could not be written: the bundle has no manifest; call write_manifest first.")
 
 

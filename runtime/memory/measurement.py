@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ..backends.registry import make_backend
 from ..backends.table import CPU_BACKENDS
 from ..bundle.requests import AnySize, ServedRequests
@@ -32,20 +30,18 @@ def _near(side: int, sizes: AnySize) -> int:
     return int(min(max(sizes.min + steps * sizes.multiple, sizes.min), sizes.max))
 
 
-def measure(path: Path, backend: str = "auto", progress: Progress | None = None) -> MemoryModel:
+def measure(bundle: Bundle, backend: str = "auto", progress: Progress | None = None) -> MemoryModel:
     """Measure a bundle on this machine and keep the model for later calls.
 
     Args:
-        path: folder of the bundle.
+        bundle: opened.
         backend: as ``Engine.load`` takes it.
         progress: called with the calls that were measured and how many there are.
 
     Raises:
         BackendUnavailableError: the system does not tell a process's peak memory, or the backend runs on a GPU.
         BackendError: a call failed.
-        BundleError: as ``Bundle.open``.
     """
-    bundle = Bundle.open(path, verify=False)
     key = model_key(bundle, backend)
     if not can_reset_peak():
         raise BackendUnavailableError(
@@ -56,7 +52,7 @@ def measure(path: Path, backend: str = "auto", progress: Progress | None = None)
     for done, (views, width, height, geometry, collect) in enumerate(shapes):
         if progress is not None:
             progress(done, len(shapes))
-        peaks = probe(path, key["backend"], views, width, height, geometry=geometry, collect=collect)
+        peaks = probe(bundle.folder, key["backend"], views, width, height, geometry=geometry, collect=collect)
         samples.append(Sample(views, width, height, geometry, collect, peaks))
     if progress is not None:
         progress(len(shapes), len(shapes))

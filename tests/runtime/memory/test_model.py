@@ -170,11 +170,11 @@ def test_gpu_bundles_and_other_systems_are_told_so(tiny_bundle: Path, monkeypatc
 
     monkeypatch.setattr(measurement, "make_backend", lambda *_: Gpu)
     with pytest.raises(BackendUnavailableError, match="memory of tensorrt is not planned"):
-        measurement.measure(tiny_bundle, "tensorrt")
+        measurement.measure(Bundle.open(tiny_bundle), "tensorrt")
     monkeypatch.undo()
     monkeypatch.setattr(measurement, "can_reset_peak", lambda: False)
     with pytest.raises(BackendUnavailableError, match="plan on Linux"):
-        measurement.measure(tiny_bundle, "onnxruntime")
+        measurement.measure(Bundle.open(tiny_bundle), "onnxruntime")
 
 
 @linux
@@ -182,7 +182,9 @@ def test_measuring_makes_a_model(tiny_bundle: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("MAPENGINE_CACHE", str(tmp_path))
     monkeypatch.setattr(measurement, "measuring_shapes", lambda profile: [(1, *SIZE), (4, *SIZE)])
     steps: list[tuple[int, int]] = []
-    model = measurement.measure(tiny_bundle, "onnxruntime", lambda done, total: steps.append((done, total)))
+    model = measurement.measure(
+        Bundle.open(tiny_bundle), "onnxruntime", lambda done, total: steps.append((done, total))
+    )
     assert steps[-1] == (8, 8)
     assert model_module.known_model(model.key) == model
     found = max(probe(tiny_bundle, "onnxruntime", 3, *SIZE).values())
