@@ -152,7 +152,7 @@ def write_onnx_bundle(recipe: GraphRecipe, writer: BundleWriter, report: Report)
         report: called with a line per step.
 
     Returns:
-        The manifest, with the measured parity.
+        The bundle in the writer's folder, with the measured parity.
 
     Raises:
         ExportError: a stage could not be written.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.bundle.manifest import TensorSpec
 from mapengine.runtime.bundle.requests import Range
 from mapengine.runtime.errors import BackendError, ExportError
+from mapengine.runtime.typed_json.fields import AnyText
+from mapengine.runtime.typed_json.text import Document
 
 from .layers import Port, manifest_dtype
 from .messages import builder_error, parser_error, useful_line
@@ -27,6 +29,7 @@ from .timing_cache import read_timings, write_timings
 _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 _PARSED, _BUILT = 0.02, 0.98
 """Fractions of the work after reading the graph and before writing the plan."""
+MESSAGE = Document("a message between builder and worker", "this is a bug, report it", ExportError)
 
 
 @dataclass(frozen=True)
@@ -44,27 +47,14 @@ class PlanRequest:
 
     backend: str
     name: str
-    onnx: str
-    plan: str
+    onnx: AnyText
+    plan: AnyText
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     profiles: tuple[Mapping[str, Range], ...]
     targets: tuple[str, ...] = ()
     memory_limit: int | None = None
     optimization_level: int | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> PlanRequest:
-        """Inverse of ``to_json``, also after a passage through JSON text."""
-        fields = dict(values)
-        for side in ("inputs", "outputs"):
-            fields[side] = tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in fields[side])
-        fields["profiles"] = tuple({axis: Range(**r) for axis, r in p.items()} for p in fields["profiles"])
-        return cls(**{**fields, "targets": tuple(fields["targets"])})
 
 
 @dataclass(frozen=True)
@@ -79,18 +69,9 @@ class Compiled:
 
     bytes: int
     activation_memory: int | None
-    listing: str | None
-    inspection: str | None
+    listing: AnyText | None
+    inspection: AnyText | None
     ports: tuple[Port, ...] = ()
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Compiled:
-        """From the fields as plain values, also after a passage through JSON text."""
-        ports = tuple(
-            Port(p["name"], p["is_input"], p["dtype"], tuple(p["shape"]), _tuples(p["profiles"]))
-            for p in values["ports"]
-        )
-        return cls(**{**values, "ports": ports})
 
 
 def compile_plan(flavour: Flavour, request: PlanRequest, report: Fraction) -> Compiled:
@@ -191,10 +172,6 @@ def _describe(flavour: Flavour, logger: Any, plan: Any, request: PlanRequest) ->
     text = inspector.get_engine_information(flavour.library.LayerInformationFormat.JSON)
     ports = tuple(_port(flavour, engine, index, len(request.profiles)) for index in range(engine.num_io_tensors))
     return Compiled(plan.nbytes, int(engine.device_memory_size_v2), None, str(text), ports)
-
-
-def _tuples(values: Any) -> Any:
-    return tuple(map(_tuples, values)) if isinstance(values, list | tuple) else values
 
 
 def _port(flavour: Flavour, engine: Any, index: int, profiles: int) -> Port:

@@ -19,8 +19,9 @@ from typing import IO, Any
 
 from mapengine.runtime import errors
 from mapengine.runtime.errors import ExportError, MapEngineError
+from mapengine.runtime.typed_json.codec import decode, encode
 
-from .compile import Compiled, PlanRequest
+from .compile import MESSAGE, Compiled, PlanRequest
 from .progress import Fraction
 
 _COMMAND = (sys.executable, "-m", "mapengine.export.tensorrt.worker")
@@ -64,7 +65,7 @@ def compile_elsewhere(request: PlanRequest, report: Fraction) -> tuple[Compiled,
         raise OSError(*answer["os_error"])
     if "error" in answer:
         raise _error(request, *answer["error"])
-    return Compiled.from_json(answer["result"]), answer["peak_memory"]
+    return decode(Compiled, answer["result"], MESSAGE), answer["peak_memory"]
 
 
 def _converse(child: subprocess.Popen[str], request: PlanRequest, report: Fraction) -> dict[str, Any] | None:
@@ -74,7 +75,7 @@ def _converse(child: subprocess.Popen[str], request: PlanRequest, report: Fracti
     assert child.stdout is not None
     threading.Thread(target=_read, args=(child.stdout, lines), daemon=True).start()
     try:
-        child.stdin.write(json.dumps(request.to_json()) + "\n")
+        child.stdin.write(json.dumps(encode(request)) + "\n")
         child.stdin.flush()
     except OSError:
         # It has ended already; what it wrote says why.

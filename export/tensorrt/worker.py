@@ -11,14 +11,14 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import asdict
 from typing import Any, TextIO
 
 from mapengine.runtime.backends.tensorrt.flavour import load_flavour
 from mapengine.runtime.errors import MapEngineError
 from mapengine.runtime.system.machine import peak_bytes
+from mapengine.runtime.typed_json.codec import encode, read_json
 
-from .compile import PlanRequest, compile_plan
+from .compile import MESSAGE, PlanRequest, compile_plan
 
 _SMALLEST_STEP = 0.005
 """Progress below this is not worth a line, unless the phase is another."""
@@ -31,7 +31,7 @@ def main() -> None:
     # The library prints to the standard output as it likes: that goes to the standard error, and the answers elsewhere.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel:
         os.dup2(2, 1)
-        request = PlanRequest.from_json(json.loads(sys.stdin.readline()))
+        request = read_json(PlanRequest, sys.stdin.readline(), MESSAGE)
         threading.Thread(target=_end_with_parent, daemon=True).start()
         _send(channel, _answer(channel, request))
         # Without the library's clean-up, which can crash and has nothing left to do.
@@ -49,7 +49,7 @@ def _answer(channel: TextIO, request: PlanRequest) -> dict[str, Any]:
 
     try:
         compiled = compile_plan(load_flavour(request.backend), request, report)
-        return {"result": asdict(compiled), "peak_memory": peak_bytes()}
+        return {"result": encode(compiled), "peak_memory": peak_bytes()}
     except MapEngineError as error:
         return {"error": [type(error).__name__, str(error)]}
     except MemoryError:

@@ -137,4 +137,5 @@ def options_of(hint: Any) -> tuple[Any, ...]:
 Count = Annotated[int, Bounds(0)]
 Positive = Annotated[int, Bounds(1)]
 Measure = Annotated[float, Bounds(0)]
+AnyText = Annotated[str, Text("a string", r"[\s\S]*", printable=False)]
 Sha256 = Annotated[str, Text("a SHA-256 of 64 lowercase hexadecimal digits", "[0-9a-f]{64}")]

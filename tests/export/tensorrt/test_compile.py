@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mapengine.export.tensorrt import compile as compiling
-from mapengine.export.tensorrt.compile import Compiled, PlanRequest, compile_plan
+from mapengine.export.tensorrt.compile import MESSAGE, Compiled, PlanRequest, compile_plan
 from mapengine.export.tensorrt.timing_cache import read_timings, timings_path, write_timings
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.bundle.manifest import TensorSpec
 from mapengine.runtime.bundle.requests import Range
 from mapengine.runtime.errors import ExportError
+from mapengine.runtime.typed_json.codec import encode, read_json
 
 from ...refusals import refused
 from ...tensorrt_api import RELEASES, RTX
@@ -66,7 +66,7 @@ def test_a_build(release: str, tmp_path: Path) -> None:
     assert (images.name, images.is_input, images.dtype) == ("images", True, "float16")
     assert images.profiles == (((1, 3, 14, 14), (2, 3, 28, 42), (8, 3, 42, 70)),)
     assert (features.is_input, features.profiles) == (False, ())
-    assert Compiled.from_json(json.loads(json.dumps(asdict(made)))) == made
+    assert read_json(Compiled, json.dumps(encode(made)), MESSAGE) == made
     assert pretence.calls["flags"] == 2  # strongly typed
     assert pretence.calls["verbosity"] == "detailed"
     assert pretence.calls["memory"] == ("workspace", 2**30)
@@ -147,4 +147,4 @@ def test_failures(tmp_path: Path) -> None:
 
 def test_a_request_survives_the_way_to_another_process(tmp_path: Path) -> None:
     asked = request(tmp_path, targets=("8.9",), memory_limit=5)
-    assert PlanRequest.from_json(json.loads(json.dumps(asked.to_json()))) == asked
+    assert read_json(PlanRequest, json.dumps(encode(asked)), MESSAGE) == asked

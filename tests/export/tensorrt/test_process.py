@@ -17,6 +17,7 @@ from mapengine.export.tensorrt import build_plan, process, stage_profiles
 from mapengine.export.tensorrt.compile import PlanRequest
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.errors import ExportError, OutputError
+from mapengine.runtime.typed_json.codec import encode
 
 from ...refusals import refused
 from .conftest import PROFILE, Stage
@@ -146,7 +147,7 @@ def test_the_child_ends_with_its_parent(stage: Callable[..., Stage], tmp_path: P
     ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
-        child.stdin.write(json.dumps(request.to_json()) + "\n")
+        child.stdin.write(json.dumps(encode(request)) + "\n")
         child.stdin.flush()
         assert "progress" in json.loads(child.stdout.readline())
         # What the system does for a parent that was killed.
