@@ -16,14 +16,14 @@ from .conftest import Cli
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The manifests that are opened, in turn."""
+    """The manifests that are read, in turn."""
     found: list[Path] = []
     original = Path.open
 
-    def watch(self: Path, *args: Any, **kwargs: Any) -> Any:
-        if self.name == MANIFEST_NAME:
+    def watch(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if self.name == MANIFEST_NAME and "r" in mode:
             found.append(self)
-        return original(self, *args, **kwargs)
+        return original(self, mode, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", watch)
     return found
