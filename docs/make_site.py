@@ -290,7 +290,7 @@ def syntax(module: str) -> ast.Module:
 
 
 def source_file(module: str) -> Path:
-    """Return the file of a module: the folders of the project are the packages of the namespace ``mapengine``."""
+    """Return the file of a module: the folders of the project are the packages inside ``mapengine``."""
     path = ROOT.joinpath(*module.split(".")[1:])
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 

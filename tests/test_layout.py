@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "cli": {"calibration", "export", "kernels", "runtime"},
     "export": {"calibration", "kernels", "runtime"},
     "kernels": set(),
+    "mapengine": {"cli"},
     "runtime": set(),
 }
 RUNTIME_ALWAYS = {"numpy", "PIL", "platformdirs", "psutil"}

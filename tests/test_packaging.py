@@ -69,10 +69,8 @@ def test_the_wheel_holds_every_module_and_the_type_markers(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder in SETUPTOOLS["package-dir"].values():
         for path in (ROOT / folder).rglob("*.py"):
-            assert f"mapengine/{path.relative_to(ROOT).as_posix()}" in names
-        for marker in (ROOT / folder).glob("py.typed"):
-            assert f"mapengine/{marker.relative_to(ROOT).as_posix()}" in names
-    assert {"mapengine/runtime/py.typed", "mapengine/export/py.typed"} <= names
+            assert f"mapengine/{path.relative_to(ROOT).as_posix().removeprefix('mapengine/')}" in names
+    assert "mapengine/py.typed" in names
     assert not any(name.startswith(("tests/", "benchmarks/")) or "__pycache__" in name for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
@@ -86,11 +84,42 @@ def test_the_runtime_works_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> 
     script = (
         f"import sys; sys.path += [{str(site)!r}]\n"
         "import mapengine.runtime, mapengine.runtime.bundle.store as bundle\n"
+        "print(mapengine.__version__)\n"
         "print(mapengine.runtime.__file__)\n"
         "try: bundle.Bundle.open('nowhere')\n"
         "except mapengine.runtime.errors.BundleNotFoundError: print('typed error')"
     )
     result = python("-S", "-c", script, PYTHONPATH=str(target))
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split("\n")[0].startswith(str(target))
+    version, place, _ = result.stdout.split("\n", 2)
+    assert version == PROJECT["project"]["version"]
+    assert place.startswith(str(target))
     assert "typed error" in result.stdout
+
+
+@pytest.mark.parametrize("folder", ["checkout", "elsewhere"])
+def test_the_wheel_as_a_program(folder: str, wheel: Path, tmp_path: Path) -> None:
+    """Also in the folder of a checkout, whose own ``mapengine`` Python finds first."""
+    target = tmp_path / "target"
+    installed = python("-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel))
+    assert installed.returncode == 0, installed.stderr
+    site = Path(__import__("numpy").__file__).parents[1]
+    result = subprocess.run(
+        [sys.executable, "-S", "-m", "mapengine", "--version"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT if folder == "checkout" else tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{target}{os.pathsep}{site}"},
+    )
+    assert (result.returncode, result.stdout) == (0, f"mapengine {PROJECT['project']['version']}\n"), result.stderr
+
+
+def test_the_checkout_as_a_program() -> None:
+    script = "import mapengine, mapengine.runtime; print(mapengine.__version__, mapengine.runtime.__file__)"
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.stdout.split() == [PROJECT["project"]["version"], str(ROOT / "runtime" / "__init__.py")], (
+        result.stderr
+    )
+    help_ = subprocess.run([sys.executable, "-m", "mapengine", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert help_.returncode == 0, help_.stderr
+    assert help_.stdout.startswith("Usage: mapengine ")
