@@ -156,12 +156,11 @@ def command_line_page() -> str:
         lines += ["```text", f"mapengine {name} {usage}", "```", ""]
         if commands:
             lines += ["```sh", *commands, "```", ""]
-        lines += ["| option or argument | meaning |", "|---|---|"]
         for parameter in command.get_params(context):
             record = parameter.get_help_record(context)
             if record is not None:
-                option, meaning = (" ".join(text.split()).replace("|", "\\|") for text in record)
-                lines.append(f"| `{option}` | {meaning} |")
+                option, meaning = (" ".join(text.split()) for text in record)
+                lines.append(f"* `{option}`: {meaning}")
         lines.append("")
     return "\n".join(lines)
 
