@@ -92,7 +92,7 @@ lint: $(STAMP) typecheck  ## Check style, formatting and types
 typecheck: $(STAMP)
 	@rm -rf build/typecheck && mkdir -p build/typecheck/mapengine
 	@for package in $(PACKAGES); do ln -s "../../../$$package" "build/typecheck/mapengine/$$package"; done
-	@ln -s ../../../mapengine/__init__.py ../../../mapengine/__main__.py build/typecheck/mapengine/
+	@ln -s ../../../package/__init__.py ../../../package/__main__.py build/typecheck/mapengine/
 	MYPYPATH=build/typecheck $(BIN)/mypy -p mapengine
 
 docs: $(STAMP)  ## Build the documentation strictly into build/site
@@ -100,4 +100,4 @@ docs: $(STAMP)  ## Build the documentation strictly into build/site
 
 clean:  ## Remove build outputs and caches (.venv stays)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find $(PACKAGES) mapengine tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(PACKAGES) package tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

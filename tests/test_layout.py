@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "cli": {"calibration", "export", "kernels", "runtime"},
     "export": {"calibration", "kernels", "runtime"},
     "kernels": set(),
-    "mapengine": {"cli"},
+    "package": {"cli"},
     "runtime": set(),
 }
 RUNTIME_ALWAYS = {"numpy", "PIL", "platformdirs", "psutil"}
