@@ -1,4 +1,4 @@
-"""Work of the kernels, from their shapes alone: what a roofline needs."""
+"""Work of the attention kernels, from their shapes alone: what a roofline needs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,6 @@ class Cost:
     exponentials: int
     dram: int
     tiles: int
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.flops + other.flops,
-            self.exponentials + other.exponentials,
-            self.dram + other.dram,
-            self.tiles + other.tiles,
-        )
 
 
 def attention_cost(
@@ -61,25 +53,3 @@ def attention_cost(
         dram=once + sequences * length * streamed,
         tiles=once + round(pairs / min(block_m, length)) * streamed,
     )
-
-
-def pass_cost(batch: int, heads: int, length: int, head_dim: int, *, read: int, written: float) -> Cost:
-    """Cost of a kernel that reads a tensor of (batch, length, heads, head_dim) once.
-
-    Args:
-        read: bytes read per element.
-        written: bytes written per element.
-    """
-    elements = batch * heads * length * head_dim
-    moved = round(elements * (read + written))
-    return Cost(0, 0, moved, moved)
-
-
-def selection_cost(batch: int, heads: int, length: int, head_dim: int, *, block_m: int, block_n: int) -> Cost:
-    """Cost of choosing key blocks: pooled scores and 32 halvings per block of queries (see ``selection``)."""
-    sequences = batch * heads
-    queries, keys = -(-length // block_m), -(-length // block_n)
-    pairs = sequences * queries * keys
-    pooled = 4 * sequences * (queries + keys) * head_dim
-    lists = 2 * pairs + 4 * sequences * queries
-    return Cost(2 * pairs * head_dim, pairs, pooled + lists, 4 * pairs * head_dim + lists)

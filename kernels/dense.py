@@ -20,10 +20,9 @@ import contextlib
 import triton
 import triton.language as tl
 
-from .costs import Cost, attention_cost
 from .launch import architecture_of, check_attention
 from .tiles import cast, dot, softmax_step, wide
-from .tuning import QUERY_BLOCK, tile_for
+from .tuning import tile_for
 
 with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
     import torch
@@ -126,8 +125,3 @@ def dense_attention_reference(query: Tensor, key: Tensor, value: Tensor) -> Tens
     scores = torch.einsum("blhd,bmhd->bhlm", query.float(), key.float()) / query.shape[-1] ** 0.5
     weights = scores.softmax(-1)
     return torch.einsum("bhlm,bmhd->blhd", weights.to(value.dtype).float(), value.float()).to(query.dtype)
-
-
-def dense_attention_cost(batch: int, heads: int, length: int, head_dim: int) -> Cost:
-    """Work of :func:`dense_attention`."""
-    return attention_cost(batch, heads, length, head_dim, block_m=QUERY_BLOCK)

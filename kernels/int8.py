@@ -19,12 +19,11 @@ import contextlib
 import triton
 import triton.language as tl
 
-from .costs import Cost, attention_cost
 from .errors import KernelUnavailableError
 from .launch import architecture_of, check_attention
 from .quantize import quantize_keys, quantize_keys_reference, quantize_queries, quantize_queries_reference
 from .tiles import cast, dot, softmax_step, wide
-from .tuning import FP8_FROM, KEY_BLOCK, QUERY_BLOCK, QUERY_GROUP, kind_of, tile_for
+from .tuning import FP8_FROM, FP8_UNIT, KEY_BLOCK, QUERY_GROUP, kind_of, tile_for
 from .values import quantize_values, quantize_values_reference
 
 with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
@@ -180,7 +179,7 @@ def weighted_values_reference(scores: Tensor, value: Tensor, fp8_values: bool) -
         return torch.einsum("bhlm,bmhd->blhd", weights, value.float()).to(value.dtype)
     value8, value_scale = quantize_values_reference(value)
     weights = torch.exp(scores - scores.amax(-1, keepdim=True))
-    rounded = (weights * 256.0).to(torch.float8_e4m3fn).float() / 256.0
+    rounded = (weights * FP8_UNIT).to(torch.float8_e4m3fn).float() / FP8_UNIT
     out = torch.einsum("bhlm,bhdm->blhd", rounded, value8[..., : value.shape[1]].float())
     out = out / weights.sum(-1).transpose(1, 2)[..., None] * value_scale[:, None]
     return out.to(value.dtype)
@@ -189,9 +188,3 @@ def weighted_values_reference(scores: Tensor, value: Tensor, fp8_values: bool) -
 def int8_attention_reference(query: Tensor, key: Tensor, value: Tensor, *, fp8_values: bool = False) -> Tensor:
     """The plain twin: the same quantisation, with all scores in memory. (B, L, H, D) -> (B, L, H, D)."""
     return weighted_values_reference(int8_scores_reference(query, key), value, fp8_values)
-
-
-def int8_attention_cost(batch: int, heads: int, length: int, head_dim: int, *, fp8_values: bool = False) -> Cost:
-    """Work of the attention kernel alone; see ``quantize_cost`` and ``quantize_values_cost`` for what comes before."""
-    value_bytes = 1 if fp8_values else 2
-    return attention_cost(batch, heads, length, head_dim, block_m=QUERY_BLOCK, score_bytes=1, value_bytes=value_bytes)

@@ -17,9 +17,8 @@ import contextlib
 import triton
 import triton.language as tl
 
-from .costs import Cost, pass_cost
+from .launch import PREPARATION
 from .tiles import wide
-from .tuning import KEY_BLOCK
 
 with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
     import torch
@@ -64,7 +63,7 @@ def pool(x: Tensor, block: int, transposed: bool) -> Tensor:
     shape = (batch, heads, dim, blocks) if transposed else (batch, heads, blocks, dim)
     out = torch.empty(shape, dtype=torch.float32, device=x.device)
     pool_kernel[blocks, batch * heads](
-        x, out, length, heads, *x.stride()[:3], TRANSPOSED=transposed, BLOCK=block, D=dim, num_warps=4
+        x, out, length, heads, *x.stride()[:3], TRANSPOSED=transposed, BLOCK=block, D=dim, **PREPARATION
     )
     return out
 
@@ -73,8 +72,3 @@ def pool_reference(x: Tensor, block: int, transposed: bool) -> Tensor:
     """The plain twin of :func:`pool`."""
     means = torch.stack([part.mean(1) for part in x.float().split(block, dim=1)], dim=2)  # (B, H, blocks, D)
     return means.transpose(2, 3).contiguous() if transposed else means
-
-
-def pool_cost(batch: int, heads: int, length: int, head_dim: int) -> Cost:
-    """Work of one :func:`pool`."""
-    return pass_cost(batch, heads, length, head_dim, read=2, written=4 / KEY_BLOCK)

@@ -17,18 +17,15 @@ import contextlib
 import triton
 import triton.language as tl
 
-from .costs import Cost, pass_cost
+from .launch import PREPARATION
 from .statistics import channel_statistics, channel_statistics_reference
 from .tiles import wide
-from .tuning import KEY_BLOCK, QUERY_GROUP, SPLITS
+from .tuning import KEY_BLOCK, QUERY_GROUP, SMALLEST, SPLITS
 
 with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
     import torch
     from torch import Tensor
 
-SMALLEST = 1e-8
-"""Floor of a group's largest magnitude. It keeps scales positive for groups of zeros (keys that all equal their
-mean)."""
 _SMALLEST = tl.constexpr(SMALLEST)
 
 
@@ -87,7 +84,7 @@ def _quantize(x: Tensor, group: int, sums: Tensor | None) -> tuple[Tensor, Tenso
         GROUP=group,
         SPLITS=SPLITS,
         D=dim,
-        num_warps=4,
+        **PREPARATION,
     )
     return out, scales
 
@@ -122,8 +119,3 @@ def quantize_keys_reference(key: Tensor) -> tuple[Tensor, Tensor]:
     """The plain twin of :func:`quantize_keys`."""
     mean = channel_statistics_reference(key, "sum").sum(2) / key.shape[1]  # (B, H, D)
     return _quantize_reference(key.float() - mean[:, None], KEY_BLOCK)
-
-
-def quantize_cost(batch: int, heads: int, length: int, head_dim: int) -> Cost:
-    """Work of :func:`quantize_queries` or, without its statistics, :func:`quantize_keys`."""
-    return pass_cost(batch, heads, length, head_dim, read=2, written=1)

@@ -25,12 +25,11 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from .costs import Cost, selection_cost
 from .errors import KernelInputError
-from .launch import LOG2_E
+from .launch import LOG2_E, PREPARATION
 from .pooling import pool, pool_reference
 from .tiles import wide
-from .tuning import KEY_BLOCK, LIST_SIZES, QUERY_BLOCK
+from .tuning import KEY_BLOCK, LIST_SIZES, MINIMUM_SHARE, QUERY_BLOCK, least_blocks
 
 with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
     import torch
@@ -52,7 +51,7 @@ class Selection:
     """
 
     threshold: float
-    minimum: float = 0.1
+    minimum: float = MINIMUM_SHARE
     view_tokens: int = 0
     extra_tokens: int = 0
 
@@ -158,13 +157,13 @@ def select(query: Tensor, key: Tensor, selection: Selection) -> tuple[Tensor, Te
         selection.view_tokens,
         selection.extra_tokens,
         selection.threshold,
-        least_blocks(selection, key_blocks),
+        least_blocks(key_blocks, selection.minimum),
         LOG2_E / math.sqrt(dim),
         D=dim,
         BLOCK_M=QUERY_BLOCK,
         BLOCK_N=KEY_BLOCK,
         SIZE=size,
-        num_warps=4,
+        **PREPARATION,
     )
     return lists, counts
 
@@ -178,11 +177,6 @@ def list_size(key_blocks: int) -> int:
     raise KernelInputError(
         f"block-sparse attention takes up to {most} tokens, not {key_blocks * KEY_BLOCK}; use fewer views"
     )
-
-
-def least_blocks(selection: Selection, key_blocks: int) -> int:
-    """The least number of key blocks that ``selection`` keeps."""
-    return math.ceil(selection.minimum * key_blocks - 1e-6)
 
 
 def always_kept(length: int, selection: Selection) -> Tensor:
@@ -212,13 +206,8 @@ def select_reference(query: Tensor, key: Tensor, selection: Selection) -> Tensor
     values, _ = mass.sort(-1, descending=True)
     before = values.cumsum(-1) - values  # mass of the blocks that are larger
     rank = torch.arange(len(kept)).expand(before.shape)
-    take = (before < selection.threshold) | (rank + int(kept.sum()) < least_blocks(selection, len(kept)))
+    take = (before < selection.threshold) | (rank + int(kept.sum()) < least_blocks(len(kept), selection.minimum))
     smallest = values.masked_fill(~take, float("inf")).amin(-1, keepdim=True)
     result |= (mass >= smallest) & ~kept
     result[:, :, -1] = True
     return result
-
-
-def select_cost(batch: int, heads: int, length: int, head_dim: int) -> Cost:
-    """Work of the selection without the two poolings."""
-    return selection_cost(batch, heads, length, head_dim, block_m=QUERY_BLOCK, block_n=KEY_BLOCK)

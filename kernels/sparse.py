@@ -19,7 +19,6 @@ import contextlib
 import triton
 import triton.language as tl
 
-from .costs import Cost, attention_cost
 from .errors import KernelInputError
 from .int8 import check_fp8, int8_scores_reference, weighted_values_reference
 from .launch import architecture_of, check_attention
@@ -206,37 +205,3 @@ def sparse_attention_reference(
         scores = torch.einsum("blhd,bmhd->bhlm", query.float(), key.float()) / query.shape[-1] ** 0.5
     pairs = token_mask(select_reference(query, key, selection), query.shape[1])
     return weighted_values_reference(scores.masked_fill(~pairs, float("-inf")), value, fp8_values)
-
-
-def kept_mass(query: Tensor, key: Tensor, kept: Tensor) -> Tensor:
-    """Share of the exact attention of each query that its kept blocks hold: (B, L, H, D) x 2, (B, H, Nq, Nk) -> (B,
-    H, L)."""
-    scores = torch.einsum("blhd,bmhd->bhlm", query.double(), key.double()) / query.shape[-1] ** 0.5
-    return scores.softmax(-1).masked_fill(~token_mask(kept, query.shape[1]), 0.0).sum(-1)
-
-
-def sparse_attention_cost(
-    batch: int,
-    heads: int,
-    length: int,
-    head_dim: int,
-    kept: float,
-    *,
-    int8: bool = False,
-    fp8_values: bool = False,
-) -> Cost:
-    """Work of the attention kernel alone.
-
-    Args:
-        kept: share of key blocks that are kept, from 0 to 1.
-    """
-    return attention_cost(
-        batch,
-        heads,
-        length,
-        head_dim,
-        block_m=QUERY_BLOCK,
-        blocks_kept=kept,
-        score_bytes=1 if int8 else 2,
-        value_bytes=1 if fp8_values else 2,
-    )

@@ -18,7 +18,7 @@ from typing import Literal
 import triton
 import triton.language as tl
 
-from .costs import Cost, pass_cost
+from .launch import PREPARATION
 from .tiles import wide
 from .tuning import SPLITS, STATISTICS_ROWS
 
@@ -74,8 +74,7 @@ def channel_statistics(x: Tensor, what: Literal["sum", "maximum"]) -> Tensor:
         MAXIMUM=what == "maximum",
         D=dim,
         ROWS=STATISTICS_ROWS,
-        num_warps=4,
-        num_stages=2,
+        **PREPARATION,
     )
     return out
 
@@ -86,8 +85,3 @@ def channel_statistics_reference(x: Tensor, what: Literal["sum", "maximum"]) -> 
     rows = [part.abs().amax(1) if what == "maximum" else part.sum(1) for part in parts]
     rows += [torch.zeros_like(rows[0])] * (SPLITS - len(rows))
     return torch.stack(rows, dim=2)
-
-
-def channel_statistics_cost(batch: int, heads: int, length: int, head_dim: int) -> Cost:
-    """Work of :func:`channel_statistics`."""
-    return pass_cost(batch, heads, length, head_dim, read=2, written=4 * SPLITS / length)

@@ -7,6 +7,7 @@ tiles, so a block-sparse kernel that keeps every block gives the bits of the den
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,12 +15,12 @@ import triton
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
+from .tuning import FP8_UNIT
+
 F = TypeVar("F", bound=Callable[..., Any])
 
-FP8_LOG2 = tl.constexpr(8.0)
-"""FP8 probabilities are scaled by 2^8, and so are their sums, so that it cancels. SageAttention2 (arXiv 2411.10958,
-quantization of P and V) scales by 448, the largest e4m3 number; a power of two keeps the largest probability of a row,
-1, exact."""
+FP8_LOG2 = tl.constexpr(math.log2(FP8_UNIT))
+"""FP8 probabilities are scaled by 2 to this power, and so are their sums, so that it cancels."""
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Tile sizes, warps and pipeline stages per kernel, architecture and head size.
+"""Tile sizes, warps and pipeline stages per kernel, architecture and head size, and the constants of the kernels.
 
 Warps and stages that were timed are in ``tuned.json`` (``benchmarks/attention_tuning.py --store`` writes it). For every
 other GPU the figures behind the choices are registers, spills and shared memory of compiled kernels (`make kernels`
@@ -13,6 +13,7 @@ records them, docs/contributing/kernels.md shows them). Two rules follow from th
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,22 @@ STATISTICS_ROWS = 64
 
 LIST_SIZES = (512, 2048)
 """Key blocks that a compiled selection holds: 32 768 and 131 072 tokens, 23 and 95 views of 37 x 37 patches."""
+
+MINIMUM_SHARE = 0.1
+"""Least share of the key blocks that a selection keeps."""
+
+SMALLEST = 1e-8
+"""Floor of the largest magnitude behind a scale. It keeps scales positive where all values are zero."""
+
+E4M3_MAX = 448.0
+"""Largest number of FP8."""
+
+FP8_UNIT = 256.0
+"""What the largest FP8 probability of a row, 1, is stored as. SageAttention2 (arXiv 2411.10958, quantization of P and
+V) scales by 448, the largest e4m3 number; a power of two keeps it exact."""
+
+PREPARATION_WARPS, PREPARATION_STAGES = 4, 2
+"""Of the kernels that prepare the inputs of the attention kernels: they are bound by memory, and few stages will do."""
 
 HEAD_DIMS = (32, 64, 128)
 ARCHITECTURES = (80, 86, 87, 89, 90, 100, 110, 120)
@@ -81,6 +98,11 @@ def tile_for(architecture: int, head_dim: int, kind: str) -> Tile:
     stages = 2 if head_dim == 128 and architecture in _REGISTER_OPERANDS else 3
     chosen = {"warps": 8, "stages": stages} | _tuned().get(str(architecture), {}).get(str(head_dim), {}).get(kind, {})
     return Tile(QUERY_BLOCK, KEY_BLOCK, **chosen)
+
+
+def least_blocks(key_blocks: int, share: float = MINIMUM_SHARE) -> int:
+    """Return the least number of ``key_blocks`` that a selection keeps."""
+    return math.ceil(share * key_blocks - 1e-6)
 
 
 def kind_of(int8: bool, fp8_values: bool) -> str:

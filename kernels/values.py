@@ -16,17 +16,15 @@ import contextlib
 import triton
 import triton.language as tl
 
-from .costs import Cost, pass_cost
-from .quantize import SMALLEST
+from .launch import PREPARATION
 from .statistics import channel_statistics, channel_statistics_reference
 from .tiles import cast, wide
-from .tuning import KEY_BLOCK, SPLITS
+from .tuning import E4M3_MAX, KEY_BLOCK, SMALLEST, SPLITS
 
 with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
     import torch
     from torch import Tensor
 
-E4M3_MAX = 448.0
 _E4M3_MAX = tl.constexpr(E4M3_MAX)
 _SMALLEST = tl.constexpr(SMALLEST)
 
@@ -84,7 +82,7 @@ def quantize_values(value: Tensor) -> tuple[Tensor, Tensor]:
         BLOCK=KEY_BLOCK,
         SPLITS=SPLITS,
         D=dim,
-        num_warps=4,
+        **PREPARATION,
     )
     return out, scales
 
@@ -96,8 +94,3 @@ def quantize_values_reference(value: Tensor) -> tuple[Tensor, Tensor]:
     levels = value.float().permute(0, 2, 3, 1) / scale[..., None]  # (B, H, D, L)
     levels = torch.nn.functional.pad(levels.clamp(-E4M3_MAX, E4M3_MAX), (0, -value.shape[1] % KEY_BLOCK))
     return levels.to(torch.float8_e4m3fn), scale
-
-
-def quantize_values_cost(batch: int, heads: int, length: int, head_dim: int) -> Cost:
-    """Work of :func:`quantize_values` without its statistics."""
-    return pass_cost(batch, heads, length, head_dim, read=2, written=1)

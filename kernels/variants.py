@@ -5,14 +5,18 @@ Imports neither Triton nor PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from .tuning import (
+    ARCHITECTURES,
     FP8_FROM,
     HEAD_DIMS,
     KEY_BLOCK,
     LIST_SIZES,
+    MINIMUM_SHARE,
+    PREPARATION_STAGES,
+    PREPARATION_WARPS,
     QUERY_BLOCK,
     QUERY_GROUP,
     SPLITS,
@@ -40,6 +44,7 @@ class Variant:
         constants: compile-time arguments.
         grid: programs of a launch.
         first_architecture: compute capability that it needs.
+        parameters: numbers that a launch needs beside its grid.
     """
 
     name: str
@@ -50,14 +55,14 @@ class Variant:
     constants: dict[str, int | bool]
     grid: Grid
     floats: tuple[str, ...] = ()
-    first_architecture: int = 80
-    warps: int | None = None
+    first_architecture: int = ARCHITECTURES[0]
+    parameters: Mapping[str, float] = field(default_factory=dict)
 
     def tile(self, architecture: int) -> Tile:
-        """Warps and pipeline stages on ``architecture``; the attention kernels are tuned, the others have 4 warps."""
+        """Return warps and pipeline stages on ``architecture``, which are tuned for the attention kernels alone."""
         kind = kind_of("int8" in self.name, bool(self.constants.get("VALUE_FP8")))
-        tuned = tile_for(architecture, self.head_dim, kind)
-        return tuned if self.warps is None else Tile(tuned.block_m, tuned.block_n, self.warps, 2)
+        tile = tile_for(architecture, self.head_dim, kind)
+        return tile if self.is_attention else replace(tile, warps=PREPARATION_WARPS, stages=PREPARATION_STAGES)
 
     @property
     def is_attention(self) -> bool:
@@ -90,7 +95,7 @@ def _attention(dim: int, dtype: str) -> Iterator[Variant]:
         pointers = {**plain, **scales, "query": "i8", "key": "i8", "value": "fp8e4nv" if fp8 else dtype}
         constants: dict[str, int | bool] = {"VALUE_FP8": fp8, "GROUP": QUERY_GROUP, **tile}
         end = f"{'fp8-' if fp8 else ''}{dtype}-d{dim}"
-        first = FP8_FROM if fp8 else 80
+        first = FP8_FROM if fp8 else ARCHITECTURES[0]
         yield Variant(f"int8-{end}", "int8", "int8_attention_kernel", dim, pointers, constants, grid, ("scale",), first)
         yield Variant(
             f"sparse-int8-{end}",
@@ -115,7 +120,7 @@ def _preparation(dim: int, dtype: str) -> Iterator[Variant]:
             {"x": dtype, "out": "fp32"},
             {"MAXIMUM": maximum, "D": dim, "ROWS": STATISTICS_ROWS},
             _per("splits", 1),
-            warps=4,
+            parameters={"splits": SPLITS},
         )
     for keys in (False, True):
         group = KEY_BLOCK if keys else QUERY_GROUP
@@ -127,7 +132,6 @@ def _preparation(dim: int, dtype: str) -> Iterator[Variant]:
             {"x": dtype, "sums": "fp32", "out": "i8", "scales": "fp32"},
             {"SMOOTH": keys, "GROUP": group, "SPLITS": SPLITS, "D": dim},
             _per("length", group),
-            warps=4,
         )
         block = KEY_BLOCK if keys else QUERY_BLOCK
         yield Variant(
@@ -138,7 +142,6 @@ def _preparation(dim: int, dtype: str) -> Iterator[Variant]:
             {"x": dtype, "out": "fp32"},
             {"TRANSPOSED": keys, "BLOCK": block, "D": dim},
             _per("length", block),
-            warps=4,
         )
     yield Variant(
         f"values-fp8-{dtype}-d{dim}",
@@ -149,7 +152,6 @@ def _preparation(dim: int, dtype: str) -> Iterator[Variant]:
         {"BLOCK": KEY_BLOCK, "SPLITS": SPLITS, "D": dim},
         _per("length", KEY_BLOCK),
         first_architecture=FP8_FROM,
-        warps=4,
     )
 
 
@@ -164,7 +166,7 @@ def _selection(dim: int) -> Iterator[Variant]:
             {"D": dim, "BLOCK_M": QUERY_BLOCK, "BLOCK_N": KEY_BLOCK, "SIZE": size},
             _per("length", QUERY_BLOCK),
             ("threshold", "scale"),
-            warps=4,
+            parameters={"minimum_share": MINIMUM_SHARE},
         )
 
 

@@ -26,7 +26,6 @@ from mapengine.kernels.dense import dense_attention_reference
 from mapengine.kernels.int8 import int8_attention_reference
 from mapengine.kernels.selection import select_reference
 from mapengine.kernels.sparse import sparse_attention_reference
-from mapengine.runtime.bundle.kernel_attention import MINIMUM_SHARE
 from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
@@ -43,7 +42,7 @@ def variants(view_tokens: int, kept: list[float]) -> dict[str, Attend]:
     """Attention over (B, L, H, D) by name; what sparse ones keep goes into ``kept``."""
 
     def sparse(threshold: float, **options: bool) -> Attend:
-        choice = Selection(threshold, MINIMUM_SHARE, view_tokens=view_tokens, extra_tokens=1)
+        choice = Selection(threshold, view_tokens=view_tokens, extra_tokens=1)
 
         def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             kept.append(float(select_reference(query, key, choice).float().mean()))

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from mapengine.kernels.compile import build, chosen, read_manifest
+from mapengine.kernels.variants import variants
 from mapengine.runtime.backends.cuda.attention import AttentionKernels, needed_variants
 from mapengine.runtime.backends.cuda.driver import Device
 from mapengine.runtime.bundle.kernel_attention import KERNELS, KernelAttention, KernelCode
@@ -48,7 +49,8 @@ def entry(kernel: str, threshold: float | None) -> KernelAttention:
 
 def compiled(folder: Path, architecture: int) -> tuple[KernelCode, ...]:
     """The kernels of the cases for the GPU that is there."""
-    names = sorted({name for case in CASES for name in needed_variants(entry(*case))})
+    known = [variant.name for variant in variants()]
+    names = sorted({name for case in CASES for name in needed_variants(entry(*case), known)})
     build(folder, chosen([architecture], [DIM], names), workers=8)
     found = read_manifest(folder)["kernels"].values()
     return tuple(

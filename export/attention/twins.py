@@ -14,21 +14,19 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from mapengine.runtime.bundle.kernel_attention import (
+from mapengine.kernels.tuning import (
+    E4M3_MAX,
+    FP8_UNIT,
     KEY_BLOCK,
-    MINIMUM_SHARE,
     QUERY_BLOCK,
     QUERY_GROUP,
-    KernelAttention,
+    SMALLEST,
+    least_blocks,
 )
+from mapengine.runtime.bundle.kernel_attention import KernelAttention
 
 Array = NDArray[np.float32]
 
-_SMALLEST = 1e-8
-"""Floor of the largest magnitude behind a scale, as in the kernels."""
-_E4M3_MAX = 448.0
-_E4M3_UNIT = 256.0
-"""What the largest FP8 weight of a row is stored as."""
 _TYPES: dict[str, Any] = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -59,10 +57,10 @@ def twin_attention(entry: KernelAttention, tensors: Mapping[str, NDArray[Any]], 
         scores = np.where(pairs, scores, -np.inf).astype(np.float32)
     if not kind.fp8:
         return _joined(entry, _rounded(entry, _softmax(scores)) @ value)
-    scale = np.maximum(np.abs(value).max(1, keepdims=True), _SMALLEST) / _E4M3_MAX  # (H, 1, D)
-    levels = _e4m3(np.clip(value / scale, -_E4M3_MAX, _E4M3_MAX))
+    scale = np.maximum(np.abs(value).max(1, keepdims=True), SMALLEST) / E4M3_MAX  # (H, 1, D)
+    levels = _e4m3(np.clip(value / scale, -E4M3_MAX, E4M3_MAX))
     weights = np.exp(scores - scores.max(-1, keepdims=True))
-    out = _e4m3(weights * _E4M3_UNIT) / _E4M3_UNIT @ levels
+    out = _e4m3(weights * FP8_UNIT) / FP8_UNIT @ levels
     return _joined(entry, out / weights.sum(-1, keepdims=True) * scale)
 
 
@@ -89,7 +87,7 @@ def kept_blocks(query: Array, key: Array, threshold: float, view_tokens: int, ex
     mass = _softmax(np.where(always, -np.inf, scores))
     ranked = -np.sort(-mass, -1)
     before = ranked.cumsum(-1) - ranked  # mass of the blocks that are larger
-    least = math.ceil(MINIMUM_SHARE * key_blocks - 1e-6)
+    least = least_blocks(key_blocks)
     taken = (before < threshold) | (np.arange(key_blocks) + int(always.sum()) < least)
     smallest = np.where(taken, ranked, np.inf).min(-1, keepdims=True)
     kept |= (mass >= smallest) & ~always
@@ -136,7 +134,7 @@ def _int8(x: Array, group: int) -> tuple[Array, Array]:
     padded = np.zeros((heads, -(-length // group) * group, dim), np.float32)
     padded[:, :length] = x
     parts = padded.reshape(heads, -1, group, dim)
-    largest = np.maximum(np.abs(parts).max((2, 3)), np.float32(_SMALLEST))  # (H, groups)
+    largest = np.maximum(np.abs(parts).max((2, 3)), np.float32(SMALLEST))  # (H, groups)
     levels = parts * (np.float32(127) / largest)[..., None, None]
     levels = np.trunc(levels + np.where(levels >= 0, np.float32(0.5), np.float32(-0.5)))
     return levels.reshape(padded.shape)[:, :length], (largest / np.float32(127)).repeat(group, 1)[:, :length]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mapengine.kernels.tuning import ARCHITECTURES, FP8_FROM
+from mapengine.kernels.variants import variants
 from mapengine.runtime.backends.cuda.attention import needed_variants
 from mapengine.runtime.backends.libraries import import_library
 from mapengine.runtime.bundle.kernel_attention import TOKENS, KernelAttention, KernelCode, all_tokens
@@ -198,7 +199,8 @@ def _compile_kernels(
     """Compile what the attention needs into the bundle."""
     from mapengine.kernels.compile import read_manifest
 
-    names = {name for entry in attention for name in needed_variants(entry)}
+    known = [variant.name for variant in variants()]
+    names = {name for entry in attention for name in needed_variants(entry, known)}
     command = [sys.executable, "-m", "mapengine.kernels", "compile", "--out", str(folder)]
     for option, values in (
         ("--arch", architectures),

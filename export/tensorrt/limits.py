@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from mapengine.kernels.tuning import FP8_FROM
 from mapengine.runtime.backends.cuda.driver import driver_problem
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.bundle.backend_info import parse_version
@@ -27,8 +28,6 @@ still need more than the GPU at hand has at its largest request; it serves small
 """
 WARN_SCORE_BYTES = 256 * 2**20
 """Scores from here on are worth a warning: a fused attention holds none."""
-FP8_SINCE = (8, 9)
-"""First compute capability with FP8 (Ada)."""
 
 
 def check_gpu(flavour: Flavour) -> None:
@@ -72,7 +71,7 @@ def check_limits(
     """
     check_gpu(flavour)
     for target in targets if precision == "fp8" else ():
-        if parse_version(target) < FP8_SINCE:
+        if parse_version(target) < divmod(FP8_FROM, 10):
             raise InputError(
                 f"sm_{target.replace('.', '')} has no FP8; use --precision int8 or fp16, or a target from sm_89"
             )

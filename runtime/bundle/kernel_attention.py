@@ -7,15 +7,12 @@ kernels that :class:`KernelCode` describes, on the tensors that :class:`KernelAt
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from ..typed_json.codec import Fail
-from ..typed_json.fields import FLAT, Bounds, Measure, OneOf, Positive
+from ..typed_json.fields import ADDED, FLAT, Bounds, Measure, OneOf, Positive
 from .file_record import FileRecord
-
-FP8_FROM = 89
-"""First compute capability, times ten, whose tensor cores multiply FP8."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +28,6 @@ class Kernel:
     fp8: bool = False
     sparse: bool = False
 
-    @property
-    def first_architecture(self) -> int:
-        """The oldest GPUs that the kernel can be compiled for: compute capability times ten."""
-        return FP8_FROM if self.fp8 else 80
-
 
 KERNELS = {
     "flash": Kernel(),
@@ -46,13 +38,6 @@ KERNELS = {
     "sparse-int8-fp8": Kernel(int8=True, fp8=True, sparse=True),
 }
 """The kernels that a build can ask for."""
-
-QUERY_BLOCK, KEY_BLOCK, QUERY_GROUP, SPLITS = 128, 64, 32, 32
-"""Queries and keys per block of the choice of keys, queries per INT8 scale, parts of the keys' mean: compiled in."""
-LIST_SIZES = (512, 2048)
-"""Blocks of keys that a compiled choice of keys holds."""
-MINIMUM_SHARE = 0.1
-"""Least share of the blocks of keys that a sparse kernel keeps."""
 
 TOKENS = "tokens"
 """Axis of the tensors between segments: the tokens of all views, and the scale token."""
@@ -148,6 +133,7 @@ class KernelCode:
         arguments: in order. scratch_pointers: null pointers that follow them.
         grid: along x and y.
         threads: per program. shared_bytes: of dynamic shared memory.
+        parameters: numbers that a launch needs beside the grid.
     """
 
     file: Annotated[FileRecord, FLAT]
@@ -159,6 +145,7 @@ class KernelCode:
     grid: tuple[GridSide, GridSide]
     threads: Annotated[int, Bounds(32, 1024)]
     shared_bytes: Annotated[int, Bounds(0, 2**20)]
+    parameters: Annotated[Mapping[str, Measure], ADDED] = field(default_factory=dict)
 
     @property
     def is_ptx(self) -> bool:
@@ -170,5 +157,5 @@ class KernelCode:
         """Return the record of an entry of the ahead-of-time compiler's manifest (``mapengine.kernels``)."""
         arguments = tuple(KernelArgument(**argument) for argument in entry["arguments"])
         x, y = (GridSide(**side) for side in entry["grid"])
-        same = ("variant", "architecture", "entry", "scratch_pointers", "threads", "shared_bytes")
+        same = ("variant", "architecture", "entry", "scratch_pointers", "threads", "shared_bytes", "parameters")
         return cls(file=file, arguments=arguments, grid=(x, y), **{name: entry[name] for name in same})

@@ -29,6 +29,7 @@ from types import NoneType, UnionType
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 from .fields import (
+    ADDED,
     EVERY_KEY,
     MAX_TEXT,
     NO_BOUNDS,
@@ -300,20 +301,21 @@ def _read_object(kind: Any, defaults: bool, bounds: Bounds, value: Any) -> Any:
 
 @cache
 def _layout(kind: type) -> dict[str, Any]:
-    """The members of a dataclass's object: whether each may be left out, or in turn the members of a group."""
+    """The members of a dataclass's object: whether each may be left out (``ADDED``: by every document), or in turn the
+    members of a group."""
     layout: dict[str, Any] = {}
     for field in json_fields(kind):
         *groups, last = field.path
         target = layout
         for group in groups:
             target = target.setdefault(group, {})
-        target |= dict.fromkeys(field.flat, False) if field.flat else {last: field.optional}
+        target |= dict.fromkeys(field.flat, False) if field.flat else {last: ADDED if field.added else field.optional}
     return layout
 
 
 def _gather(layout: Mapping[str, Any], defaults: bool, value: Any) -> dict[tuple[str, ...], Any]:
     """The members of an object and of its groups, by their paths."""
-    optional = {name for name, may_lack in layout.items() if defaults and may_lack is True}
+    optional = {name for name, may_lack in layout.items() if may_lack is ADDED or (defaults and may_lack is True)}
     members = _exactly(value, tuple(layout), optional)
     result: dict[tuple[str, ...], Any] = {}
     for name, group in layout.items():

@@ -75,6 +75,8 @@ class _Mark:
 
 FLAT = _Mark("flat")
 """The fields of a dataclass stand in JSON beside those of the one that has it; all of them are null for None."""
+ADDED = _Mark("added")
+"""A field with a default was added to its schema: documents that were written before may lack it."""
 EVERY_KEY = _Mark("every key")
 """An object has all of the keys that its mapping allows (by :class:`OneOf`), and is read in their order."""
 
@@ -85,7 +87,7 @@ class JsonField:
 
     Attributes:
         name: in Python. path: in JSON. hint: type, with its marks. optional: whether it has a default.
-        flat: the names in JSON of a field with the mark ``FLAT``.
+        added: whether it has the mark ``ADDED``. flat: the names in JSON of a field with the mark ``FLAT``.
         keyed_by: see :class:`KeyedBy`.
     """
 
@@ -93,6 +95,7 @@ class JsonField:
     path: tuple[str, ...]
     hint: Any
     optional: bool
+    added: bool = False
     flat: tuple[str, ...] = ()
     keyed_by: str = ""
 
@@ -116,7 +119,7 @@ def json_fields(kind: Any) -> tuple[JsonField, ...]:
                 inner: Any = next(option for option in options_of(hints[field.name]) if is_dataclass(option))
                 flat = tuple(part.path[0] for part in json_fields(inner))
         optional = field.default is not MISSING or field.default_factory is not MISSING
-        result.append(JsonField(field.name, path, hints[field.name], optional, flat, keyed_by))
+        result.append(JsonField(field.name, path, hints[field.name], optional, ADDED in marks, flat, keyed_by))
     return tuple(result)
 
 

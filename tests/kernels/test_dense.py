@@ -9,7 +9,7 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import torch
 
-from mapengine.kernels.dense import dense_attention, dense_attention_cost, dense_attention_reference
+from mapengine.kernels.dense import dense_attention, dense_attention_reference
 from mapengine.kernels.errors import KernelInputError
 from mapengine.kernels.launch import split_qkv
 
@@ -81,15 +81,6 @@ def test_the_check_fails_for_a_kernel_that_is_wrong() -> None:
     with pytest.raises(AssertionError):
         check(wrong, torch_attention(qkv), expected)
     assert errors(expected, expected) == (0, 0)
-
-
-def test_cost() -> None:
-    cost = dense_attention_cost(1, 24, 1370, 64)
-    assert cost.flops == 4 * 24 * 1370 * 1370 * 64
-    assert cost.exponentials == 24 * 1370 * 1370
-    assert cost.dram == 4 * 24 * 1370 * 64 * 2
-    # Eleven blocks of queries, the last of 90: keys and values are read 1370 / 128 times.
-    assert cost.tiles == 2 * 24 * 1370 * 64 * 2 + round(24 * 1370 * 1370 / 128) * 64 * 4
 
 
 @pytest.mark.parametrize(

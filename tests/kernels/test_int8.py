@@ -9,7 +9,7 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import torch
 
-from mapengine.kernels.int8 import int8_attention, int8_attention_cost, int8_attention_reference
+from mapengine.kernels.int8 import int8_attention, int8_attention_reference
 from mapengine.kernels.quantize import quantize_queries_reference
 
 from .inputs import EXTREMES, check, contiguous, errors, exact, random_qkv
@@ -70,11 +70,3 @@ def test_strides_do_not_matter(fp8: bool) -> None:
     packed = random_qkv(2, 70, 2, 64)
     expected = int8_attention(*packed, fp8_values=fp8)
     assert torch.equal(int8_attention(*contiguous(packed), fp8_values=fp8), expected)
-
-
-def test_cost() -> None:
-    dense = int8_attention_cost(1, 24, 1370, 64)
-    fp8 = int8_attention_cost(1, 24, 1370, 64, fp8_values=True)
-    elements = 24 * 1370 * 64
-    assert dense.flops == fp8.flops == 4 * 24 * 1370 * 1370 * 64
-    assert (dense.dram, fp8.dram) == (6 * elements, 5 * elements)

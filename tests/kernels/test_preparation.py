@@ -9,11 +9,9 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import torch
 
-from mapengine.kernels.costs import Cost
 from mapengine.kernels.errors import KernelInputError
 from mapengine.kernels.pooling import pool, pool_reference
 from mapengine.kernels.quantize import (
-    quantize_cost,
     quantize_keys,
     quantize_keys_reference,
     quantize_queries,
@@ -143,7 +141,3 @@ def test_a_sequence_beyond_the_largest_list_is_refused() -> None:
     assert [list_size(n) for n in (1, 512, 513, 2048)] == [512, 512, 2048, 2048]
     with pytest.raises(KernelInputError, match="fewer views"):
         list_size(2049)
-
-
-def test_costs_add() -> None:
-    assert quantize_cost(1, 1, 10, 64) + quantize_cost(1, 1, 10, 64) == Cost(0, 0, 2 * 1920, 2 * 1920)

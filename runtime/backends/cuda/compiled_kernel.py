@@ -34,12 +34,13 @@ def choose_code(codes: Iterable[KernelCode], variant: str, capability: str, atte
     for code in found:
         if code.is_ptx and code.architecture <= architecture:
             return code
-    kernel = attention.traits
-    if architecture < kernel.first_architecture:
-        other = attention.name.replace("-fp8", "") if kernel.fp8 else "native"
+    # Its PTX is that of the oldest GPU that a kernel can be compiled for.
+    oldest = min((code.architecture for code in found if code.is_ptx), default=architecture)
+    if architecture < oldest:
+        other = attention.name.replace("-fp8", "") if attention.traits.fp8 else "native"
         raise DeviceError(
-            f"the bundle's attention {attention.name} needs compute capability {kernel.first_architecture / 10} or "
-            f"newer, and this GPU has {capability}; build the bundle again with --attention {other}"
+            f"the bundle's attention {attention.name} needs compute capability {oldest / 10} or newer, and this GPU "
+            f"has {capability}; build the bundle again with --attention {other}"
         )
     raise DeviceError(
         f"the bundle's attention kernel {variant} was not compiled for compute capability {capability}; build the "
@@ -74,7 +75,7 @@ class CompiledKernel:
                 code.shared_bytes,
             )
 
-    def launch(self, stream: int, arguments: Mapping[str, int | float], sizes: Mapping[str, int]) -> None:
+    def launch(self, stream: int, arguments: Mapping[str, int | float], sizes: Mapping[str, float]) -> None:
         """Put one launch into a stream.
 
         Args:
@@ -85,7 +86,7 @@ class CompiledKernel:
         cells = [_SCALARS.get(part.type, ctypes.c_void_p)(arguments[part.name]) for part in code.arguments]
         cells += [ctypes.c_void_p(0) for _ in range(code.scratch_pointers)]
         pointers = (ctypes.c_void_p * len(cells))(*(ctypes.addressof(cell) for cell in cells))
-        x, y = (-(-sizes[side.of] // side.per) for side in code.grid)
+        x, y = (int(-(-sizes[side.of] // side.per)) for side in code.grid)
         # The driver copies the values before it returns, also into a graph that is recorded.
         self._device.call(
             f"launch the kernel {code.variant}",

@@ -104,6 +104,7 @@ def write_kernels(writer: BundleWriter, head_dim: int, architecture: int = 89) -
                 (GridSide(*variant.grid[0]), GridSide(*variant.grid[1])),
                 THREADS,
                 SHARED_BYTES if variant.is_attention else 1024,
+                variant.parameters,
             )
         )
     return tuple(codes)

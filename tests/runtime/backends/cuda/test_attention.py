@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mapengine.kernels.tuning import FP8_FROM, KEY_BLOCK, QUERY_BLOCK, QUERY_GROUP, SPLITS
-from mapengine.kernels.tuning import LIST_SIZES as COMPILED_SIZES
 from mapengine.runtime.backends.cuda.attention import AttentionKernels, needed_variants
 from mapengine.runtime.backends.cuda.compiled_kernel import choose_code
 from mapengine.runtime.backends.cuda.driver import Device, Stream
@@ -113,16 +111,47 @@ def exact(qkv: np.ndarray) -> np.ndarray:
     return (weights / weights.sum(-1, keepdims=True) @ value).transpose(1, 0, 2).reshape(len(qkv), -1)
 
 
-def test_the_constants_are_those_that_were_compiled() -> None:
-    ours = kernel_attention
-    assert (ours.QUERY_BLOCK, ours.KEY_BLOCK, ours.QUERY_GROUP, ours.SPLITS, ours.LIST_SIZES) == (
-        QUERY_BLOCK,
-        KEY_BLOCK,
-        QUERY_GROUP,
-        SPLITS,
-        COMPILED_SIZES,
-    )
-    assert ours.FP8_FROM == FP8_FROM
+def test_block_sizes_come_with_the_code(device: Device, codes: tuple[KernelCode, ...], tmp_path: Path) -> None:
+    """Kernels with other blocks than ours have need other memory, and take another number of tokens."""
+
+    def halved(code: KernelCode) -> KernelCode:
+        along, across = code.grid
+        parameters = {name: value / 2 for name, value in code.parameters.items()}
+        if along.of != "length":
+            return replace(code, parameters=parameters)
+        return replace(code, grid=(replace(along, per=along.per // 2), across), parameters=parameters)
+
+    sparse, int8 = layer("sparse", 0.9), layer("int8")
+    length = 20480
+    for given, queries, keys, group, splits in (
+        (codes, 160, 320, 640, 32),
+        ([*map(halved, codes)], 320, 640, 1280, 16),
+    ):
+        kernels = AttentionKernels(device, tmp_path, given, [sparse, int8])
+        pooled, lists = 4 * HEADS * (queries + keys) * DIM, 2 * HEADS * queries * keys
+        assert kernels.workspace(sparse, length) == pooled + lists + 4 * HEADS * queries
+        scales, sums = 4 * HEADS * (group + keys), 4 * HEADS * splits * DIM
+        assert kernels.workspace(int8, length) == 2 * HEADS * length * DIM + scales + sums
+    addresses = dict.fromkeys(("qkv", "out"), 0)
+    with pytest.raises(ProfileError, match=r"takes up to 65536 tokens, not 65537"):
+        kernels.enqueue(sparse, 0, length=65537, view_tokens=100, addresses=addresses, workspace=0)
+
+
+def test_bundles_from_before_the_parameters_were_recorded(
+    device: Device, codes: tuple[KernelCode, ...], tmp_path: Path
+) -> None:
+    older = [replace(code, parameters={}) for code in codes]
+    assert {name for code in codes for name in code.parameters} >= {"splits", "minimum_share"}
+    for entry in (layer("int8"), layer("sparse", 0.3)):
+        found = [attend(device, AttentionKernels(device, tmp_path, given, [entry]), entry, values(300), 30)
+                 for given in (codes, older)]  # fmt: skip
+        np.testing.assert_array_equal(*found)
+
+
+def test_a_bundle_without_a_choice_of_key_blocks(device: Device, codes: tuple[KernelCode, ...], tmp_path: Path) -> None:
+    others = [code for code in codes if not code.variant.startswith("select")]
+    with pytest.raises(DeviceError, match=r"attention kernel select-\*-d32 was not compiled"):
+        AttentionKernels(device, tmp_path, others, [layer("sparse", 0.9)])
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -245,12 +274,14 @@ def test_no_code_for_this_gpu(device: Device, codes: tuple[KernelCode, ...], tmp
 def test_fp8_on_a_gpu_without_it(codes: tuple[KernelCode, ...]) -> None:
     """Building again for that GPU would be refused, so the advice is another kernel."""
     entry = replace(layer("sparse"), kernel="sparse-int8-fp8", threshold=0.9)
-    newer = [replace(codes[0], variant="values-fp8-fp16-d32", architecture=89)]
+    ptx = replace(codes[0].file, file="kernel.ptx")
+    newer = [replace(codes[0], file=ptx, variant="values-fp8-fp16-d32", architecture=89)]
     expected = r"attention sparse-int8-fp8:0.9 needs compute capability 8.9 or newer, and this GPU has 8.6; build .* "
     with pytest.raises(DeviceError, match=f"{expected}--attention sparse-int8:0.9$"):
         choose_code(newer, "values-fp8-fp16-d32", "8.6", entry)
+    dense = [replace(codes[0], file=ptx, variant="dense-fp16-d32", architecture=80)]
     with pytest.raises(DeviceError, match=r"needs compute capability 8.0 or newer.*--attention native$"):
-        choose_code(newer, "dense-fp16-d32", "7.5", layer("flash"))
+        choose_code(dense, "dense-fp16-d32", "7.5", layer("flash"))
 
 
 def test_a_file_that_is_gone_or_no_code(device: Device, codes: tuple[KernelCode, ...], tmp_path: Path) -> None:
@@ -279,4 +310,4 @@ def test_every_kernel_that_is_launched_is_named_before(codes: tuple[KernelCode, 
     for name, kernel in kernel_attention.KERNELS.items():
         for dtype in ("float16", "bfloat16"):
             entry = layer(name, 0.5 if kernel.sparse else None, dtype=dtype)
-            assert set(needed_variants(entry)) <= known
+            assert set(needed_variants(entry, known)) <= known
