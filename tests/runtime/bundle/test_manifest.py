@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mapengine.runtime.bundle.backend_info import parse_version
+from mapengine.runtime.bundle.kernel_attention import GridSide, KernelCode
 from mapengine.runtime.bundle.manifest import (
     SCHEMA_VERSION,
     AnySize,
@@ -55,6 +56,21 @@ def change(document: dict[str, Any], path: str, value: object) -> dict[str, Any]
     else:
         target[last] = value
     return result
+
+
+def test_parameters_of_kernels_may_be_missing(manifest: Manifest) -> None:
+    """Bundles of this schema were written before they were recorded; nothing else may be missing."""
+    sides = (GridSide("splits", 1), GridSide("batch*heads", 1))
+    file = replace(manifest.golden.file, file="statistics.ptx")
+    code = KernelCode(file, "statistics", 80, "f", (), 0, sides, 32, 0, {"splits": 32})
+    document = encode(replace(manifest, kernels=(code,)))
+    assert Manifest.from_json(document).kernels == (code,)
+    older = Manifest.from_json(change(document, "kernels.0.parameters", DELETE))
+    assert older.kernels == (replace(code, parameters={}),)
+    with pytest.raises(ManifestError, match=r"kernels\[0\].parameters.splits must be a number, not a string"):
+        Manifest.from_json(change(document, "kernels.0.parameters.splits", "32"))
+    with pytest.raises(ManifestError, match=r"kernels\[0\] lacks the field 'threads'"):
+        Manifest.from_json(change(document, "kernels.0.threads", DELETE))
 
 
 def test_round_trip(manifest: Manifest) -> None:
