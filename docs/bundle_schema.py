@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import NoneType
@@ -88,6 +88,7 @@ def _schema(hint: Any, outer: Bounds, definitions: dict[str, Schema]) -> Schema:
 
 def _object(kind: Any, bounds: Bounds, definitions: dict[str, Schema]) -> Schema:
     groups: dict[tuple[str, ...], dict[str, Schema]] = {(): {}}
+    added = {field.path[-1] for field in json_fields(kind) if field.added}
     for field in json_fields(kind):
         if field.flat:
             inner = next(option for option in options_of(field.hint) if is_dataclass(option))
@@ -103,14 +104,14 @@ def _object(kind: Any, bounds: Bounds, definitions: dict[str, Schema]) -> Schema
         if path:
             groups[path[:-1]][path[-1]] = _exactly(groups[path])
     description = (inspect.getdoc(kind) or "").partition("\n\n")[0].replace("\n", " ").replace("``", "`")
-    return {"description": description, **_exactly(groups[()])}
+    return {"description": description, **_exactly(groups[()], added)}
 
 
-def _exactly(properties: dict[str, Schema]) -> Schema:
+def _exactly(properties: dict[str, Schema], added: Collection[str] = ()) -> Schema:
     return {
         "type": "object",
         "properties": properties,
-        "required": list(properties),
+        "required": [name for name in properties if name not in added],
         "additionalProperties": False,
     }
 
