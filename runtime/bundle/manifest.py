@@ -2,7 +2,7 @@
 
 ``Manifest.from_json`` accepts exactly what ``docs/reference/bundle.md`` describes and nothing else; every deviation is
 a ``ManifestError`` that names the JSON path. The file names, sizes and hashes are checked against the folder in
-``bundle.py``.
+``store.py``.
 """
 
 from __future__ import annotations

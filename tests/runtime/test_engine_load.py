@@ -19,6 +19,7 @@ from mapengine.runtime import engine as engine_module
 from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mapengine.runtime.backends.registry import available_backends
+from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import (
     BundleNotFoundError,
     IntegrityError,
@@ -177,3 +178,14 @@ assert not {{"torch", "onnx", "transformers"}} & set(sys.modules)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == ["onnxruntime (1, 42, 56, 3)", "openvino (1, 42, 56, 3)"]
     assert (tmp_path / "scene.ply").stat().st_size > 1000
+
+
+def test_an_opened_bundle_is_hashed_as_a_folder_is(tiny_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    opened = Bundle.open(tmp_path / "bundle", verify=False)
+    stage = opened.stage_path("dense_head")
+    content = stage.read_bytes()
+    assert Engine.load(opened, "onnxruntime", verify=False).digest == opened.digest
+    stage.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(IntegrityError, match=r"dense_head\.onnx differs from the hash"):
+        Engine.load(opened, "onnxruntime")
