@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mapengine.runtime.bundle.build_record import Parity
 from mapengine.runtime.bundle.manifest import Manifest
-from mapengine.runtime.checks.product_precision import LOW, Executed
+from mapengine.runtime.checks.product_precision import LOW, StageProducts
 
 from .console import megabytes, say, show_table
 
@@ -123,11 +123,11 @@ def show_quantization(manifest: Manifest) -> None:
     say("")
 
 
-def show_executed(manifest: Manifest, backend: str, executed: Iterable[Executed]) -> None:
+def show_products(manifest: Manifest, backend: str, products: Iterable[StageProducts]) -> None:
     """What the products of each stage run in, and the share of their multiplications in 8 bits."""
 
     rows = []
-    for entry in executed:
+    for entry in products:
         share = entry.share(LOW[manifest.precision])
         counts = "\n".join(f"{count} x {dtype}" for dtype, count in entry.counts().items())
         rows.append((entry.stage, counts, "-" if share is None else f"{share:.1%}"))

@@ -12,7 +12,12 @@ from mapengine.runtime.backends.table import NAMES
 from mapengine.runtime.bundle.build_record import Parity
 from mapengine.runtime.bundle.manifest import Manifest
 from mapengine.runtime.bundle.store import Bundle
-from mapengine.runtime.checks.product_precision import Executed, check_executed, executed_products, listed_products
+from mapengine.runtime.checks.product_precision import (
+    StageProducts,
+    check_product_precision,
+    listed_products,
+    stage_products,
+)
 from mapengine.runtime.errors import BackendUnavailableError, CheckpointError, ParityError
 
 from .console import Steps, problem, say
@@ -20,11 +25,11 @@ from .extras import needs
 from .options import BundleArgument, Device, Revision, Threads, one_of
 from .tables import (
     show_divergence,
-    show_executed,
     show_layers,
     show_noise,
     show_parity,
     show_precision,
+    show_products,
     show_quantization,
 )
 
@@ -83,7 +88,7 @@ def verify(
             from mapengine.export.diagnosis.layer_comparison import compare_layers
             from mapengine.export.diagnosis.layer_noise import check_comparable, compare_noise
     failures: list[ParityError] = []
-    ran: list[tuple[str, list[Executed]]] = []
+    ran: list[tuple[str, list[StageProducts]]] = []
     missing: BackendUnavailableError | None = None
     measured = []
     checked: list[str] = []
@@ -104,7 +109,7 @@ def verify(
             listing = manifest.backends[0].name
             ran.append((listing, listed_products(manifest)))
             try:
-                check_executed(manifest, ran[-1][1], listing)
+                check_product_precision(manifest, ran[-1][1], listing)
             except ParityError as error:
                 failures.append(error)
         for name in names:
@@ -114,8 +119,8 @@ def verify(
                 checked.append(used)
                 if manifest.quantization is not None and manifest.format == "onnx":
                     step(f"counting the products that {used} runs in {manifest.precision}")
-                    ran.append((used, executed_products(opened, used, threads)))
-                    check_executed(manifest, ran[-1][1], used)
+                    ran.append((used, stage_products(opened, used, threads)))
+                    check_product_precision(manifest, ran[-1][1], used)
             except ParityError as error:
                 failures.append(error)
             except BackendUnavailableError as error:
@@ -134,8 +139,8 @@ def verify(
     show_layers(manifest)
     show_precision(manifest)
     show_quantization(manifest)
-    for name, executed in ran:
-        show_executed(manifest, name, executed)
+    for name, products in ran:
+        show_products(manifest, name, products)
     for title, parity in measured:
         say(f"{title}:\n")
         show_parity(parity)

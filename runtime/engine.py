@@ -17,8 +17,7 @@ from .bundle.build_record import Parity
 from .bundle.manifest import Manifest
 from .bundle.requests import PATCH_SIZE, ServedRequests, rounded_to_patches
 from .bundle.store import Bundle
-from .checks.golden import check_golden
-from .checks.golden_records import is_verified, remember_verified
+from .checks.golden import check_golden, has_golden_record, write_golden_record
 from .checks.parity import measure_parity
 from .errors import ImageSizeError, InputError
 from .geometry import Array
@@ -95,9 +94,9 @@ class Engine(MultiViewInference):
         identity = (bundle.digest, library.name, library.version, library.device)
         memory = guard_for(*identity, memory_limit)
         pipeline = library.open_pipeline(bundle, ChunkSizes(**manifest.requests.chunks))
-        if verify and not is_verified(*identity):
+        if verify and not has_golden_record(*identity):
             check_golden(bundle, pipeline, f"{library.name} {library.version} on {library.device}")
-            remember_verified(*identity)
+            write_golden_record(*identity)
         return cls(bundle, library, pipeline, memory)
 
     def verify(self) -> Parity:

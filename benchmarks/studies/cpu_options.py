@@ -42,9 +42,9 @@ def load_onnxruntime(path: Path, threads: int, arena: bool = False, spinning: bo
     options.enable_cpu_mem_arena = arena
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    output = session.get_outputs()[: OUTPUT + 1][-1].name
-    return lambda inputs: session.run([output], inputs)[0]
+    inference_session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    output = inference_session.get_outputs()[: OUTPUT + 1][-1].name
+    return lambda inputs: inference_session.run([output], inputs)[0]
 
 
 def load_openvino(

@@ -17,7 +17,7 @@ from mapengine.runtime.bundle.kernel_attention import KernelCode
 from mapengine.runtime.bundle.manifest import Manifest, Quantization, StageSpec
 from mapengine.runtime.bundle.requests import ServedRequests
 from mapengine.runtime.bundle.store import Bundle, BundleWriter
-from mapengine.runtime.checks.product_precision import check_executed, listed_products
+from mapengine.runtime.checks.product_precision import check_product_precision, listed_products
 
 from ..attention.choice import KernelChoice, rounds
 from ..graphs.gpu import add_patch_features, separate_products_for_gpu
@@ -126,7 +126,7 @@ def write_gpu_bundle(
         tools={**source.manifest.tools, compiler.backend: compiler.version},
     )
     if manifest.quantization is not None:
-        check_executed(manifest, listed_products(manifest), compiler.backend)
+        check_product_precision(manifest, listed_products(manifest), compiler.backend)
     bundle = writer.write_manifest(manifest)
     if compiler.backend not in available_backends():
         return manifest

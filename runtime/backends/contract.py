@@ -16,7 +16,7 @@ from ..inputs.encoded import ImageFeatures
 from ..inputs.prepared import PreparedViews
 from ..options import Progress
 
-LOOSE_STAGES = ("image_encoder", "aggregator")
+BF16_STAGES = ("image_encoder", "aggregator")
 """What a bundle whose ``arithmetic`` is BF16 runs in bfloat16, though its files are float32: the transformers, as
 upstream's autocast does. What turns numbers into features and features into numbers stays in float32."""
 

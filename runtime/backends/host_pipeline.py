@@ -179,7 +179,7 @@ class HostBackend(ABC):
         Args:
             name: of the stage.
             path: its file.
-            arithmetic: of the bundle (:attr:`..manifest.Manifest.arithmetic`), see :data:`LOOSE_STAGES`.
+            arithmetic: of the bundle (:attr:`..manifest.Manifest.arithmetic`), see :data:`BF16_STAGES`.
 
         Raises:
             BackendError: the library refuses the file.

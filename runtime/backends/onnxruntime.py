@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU: the small default backend.
 
 Options were chosen by measurement (``docs/results/cpu-choices.md``): one intra-op thread per processor, sequential
-execution, no memory arena (it keeps the peak of the largest call for the life of the session and buys no time at these
-sizes).
+execution, no memory arena (it keeps the peak of the largest call as long as the InferenceSession lives, and saves
+little time).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class OnnxRuntimeBackend(HostBackend):
         self.threads = threads or usable_processors()
 
     def load_stage(self, name: str, path: Path, arithmetic: str = "fp32") -> StageRunner:
-        """See :class:`.base.HostBackend`; the file says every precision that this library has."""
-        return _Stage(name, self._session(name, path, self._options()))
+        """See :class:`.HostBackend`; every precision that this library has is in the file."""
+        return _Stage(name, self._load(name, path, self._options()))
 
     def profile_stage(self, path: Path, inputs: Arrays, prefix: Path) -> str:
         """Run a stage once with the library's profiler and return what it wrote: JSON, an event per node that ran.
@@ -50,11 +50,11 @@ class OnnxRuntimeBackend(HostBackend):
         options = self._options()
         options.enable_profiling = True
         options.profile_file_prefix = str(prefix)
-        session = self._session(path.stem, path, options)
+        inference_session = self._load(path.stem, path, options)
         try:
-            _Stage(path.stem, session).run(inputs)
+            _Stage(path.stem, inference_session).run(inputs)
         finally:
-            written = Path(session.end_profiling())
+            written = Path(inference_session.end_profiling())
         return written.read_text(encoding="utf-8")
 
     def _options(self) -> Any:
@@ -67,7 +67,7 @@ class OnnxRuntimeBackend(HostBackend):
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", _FLOAT32_PRODUCTS)
         return options
 
-    def _session(self, name: str, path: Path, options: Any) -> Any:
+    def _load(self, name: str, path: Path, options: Any) -> Any:
         try:
             return self._library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library raises a dozen private types
@@ -77,14 +77,14 @@ class OnnxRuntimeBackend(HostBackend):
 
 
 class _Stage:
-    def __init__(self, name: str, session: Any) -> None:
+    def __init__(self, name: str, inference_session: Any) -> None:
         self._name = name
-        self._session = session
-        self._outputs = [output.name for output in session.get_outputs()]
+        self._inference_session = inference_session
+        self._outputs = [output.name for output in inference_session.get_outputs()]
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
         try:
-            values = self._session.run(self._outputs, dict(inputs))
+            values = self._inference_session.run(self._outputs, dict(inputs))
         except Exception as error:
             raise BackendError(f"onnxruntime failed in the stage {self._name}: {one_line(error)}") from error
         return dict(zip(self._outputs, values, strict=True))

@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU (the package ``onnxruntime-gpu``): graphs on the addresses that a session gives them.
+"""ONNX Runtime on an NVIDIA GPU (the package ``onnxruntime-gpu``): graphs that work on given addresses of tensors.
 
 It needs no compiled plans and runs on every GPU that CUDA serves, also those that TensorRT-RTX refuses. Tensors stay on
 the GPU between the stages, as with plans; weights and what a graph needs in between are the library's own memory.
@@ -17,10 +17,10 @@ from ..bundle.store import Bundle
 from ..errors import BackendError, BackendUnavailableError, one_line
 from .contract import ChunkSizes
 from .cuda.attention import AttentionKernels
-from .cuda.chain import PlanChain
+from .cuda.chain import SegmentChain
 from .cuda.driver import OutOfMemory, Stream, driver_problem, no_gpu, open_device
 from .cuda.pipeline import DevicePipeline
-from .cuda.stage import DeviceStage, check_tensors, covering_profile, tensor_shape
+from .cuda.stage import DeviceStage, check_tensors, covering_optimization_profile, tensor_shape
 from .libraries import import_library
 from .table import BACKENDS_BY_NAME
 
@@ -91,11 +91,11 @@ class OnnxRuntimeCudaBackend:
         """
         stream = self._device.lasting_stream()
         if not spec.segments:
-            return self._load(name, folder, spec, stream)
-        parts = [self._load(f"{name}_{index}", folder, part, stream) for index, part in enumerate(spec.segments)]
-        return PlanChain(name, spec, parts, AttentionKernels(self._device, folder, kernels, spec.attention))
+            return self._load_graph(name, folder, spec, stream)
+        parts = [self._load_graph(f"{name}_{index}", folder, part, stream) for index, part in enumerate(spec.segments)]
+        return SegmentChain(name, spec, parts, AttentionKernels(self._device, folder, kernels, spec.attention))
 
-    def _load(self, name: str, folder: Path, spec: StageSpec, stream: Stream) -> _Graph:
+    def _load_graph(self, name: str, folder: Path, spec: StageSpec, stream: Stream) -> _Graph:
         assert spec.file is not None
         library = self._library
         options = library.SessionOptions()
@@ -110,49 +110,51 @@ class OnnxRuntimeCudaBackend:
             "cudnn_conv_algo_search": "HEURISTIC",
         }
         try:
-            session = library.InferenceSession(
+            inference_session = library.InferenceSession(
                 str(folder / spec.file.file), options, providers=[(_SPEC.provider, provider), "CPUExecutionProvider"]
             )
         except Exception as error:  # the library raises a dozen private types
             raise _refusal(f"onnxruntime {self.version} cannot load the stage {name}", error) from error
-        stream.synchronize()  # what the library copies for it is done, should the session go at once
-        if _SPEC.provider not in session.get_providers():  # it says so on stderr and takes the processor instead
+        stream.synchronize()  # what the library copies for it is done, should the InferenceSession go at once
+        if (
+            _SPEC.provider not in inference_session.get_providers()
+        ):  # it says so on stderr and takes the processor instead
             raise BackendUnavailableError(
                 f"onnxruntime {self.version} cannot load its CUDA libraries; install CUDA and cuDNN as it needs them: "
                 f"{_SPEC.install_command}"
             )
-        return _Graph(session, name, spec)
+        return _Graph(inference_session, name, spec)
 
 
 class _Graph:
     """A loaded graph; see :class:`.cuda.stage.DeviceStage`."""
 
     recordable = False
-    """A run ends by waiting for the GPU, and has to. Without that, what it holds of the host's memory is given back
-    with its session alone, in a callback in which CUDA allows no call, and the process ends (1.31.1 on an H200)."""
+    """A run ends by waiting for the GPU, so it cannot be recorded. Without the wait the library frees its host memory
+    when the InferenceSession ends, in a callback in which CUDA allows no call, and the process dies (1.31.1, H200)."""
 
-    def __init__(self, session: Any, name: str, spec: StageSpec) -> None:
+    def __init__(self, inference_session: Any, name: str, spec: StageSpec) -> None:
         self.name = name
         self.spec = spec
         self.inputs = {tensor.name: tensor for tensor in spec.inputs}
         self.outputs = {tensor.name: tensor for tensor in spec.outputs}
         self.tensors = self.inputs | self.outputs
-        self._session = session
+        self.inference_session = inference_session
         self._check_tensors()
 
-    def profile_for(self, axes: Mapping[str, int]) -> int:
-        """See :func:`.cuda.stage.covering_profile`."""
-        return covering_profile(self.name, self.spec, axes)
+    def optimization_profile(self, axes: Mapping[str, int]) -> int:
+        """See :func:`.cuda.stage.covering_optimization_profile`."""
+        return covering_optimization_profile(self.name, self.spec, axes)
 
     def context(self, stream: int, axes: Mapping[str, int]) -> tuple[_Binding, int]:
         """A binding for one shape; the library's own memory is not counted."""
-        self.profile_for(axes)
+        self.optimization_profile(axes)
         return _Binding(self, axes), 0
 
     def enqueue(self, context: _Binding, stream: int) -> None:
-        """Run the graph in the stream that the session was made with."""
+        """Run the graph in the stream that the InferenceSession was made with."""
         try:
-            self._session.run_with_iobinding(context.binding)
+            self.inference_session.run_with_iobinding(context.binding)
         except Exception as error:
             raise _refusal(f"onnxruntime failed in the stage {self.name}", error) from error
 
@@ -161,7 +163,10 @@ class _Graph:
         return BackendError(f"onnxruntime failed in the stage {self.name}: {what}; build the bundle again")
 
     def _check_tensors(self) -> None:
-        found = {value.name: value.type for value in (*self._session.get_inputs(), *self._session.get_outputs())}
+        found = {
+            value.name: value.type
+            for value in (*self.inference_session.get_inputs(), *self.inference_session.get_outputs())
+        }
         wanted = {name: f"tensor({spec.dtype.replace('float32', 'float')})" for name, spec in self.tensors.items()}
         check_tensors(f"the graph of {self.name}", found, wanted)
 
@@ -170,7 +175,7 @@ class _Binding:
     """Addresses of a graph's tensors for one shape; see :class:`.cuda.stage.StageContext`."""
 
     def __init__(self, graph: _Graph, axes: Mapping[str, int]) -> None:
-        self.binding = graph._session.io_binding()
+        self.binding = graph.inference_session.io_binding()
         self._graph = graph
         self._axes = dict(axes)
 

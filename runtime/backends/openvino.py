@@ -7,6 +7,9 @@ the machine. Such a bundle has float32 tensors in its files, and the library rou
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,17 +21,19 @@ from numpy.typing import NDArray
 
 from ..errors import BackendError, BackendUnavailableError, one_line
 from ..system.machine import cpu_name, usable_processors
-from .contract import LOOSE_STAGES, Arrays, StageRunner
+from .contract import BF16_STAGES, Arrays, StageRunner
 from .host_pipeline import HostBackend
 from .libraries import import_library
-from .mapped_files import release_pages
 
+_MAPS = Path("/proc/self/maps")
+_DONT_NEED = 4
+"""``MADV_DONTNEED`` of madvise(2)."""
 _GIVEN_AWAY = 4 * 2**20
 """Bytes of results from which on they are not copied."""
 
 
 @dataclass(frozen=True)
-class ExecutedNode:
+class ExecutionNode:
     """A node of the execution graph: kind (``FullyConnected``), kernel (``brgemm_avx512_amx_i8``), precision (``i8``),
     and the shapes of the last run, -1 where the graph does not say."""
 
@@ -63,7 +68,7 @@ class OpenVinoBackend(HostBackend):
         """Whether this processor multiplies bfloat16."""
         return "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
-    def executed_nodes(self, path: Path, inputs: Arrays, arithmetic: str = "fp32") -> list[ExecutedNode]:
+    def execution_graph(self, path: Path, inputs: Arrays, arithmetic: str = "fp32") -> list[ExecutionNode]:
         """Run a stage once, as :meth:`load_stage` would, and list the nodes of its execution graph.
 
         Raises:
@@ -77,12 +82,12 @@ class OpenVinoBackend(HostBackend):
             shapes = tuple(_shape(port.get_partial_shape()) for port in node.inputs())
             made = _shape(node.output(0).get_partial_shape()) if node.outputs() else ()
             nodes.append(
-                ExecutedNode(facts["layerType"], facts["primitiveType"], facts["runtimePrecision"], shapes, made)
+                ExecutionNode(facts["layerType"], facts["primitiveType"], facts["runtimePrecision"], shapes, made)
             )
         return nodes
 
     def _compile(self, name: str, path: Path, arithmetic: str) -> Any:
-        loose = arithmetic == "bf16" and name in LOOSE_STAGES
+        loose = arithmetic == "bf16" and name in BF16_STAGES
         if loose and not self.has_bf16():
             raise BackendUnavailableError(
                 f"{self.device} has no bfloat16 products; build the bundle in fp32, or in int8 with fp32 around it"
@@ -161,3 +166,30 @@ def _shape(partial: Any) -> tuple[int, ...]:
 
 def _listed(inputs: Mapping[str, np.dtype[Any]]) -> str:
     return ", ".join(f"{name} ({dtype})" for name, dtype in inputs.items()) or "nothing"
+
+
+def release_pages(path: Path) -> int:
+    """Give the memory of a file that is mapped read-only back to the system.
+
+    The mappings stay: what is read again comes from the file. Only Linux tells where they are; elsewhere nothing
+    happens.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Bytes of the mappings.
+    """
+    wanted, released = os.path.realpath(path), 0
+    with contextlib.suppress(OSError):
+        advise = ctypes.CDLL(None, use_errno=True).madvise
+        for line in _MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+            # address range, permissions, offset, device, inode, path
+            fields = line.split(maxsplit=5)
+            # What could have been written to would be lost.
+            if len(fields) < 6 or fields[5] != wanted or fields[1][:2] != "r-":
+                continue
+            first, last = (int(address, 16) for address in fields[0].split("-"))
+            if advise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _DONT_NEED) == 0:
+                released += last - first
+    return released

@@ -1,12 +1,16 @@
 """The golden check: a small input with the reference's outputs, run after a build and at the first load on a device.
 
-Engines of this family of networks have been seen to return wrong numbers without any error, so a bundle carries its own
-proof. Keys in ``golden.npz``: ``in.<view>.<key>`` and ``out.<view>.<key>``.
+Engines of this family of networks have been seen to return wrong numbers without any error, so every bundle has a test
+case of its own. Keys in ``golden.npz``: ``in.<view>.<key>`` and ``out.<view>.<key>``.
+
+That a bundle passed is recorded in the user's cache folder, so that it is not checked again at every load. The record
+only saves time: where it is missing or damaged the check runs again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,7 @@ from ..bundle.build_record import Tolerance
 from ..bundle.store import Bundle
 from ..errors import IntegrityError, ParityError
 from ..inputs.prepared import prepare_views
+from ..system.cached_records import keep_record, kept_record
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -99,3 +104,27 @@ def largest_excess(found: NDArray[Any], reference: NDArray[Any], tolerance: Tole
         return float("inf")
     allowed = tolerance.atol + tolerance.rtol * np.abs(reference.astype(np.float64))
     return float((np.abs(found.astype(np.float64) - reference) / allowed).max(initial=0.0))
+
+
+_CACHE_ROOM = "verified"
+
+
+@dataclass(frozen=True)
+class GoldenRecord:
+    """A golden check that was passed: by which bundle, with which backend and version, on which device."""
+
+    key: Mapping[str, str]
+
+
+def has_golden_record(digest: str, backend: str, version: str, device: str) -> bool:
+    """Return whether the bundle ``digest`` was recorded for this backend, version and device; never raise."""
+    return kept_record(_CACHE_ROOM, GoldenRecord, _key(digest, backend, version, device)) is not None
+
+
+def write_golden_record(digest: str, backend: str, version: str, device: str) -> None:
+    """Record that the bundle ``digest`` passed its golden check; never raise: without a cache the check runs again."""
+    keep_record(_CACHE_ROOM, GoldenRecord(_key(digest, backend, version, device)))
+
+
+def _key(digest: str, backend: str, version: str, device: str) -> dict[str, str]:
+    return {"bundle": digest, "backend": backend, "version": version, "device": device}

@@ -61,7 +61,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Executed:
+class StageProducts:
     """The products of one stage."""
 
     stage: str
@@ -81,7 +81,7 @@ class Executed:
         return sum(p.macs for p in self.products if p.dtype in wanted) / total if total else None
 
 
-def executed_products(bundle: Bundle, backend: str, threads: int | None = None) -> list[Executed]:
+def stage_products(bundle: Bundle, backend: str, threads: int | None = None) -> list[StageProducts]:
     """Run the golden input with a CPU backend and list the products of every stage that it used.
 
     For plans, what the builder listed.
@@ -96,12 +96,12 @@ def executed_products(bundle: Bundle, backend: str, threads: int | None = None) 
     look = _openvino if isinstance(library, OpenVinoBackend) else _onnxruntime
     arithmetic = bundle.manifest.arithmetic
     return [
-        Executed(stage, tuple(look(library, bundle.stage_path(stage), given, arithmetic)))
+        StageProducts(stage, tuple(look(library, bundle.stage_path(stage), given, arithmetic)))
         for stage, given in inputs.items()
     ]
 
 
-def check_executed(manifest: Manifest, executed: Iterable[Executed], backend: str) -> None:
+def check_product_precision(manifest: Manifest, products: Iterable[StageProducts], backend: str) -> None:
     """Refuse a backend that ran fewer products in 8 bits than the bundle asks for.
 
     Raises:
@@ -109,7 +109,7 @@ def check_executed(manifest: Manifest, executed: Iterable[Executed], backend: st
     """
     if manifest.quantization is None:
         return
-    found = {entry.stage: sum(entry.counts().get(dtype, 0) for dtype in LOW[manifest.precision]) for entry in executed}
+    found = {entry.stage: sum(entry.counts().get(dtype, 0) for dtype in LOW[manifest.precision]) for entry in products}
     for stage, wanted in manifest.quantization.products.items():
         if found.get(stage, 0) < wanted:
             raise ParityError(
@@ -169,7 +169,7 @@ def _openvino(library: HostBackend, path: Path, inputs: Mapping[str, NDArray[Any
     """From the execution graph after one run: kernel and precision of every node, and the shapes that it had."""
     assert isinstance(library, OpenVinoBackend)
     products = []
-    for node in library.executed_nodes(path, inputs, arithmetic):
+    for node in library.execution_graph(path, inputs, arithmetic):
         if not _is_product(node.kind):
             continue
         weight = node.inputs[1]
@@ -190,7 +190,7 @@ def _length(kind: str, weight: tuple[int, ...]) -> int:
     return math.prod(weight[1:]) if kind in ("Convolution", "Deconvolution") else weight[-2]
 
 
-def listed_products(manifest: Manifest) -> list[Executed]:
+def listed_products(manifest: Manifest) -> list[StageProducts]:
     """The products of plans as their builder listed them.
 
     Multiplications are per token, and said of the stages that work on tokens alone: those with products in 8 bits.
@@ -209,7 +209,7 @@ def listed_products(manifest: Manifest) -> list[Executed]:
             source = types.partition(" x ")[0]
             macs = stage.layers.macs[types] if tokens else 0
             products.append(Product(types, _TENSORRT_TYPES.get(source, source), macs, count))
-        entries.append(Executed(name, tuple(products)))
+        entries.append(StageProducts(name, tuple(products)))
     return entries
 
 

@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from PIL import Image
 from ..errors import InputError
 from ..geometry import matrix_to_quaternion, quaternion_to_matrix
 from ..system.files import atomic_folder
+from .scene_arrays import SceneArrays
 
 _PINHOLE = 1  # COLMAP's number for the model with parameters fx, fy, cx, cy
 # Files of newer COLMAP versions that would contradict a model written over an older one.
@@ -37,16 +38,6 @@ _POINT = np.dtype(
     ]
 )
 _OBSERVATION = np.dtype([("xy", "<f8", 2), ("point", "<u8")])
-
-
-class SceneArrays(Protocol):
-    """The parts of a :class:`~.scene.Scene` that are written."""
-
-    points: NDArray[np.float32]
-    colors: NDArray[np.uint8]
-    intrinsics: NDArray[np.float32]
-    poses: NDArray[np.float32]
-    names: list[str]
 
 
 class _View(NamedTuple):

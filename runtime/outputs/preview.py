@@ -6,10 +6,9 @@ import math
 import numbers
 import os
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InputError
@@ -26,22 +25,13 @@ from .drawing import (
     paste_tile,
     robust_range,
 )
+from .scene_arrays import SceneArrays
 
 MAX_VIEWS = 12
 """The preview shows the first so many views."""
 
 _MIN_WIDTH, _MAX_WIDTH = 320, 8192
 _TITLES = ("Image", "Depth", "Confidence")
-
-
-class SceneArrays(Protocol):
-    """The parts of a :class:`~.scene.Scene` that are drawn."""
-
-    colors: NDArray[np.uint8]
-    depth: NDArray[np.float32]
-    confidence: NDArray[np.float32]
-    mask: NDArray[np.bool_]
-    names: list[str]
 
 
 class _Layout(NamedTuple):

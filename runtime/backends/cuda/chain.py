@@ -1,6 +1,6 @@
-"""A stage that is cut at its attention: several plans, with our own kernels between them, behind the face of one plan.
+"""A stage that is cut at its attention: segments with compiled kernels between them, used as one stage.
 
-To a shape context the chain is one plan: one context with one block of memory and one launch, which puts all
+To a shape context the chain is one stage: one context with one block of memory and one launch, which puts all
 segments and kernels into the stream, so that one CUDA graph holds them. Inside, the block of memory has two parts: a
 workspace that segments and kernels take in turn, and the tensors that lead from one segment to a later one, where those
 that are not alive together share their place.
@@ -20,54 +20,54 @@ from .driver import ALIGNMENT
 from .stage import DeviceStage, tensor_bytes
 
 
-class PlanChain:
-    """The plans of a stage in order, and the attention behind each but the last."""
+class SegmentChain:
+    """The segments of a stage in order, and the attention behind each but the last; see :class:`.stage.DeviceStage`."""
 
-    def __init__(self, name: str, spec: StageSpec, plans: Sequence[DeviceStage], kernels: AttentionKernels) -> None:
-        """Join loaded plans.
+    def __init__(self, name: str, spec: StageSpec, segments: Sequence[DeviceStage], kernels: AttentionKernels) -> None:
+        """Join loaded segments.
 
         Args:
             name: of the stage. spec: the chain in the manifest.
-            plans: one per segment. kernels: loaded for ``spec.attention``.
+            segments: in order. kernels: loaded for ``spec.attention``.
         """
         self.name = name
         self.spec = spec
         self.inputs = {tensor.name: tensor for tensor in spec.inputs}
         self.outputs = {tensor.name: tensor for tensor in spec.outputs}
         self.tensors = self.inputs | self.outputs
-        self.plans = tuple(plans)
+        self.segments = tuple(segments)
         self.kernels = kernels
-        known = {tensor.name: tensor for plan in self.plans for tensor in plan.tensors.values()}
+        known = {tensor.name: tensor for segment in self.segments for tensor in segment.tensors.values()}
         self.carried = {name: tensor for name, tensor in known.items() if name not in self.tensors}
 
     @property
     def recordable(self) -> bool:
         """Whether all of it may be recorded into one CUDA graph."""
-        return all(plan.recordable for plan in self.plans)
+        return all(segment.recordable for segment in self.segments)
 
-    def profile_for(self, axes: Mapping[str, int]) -> int:
+    def optimization_profile(self, axes: Mapping[str, int]) -> int:
         """Number of the optimisation profile of the first segment; see :class:`.stage.DeviceStage`."""
         axes = self._with_tokens(axes)
-        first, *_ = [plan.profile_for(axes) for plan in self.plans]
+        first, *_ = [segment.optimization_profile(axes) for segment in self.segments]
         return first
 
     def context(self, stream: int, axes: Mapping[str, int]) -> tuple[Any, int]:
         """A context for one shape, without memory, and the bytes that it needs; see :class:`.stage.DeviceStage`."""
         axes = self._with_tokens(axes)
-        made = [plan.context(stream, axes) for plan in self.plans]
+        made = [segment.context(stream, axes) for segment in self.segments]
         joined = ChainContext(self, [context for context, _ in made], [size for _, size in made], axes)
         return joined, joined.memory_bytes
 
     def enqueue(self, joined: ChainContext, stream: int) -> None:
         """Put all segments and kernels into the stream; the tensors' addresses and the memory are set."""
-        for index, plan in enumerate(self.plans):
-            plan.enqueue(joined.segments[index], stream)
+        for index, segment in enumerate(self.segments):
+            segment.enqueue(joined.contexts[index], stream)
             if index < len(self.spec.attention):
                 joined.attend(index, stream)
 
     def failed(self, what: str) -> BackendError:
         """The error for a refusal of the library, with the library's own words."""
-        return self.plans[0].failed(what)
+        return self.segments[0].failed(what)
 
     def _with_tokens(self, axes: Mapping[str, int]) -> dict[str, int]:
         extra = self.spec.attention[0].extra_tokens
@@ -78,12 +78,12 @@ class ChainContext:
     """What :class:`.shape_context.ShapeContext` does with a context, for all segments of a chain.
 
     Attributes:
-        segments: the library's context per segment.
+        contexts: the library's context per segment.
         memory_bytes: what :meth:`set_device_memory` has to give.
     """
 
-    def __init__(self, chain: PlanChain, segments: list[Any], sizes: list[int], axes: Mapping[str, int]) -> None:
-        self.segments = segments
+    def __init__(self, chain: SegmentChain, contexts: list[Any], sizes: list[int], axes: Mapping[str, int]) -> None:
+        self.contexts = contexts
         self._chain = chain
         self._length = axes[TOKENS]
         self._view_tokens = (axes[TOKENS] - 1) // axes["views"]
@@ -99,13 +99,13 @@ class ChainContext:
     def set_tensor_address(self, name: str, address: int) -> bool:
         """Where a tensor is, for every segment that has it."""
         self._addresses[name] = address
-        pairs = zip(self._chain.plans, self.segments, strict=True)
-        return all(context.set_tensor_address(name, address) for plan, context in pairs if name in plan.tensors)
+        pairs = zip(self._chain.segments, self.contexts, strict=True)
+        return all(context.set_tensor_address(name, address) for segment, context in pairs if name in segment.tensors)
 
     def set_device_memory(self, address: int, size: int) -> None:
         """Work in ``size`` bytes at ``address``."""
         self._workspace = address
-        for context in self.segments:
+        for context in self.contexts:
             context.set_device_memory(address, self._workspace_bytes)
         for name, offset in self._offsets.items():
             if not self.set_tensor_address(name, address + self._workspace_bytes + offset):

@@ -85,15 +85,15 @@ class _Launch:
     """An execution context for one stage and number of views, with its tensors at fixed addresses."""
 
     def __init__(
-        self, plan: DeviceStage, stream: Stream, axes: Mapping[str, int], addresses: Mapping[str, int]
+        self, stage: DeviceStage, stream: Stream, axes: Mapping[str, int], addresses: Mapping[str, int]
     ) -> None:
-        self._plan = plan
-        self._context, self.memory = plan.context(stream.handle, axes)
+        self._stage = stage
+        self._context, self.memory = stage.context(stream.handle, axes)
         self._runs = 0
         self._graph: Graph | None = None
         for name, address in addresses.items():
             if not self._context.set_tensor_address(name, address):
-                raise plan.failed(f"it refuses the address of {name}")
+                raise stage.failed(f"it refuses the address of {name}")
 
     def use_memory(self, memory: Buffer) -> None:
         """Work in ``memory`` from now on, which contexts that run one after the other share."""
@@ -103,19 +103,19 @@ class _Launch:
 
     def run(self, stream: Stream) -> None:
         """Put the stage into the queue: as a graph from its second run on, where that can be recorded."""
-        if self._runs == 1 and self._plan.recordable:
+        if self._runs == 1 and self._stage.recordable:
             self._graph = self._record(stream)
         self._runs += 1
         if self._graph is not None:
             stream.launch(self._graph)
         else:
             with stream.turn:
-                self._plan.enqueue(self._context, stream.handle)
+                self._stage.enqueue(self._context, stream.handle)
 
     def _record(self, stream: Stream) -> Graph | None:
         try:
             with stream.capture() as graph:
-                self._plan.enqueue(self._context, stream.handle)
+                self._stage.enqueue(self._context, stream.handle)
         except BackendError:  # what cannot be recorded is run as before
             return None
         return graph
@@ -131,18 +131,18 @@ class ShapeContext:
     """The GPU side of one :class:`RequestShape`."""
 
     def __init__(
-        self, device: Device, plans: Mapping[str, DeviceStage], request: RequestShape, stream: Stream | None = None
+        self, device: Device, stages: Mapping[str, DeviceStage], request: RequestShape, stream: Stream | None = None
     ) -> None:
         """Nothing big is allocated before :meth:`prepare`. ``stream`` is what the stages are tied to, if anything."""
         self.request = request
         self._device = device
-        self._plans = plans
+        self._stages = stages
         self._owned: list[Buffer | Pinned | Stream | Event] = []
         self._launches: dict[tuple[str, int], _Launch] = {}
         self._buffers: dict[tuple[str, str], Buffer] = {}
         self._pinned: dict[tuple[str, str, int, int], Pinned] = {}
         self._memory: Buffer | None = None
-        aggregator = plans["aggregator"]
+        aggregator = stages["aggregator"]
         self._whole = {name for name in aggregator.inputs | aggregator.outputs if name != SCALE}
         """Tensors of all views, kept on the GPU."""
         try:
@@ -161,7 +161,7 @@ class ShapeContext:
 
         Raises:
             OutOfMemory: the GPU's memory does not suffice.
-            ProfileError: the plans were not built for the request.
+            ProfileError: the stages were not built for the request.
             BackendError: the library refuses.
         """
         added = {key: self._make_launch(*key) for key in sorted(self._missing(work))}
@@ -208,7 +208,7 @@ class ShapeContext:
             self._put_features(features)
         sources: dict[str, Sequence[Any]] = {"image_encoder": images, "geometry_encoder": geometry}
         totals = {"image_encoder": len(work.images), "geometry_encoder": len(work.geometry)}
-        done = dict.fromkeys(self._plans, 0)
+        done = dict.fromkeys(self._stages, 0)
         scale: NDArray[Any] = np.empty(0)
 
         def finish(step: _Step, slot: int) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.float32]]]:
@@ -216,7 +216,7 @@ class ShapeContext:
                 self._marks[slot].wait()
             if step.stage == "dense_head":
                 for position in range(len(step.views)):
-                    outputs = {name: self._host(step, name, slot).array for name in self._plans[step.stage].outputs}
+                    outputs = {name: self._host(step, name, slot).array for name in self._stages[step.stage].outputs}
                     part = slice(position, position + 1)
                     yield {name: value[part].copy() for name, value in outputs.items()}, scale.reshape(1, 1).copy()
             done[step.stage] += len(step.views)
@@ -232,15 +232,15 @@ class ShapeContext:
                 uploads = self._fill(step, slot, values)
                 with timed(HOST_TO_DEVICE):
                     self._upload(step, slot, uploads)
-            plan = self._plans[step.stage]
+            loaded = self._stages[step.stage]
             with timed(ON_DEVICE):
-                self._move(step, plan.inputs, into_chunk=True)
+                self._move(step, loaded.inputs, into_chunk=True)
             with timed(step.stage):
                 self._launches[step.stage, len(step.views)].run(self._stream)
             with timed(ON_DEVICE):
-                self._move(step, plan.outputs, into_chunk=False)
+                self._move(step, loaded.outputs, into_chunk=False)
             with timed(DEVICE_TO_HOST):
-                for name in plan.outputs:
+                for name in loaded.outputs:
                     if _WHOLE_NAMES.get(name, name) not in self._whole:
                         source = self._address(step.stage, len(step.views), name)
                         self._stream.download(source, self._host(step, name, slot))
@@ -255,15 +255,15 @@ class ShapeContext:
 
     def encode(self, images: Sequence[NDArray[np.float32]], report: Progress | None = None) -> list[ImageFeatures]:
         """The image encoder alone, after :meth:`prepare` for ``encode_only``: images V times (1, 3, H, W)."""
-        plan, found = self._plans["image_encoder"], []
+        loaded, found = self._stages["image_encoder"], []
         for step in self._steps(Work(range(len(images)), (), encode_only=True)):
             self._upload(step, 0, self._fill(step, 0, [images[view] for view in step.views]))
             self._launches[step.stage, len(step.views)].run(self._stream)
-            for name in plan.outputs:
+            for name in loaded.outputs:
                 self._stream.download(self._address(step.stage, len(step.views), name), self._host(step, name, 0))
             self._marks[0].record(self._stream)
             self._marks[0].wait()
-            values = {name: self._host(step, name, 0).array for name in plan.outputs}
+            values = {name: self._host(step, name, 0).array for name in loaded.outputs}
             for position in range(len(step.views)):
                 parts = {name: value[position : position + 1].astype(np.float32) for name, value in values.items()}
                 found.append(ImageFeatures(parts["patch_features"], parts.get("extra_tokens")))
@@ -309,14 +309,14 @@ class ShapeContext:
         return {(step.stage, len(step.views)) for step in self._steps(work)} - set(self._launches)
 
     def _axes(self, stage: str, views: int) -> dict[str, int]:
-        leading = next(iter(self._plans[stage].inputs.values())).shape[0]
+        leading = next(iter(self._stages[stage].inputs.values())).shape[0]
         return {str(leading): views, "patch_rows": self.request.rows, "patch_columns": self.request.columns}
 
     def _make_launch(self, stage: str, views: int) -> _Launch:
-        plan = self._plans[stage]
-        plan.profile_for(self._axes(stage, views))  # refuse before memory is allocated
-        addresses = {name: self._address(stage, views, name) for name in plan.inputs | plan.outputs}
-        return _Launch(plan, self._stream, self._axes(stage, views), addresses)
+        loaded = self._stages[stage]
+        loaded.optimization_profile(self._axes(stage, views))  # refuse before memory is allocated
+        addresses = {name: self._address(stage, views, name) for name in loaded.inputs | loaded.outputs}
+        return _Launch(loaded, self._stream, self._axes(stage, views), addresses)
 
     def _address(self, stage: str, views: int, name: str) -> int:
         """Where a stage reads or writes a tensor when it runs on this many views."""
@@ -334,7 +334,7 @@ class ShapeContext:
         """The GPU memory of a tensor, for as many views as the stage takes at once."""
         if (stage, name) not in self._buffers:
             views = min(self.request.chunks.to_json().get(stage, self.request.views), self.request.views)
-            size = tensor_bytes(self._plans[stage].tensors[name], self._axes(stage, views))
+            size = tensor_bytes(self._stages[stage].tensors[name], self._axes(stage, views))
             self._buffers[stage, name] = self._own(self._device.allocate(size))
         return self._buffers[stage, name]
 
@@ -342,7 +342,7 @@ class ShapeContext:
         """The page-locked copy of a tensor that comes from the host or goes there."""
         key = step.stage, name, len(step.views), slot
         if key not in self._pinned:
-            spec = self._plans[step.stage].tensors[name]
+            spec = self._stages[step.stage].tensors[name]
             shape = tensor_shape(spec, self._axes(step.stage, len(step.views)))
             self._pinned[key] = self._own(self._device.pinned(shape, spec.dtype))
         return self._pinned[key]
@@ -367,7 +367,7 @@ class ShapeContext:
 
     def _put_features(self, features: Sequence[ImageFeatures | None]) -> None:
         """Bring what the image encoder gave before to where the aggregator reads it."""
-        plan = self._plans["image_encoder"]
+        loaded = self._stages["image_encoder"]
         for view, known in enumerate(features):
             if known is None:
                 continue
@@ -378,7 +378,7 @@ class ShapeContext:
                     continue
                 pinned = self._host(step, name, 0)
                 pinned.array[...] = value
-                size = tensor_bytes(plan.tensors[name], self._axes("image_encoder", 1))
+                size = tensor_bytes(loaded.tensors[name], self._axes("image_encoder", 1))
                 whole = self._buffer("aggregator", _WHOLE_NAMES.get(name, name)).address
                 self._stream.upload(pinned, whole + view * size)
             self._marks[0].record(self._stream)

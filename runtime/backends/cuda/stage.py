@@ -37,7 +37,7 @@ class DeviceStage(Protocol):
         """Whether what a context launches may be recorded into a CUDA graph, from its second run on."""
         ...
 
-    def profile_for(self, axes: Mapping[str, int]) -> int:
+    def optimization_profile(self, axes: Mapping[str, int]) -> int:
         """Number of the first optimisation profile that covers the axes; :class:`ProfileError` if none does."""
         ...
 
@@ -54,7 +54,7 @@ class DeviceStage(Protocol):
         ...
 
 
-def covering_profile(name: str, spec: StageSpec, axes: Mapping[str, int]) -> int:
+def covering_optimization_profile(name: str, spec: StageSpec, axes: Mapping[str, int]) -> int:
     """Number of the first optimisation profile of the stage ``name`` that covers the axes.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Any
 from ...bundle.store import Bundle
 from ..contract import ChunkSizes
 from ..cuda.attention import AttentionKernels
-from ..cuda.chain import PlanChain
+from ..cuda.chain import SegmentChain
 from ..cuda.driver import driver_problem, no_gpu, open_device
 from ..cuda.pipeline import DevicePipeline
 from .flavour import load_flavour
@@ -40,16 +40,16 @@ class TensorRtBackend:
             logger = make_logger(self._flavour)
             runtime: Any = self._flavour.library.Runtime(logger)
             loaded: dict[str, Plan] = {}  # no closures here: a plan that is refused has to free those before it at once
-            plans: dict[str, Plan | PlanChain] = {}
+            stages: dict[str, Plan | SegmentChain] = {}
             for name, spec in bundle.manifest.stages.items():
                 segments = {f"{name}_{index}": part for index, part in enumerate(spec.segments)} or {name: spec}
                 for part, one in segments.items():
                     assert one.file is not None
                     path = bundle.folder / one.file.file
                     loaded[part] = Plan(self._flavour, runtime, logger, part, path, one)
-                plans[name] = loaded[part]
+                stages[name] = loaded[part]
                 if spec.segments:
                     kernels = AttentionKernels(self._device, bundle.folder, bundle.manifest.kernels, spec.attention)
-                    plans[name] = PlanChain(name, spec, [loaded[part] for part in segments], kernels)
+                    stages[name] = SegmentChain(name, spec, [loaded[part] for part in segments], kernels)
             caches = RuntimeCaches(loaded, bundle.folder, bundle.digest, f"{self.device} {self.name} {self.version}")
-        return DevicePipeline(self._device, plans, chunks, caches)
+        return DevicePipeline(self._device, stages, chunks, caches)

@@ -14,7 +14,7 @@ from typing import Any
 from ...bundle.manifest import StageSpec
 from ...errors import BackendError, BundleNotFoundError, MapEngineError, VersionError
 from ..cuda.driver import OutOfMemory
-from ..cuda.stage import check_tensors, covering_profile, tensor_shape
+from ..cuda.stage import check_tensors, covering_optimization_profile, tensor_shape
 from .flavour import Flavour
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64"}
@@ -94,13 +94,13 @@ class Plan:
         self._check_tensors()
         self.runtime_cache: Any = flavour.create_runtime_cache(self.engine)
 
-    def profile_for(self, axes: Mapping[str, int]) -> int:
+    def optimization_profile(self, axes: Mapping[str, int]) -> int:
         """Number of the first optimisation profile that covers the axes.
 
         Raises:
             ProfileError: none does; the message names the build options.
         """
-        return covering_profile(self.name, self.spec, axes)
+        return covering_optimization_profile(self.name, self.spec, axes)
 
     def context(self, stream: int, axes: Mapping[str, int]) -> tuple[Any, int]:
         """An execution context for one shape, without memory, and the bytes of memory that it needs.
@@ -113,7 +113,7 @@ class Plan:
             context = self._flavour.create_context(self.engine, self.runtime_cache)
         if context is None:
             raise self.failed("no execution context can be made")
-        if not context.set_optimization_profile_async(self.profile_for(axes), stream):
+        if not context.set_optimization_profile_async(self.optimization_profile(axes), stream):
             raise self.failed("its profile cannot be chosen")
         for name, tensor in self.inputs.items():
             if not context.set_input_shape(name, tensor_shape(tensor, axes)):
@@ -124,7 +124,7 @@ class Plan:
                 raise self.failed(f"{name} is not of shape {tensor_shape(tensor, axes)}")
         size = int(context.update_device_memory_size_for_shapes())
         # 0 may also say that the library does not know: then the most that any shape of the profile takes.
-        return context, size or int(self.engine.get_device_memory_size_for_profile_v2(self.profile_for(axes)))
+        return context, size or int(self.engine.get_device_memory_size_for_profile_v2(self.optimization_profile(axes)))
 
     def enqueue(self, context: Any, stream: int) -> None:
         """Launch the stage; its tensors' addresses are set."""

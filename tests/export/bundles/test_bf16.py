@@ -14,7 +14,7 @@ from mapengine.export.quantization import CalibrationOptions, calibrate
 from mapengine.runtime import Engine, InputError
 from mapengine.runtime.backends.openvino import OpenVinoBackend
 from mapengine.runtime.bundle.store import Bundle
-from mapengine.runtime.checks.product_precision import executed_products
+from mapengine.runtime.checks.product_precision import stage_products
 from mapengine.runtime.errors import BackendUnavailableError, MapEngineError
 
 from ...engine_views import views_of
@@ -87,7 +87,7 @@ def test_what_int8_leaves_runs_in_bfloat16_if_asked_for(tmp_path: Path) -> None:
     assert manifest.quantization is not None
     assert (manifest.quantization.rest, manifest.arithmetic) == ("bf16", "bf16")
     assert [backend.name for backend in manifest.backends] == ["openvino"]
-    for entry in executed_products(Bundle.open(tmp_path / "bundle"), "openvino"):
+    for entry in stage_products(Bundle.open(tmp_path / "bundle"), "openvino"):
         counts = entry.counts()
         assert counts.get("int8", 0) + counts.get("uint8", 0) == manifest.quantization.products.get(entry.stage, 0)
         rounded = entry.stage in ("image_encoder", "aggregator")

@@ -35,11 +35,11 @@ from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.checks.parity import measure_parity
 from mapengine.runtime.checks.product_precision import (
     LOW,
-    Executed,
     Product,
-    check_executed,
-    executed_products,
+    StageProducts,
+    check_product_precision,
     listed_products,
+    stage_products,
 )
 from mapengine.runtime.errors import CalibrationError, InputError, ParityError
 
@@ -115,9 +115,9 @@ def test_bundle(bundle: Bundle, plain: Calibration, reference: Callable[..., Map
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_backends_run_integer_products(backend: str, bundle: Bundle, tiny_bundle: Path) -> None:
-    executed = executed_products(bundle, backend, 1)
-    check_executed(bundle.manifest, executed, backend)
-    found = {entry.stage: entry for entry in executed}
+    products = stage_products(bundle, backend, 1)
+    check_product_precision(bundle.manifest, products, backend)
+    found = {entry.stage: entry for entry in products}
     for stage, wanted in PRODUCTS.items():
         assert sum(found[stage].counts().get(dtype, 0) for dtype in LOW["int8"]) == wanted
     share = found["aggregator"].share(LOW["int8"])
@@ -125,11 +125,11 @@ def test_backends_run_integer_products(backend: str, bundle: Bundle, tiny_bundle
     assert share > 0.99
     assert found["dense_head"].share(LOW["int8"]) == 0
     # The same question about the float32 bundle: nothing is INT8, and an INT8 manifest would not accept it.
-    full = executed_products(Bundle.open(tiny_bundle), backend, 1)
+    full = stage_products(Bundle.open(tiny_bundle), backend, 1)
     assert all(set(entry.counts()) == {"float32"} for entry in full)
     with pytest.raises(ParityError, match=f"{backend} ran 0 of the 12 products of image_encoder in int8"):
-        check_executed(bundle.manifest, full, backend)
-    macs = [sum(p.macs for p in next(e for e in side if e.stage == "aggregator").products) for side in (executed, full)]
+        check_product_precision(bundle.manifest, full, backend)
+    macs = [sum(p.macs for p in next(e for e in side if e.stage == "aggregator").products) for side in (products, full)]
     assert macs[0] == macs[1] > 0
 
 
@@ -224,7 +224,7 @@ def test_a_folded_bundle(
     for backend in ("onnxruntime", "openvino"):
         engine = Engine.load(bundle.folder, backend)
         engine.verify()
-        check_executed(bundle.manifest, executed_products(bundle, backend, 1), backend)
+        check_product_precision(bundle.manifest, stage_products(bundle, backend, 1), backend)
         parity = measure_parity({"mixed": engine.predict(views["mixed"])}, wanted, backend)
         for output in ("depth_along_ray", "pts3d"):
             assert kept[output] < lost[output] / 2
@@ -244,7 +244,7 @@ def test_plans_multiply_in_int8(bundle: Bundle, tmp_path: Path) -> None:
     assert {stage: counts[stage]["int8"] for stage in PRODUCTS} == manifest.quantization.products
     assert "int8" not in counts["dense_head"]
     assert listed["dense_head"].share(LOW["int8"]) is None
-    ran = {entry.stage: entry for entry in executed_products(bundle, "onnxruntime", 1)}
+    ran = {entry.stage: entry for entry in stage_products(bundle, "onnxruntime", 1)}
     for stage in PRODUCTS:  # where the position embedding and the scale head count as well
         share, measured = listed[stage].share(LOW["int8"]), ran[stage].share(LOW["int8"])
         assert share is not None
@@ -261,12 +261,12 @@ def test_weights_alone_are_no_product_in_int8(bundle: Bundle) -> None:
     listed = listed_products(replace(manifest, stages=stages))
     assert all(entry.counts() == {"float16": 40} for entry in listed)
     with pytest.raises(ParityError, match="tensorrt ran 0 of the 12 products of image_encoder in int8"):
-        check_executed(manifest, listed, "tensorrt")
+        check_product_precision(manifest, listed, "tensorrt")
 
 
 def test_share_of_what_is_not_known() -> None:
-    assert Executed("x", (Product("a", "int8", 0),)).share(LOW["int8"]) is None
-    assert Executed("x", (Product("a", "int8", 3), Product("b", "float32", 1))).share(LOW["int8"]) == 0.75
+    assert StageProducts("x", (Product("a", "int8", 0),)).share(LOW["int8"]) is None
+    assert StageProducts("x", (Product("a", "int8", 3), Product("b", "float32", 1))).share(LOW["int8"]) == 0.75
 
 
 def test_refusals(plain: Calibration, reference: Callable[..., MapAnything], tmp_path: Path) -> None:

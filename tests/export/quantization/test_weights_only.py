@@ -29,7 +29,7 @@ from mapengine.runtime.backends.registry import available_backends
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.bundle.requests import AnySize, Range, ServedRequests
 from mapengine.runtime.bundle.store import Bundle
-from mapengine.runtime.checks.product_precision import check_executed, executed_products
+from mapengine.runtime.checks.product_precision import check_product_precision, stage_products
 from mapengine.runtime.errors import InputError
 
 PRODUCTS = {"image_encoder": 12, "aggregator": 24}
@@ -142,9 +142,9 @@ def test_a_bundle(bundle: Bundle, model: MapAnything, cases: Cases, tiny_bundle:
         # Both libraries would round activations by themselves.
         for found, expected in zip(engine.predict(views), wanted, strict=True):
             assert distance(np.asarray(found["pts3d"]), np.asarray(expected["pts3d"])) < 1e-5
-        executed = executed_products(bundle, backend, 1)
-        check_executed(manifest, executed, backend)
-        assert all(set(entry.counts()) == {"float32"} for entry in executed)
+        products = stage_products(bundle, backend, 1)
+        check_product_precision(manifest, products, backend)
+        assert all(set(entry.counts()) == {"float32"} for entry in products)
 
 
 def test_what_each_layer_loses(bundle: Bundle, model: MapAnything) -> None:

@@ -1,7 +1,8 @@
-"""Memory of OpenVINO stages: weights that are mapped, results that are large."""
+"""Memory of OpenVINO stages: weights that are mapped, results that are large, pages that are given back."""
 
 from __future__ import annotations
 
+import mmap
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mapengine.runtime.backends.contract import StageRunner
-from mapengine.runtime.backends.openvino import OpenVinoBackend
+from mapengine.runtime.backends.openvino import OpenVinoBackend, release_pages
+from mapengine.runtime.system.machine import resident_bytes
 
 WEIGHT = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)  # 16 MiB
+SIZE = 64 * 2**20
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says what is mapped where")
 
 
@@ -65,3 +68,34 @@ def test_no_result_changes_when_the_stage_runs_again(stage: StageRunner, rows: i
         np.testing.assert_allclose(y, x @ WEIGHT, atol=1e-2)
         y += 1  # is the caller's own
     np.testing.assert_allclose(stage.run({"x": inputs[0]})["y"], inputs[0] @ WEIGHT, atol=1e-2)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "two words.data"
+    path.write_bytes(np.arange(SIZE // 4, dtype=np.uint32).tobytes())
+    return path
+
+
+@linux
+def test_resident_memory_falls_and_the_values_stay(weights: Path) -> None:
+    with weights.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        values = np.frombuffer(mapped, np.uint32)
+        total = int(values.sum(dtype=np.uint64))
+        before = resident_bytes()
+        assert release_pages(weights) == SIZE
+        assert before - resident_bytes() > 0.9 * SIZE
+        assert int(values.sum(dtype=np.uint64)) == total
+        del values
+
+
+@linux
+def test_what_may_have_been_written_to_is_left_alone(weights: Path) -> None:
+    with weights.open("r+b") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        mapped[:4] = b"\xff\xff\xff\xff"
+        assert release_pages(weights) == 0
+        assert mapped[:4] == b"\xff\xff\xff\xff"
+
+
+def test_a_file_that_is_not_mapped_is_no_error(tmp_path: Path) -> None:
+    assert release_pages(tmp_path / "missing") == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mapengine.runtime.checks.golden_records import is_verified, remember_verified
+from mapengine.runtime.checks.golden import has_golden_record, write_golden_record
 from mapengine.runtime.system import cached_records
 
 KEY = ("d" * 64, "onnxruntime", "1.32.0", "cpu: some processor")
@@ -21,58 +21,58 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_remembers_exactly_what_was_checked(cache: Path) -> None:
-    assert not is_verified(*KEY)
-    remember_verified(*KEY)
-    remember_verified(*KEY)
-    assert is_verified(*KEY)
+    assert not has_golden_record(*KEY)
+    write_golden_record(*KEY)
+    write_golden_record(*KEY)
+    assert has_golden_record(*KEY)
     for position in range(4):
         other = list(KEY)
         other[position] += "x"
-        assert not is_verified(*other)
+        assert not has_golden_record(*other)
     assert len(list(cache.rglob("*.json"))) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b"\xff", b"[" * 100_000, b"{}", b'{"bundle": 1}'])
 def test_a_damaged_record_means_checking_again(cache: Path, content: bytes) -> None:
-    remember_verified(*KEY)
+    write_golden_record(*KEY)
     (record,) = cache.rglob("*.json")
     record.write_bytes(content)
-    assert not is_verified(*KEY)
-    remember_verified(*KEY)
-    assert is_verified(*KEY)
+    assert not has_golden_record(*KEY)
+    write_golden_record(*KEY)
+    assert has_golden_record(*KEY)
 
 
 def test_the_record_of_another_key_does_not_count(cache: Path) -> None:
-    remember_verified(*KEY)
+    write_golden_record(*KEY)
     (record,) = cache.rglob("*.json")
     content = record.read_bytes()
-    remember_verified("e" * 64, *KEY[1:])
+    write_golden_record("e" * 64, *KEY[1:])
     for path in cache.rglob("*.json"):
         path.write_bytes(content)
-    assert not is_verified("e" * 64, *KEY[1:])
+    assert not has_golden_record("e" * 64, *KEY[1:])
 
 
 def test_a_cache_that_cannot_be_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.write_text("a file where the folder should be")
-    remember_verified(*KEY)
-    assert not is_verified(*KEY)
+    write_golden_record(*KEY)
+    assert not has_golden_record(*KEY)
     assert cache.read_text() == "a file where the folder should be"
     cache.unlink()
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", _refuse)
-        remember_verified(*KEY)
-    assert not is_verified(*KEY)
+        write_golden_record(*KEY)
+    assert not has_golden_record(*KEY)
     assert not cache.exists() or not any(path.is_file() for path in cache.rglob("*"))
-    remember_verified(*KEY)
+    write_golden_record(*KEY)
     (record,) = cache.rglob("*.json")
     record.unlink()
     record.mkdir()
-    remember_verified(*KEY)
-    assert not is_verified(*KEY)
+    write_golden_record(*KEY)
+    assert not has_golden_record(*KEY)
     with monkeypatch.context() as patch:
         patch.setattr(cached_records, "cache_folder", lambda: None)
-        remember_verified(*KEY)
-        assert not is_verified(*KEY)
+        write_golden_record(*KEY)
+        assert not has_golden_record(*KEY)
 
 
 def _refuse(*_: object) -> None:
