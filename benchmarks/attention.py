@@ -1,4 +1,4 @@
-"""Attention kernels: speed and error on a GPU; without one, what is known of the compiled code. Writes JSON.
+"""Measure speed and error of the attention kernels on a GPU, or without one describe the compiled code. Writes JSON.
 
     make kernels
     python benchmarks/attention.py --json benchmarks/results/attention.json
@@ -59,7 +59,7 @@ RESERVED_SHARED = 1024
 
 
 def programs_per_multiprocessor(architecture: int, threads: int, registers: int, shared: int) -> int:
-    """How many programs run on one multiprocessor at a time."""
+    """Return how many programs run on one multiprocessor at a time."""
     most_threads, kibibytes = LIMITS[architecture]
     warps = threads // 32
     per_warp = math.ceil(registers * 32 / REGISTER_UNIT) * REGISTER_UNIT
@@ -71,7 +71,7 @@ def programs_per_multiprocessor(architecture: int, threads: int, registers: int,
 
 
 def compiled(folder: Path) -> dict[str, dict[str, Any]]:
-    """Registers, spills, shared memory and occupancy of the compiled attention kernels of head size 64, by name and
+    """Return registers, spills, shared memory and occupancy of the compiled kernels of head size 64, by name and
     architecture."""
     entries = read_manifest(folder)["kernels"]
     result: dict[str, dict[str, Any]] = {}
@@ -96,7 +96,7 @@ def compiled(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def work(views: int, kernel: str) -> dict[str, float]:
-    """FLOPs and bytes of one layer of global attention; sparse kernels with every block kept."""
+    """Return FLOPs and bytes of one layer of global attention; sparse kernels with every block kept."""
     cost = attention_cost(
         1,
         HEADS,
@@ -116,7 +116,7 @@ def work(views: int, kernel: str) -> dict[str, float]:
 
 
 def candidates(threshold: float, tokens: int) -> dict[str, Callable[..., Any]]:
-    """Everything that can be timed here, each taking (B, L, H, D) tensors."""
+    """Return everything that can be timed here, each taking (B, L, H, D) tensors."""
     import torch.nn.functional as F
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -158,7 +158,7 @@ def candidates(threshold: float, tokens: int) -> dict[str, Callable[..., Any]]:
 
 
 def timed(views: int, threshold: float, rounds: int) -> dict[str, dict[str, Any]]:
-    """Median time, TFLOP/s and error of every candidate at ``views`` views. Needs a GPU."""
+    """Return median time, TFLOP/s and error of every candidate at ``views`` views. Needs a GPU."""
     import torch
 
     from mapengine.kernels import split_qkv
@@ -192,13 +192,13 @@ def timed(views: int, threshold: float, rounds: int) -> dict[str, dict[str, Any]
 
 
 def reason(error: Exception) -> str:
-    """What an exception says, in a line; the cause of a compiler's."""
+    """Return what an exception says, in a line; the cause of a compiler's."""
     lines = [line for line in str(error.__cause__ or error).splitlines() if line.strip()]
     return f"{type(error.__cause__ or error).__name__}: {lines[-1].strip()[:160] if lines else 'no message'}"
 
 
 def trained_qkv(views: int, side: int) -> tuple[Any, Any, Any]:
-    """Of all global attention layers of :data:`MODEL`, as heads of one attention: (1, L, layers * heads, D) float16.
+    """Return queries, keys and values of all global layers of :data:`MODEL`: (1, L, layers * heads, D) float16.
 
     L is ``views`` * ((``side`` / 14)^2 + 1) + 1: patches and class token of each view, then the scale token.
     """
@@ -226,7 +226,7 @@ def trained_qkv(views: int, side: int) -> tuple[Any, Any, Any]:
 
 
 def trained(rounds: int) -> dict[str, Any]:
-    """What sparse attention keeps on the inputs of a trained network, and with a GPU how fast that makes it."""
+    """Return what sparse attention keeps on the inputs of a trained network, and with a GPU its times."""
     import torch
 
     from mapengine.kernels import Selection, dense_attention, sparse_attention
@@ -254,7 +254,7 @@ def trained(rounds: int) -> dict[str, Any]:
 
 
 def median_ms(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median times of runs in turn on the GPU, after one round that is not counted."""
+    """Return the median times of runs in turn on the GPU, after one round that is not counted."""
     import torch
 
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -272,7 +272,7 @@ def median_ms(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, floa
 
 
 def gpu() -> dict[str, Any] | None:
-    """The GPU that would be timed, or None."""
+    """Return the GPU that would be timed, or None."""
     try:
         import torch
     except ImportError:

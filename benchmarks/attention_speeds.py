@@ -1,4 +1,4 @@
-"""Keep what a GPU's record of `benchmarks/attention.py` says of the kernels' speed, for `--attention auto`.
+"""Store the speeds of a record of `benchmarks/attention.py` made on a GPU, for `--attention auto`.
 
     python benchmarks/attention_speeds.py benchmarks/results/attention-h200.json
 

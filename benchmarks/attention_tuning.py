@@ -37,7 +37,7 @@ Job = tuple[str, int, Tile]
 
 
 def jobs(head_dims: list[int], kernels: list[str]) -> list[Job]:
-    """Everything that is timed."""
+    """Return everything that is timed."""
     return [
         (kernel, dim, tile)
         for kernel, dim in itertools.product(kernels, head_dims)
@@ -46,7 +46,7 @@ def jobs(head_dims: list[int], kernels: list[str]) -> list[Job]:
 
 
 def runner(job: Job) -> Callable[[Any, Any, Any], Any]:
-    """A function of queries, keys and values (B, L, H, D)."""
+    """Return a function of queries, keys and values (B, L, H, D)."""
     from mapengine.kernels import Selection, dense, int8, sparse
 
     kernel, _, tile = job
@@ -63,7 +63,7 @@ def runner(job: Job) -> Callable[[Any, Any, Any], Any]:
 
 
 def inputs(length: int, dim: int) -> tuple[Any, Any, Any]:
-    """Random queries, keys and values of one packed tensor."""
+    """Return random queries, keys and values of one packed tensor."""
     import torch
 
     from mapengine.kernels import split_qkv
@@ -75,7 +75,7 @@ def inputs(length: int, dim: int) -> tuple[Any, Any, Any]:
 
 
 def compile_only(job: Job) -> str | None:
-    """Compile into Triton's cache; returns what went wrong."""
+    """Compile into Triton's cache and return what went wrong."""
     import torch
 
     try:
@@ -87,7 +87,7 @@ def compile_only(job: Job) -> str | None:
 
 
 def timed(all_jobs: list[Job], views: int, rounds: int) -> list[dict[str, Any]]:
-    """Median milliseconds and TFLOP/s of the dense count, one record per job."""
+    """Return median milliseconds and TFLOP/s of the dense count, one record per job."""
     tensors = {dim: inputs(TOKENS * views, dim) for _, dim, _ in all_jobs}
     runs = {str(job): lambda job=job: runner(job)(*tensors[job[1]]) for job in all_jobs}  # type: ignore[misc]
     medians = median_ms(runs, rounds)

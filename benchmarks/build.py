@@ -1,4 +1,4 @@
-"""What it takes to compile TensorRT plans on a machine without a GPU: time, memory, size, and the layers that result.
+"""Measure the compilation of TensorRT plans on a machine without a GPU: time, memory, size, and layers.
 
     python benchmarks/build.py --model preset:giant --precisions fp16 bf16 --json benchmarks/results/build.json
 
@@ -40,7 +40,7 @@ def export(model: str, folder: Path) -> None:
 
 
 def parse_request(text: str) -> ServedRequests:
-    """``1:4:32/all`` or ``1:8:64/518x518,518x392``."""
+    """Parse ``1:4:32/all`` or ``1:8:64/518x518,518x392``."""
     views, _, sizes = text.partition("/")
     counts = parse_view_counts(views)
     pairs = "all" if sizes == "all" else [parse_pixels(size) for size in sizes.split(",")]
@@ -48,7 +48,7 @@ def parse_request(text: str) -> ServedRequests:
 
 
 def tensors(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs of a graph."""
+    """Return inputs and outputs of a graph."""
     import onnx_ir as ir
 
     names = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16"}
@@ -64,7 +64,7 @@ def tensors(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 
 
 def compile_stage(flavour: Flavour, path: Path, plan: Path, requests: ServedRequests) -> BuiltPlan:
-    """One plan."""
+    """Compile one plan."""
     inputs, outputs = tensors(path)
     return build_plan(
         flavour,
@@ -78,7 +78,7 @@ def compile_stage(flavour: Flavour, path: Path, plan: Path, requests: ServedRequ
 
 
 def figures(plan: BuiltPlan) -> dict[str, Any]:
-    """What the tables show."""
+    """Return what the tables show of a plan."""
     return {
         "seconds": round(plan.seconds, 1),
         "peak_memory_gb": None if plan.peak_memory is None else round(plan.peak_memory / 1e9, 2),

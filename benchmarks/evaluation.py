@@ -1,4 +1,4 @@
-"""How right the reconstructions of a model are, as a record with the commit: `mapengine eval` with its origin.
+"""Evaluate the reconstructions of a model: `mapengine eval`, as a record with the commit.
 
     python benchmarks/evaluation.py build/engine --json benchmarks/results/eval-nano-fp32.json
     python benchmarks/evaluation.py preset:nano --emulate fp8 --calibration build/fp8.json
@@ -36,13 +36,13 @@ from mapengine.runtime.system.sizes import parse_pixels
 
 
 def show_progress(done: int, total: int, task: str) -> None:
-    """A line at every tenth of the way."""
+    """Print a line at every tenth of the way."""
     if done * 10 // total > (done - 1) * 10 // total:
         print(f"{done / total:.0%}", file=sys.stderr, flush=True)
 
 
 def emulated(model: str, precision: str, calibration: Path | None, folder: Path) -> tuple[Any, dict[str, Any]]:
-    """An engine that runs the graphs of a plan on the CPU, and what a record says of it."""
+    """Return an engine that runs the graphs of a plan on the CPU, and what a record says of it."""
     from mapengine.calibration.ranges import load_calibration
     from mapengine.export.bundles.onnx import open_graphs, write_onnx_bundle
     from mapengine.export.bundles.recipe import decide_graphs
@@ -86,7 +86,7 @@ def save_scores(scores: Mapping[str, Sequence[SceneScore]], path: Path) -> None:
 
 
 def load_scores(path: Path) -> dict[str, list[SceneScore]]:
-    """What :func:`save_scores` wrote."""
+    """Read what :func:`save_scores` wrote."""
     scores: dict[str, list[SceneScore]] = {}
     with np.load(path) as arrays:
         for task in (name.removesuffix("/values") for name in arrays if name.endswith("/values")):

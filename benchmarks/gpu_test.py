@@ -1,4 +1,4 @@
-"""Does every GPU backend that is installed give the reference's numbers here? Writes JSON; `make gpu-test` runs it.
+"""Compare every installed GPU backend with the reference on this machine. Writes JSON; `make gpu-test` runs it.
 
     python benchmarks/gpu_test.py --model preset:tiny --json benchmarks/results/gpu_test.json
 
@@ -41,7 +41,7 @@ Predictions = list[dict[str, Any]]
 
 
 def difference(found: Predictions, expected: Predictions) -> float:
-    """Largest difference of any output, relative to the largest value of that output; infinite when not finite."""
+    """Return the largest difference of an output, relative to its largest value; infinite when not finite."""
     worst = 0.0
     for key in expected[0]:
         if expected[0][key].dtype.kind != "f":
@@ -54,7 +54,7 @@ def difference(found: Predictions, expected: Predictions) -> float:
 
 
 def checks(engine: Engine, model: Any) -> dict[str, Callable[[], float]]:
-    """Named checks; each returns a relative difference from the reference."""
+    """Return named checks; each gives a relative difference from the reference."""
     from mapengine.export.bundles.onnx import measure
     from mapengine.export.bundles.parity_cases import sample_inputs
 

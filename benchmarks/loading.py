@@ -1,4 +1,4 @@
-"""Reading and resizing eight 12-megapixel photos, against reading them one after the other as upstream does.
+"""Time reading and resizing eight 12-megapixel photos, and reading them one after the other as upstream does.
 
     python benchmarks/loading.py --json benchmarks/results/loading.json
 
@@ -29,7 +29,7 @@ WIDTH, HEIGHT, PHOTOS = 4032, 3024, 8
 
 
 def write_photos(folder: Path) -> list[Path]:
-    """Photos with detail at all scales, as a camera's JPEG encoder leaves them."""
+    """Write photos with detail at all scales, as a camera's JPEG encoder leaves them."""
     rng = np.random.default_rng(0)
     paths = []
     for index in range(PHOTOS):
@@ -43,7 +43,7 @@ def write_photos(folder: Path) -> list[Path]:
 
 
 def one_after_the_other(paths: list[Path]) -> list[np.ndarray]:
-    """Upstream's loader, in plain Pillow and NumPy."""
+    """Load images as upstream does, in plain Pillow and NumPy."""
     images = []
     for path in paths:
         with Image.open(path) as image:

@@ -1,4 +1,4 @@
-"""Peak memory of calls with more and more views, and what `mapengine plan` says of them. Writes JSON.
+"""Measure the peak memory of calls with more and more views, and what `mapengine plan` says of them. Writes JSON.
 
     python benchmarks/memory.py --json benchmarks/results/memory-nano.json
 
@@ -26,7 +26,7 @@ VIEWS = (1, 8, 48, 64, 128, 300)
 
 
 def call(bundle: Path, model: MemoryModel, views: int, size: tuple[int, int], collect: bool) -> dict[str, Any]:
-    """Measured and planned peaks of one call."""
+    """Return measured and planned peaks of one call."""
     backend = model.key["backend"]
     start = time.perf_counter()
     peaks = probe(bundle, backend, views, *size, geometry=True, collect=collect)

@@ -1,4 +1,4 @@
-"""How long the post-processing of one view takes, against a plain transcription of the same formulas.
+"""Time the post-processing of one view, and a plain transcription of the same formulas.
 
     python benchmarks/postprocess.py [--height 518] [--width 518] [--runs 15] [--json FILE]
 
@@ -38,7 +38,7 @@ DEVIATION = np.asarray((0.229, 0.224, 0.225), np.float32)
 
 
 def make_view(height: int, width: int, scene: str, seed: int = 0) -> dict[str, Array]:
-    """The heads' outputs for a synthetic view, and its image."""
+    """Return the heads' outputs for a synthetic view, and its image."""
     rng = np.random.default_rng(seed)
     focal = 0.8 * width
     intrinsics = np.array([[[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]], np.float32)
@@ -77,7 +77,7 @@ def ours(view: dict[str, Array]) -> dict[str, Array]:
 
 
 def plain(view: dict[str, Array]) -> dict[str, Array]:
-    """The baseline: the same outputs, formula by formula."""
+    """Compute the same outputs formula by formula: the baseline."""
     rays, scale, logits = view["ray_directions"], view["scale"], view["mask_logits"]
     height, width = rays.shape[1:3]
     x, y, z, w = view["cam_quats"][0] / np.linalg.norm(view["cam_quats"][0])
@@ -130,7 +130,7 @@ def plain(view: dict[str, Array]) -> dict[str, Array]:
 
 
 def neighbours(padded: Array) -> Array:
-    """The nine shifted copies of an array that is padded by one pixel, stacked in front."""
+    """Stack the nine shifted copies of an array that is padded by one pixel."""
     height, width = padded.shape[0] - 2, padded.shape[1] - 2
     return np.stack([padded[i : i + height, j : j + width] for i in range(3) for j in range(3)])
 

@@ -1,4 +1,4 @@
-"""How many views a second are rendered, with one process per core, as training and calibration do.
+"""Measure how many views a second are rendered with one process per core, as training and calibration do.
 
 python benchmarks/scenes.py --json benchmarks/results/scenes.json
 """
@@ -19,7 +19,7 @@ from mapengine.runtime.system.sizes import parse_pixels
 
 
 def _render(seeds: range, width: int, height: int) -> dict[str, float]:
-    """Seconds per kind of scene."""
+    """Return the seconds per kind of scene."""
     seconds: dict[str, float] = {}
     for seed in seeds:
         start = time.perf_counter()

@@ -23,7 +23,7 @@ _SHOWN = {"depth_abs_rel": "depth AbsRel", "rotation_degrees": "rotation error (
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Records in order; of a stretch that was trained again after an interruption, the last try."""
+    """Read the records in order; of steps that were trained again after an interruption, the last try."""
     by_step: dict[tuple[int, str], dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
@@ -32,7 +32,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """The record of a run."""
+    """Return the record of a run."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     log = read_log(folder / "log.jsonl")
     train = [record for record in log if "train" in record]
@@ -53,7 +53,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
-    """Losses, and what they buy on held-out scenes."""
+    """Draw losses, and errors on held-out scenes."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What the attention kernels cost in geometry: the trained network with each kernel's plain twin. Writes JSON.
+"""Measure what the attention kernels cost in geometry: the trained network with each kernel's twin. Writes JSON.
 
     python benchmarks/studies/attention_accuracy.py --json benchmarks/results/attention-accuracy.json
 
@@ -39,7 +39,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def variants(view_tokens: int, kept: list[float]) -> dict[str, Attend]:
-    """Attention over (B, L, H, D) by name; what sparse ones keep goes into ``kept``."""
+    """Return attention over (B, L, H, D) by name; the shares that sparse ones keep are appended to ``kept``."""
 
     def sparse(threshold: float, **options: bool) -> Attend:
         choice = Selection(threshold, view_tokens=view_tokens, extra_tokens=1)
@@ -61,7 +61,7 @@ def variants(view_tokens: int, kept: list[float]) -> dict[str, Attend]:
 
 
 def with_attention(network: MapAnything, attend: Attend) -> Callable[[], None]:
-    """Let the global layers use ``attend``; returns what undoes it."""
+    """Make the global layers use ``attend``; returns what undoes it."""
     layers = [block.attn for block in network.info_sharing.self_attention_blocks[::2]]
     heads = network.config.aggregator.block.num_heads
 

@@ -1,4 +1,4 @@
-"""What it costs to launch our own attention kernels as an engine does, and whether they are right then. Needs a GPU.
+"""Measure the launch of attention kernels as an engine does it, and compare their results. Needs a GPU.
 
     python benchmarks/studies/attention_launch.py --json benchmarks/results/attention-launch-h200.json
 
@@ -48,7 +48,7 @@ def entry(kernel: str, threshold: float | None) -> KernelAttention:
 
 
 def compiled(folder: Path, architecture: int) -> tuple[KernelCode, ...]:
-    """The kernels of the cases for the GPU that is there."""
+    """Compile the kernels of the cases for the GPU that is there."""
     known = [variant.name for variant in variants()]
     names = sorted({name for case in CASES for name in needed_variants(entry(*case), known)})
     build(folder, chosen([architecture], [DIM], names), workers=8)
@@ -59,7 +59,7 @@ def compiled(folder: Path, architecture: int) -> tuple[KernelCode, ...]:
 
 
 def reference(qkv: np.ndarray, kernel: str, threshold: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """The same attention exactly, and as PyTorch and Triton launch our kernel: (L, H * D) each."""
+    """Compute the same attention exactly, and as Triton launches our kernel: (L, H * D) each."""
     import torch
 
     from mapengine.kernels import Selection, dense_attention, int8_attention, sparse_attention, split_qkv
@@ -108,7 +108,7 @@ class Bench:
         self.enqueue: Callable[[], None] = enqueue
 
     def result(self) -> np.ndarray:
-        """(L, H * D) of one run."""
+        """Return (L, H * D) of one run."""
         self.enqueue()
         target = self.device.pinned((len(self.qkv), HEADS * DIM), np.float16)
         self.stream.download(self.output.address, target)
@@ -116,7 +116,7 @@ class Bench:
         return target.array.copy()
 
     def times(self, rounds: int) -> dict[str, float]:
-        """Medians per attention in microseconds: of the GPU in a graph and queued one by one, of the host to queue."""
+        """Return medians per attention in microseconds: GPU, in a graph and queued one by one, and host, to queue."""
         start, end = self.device.event(), self.device.event()
         with self.stream.capture() as graph:
             for _ in range(CALLS):

@@ -1,4 +1,4 @@
-"""What the aggregator takes on this GPU as one graph, and as a chain with our attention kernels between its segments.
+"""Time the aggregator on this GPU as one graph, and as a chain with our attention kernels between its segments.
 
     python benchmarks/studies/chain.py --model preset:giant --views 2 8 32 --json benchmarks/results/chain-h200.json
 
@@ -41,7 +41,7 @@ WARM_UP = 2
 
 
 def write_stages(args: argparse.Namespace, folder: Path) -> dict[str, tuple[StageSpec, Any]]:
-    """The aggregator per kind of attention: its description, and the code of its kernels."""
+    """Write the aggregator per kind of attention; returns its description, and the code of its kernels."""
     model = load_model(args.model)
     (full,) = export_stages(model, folder, stages=(STAGE,))
     half = folder / "fp16" / full.path.name
@@ -95,7 +95,7 @@ class Bench:
         return resource
 
     def milliseconds(self, rounds: int) -> list[float]:
-        """Of each run, between marks in the queue before and behind it."""
+        """Return the milliseconds of each run, between marks in the queue before and behind it."""
         start, end = self.device.event(), self.device.event()
         found = []
         for _ in range(WARM_UP + rounds):
@@ -108,7 +108,7 @@ class Bench:
         return found[WARM_UP:]
 
     def results(self) -> dict[str, np.ndarray]:
-        """What the last run gave."""
+        """Return the results of the last run."""
         found = {}
         for name, spec in self.stage.outputs.items():
             pinned = self._own(self.device.pinned(tensor_shape(spec, self.axes), spec.dtype))
@@ -123,7 +123,7 @@ class Bench:
 
 
 def difference(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> float:
-    """Largest root-mean-square difference of an output, relative to its own root mean square."""
+    """Return the largest root-mean-square difference of an output, relative to its own root mean square."""
     return max(float(np.linalg.norm(found[name] - wanted[name]) / np.linalg.norm(wanted[name])) for name in wanted)
 
 

@@ -1,4 +1,4 @@
-"""What the options of the CPU backends cost and buy: threads, arena, precision hint, chunk size.
+"""Measure options of the CPU backends: threads, arena, precision hint, chunk size.
 
     python benchmarks/studies/cpu_options.py --bundle build/giant --json benchmarks/results/cpu_options.json
 
@@ -34,7 +34,7 @@ OUTPUT = 3
 
 
 def load_onnxruntime(path: Path, threads: int, arena: bool = False, spinning: bool = True) -> Run:
-    """A stage in ONNX Runtime; the defaults are what the runtime chose."""
+    """Load a stage in ONNX Runtime; the defaults are what the runtime chose."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -54,7 +54,7 @@ def load_openvino(
     hint: str = "LATENCY",
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Run:
-    """A stage in OpenVINO; the defaults are what the runtime chose. With ``shapes`` its inputs have only those."""
+    """Load a stage in OpenVINO; the defaults are what the runtime chose. With ``shapes`` its inputs have only those."""
     import openvino
 
     core = openvino.Core()
@@ -72,7 +72,7 @@ def load_openvino(
 
 
 def load_variant(load: Callable[..., Run], path: Path, chunk: int, inputs: Arrays, **options: Any) -> Callable[[], Any]:
-    """One variant as what is timed: all views, in chunks."""
+    """Return what is timed of a variant: all views, in chunks."""
     run = load(path, **options)
     views = len(next(iter(inputs.values())))
 
@@ -86,7 +86,7 @@ def load_variant(load: Callable[..., Run], path: Path, chunk: int, inputs: Array
 def variants(
     stage: str, views: int, threads: int
 ) -> dict[str, dict[str, tuple[Callable[..., Run], int, dict[str, Any]]]]:
-    """Per backend: variant name to loader, views per call and options. The first is what the runtime chose."""
+    """Return per backend: variant name to loader, views per call and options. The first is what the runtime chose."""
     chunk = views if stage == "aggregator" else 1
     several: dict[str, dict[str, Any]] = {
         "onnxruntime": {"memory arena": {"arena": True}, "no spinning": {"spinning": False}},
@@ -106,7 +106,7 @@ def variants(
 
 
 def make_inputs(bundle: Bundle, stage: str, views: int, width: int, height: int) -> Arrays:
-    """Random inputs of a stage."""
+    """Return random inputs of a stage."""
     rng = np.random.default_rng(0)
     sizes = {
         "views": views,

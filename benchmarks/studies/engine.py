@@ -1,4 +1,4 @@
-"""How fast the CPU engines are against PyTorch eager, as a ratio measured in one run.
+"""Time the CPU engines and eager PyTorch in turn.
 
     python benchmarks/studies/engine.py --model preset:giant --size 518x392 --json build/engine.json
 
@@ -30,7 +30,7 @@ Views = list[dict[str, Any]]
 
 
 def load_pytorch(model: str, threads: int, views: Views) -> Callable[[], None]:
-    """The baseline."""
+    """Load the baseline."""
     import torch
 
     from mapengine.export import load_model
@@ -41,7 +41,7 @@ def load_pytorch(model: str, threads: int, views: Views) -> Callable[[], None]:
 
 
 def load_engine(bundle: str, backend: str, threads: int, views: Views) -> Callable[[], None]:
-    """An engine of the bundle."""
+    """Load an engine of the bundle."""
     from mapengine.runtime import Engine
 
     engine = Engine.load(bundle, backend, threads=threads, verify=False)

@@ -1,4 +1,4 @@
-"""INT8 and FP8 of a network with outlier channels: signal-to-noise ratio of what the stages give, naive rounding first.
+"""Measure INT8 and FP8 of a network with outlier channels, by the signal-to-noise ratio of its outputs.
 
     python benchmarks/studies/outliers.py preset:giant --cases 2 --json benchmarks/results/outliers-giant.json
 
@@ -56,7 +56,7 @@ def measure(
     options: CalibrationOptions,
     cases: Cases,
 ) -> dict[str, Any]:
-    """Signal-to-noise ratio by output of the stages and by prediction, and the share of multiplications in 8 bits."""
+    """Return the signal-to-noise ratio of every output and prediction, and the share of multiplications in 8 bits."""
     calibration = calibrate(network, cases, options)
     rounding = folded(network, calibration.layers, calibration.kept_layers)
     with emulated(rounding, calibration.quantised, calibration.precision):

@@ -1,4 +1,4 @@
-"""How far 16-bit stages are from float32: the policy, and what changing one row of it costs or buys.
+"""Measure 16-bit stages against float32: the policy, and changes of one of its rows.
 
     python benchmarks/studies/precision.py --model preset:tiny --json benchmarks/results/precision-tiny.json
 
@@ -46,20 +46,20 @@ TIGHTEST = 5
 
 
 def row(stage: str, module: str, operators: str | None, kind: str) -> Rule:
-    """A row that goes before the policy's."""
+    """Return a row that goes before the policy's."""
     names = None if operators is None else frozenset(operators.split())
     return Rule(stage, module, names, kind, kind, "candidate")  # type: ignore[arg-type]
 
 
 def export_float32(model: str, folder: Path) -> Path:
-    """The folder, with the float32 stages of a model."""
+    """Write the float32 stages of a model into the folder, and return it."""
     folder.mkdir()
     export_stages(load_model(model), folder)
     return folder
 
 
 def candidates(precision: str) -> dict[str, tuple[Rule, ...]]:
-    """Name to the rows that go before the policy's."""
+    """Return candidates: name to the rows that go before the policy's."""
     half = HALF[precision]
     views32 = (
         row("aggregator", "view_features_*", OUTPUT, "float32"),
@@ -126,13 +126,13 @@ class Recording:
 
 
 def predict(stages: Mapping[str, Path], cases: Mapping[str, Any], calls: Calls | None = None) -> dict[str, Any]:
-    """Predictions of all cases."""
+    """Return the predictions of all cases."""
     pipeline = Pipeline({name: Recording(name, path, calls) for name, path in stages.items()})
     return {name: pipeline.forward(prepare_views(views)) for name, views in cases.items()}
 
 
 def stage_error(name: str, path: Path, calls: Calls) -> float:
-    """Root mean square error of a stage's outputs over that of the outputs themselves; the worst output."""
+    """Return the relative root mean square error of a stage's worst output."""
     squares: dict[str, list[float]] = {}
     runner = Recording(name, path)
     for inputs, expected in calls.get(name, []):
@@ -146,7 +146,7 @@ def stage_error(name: str, path: Path, calls: Calls) -> float:
 
 
 def dtype_of(path: Path, name: str) -> Any:
-    """NumPy type of an input."""
+    """Return the NumPy type of an input."""
     import onnx
 
     (found,) = (v for v in onnx.load(path, load_external_data=False).graph.input if v.name == name)
@@ -156,7 +156,7 @@ def dtype_of(path: Path, name: str) -> Any:
 def lowered(
     exported: Path, folder: Path, precision: str, rules: Sequence[Rule], ranges: Ranges, stages: Sequence[str] = STAGES
 ) -> dict[str, LoweredStage]:
-    """The stages in 16 bit; the rows stand before all of the policy but what makes counts and moves data."""
+    """Lower the stages to 16 bit; the rows stand before all of the policy but what makes counts and moves data."""
     policy = (*POLICY[:2], *rules, *POLICY[2:])
     folder.mkdir()
     return {
@@ -173,7 +173,7 @@ def lowered(
 
 
 def geometry(found: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float] | None:
-    """Differences end to end, or None where a prediction is not finite."""
+    """Return the differences end to end, or None where a prediction is not finite."""
     try:
         parity = measure_parity(found, reference, "")
     except ParityError:
@@ -182,12 +182,12 @@ def geometry(found: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str
 
 
 def rounded(value: float) -> float:
-    """Three digits."""
+    """Round to three digits."""
     return float(f"{value:.2e}")
 
 
 def concerns(rules: Sequence[Rule], stage: str) -> bool:
-    """Whether rows are about a stage."""
+    """Return whether rows are about a stage."""
     return not rules or any(rule.stages in ("*", stage) for rule in rules)
 
 
@@ -221,7 +221,7 @@ def main() -> None:
 def measure(
     exported: Path, folder: Path, cases: Mapping[str, Any], precisions: Sequence[str], words: Sequence[str] | None
 ) -> dict[str, Any]:
-    """Errors by precision and candidate, and the float16 tensors with the least room."""
+    """Return errors by precision and candidate, and the float16 tensors with the least room."""
     stages = {name: exported / f"{name}.onnx" for name in STAGES}
     ranges = measure_ranges(stages, cases)
     calls: Calls = {}

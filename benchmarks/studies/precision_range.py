@@ -1,4 +1,4 @@
-"""Activations beyond float16's range: what 16-bit stages return with and without measured magnitudes.
+"""Measure 16-bit stages with activations beyond float16's range, with and without measured magnitudes.
 
     python benchmarks/studies/precision_range.py --json benchmarks/results/precision-range-tiny.json
 
@@ -27,7 +27,7 @@ PRECISIONS = ("fp16", "bf16")
 
 
 def measure(exported: Path, folder: Path, place: Place, cases: dict[str, Any]) -> dict[str, Any]:
-    """Largest magnitude of the float32 network, and per precision the errors without and with ranges."""
+    """Return the largest magnitude in float32, and per precision the errors without and with ranges."""
     folder.mkdir()
     stages = {name: folder / f"{name}.onnx" for name in STAGES}
     for name, path in stages.items():

@@ -1,4 +1,4 @@
-"""How far predictions are from those of the float32 network, in decibels."""
+"""The noise of predictions against those of the float32 network, in decibels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Predictions = Sequence[Mapping[str, Any]]
 def prediction_decibels(
     found: Iterable[Predictions], wanted: Iterable[Predictions], keys: Iterable[str]
 ) -> dict[str, float]:
-    """Signal-to-noise ratio of each of the named predictions over all cases, in decibels to one decimal."""
+    """Return the signal-to-noise ratio of each named prediction over all cases, in decibels to one decimal."""
     noise, signal = dict.fromkeys(keys, 0.0), dict.fromkeys(keys, 0.0)
     for case, exact_case in zip(found, wanted, strict=True):
         for view, exact in zip(case, exact_case, strict=True):

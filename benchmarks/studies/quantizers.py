@@ -1,4 +1,4 @@
-"""INT8 by this project, nncf and ModelOpt, with their defaults, on the same stages, products and calibration data.
+"""Compare INT8 by this project, nncf and ModelOpt, with their defaults, on the same products and calibration data.
 
     pip install nncf "nvidia-modelopt[onnx]"
     python benchmarks/studies/quantizers.py preset:nano --json benchmarks/results/quantizers-nano.json
@@ -62,14 +62,14 @@ class Recorder:
 
 
 def engine_of(bundle: Bundle, replaced: Mapping[str, Path]) -> Engine:
-    """The bundle with other files for some stages."""
+    """Load the bundle with other files for some stages."""
     library = OnnxRuntimeBackend()
     stages = {n: library.load_stage(n, replaced.get(n, bundle.stage_path(n))) for n in bundle.manifest.stages}
     return Engine(bundle, library, Pipeline(stages))
 
 
 def ours(model: MapAnything, bundle: Bundle, cases: Cases, folder: Path) -> dict[str, Path]:
-    """This project, with everything in 8 bits."""
+    """Quantise with this project, everything in 8 bits."""
     calibration = calibrate(model, cases, CalibrationOptions())
     network = with_corrected_biases(folded(model, calibration.layers), calibration)
     (folder / "full").mkdir()
@@ -83,7 +83,7 @@ def ours(model: MapAnything, bundle: Bundle, cases: Cases, folder: Path) -> dict
 
 
 def recorded_inputs(bundle: Bundle, cases: Cases) -> dict[str, list[dict[str, Any]]]:
-    """What every stage is given over the cases, call by call."""
+    """Return the inputs of every stage over the cases, call by call."""
     library = OnnxRuntimeBackend()
     recorders = {name: Recorder(library.load_stage(name, bundle.stage_path(name))) for name in bundle.manifest.stages}
     engine = Engine(bundle, library, Pipeline(dict[str, StageRunner](recorders)))
@@ -93,7 +93,7 @@ def recorded_inputs(bundle: Bundle, cases: Cases) -> dict[str, list[dict[str, An
 
 
 def nncf(model: MapAnything, bundle: Bundle, cases: Cases, folder: Path) -> dict[str, Path]:
-    """Post-training quantisation of nncf in its mode for transformers (SmoothQuant and bias correction included)."""
+    """Quantise with nncf in its mode for transformers (SmoothQuant and bias correction included)."""
     import nncf as library
 
     inputs = recorded_inputs(bundle, cases)
@@ -115,7 +115,7 @@ def nncf(model: MapAnything, bundle: Bundle, cases: Cases, folder: Path) -> dict
 
 
 def modelopt(model: MapAnything, bundle: Bundle, cases: Cases, folder: Path) -> dict[str, Path]:
-    """NVIDIA ModelOpt's quantisation of ONNX graphs (entropy calibration)."""
+    """Quantise with NVIDIA ModelOpt (entropy calibration)."""
     from modelopt.onnx.quantization import quantize
     from onnxruntime.quantization.calibrate import CalibrationDataReader
 
@@ -155,7 +155,7 @@ QUANTISERS: dict[str, Quantiser] = {"mapengine": ours, "nncf": nncf, "ModelOpt":
 
 
 def quantised_products(paths: Mapping[str, Path]) -> int:
-    """Products of two dequantised tensors."""
+    """Count the products of two dequantised tensors."""
     count = 0
     for path in paths.values():
         graph = onnx.load(path).graph

@@ -1,4 +1,4 @@
-"""What encoding a view once saves, by the formulas of the network's work. Writes JSON; measures nothing.
+"""Count what encoding each view once saves, by the formulas of the network's work. Writes JSON; measures nothing.
 
 python benchmarks/studies/saved.py --json benchmarks/results/saved-giant.json
 """

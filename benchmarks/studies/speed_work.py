@@ -1,4 +1,4 @@
-"""What changes of the graphs buy on the CPU backends: each stage as it is built, beside variants of its graph.
+"""Time changes of graphs on the CPU backends: each stage as it is built, beside variants of its graph.
 
     python benchmarks/studies/speed_work.py --bundle build/giant --json benchmarks/results/speed_work-giant.json
 

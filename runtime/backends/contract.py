@@ -1,4 +1,4 @@
-"""What a backend is to the rest of the runtime."""
+"""The interface of a backend: libraries, loaded stages, and pipelines of stages."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ..inputs.prepared import PreparedViews
 from ..options import Progress
 
 BF16_STAGES = ("image_encoder", "aggregator")
-"""What a bundle whose ``arithmetic`` is BF16 runs in bfloat16, though its files are float32: the transformers, as
-upstream's autocast does. What turns numbers into features and features into numbers stays in float32."""
+"""Stages that a bundle whose ``arithmetic`` is BF16 runs in bfloat16 although its files are float32: the transformers,
+as with upstream's autocast. The geometry encoder and the heads stay in float32."""
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -65,7 +65,7 @@ class ChunkSizes:
     dense_head: int = 1
 
     def to_json(self) -> dict[str, int]:
-        """Views per call, keyed by stage."""
+        """Return the views per call, keyed by stage."""
         return asdict(self)
 
 
@@ -81,7 +81,7 @@ class StagePipeline(ABC):
         chunks: ChunkSizes | None = None,
         progress: Progress | None = None,
     ) -> list[dict[str, Array]]:
-        """The views of :meth:`stream`, all at once."""
+        """Return the views of :meth:`stream` all at once."""
         with closing(self.stream(prepared, chunks, progress)) as views:
             return list(views)
 
@@ -92,7 +92,7 @@ class StagePipeline(ABC):
         chunks: ChunkSizes | None = None,
         progress: Progress | None = None,
     ) -> Generator[dict[str, Array], None, None]:
-        """Predictions view by view, metric-scaled and unmasked; a view is decoded when it is asked for.
+        """Yield predictions view by view, metric-scaled and unmasked; a view is decoded when it is asked for.
 
         Args:
             prepared: V views of B samples.
@@ -100,7 +100,7 @@ class StagePipeline(ABC):
             progress: see :data:`..options.Progress`.
 
         Yields:
-            V dictionaries; keys and shapes as in :func:`.postprocess.forward_outputs`.
+            V dictionaries; keys and shapes as in :func:`..postprocessing.predictions.forward_outputs`.
 
         Raises:
             ProfileError: the stages were not built for so many views, or for their size.
@@ -108,14 +108,14 @@ class StagePipeline(ABC):
         """
 
     def device_bytes(self) -> int | None:
-        """Memory in use on a device of its own, by all programs; None without one."""
+        """Return the bytes in use on a device of its own, by all programs; None without one."""
         return None
 
     def time_device(self) -> Callable[[], dict[str, float]] | None:
         """Time copies and stages on the device from now on; None without one.
 
         Returns:
-            What gives the seconds by stage and direction of copying since it was called last, for one thread.
+            A function for one thread that returns the seconds by stage and direction of copying since its last call.
         """
         return None
 

@@ -72,7 +72,7 @@ class Pipeline(StagePipeline):
     def _encode_images(
         self, images: Sequence[NDArray[Any]], known: Sequence[ImageFeatures | None], chunk: int, report: Progress
     ) -> tuple[Array, Array | None]:
-        """Features of all views, view-major; only those that are not known are computed."""
+        """Return the features of all views, view-major; only those that are not known are computed."""
         views, batch = len(images), len(images[0])
         missing = [view for view, features in enumerate(known) if features is None]
         buffers: dict[str, Array] = {}
@@ -117,7 +117,7 @@ class Pipeline(StagePipeline):
     def _decode(
         self, per_sample: list[dict[str, Array]], views: int, chunk: int, report: Progress
     ) -> Iterator[dict[str, Array]]:
-        """Raw head outputs of one view after the other, each with leading dimension B."""
+        """Yield the raw head outputs of one view after the other, each with leading dimension B."""
         names = [f"view_features_{i}" for i in range(4)]
         for start, stop in chunk_ranges(0, views, chunk):
             inputs = {}
@@ -134,7 +134,7 @@ class Pipeline(StagePipeline):
 def geometry_inputs(
     views: Sequence[ViewGeometry], batch: int, height: int, width: int, dtype: str = "float32"
 ) -> dict[str, NDArray[Any]]:
-    """Inputs of the geometry encoder for a chunk of views, view-major.
+    """Return the inputs of the geometry encoder for a chunk of views, view-major.
 
     What a view lacks is zero and switched off by its flag.
     """
@@ -160,7 +160,7 @@ def geometry_inputs(
 
 
 def chunk_ranges(start: int, stop: int, chunk: int) -> list[tuple[int, int]]:
-    """Stretches of at most ``chunk`` from ``start`` to ``stop``, as (start, stop)."""
+    """Divide ``start`` to ``stop`` into ranges of at most ``chunk``, as (start, stop)."""
     return [(first, min(first + chunk, stop)) for first in range(start, stop, chunk)]
 
 
@@ -179,7 +179,7 @@ class HostBackend(ABC):
         Args:
             name: of the stage.
             path: its file.
-            arithmetic: of the bundle (:attr:`..manifest.Manifest.arithmetic`), see :data:`BF16_STAGES`.
+            arithmetic: of the bundle (:attr:`..bundle.manifest.Manifest.arithmetic`), see :data:`BF16_STAGES`.
 
         Raises:
             BackendError: the library refuses the file.

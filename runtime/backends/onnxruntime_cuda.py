@@ -35,7 +35,7 @@ _OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "cudaerrormemory
 
 
 def has_cuda() -> bool:
-    """Whether the installed ONNX Runtime is one for NVIDIA GPUs."""
+    """Return whether the installed ONNX Runtime is one for NVIDIA GPUs."""
     try:
         return _SPEC.provider in import_library(_SPEC.name).get_available_providers()
     except (BackendUnavailableError, AttributeError):  # missing or broken, or an empty folder of the name
@@ -71,7 +71,7 @@ class OnnxRuntimeCudaBackend:
         self.device = self._device.description
 
     def open_pipeline(self, bundle: Bundle, chunks: ChunkSizes) -> DevicePipeline:
-        """See :class:`.base.Backend`."""
+        """See :class:`.contract.Backend`."""
         manifest = bundle.manifest
         with self._device.current():
             stages = {
@@ -147,7 +147,7 @@ class _Graph:
         return covering_optimization_profile(self.name, self.spec, axes)
 
     def context(self, stream: int, axes: Mapping[str, int]) -> tuple[_Binding, int]:
-        """A binding for one shape; the library's own memory is not counted."""
+        """Return a binding for one shape and 0 bytes: the library's own memory is not counted."""
         self.optimization_profile(axes)
         return _Binding(self, axes), 0
 
@@ -159,7 +159,7 @@ class _Graph:
             raise _refusal(f"onnxruntime failed in the stage {self.name}", error) from error
 
     def failed(self, what: str) -> BackendError:
-        """The error for a refusal."""
+        """Return the error for a refusal."""
         return BackendError(f"onnxruntime failed in the stage {self.name}: {what}; build the bundle again")
 
     def _check_tensors(self) -> None:
@@ -180,7 +180,7 @@ class _Binding:
         self._axes = dict(axes)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        """Where a tensor is."""
+        """Bind a tensor to its address."""
         graph = self._graph
         bind = self.binding.bind_input if name in graph.inputs else self.binding.bind_output
         spec = graph.tensors[name]
@@ -188,7 +188,7 @@ class _Binding:
         return True
 
     def set_device_memory(self, address: int, size: int) -> None:
-        """Not used: the library has memory of its own."""
+        """Do nothing: the library has memory of its own."""
 
 
 def _refusal(what: str, error: Exception) -> BackendError:

@@ -57,7 +57,7 @@ class OpenVinoBackend(HostBackend):
         self.threads = threads or usable_processors()
 
     def load_stage(self, name: str, path: Path, arithmetic: str = "fp32") -> StageRunner:
-        """See :class:`.base.HostBackend`.
+        """See :class:`.HostBackend`.
 
         Raises:
             BackendUnavailableError: BF16 arithmetic on a processor without bfloat16.
@@ -65,7 +65,7 @@ class OpenVinoBackend(HostBackend):
         return _Stage(name, self._compile(name, path, arithmetic), path)
 
     def has_bf16(self) -> bool:
-        """Whether this processor multiplies bfloat16."""
+        """Return whether this processor multiplies bfloat16."""
         return "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
     def execution_graph(self, path: Path, inputs: Arrays, arithmetic: str = "fp32") -> list[ExecutionNode]:
@@ -156,7 +156,7 @@ class _Stage:
 
 
 def _text(value: Any) -> str:
-    """Runtime information, which versions of the library wrap differently."""
+    """Return a value of the runtime information, which versions of the library wrap differently."""
     return str(getattr(value, "value", value))
 
 

@@ -30,7 +30,7 @@ _MOST_THREADS = 1024
 
 
 def available_backends() -> list[str]:
-    """Names of the backends that are usable here, fastest first: the package is installed, and its device is there."""
+    """Return the backends that are usable here, fastest first: the package is installed, and its device is there."""
     return [spec.name for spec in reversed(BACKENDS) if _is_usable(spec)]
 
 

@@ -36,7 +36,7 @@ def pack(views: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, 
 
 
 def unpack(arrays: Mapping[str, NDArray[Any]]) -> tuple[list[Arrays], list[Arrays]]:
-    """Inverse of :func:`pack`.
+    """Invert :func:`pack`: return views and predictions.
 
     Raises:
         IntegrityError: a key of another form, or views that are not numbered from 0.
@@ -55,7 +55,7 @@ def unpack(arrays: Mapping[str, NDArray[Any]]) -> tuple[list[Arrays], list[Array
 
 
 def run_golden(bundle: Bundle, pipeline: StagePipeline) -> tuple[list[Arrays], list[Arrays]]:
-    """Run the golden input: predictions per view of the pipeline, and those of the reference.
+    """Run the golden input and return the pipeline's predictions per view, and the reference's.
 
     Raises:
         IntegrityError: the golden file does not fit the bundle.
@@ -99,7 +99,7 @@ def check_golden(bundle: Bundle, pipeline: StagePipeline, where: str) -> tuple[l
 
 
 def largest_excess(found: NDArray[Any], reference: NDArray[Any], tolerance: Tolerance) -> float:
-    """Largest difference in units of the tolerance; infinite when a value is not finite."""
+    """Return the largest difference in units of the tolerance; infinite when a value is not finite."""
     if not np.isfinite(found).all():
         return float("inf")
     allowed = tolerance.atol + tolerance.rtol * np.abs(reference.astype(np.float64))

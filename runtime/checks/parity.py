@@ -21,7 +21,7 @@ def measure_parity(
     """Compare predictions with a reference over several cases.
 
     Args:
-        found: case name to predictions per view (:func:`.postprocess.forward_outputs`, unmasked).
+        found: case name to predictions per view (:func:`..postprocessing.predictions.forward_outputs`, unmasked).
         reference: the same cases, computed by the reference.
         measured_with: what computed ``found``, for the record.
 

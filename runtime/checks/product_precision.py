@@ -1,4 +1,4 @@
-"""Which precision the matrix products of a bundle really run in, from the backend's own words.
+"""The precision in which the backend runs the matrix products of a bundle, as the backend reports it.
 
 A graph that asks for INT8 may run in float32: a kernel is missing, or a fusion does not match. Each stage runs once on
 the bundle's golden input. ONNX Runtime's profiler and OpenVINO's execution graph say which kernel computed what;
@@ -68,14 +68,14 @@ class StageProducts:
     products: tuple[Product, ...]
 
     def counts(self) -> dict[str, int]:
-        """Number of products by type."""
+        """Return the number of products by type."""
         found: Counter[str] = Counter()
         for product in self.products:
             found[product.dtype] += product.count
         return dict(found.most_common())
 
     def share(self, dtypes: Iterable[str]) -> float | None:
-        """Share of the multiplications in the given types; None where the backend does not say."""
+        """Return the share of the multiplications in the given types; None where the backend does not say."""
         total = sum(product.macs for product in self.products)
         wanted = set(dtypes)
         return sum(p.macs for p in self.products if p.dtype in wanted) / total if total else None
@@ -143,7 +143,7 @@ def _stage_inputs(bundle: Bundle, library: HostBackend) -> dict[str, dict[str, N
 def _onnxruntime(
     library: HostBackend, path: Path, inputs: Mapping[str, NDArray[Any]], arithmetic: str
 ) -> list[Product]:
-    """From the profile of one run: operator, types and shapes of every node after fusion."""
+    """Read the profile of one run: operator, types and shapes of every node after fusion."""
     assert isinstance(library, OnnxRuntimeBackend)  # which computes what the file says
     with tempfile.TemporaryDirectory() as folder:
         events = parse_profile(library.profile_stage(path, inputs, Path(folder) / "profile"))
@@ -166,7 +166,7 @@ def _onnxruntime(
 
 
 def _openvino(library: HostBackend, path: Path, inputs: Mapping[str, NDArray[Any]], arithmetic: str) -> list[Product]:
-    """From the execution graph after one run: kernel and precision of every node, and the shapes that it had."""
+    """Read the execution graph after one run: kernel and precision of every node, and its shapes."""
     assert isinstance(library, OpenVinoBackend)
     products = []
     for node in library.execution_graph(path, inputs, arithmetic):
@@ -180,8 +180,11 @@ def _openvino(library: HostBackend, path: Path, inputs: Mapping[str, NDArray[Any
 
 
 def _openvino_type(kernel: str, precision: str) -> str:
-    """Where only the weight is in 8 bits OpenVINO says the precision ``i8``, and the type that is multiplied in at the
-    end of the kernel's name, as in ``brgemm_avx512_f32``."""
+    """Return the type that a kernel multiplies in.
+
+    Where only the weight is in 8 bits OpenVINO reports the precision ``i8``, and ends the kernel's name with the type
+    that it multiplies in, as in ``brgemm_avx512_f32``.
+    """
     suffix = kernel.rpartition("_")[2]
     return _OPENVINO_TYPES.get(suffix if suffix in ("f32", "f16", "bf16") else precision, precision)
 
@@ -191,7 +194,7 @@ def _length(kind: str, weight: tuple[int, ...]) -> int:
 
 
 def listed_products(manifest: Manifest) -> list[StageProducts]:
-    """The products of plans as their builder listed them.
+    """Return the products of plans as their builder listed them.
 
     Multiplications are per token, and said of the stages that work on tokens alone: those with products in 8 bits.
 
@@ -218,7 +221,7 @@ def _is_product(operator: str) -> bool:
 
 
 def parse_profile(text: str) -> list[dict[str, Any]]:
-    """The events of a profile that ONNX Runtime wrote.
+    """Parse a profile that ONNX Runtime wrote, and return the events of nodes.
 
     Raises:
         BackendError: it is no such profile.

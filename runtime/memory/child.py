@@ -26,7 +26,7 @@ def _take_peak() -> int:
 
 
 def random_views(count: int, width: int, height: int, geometry: bool) -> list[dict[str, Any]]:
-    """Views of noise, with all that a view can bring if ``geometry``."""
+    """Return views of noise, with camera, depth and pose if ``geometry``."""
     rng = np.random.default_rng(0)
     views: list[dict[str, Any]] = []
     for index in range(count):
@@ -43,7 +43,7 @@ def random_views(count: int, width: int, height: int, geometry: bool) -> list[di
 
 
 def main(arguments: list[str]) -> int:
-    """See the module; returns the exit code."""
+    """Measure one call, see above, and return the exit code."""
     bundle, backend, *numbers = arguments
     views, width, height, geometry, collect = map(int, numbers)
     peaks = dict.fromkeys(STAGES, 0)

@@ -12,21 +12,21 @@ from .model import MemoryModel, known_model
 
 @dataclass(frozen=True)
 class MemoryGuard:
-    """Refuses calls of a planned bundle that do not fit: into ``limit`` bytes, or into what is free."""
+    """The memory model of a planned bundle, and the bytes that a call may take; None for what is free."""
 
     model: MemoryModel
     limit: int | None
 
     def check(self, views: int, width: int, height: int, *, geometry: bool, collect: bool) -> None:
-        """See :meth:`MemoryModel.check`."""
+        """Refuse a call that does not fit; see :meth:`.MemoryModel.check`."""
         limit = self.limit
         if limit is None:
-            limit = free_bytes() + resident_bytes()  # the model counts what this process has already
+            limit = free_bytes() + resident_bytes()  # the model includes what this process has already
         self.model.check(limit, views, width, height, geometry=geometry, collect=collect)
 
 
 def guard_for(bundle: str, backend: str, version: str, device: str, limit: int | str | None) -> MemoryGuard | None:
-    """The guard of an engine; None for a bundle that was not planned here.
+    """Return the guard of an engine; None for a bundle that was not planned here.
 
     Args:
         bundle, backend, version, device: as in :func:`model_key`.

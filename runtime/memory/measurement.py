@@ -13,7 +13,7 @@ from .probe import probe
 
 
 def measuring_shapes(requests: ServedRequests) -> list[tuple[int, int, int]]:
-    """(views, width, height) of the calls that a model is fitted to: few and small, but apart."""
+    """Return (views, width, height) of the calls that a model is fitted to: few, small, and different."""
     if isinstance(requests.sizes, AnySize):
         sides = sorted({_near(side, requests.sizes) for side in (140, 280)})
         sizes = [(side, side) for side in sides]
@@ -62,7 +62,7 @@ def measure(bundle: Bundle, backend: str = "auto", progress: Progress | None = N
 
 
 def model_key(bundle: Bundle, backend: str) -> dict[str, str]:
-    """What a model is of. Raises as :func:`measure` for a backend that has none."""
+    """Return what identifies a model; raises as :func:`measure` for a backend that has none."""
     library = make_backend(backend, [info.name for info in bundle.manifest.backends], None)
     if library.name not in CPU_BACKENDS:
         raise BackendUnavailableError(

@@ -63,7 +63,7 @@ class MemoryModel:
     def peaks(
         self, views: int, width: int, height: int, *, geometry: bool = True, collect: bool = True
     ) -> dict[str, int]:
-        """Peak bytes of resident memory by stage.
+        """Return the peak bytes of resident memory by stage.
 
         Args:
             views, width, height: of the call.
@@ -82,13 +82,13 @@ class MemoryModel:
         return result
 
     def peak(self, *shape: int, **options: bool) -> tuple[str, int]:
-        """The stage that takes most, and its bytes; arguments as :meth:`peaks`."""
+        """Return the stage that takes most, and its bytes; arguments as :meth:`peaks`."""
         found = self.peaks(*shape, **options)
         stage = max(found, key=found.__getitem__)
         return stage, found[stage]
 
     def most_views(self, limit: int, width: int, height: int, **options: bool) -> int:
-        """How many views fit into ``limit`` bytes; 0 if not even one does."""
+        """Return how many views fit into ``limit`` bytes; 0 if not even one does."""
         low, high = 0, 1
         while high < _MOST_VIEWS and self.peak(high, width, height, **options)[1] <= limit:
             low, high = high, 2 * high
@@ -130,7 +130,7 @@ class MemoryModel:
 
 
 def _fit(rows: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Coefficients that are not negative, by least squares of the relative error; columns that do not vary are left
+    """Fit coefficients that are not negative, by least squares of the relative error; columns that do not vary are left
     out."""
     used = [0, *(c for c in range(1, rows.shape[1]) if np.ptp(rows[:, c]) > 0)]
     while True:
@@ -162,7 +162,7 @@ def model_path(key: Mapping[str, str]) -> Path | None:
 
 
 def table(model: MemoryModel, requests: Sequence[int], width: int, height: int, **options: bool) -> list[list[str]]:
-    """Rows of stage by number of views, and the peak."""
+    """Return rows of stage by number of views, and the peak."""
     peaks = [model.peaks(views, width, height, **options) for views in requests]
     rows = [[stage.replace("_", " "), *(gigabytes(p[stage]) for p in peaks)] for stage in STAGES if stage in peaks[0]]
     return [*rows, ["peak", *(gigabytes(max(p.values())) for p in peaks)]]

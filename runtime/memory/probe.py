@@ -1,4 +1,4 @@
-"""How much memory one call takes, stage by stage, measured in a process of its own (:mod:`.child`)."""
+"""Measure the memory of one call, stage by stage, in a process of its own (:mod:`.child`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECONDS = 1800
 def probe(
     bundle: Path, backend: str, views: int, width: int, height: int, *, geometry: bool = False, collect: bool = False
 ) -> dict[str, int]:
-    """Peak bytes of resident memory by stage, of one call in a new process.
+    """Return the peak bytes of resident memory by stage, of one call in a new process.
 
     Args:
         bundle: folder of the bundle.

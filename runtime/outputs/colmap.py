@@ -85,7 +85,7 @@ def write_colmap(folder: str | os.PathLike[str], scene: SceneArrays, selection: 
 
 
 def image_names(names: Sequence[str]) -> list[str]:
-    """File names ``<name>.png`` without characters that COLMAP's text format cannot hold, all different."""
+    """Return file names ``<name>.png``, all different, of characters that COLMAP's text format can hold."""
     result: list[str] = []
     taken: set[str] = set()
     for index, name in enumerate(names):
@@ -109,7 +109,7 @@ def _view(scene: SceneArrays, selected: NDArray[np.bool_], index: int, name: str
     parameters = np.array(
         [intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2] + 0.5, intrinsics[1, 2] + 0.5], dtype=np.float64
     )
-    # Through the quaternion and back, so that the errors below are those of the rotation that is written.
+    # Through the quaternion and back: the errors below are then those of the rotation that is written.
     xyzw = matrix_to_quaternion(pose[:3, :3].T)
     xyzw = xyzw / np.linalg.norm(xyzw)
     rotation = quaternion_to_matrix(xyzw)

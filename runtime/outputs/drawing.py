@@ -1,4 +1,4 @@
-"""What the project's pictures are drawn with: colour maps, scales with numbers, text that fits."""
+"""Parts of pictures: colour maps, scales with numbers, text that fits."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def paste_tile(
 
 
 def robust_range(values: NDArray[np.float32]) -> Limits | None:
-    """The 1st and 99th percentile of the finite values; None if there are none."""
+    """Return the 1st and 99th percentile of the finite values; None if there are none."""
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         return None
@@ -68,7 +68,7 @@ def colorize(
     limits: Limits | None,
     stops: Stops,
 ) -> NDArray[np.uint8]:
-    """Colour map of (H, W) values as (H, W, 3) uint8; invalid pixels are dark grey."""
+    """Map (H, W) values to colours (H, W, 3) uint8; invalid pixels are dark grey."""
     result = np.full((*values.shape, 3), INVALID, dtype=np.uint8)
     if limits is not None and valid.any():
         low, high = limits
@@ -78,7 +78,7 @@ def colorize(
 
 
 def ramp(share: NDArray[np.float64], stops: Stops) -> NDArray[np.uint8]:
-    """Colours (..., 3) of the shares 0..1 of a scale."""
+    """Return the colours (..., 3) uint8 of the shares 0..1 of a scale."""
     positions = np.linspace(0.0, 1.0, len(stops))
     channels = [np.interp(share, positions, [stop[c] for stop in stops]) for c in range(3)]
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
@@ -94,7 +94,7 @@ def draw_scale(
     unit: str,
     nothing: str,
 ) -> None:
-    """A bar of the colour map with round numbers below it, ``width`` pixels wide and three times ``size`` high.
+    """Draw a bar of the colour map with round numbers below it, ``width`` pixels wide and three times ``size`` high.
 
     Args:
         corner: upper left.
@@ -126,7 +126,7 @@ def draw_scale(
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """Round numbers within low..high, about ``count`` of them."""
+    """Return about ``count`` round numbers within low..high."""
     raw = (high - low) / count
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(magnitude * factor for factor in (1, 2, 2.5, 5, 10) if magnitude * factor >= raw * (1 - 1e-9))
@@ -135,7 +135,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def tick_label(value: float, span: float) -> str:
-    """``value`` with as many digits as tell it from its neighbours on a scale of length ``span``."""
+    """Format ``value`` with as many digits as tell it from its neighbours on a scale of length ``span``."""
     digits = max(0, 2 - math.floor(math.log10(span)))
     text = f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.3g}"
     text = text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
@@ -143,7 +143,7 @@ def tick_label(value: float, span: float) -> str:
 
 
 def fit_text(draw: Any, text: str, font: Any, width: int) -> str:
-    """``text`` as one printable line, shortened in the middle to ``width`` pixels."""
+    """Return ``text`` as one printable line, shortened in the middle to ``width`` pixels."""
     text = "".join(c if c.isprintable() else "?" for c in text)
     if draw.textlength(text, font=font) <= width:
         return text

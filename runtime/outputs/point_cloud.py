@@ -115,7 +115,7 @@ _EMPTY_GLB = _empty_glb()
 def _frustum(
     camera: NDArray[np.float32], pose: NDArray[np.float32], size: tuple[int, int], depth: float
 ) -> NDArray[np.float64] | None:
-    """Apex, the four image corners (clockwise from the upper left) and a tip above the upper edge; glTF axes (6, 3)."""
+    """Return the apex, the image corners clockwise from the upper left, and a tip above them: (6, 3), glTF axes."""
     height, width = size
     k = camera.astype(np.float64)
     if not (np.isfinite(k).all() and np.isfinite(pose).all() and k[0, 0] != 0 and k[1, 1] != 0):
@@ -130,7 +130,7 @@ def _frustum(
 
 
 def _frustum_mesh(corners: NDArray[np.float64], thickness: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Vertices and faces: eight edges as thin square tubes (lines are one pixel wide, or missing, in many viewers)."""
+    """Return vertices and faces: edges as thin square tubes, because many viewers draw lines thinly or not at all."""
     vertices: list[NDArray[np.float64]] = []
     faces: list[NDArray[np.int64]] = []
     for start, end in ((0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1)):

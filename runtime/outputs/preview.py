@@ -1,4 +1,4 @@
-"""A picture of a reconstruction for people who would rather look: image, depth and confidence of each view."""
+"""A picture of a reconstruction: image, depth and confidence of each view."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def write_preview(path: str | os.PathLike[str], scene: SceneArrays, max_width: i
 
 
 def draw_preview(scene: SceneArrays, max_width: int = 1600) -> Image.Image:
-    """The picture that :func:`write_preview` writes."""
+    """Draw the picture that :func:`write_preview` writes."""
     total, height, width = scene.depth.shape
     shown = min(total, MAX_VIEWS)
     layout = _layout(shown, width, height, max_width)
@@ -148,7 +148,7 @@ def _layout(shown: int, width: int, height: int, max_width: int) -> _Layout:
     free = max_width - 2 * margin - (blocks - 1) * block_gap - blocks * 2 * gap
     # Small images are enlarged up to a size at which the titles fit beneath each other.
     tile_width = max(min(free // (3 * blocks), max(width, 240)), 8)
-    # Shapes that no network resolution has are squeezed: nobody opens a picture of 20000 rows.
+    # Shapes that no network resolution has are squeezed, so that the picture does not get tens of thousands of rows.
     tile_height = min(max(round(tile_width * height / width), 8), 3 * tile_width)
     return _Layout(
         blocks=blocks,

@@ -143,7 +143,7 @@ class Scene:
     def point_cloud(
         self, max_points: int | None = None, confidence_percentile: float = 0.0
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """World points (N, 3) float32 and their colours (N, 3) uint8, view by view, rows first.
+        """Return world points (N, 3) float32 and their colours (N, 3) uint8, view by view, rows first.
 
         Args:
             max_points: keep at most so many, chosen at random but always the same ones.
@@ -156,7 +156,7 @@ class Scene:
         return self.points[keep], self.colors[keep]
 
     def selection(self, max_points: int | None = None, confidence_percentile: float = 0.0) -> NDArray[np.bool_]:
-        """The pixels (V, H, W) bool behind :meth:`point_cloud`, same arguments."""
+        """Return the pixels (V, H, W) bool that :meth:`point_cloud` takes; same arguments."""
         if not isinstance(confidence_percentile, numbers.Real) or not 0 <= confidence_percentile <= 100:
             raise InputError(f"confidence_percentile is {confidence_percentile!r}; choose a number from 0 to 100")
         if max_points is not None and (not isinstance(max_points, numbers.Integral) or max_points < 0):
@@ -278,7 +278,7 @@ def _format_of(path: Path, format: str | None) -> str:
 
 
 def _sample(prediction: Mapping[str, Any], view: int, key: str, ndim: int, batch_index: int) -> Array:
-    """Sample ``batch_index`` of one prediction, with checks that name the view and key."""
+    """Return sample ``batch_index`` of one prediction; errors name the view and key."""
     if not isinstance(prediction, Mapping) or prediction.get(key) is None:
         raise InputError(f"view {view}: the prediction lacks {key}; pass what infer returned")
     array = np.asarray(prediction[key])

@@ -51,7 +51,7 @@ def check_no_views(folder: Path) -> None:
 
 
 def load_view(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """One view that :func:`save_views` wrote.
+    """Read a view that :func:`save_views` wrote.
 
     Raises:
         InputError: no such file, or not one of these.

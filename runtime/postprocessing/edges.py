@@ -3,14 +3,14 @@
 Points predicted across an occlusion boundary float between foreground and background. A pixel is dropped when both its
 relative depth range in the 3 x 3 neighbourhood and the largest angle between neighbouring normals exceed a threshold.
 
-Three choices make this fast. Normals are formed only around depth jumps: the image is cut into bands of rows, and the
-columns of a band that hold a jump, with their surroundings, are lined up with those of the other bands in one long
-strip. Vectors live as planes (3, N) of that strip, in pieces that fit the cache. And angles are never formed: a dot
+Three choices make this fast. Normals are computed only around depth jumps: the image is cut into bands of rows, and
+the columns of a band that hold a jump, with their surroundings, are joined with those of the other bands in one long
+strip. Vectors are stored as planes (3, N) of that strip, in pieces that fit the cache. And no angle is computed: a dot
 product is compared with the cosine of the threshold.
 
 The reference takes ``arccos`` of dot products that may round above 1, which gives NaN. Such a pixel drops out of the
-final 3 x 3 maximum. This rule is kept, and with it the reference's order of operations, because both together cost a
-fifth of the time and halve or better the number of pixels that differ from the reference; what is left is rounding.
+final 3 x 3 maximum. This rule and the reference's order of operations are kept: together they cost a fifth of the time
+and halve or better the number of pixels that differ from the reference; the rest is rounding.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NORM_GUARD = 1e-12
 def edge_mask(
     points: Array, depth_z: Array, mask: Array, *, normal_threshold: float = 5.0, depth_threshold: float = 0.03
 ) -> Array:
-    """Edge pixels (H, W) bool of one view, among the pixels of ``mask``.
+    """Return the edge pixels (H, W) bool of one view, among the pixels of ``mask``.
 
     ``points`` (H, W, 3) in any rigid frame, ``depth_z`` (H, W), ``mask`` (H, W) bool: pixels outside it take no part.
     ``normal_threshold`` in degrees, ``depth_threshold`` relative to the pixel's own depth.
@@ -50,7 +50,7 @@ def edge_mask(
 
 
 def depth_edges(depth_z: Array, mask: Array, threshold: float) -> Array:
-    """Pixels (H, W) bool whose 3 x 3 neighbours in ``mask`` differ in depth by more than threshold times their own."""
+    """Return pixels (H, W) bool whose 3 x 3 neighbours in ``mask`` differ by over ``threshold`` times their depth."""
     infinity = depth_z.dtype.type(np.inf)
     spread = _dilate(np.where(mask, depth_z, -infinity), np.maximum)
     spread -= _dilate(np.where(mask, depth_z, infinity), np.minimum)
@@ -60,7 +60,7 @@ def depth_edges(depth_z: Array, mask: Array, threshold: float) -> Array:
 
 
 def normal_edges(points: Array, mask: Array, threshold: float, candidates: Array | None = None) -> Array:
-    """Pixels (H, W) bool near which neighbouring normals enclose more than ``threshold`` degrees.
+    """Return pixels (H, W) bool near which neighbouring normals enclose more than ``threshold`` degrees.
 
     Pixels without a normal (none of their four corner triangles lies in ``mask``) count as perpendicular to every
     neighbour that has one, as in the reference. Only ``candidates`` (H, W) can be edges; without them every pixel can.
@@ -98,7 +98,7 @@ def normal_edges(points: Array, mask: Array, threshold: float, candidates: Array
 
 
 def _strips(active: Array, band_rows: int) -> Iterator[Array]:
-    """Strips of columns around the active ones (bands, W): flat indices of their top pixels in the padded image.
+    """Yield strips of columns around the active ones (bands, W): flat indices of their top pixels in the padded image.
 
     Each run of neighbouring columns is followed by one padding column, so that runs do not touch.
     """
@@ -124,7 +124,7 @@ def _strips(active: Array, band_rows: int) -> Iterator[Array]:
 
 
 def _normals(planes: Array, inside: Array, stride: int) -> tuple[Array, Array]:
-    """Unit normals (3, N - 2 stride) of a flat strip (3, N) without its first and last row, and where there is one.
+    """Return unit normals (3, N - 2 stride) of a flat strip (3, N) without its outer rows, and where there is one.
 
     Zero where there is none. Rows are ``stride`` long and end with padding outside the mask. So a step of 1 or of
     ``stride`` reaches a neighbour or padding, never the far end of another row, and every operation runs over one long
@@ -153,7 +153,7 @@ def _normals(planes: Array, inside: Array, stride: int) -> tuple[Array, Array]:
 
 
 def _differences(planes: Array, inside: Array, step: int) -> tuple[Array, Array]:
-    """Pixel minus the pixel ``step`` before it, and whether both are inside.
+    """Return each pixel minus the one ``step`` before it, and whether both are inside.
 
     Zero where they are not: such a triangle then has a zero cross product and adds nothing. The five planes are x, y,
     z, x, y, so that a cross product is two products of slices.
@@ -184,7 +184,7 @@ def _normalize(planes: Array, squares: Array, norm: Array) -> None:
 
 
 def _turning(normals: Array, valid: Array, stride: int, threshold: float) -> Array:
-    """Flat pixels, bool, with one of their eight neighbours' valid normals at more than ``threshold`` degrees."""
+    """Return flat pixels, bool, with a valid normal of their eight neighbours at more than ``threshold`` degrees."""
     cosine = math.cos(math.radians(threshold)) if threshold < 90 else min(math.cos(math.radians(threshold)), 0.0)
     limit, one = normals.dtype.type(cosine), normals.dtype.type(1)
     turning = np.zeros(valid.shape, bool)
@@ -201,7 +201,7 @@ def _turning(normals: Array, valid: Array, stride: int, threshold: float) -> Arr
 
 
 def _dot(a: Array, b: Array) -> Array:
-    """Dot products (N) of vectors (3, N), summed in the order x, y, z."""
+    """Return the dot products (N) of vectors (3, N), summed in the order x, y, z."""
     products = a * b
     products[0] += products[1]
     products[0] += products[2]
@@ -209,7 +209,7 @@ def _dot(a: Array, b: Array) -> Array:
 
 
 def _dilate(plane: Array, combine: np.ufunc) -> Array:
-    """``combine`` (maximum, minimum, logical or) over the 3 x 3 neighbourhood, cut at the border."""
+    """Apply ``combine`` (maximum, minimum, logical or) over the 3 x 3 neighbourhood, cut at the border."""
     rows = plane.copy()
     combine(rows[1:], plane[:-1], out=rows[1:])
     combine(rows[:-1], plane[1:], out=rows[:-1])

@@ -17,7 +17,7 @@ DEFAULT_NEAR, DEFAULT_FAR = 0.1, 100.0  # of a view without any positive depth
 MIN_DEPTH = 0.04  # a point closer to the target camera than this is not compared
 GUARD = 1e-6
 
-# Corner signs of a frustum, near plane first, and what its surface is made of (indices of corners).
+# Signs of a frustum's corners, near plane first; its planes and triangles as indices of corners.
 _CORNER_SIGNS = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)])
 _PLANES = np.array([(0, 1, 3), (1, 6, 2), (0, 3, 7), (2, 6, 3), (0, 5, 1), (6, 5, 4)])
 _TRIANGLES = np.array(
@@ -38,7 +38,7 @@ def multiview_confidence(
     depth_abs_thresh: float = 0.02,
     depth_rel_thresh: float = 0.02,
 ) -> list[Array]:
-    """Confidence (B, H, W) in 0..1 of V views, float32 like the depth.
+    """Return the confidence (B, H, W) in 0..1 of V views, float32 like the depth.
 
     ``depth_z`` V times (B, H, W, 1), unmasked; ``intrinsics`` (B, 3, 3); ``camera_poses`` (B, 4, 4) camera-to-world;
     ``masks`` (B, H, W) bool: source pixels outside it are not projected. A projection agrees when its depth differs by
@@ -75,7 +75,7 @@ def multiview_confidence(
 
 
 def _frustum(depth_z: Array, intrinsics: Array, pose: Array) -> Array:
-    """The eight corners (8, 3) in world axes of the first sample's frustum, near plane first.
+    """Return the corners (8, 3) of the first sample's frustum in world axes, near plane first.
 
     Near and far are the extremes of the positive depth of the whole batch, as in the reference.
     """
@@ -93,7 +93,7 @@ def _frustum(depth_z: Array, intrinsics: Array, pose: Array) -> Array:
 
 
 def frustum_overlap(corners: Array) -> Array:
-    """Which frusta (V, 8, 3) overlap which others: (V, V) bool, symmetric, False on the diagonal.
+    """Return which frusta (V, 8, 3) overlap: (V, V) bool, symmetric, False on the diagonal.
 
     Two overlap when the first corner of one lies inside the other, or an edge of one crosses a face of the other.
     """
@@ -114,7 +114,7 @@ def frustum_overlap(corners: Array) -> Array:
 
 
 def _any_hit(start: Array, end: Array, origin: Array, e1: Array, e2: Array) -> Array:
-    """Whether a segment (E, 3) hits a triangle (V, 12, 3) of each view: (V,) bool (Moeller and Trumbore, 1997)."""
+    """Return whether a segment (E, 3) hits a triangle (V, 12, 3) of each view: (V,) bool (Moeller, Trumbore 1997)."""
     direction = end - start
     length = np.sqrt((direction * direction).sum(axis=-1))
     direction = (direction / length[:, None])[None, :, None]  # (1, E, 1, 3)
@@ -141,7 +141,7 @@ def _compare(
     mask: Array,
     thresholds: tuple[float, float],
 ) -> tuple[Array, Array]:
-    """Which pixels (H, W) of the source land in the target at all, and which agree with its depth."""
+    """Return which pixels (H, W) of the source land in the target at all, and which agree with its depth."""
     dtype = source_depth.dtype
     height, width = source_depth.shape
     absolute, relative = (dtype.type(x) for x in thresholds)

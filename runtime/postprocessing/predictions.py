@@ -144,7 +144,7 @@ def finish_view(
 
 
 def halved(prediction: Mapping[str, Array]) -> dict[str, Array]:
-    """One view with float16 for what has a value per pixel; values beyond its range become the largest one."""
+    """Return a view with float16 for what has a value per pixel; values beyond its range become the largest one."""
     most = np.finfo(np.float16).max
     return {
         key: np.clip(value, -most, most).astype(np.float16) if value.ndim >= 3 and key not in _EXACT else value
@@ -153,9 +153,9 @@ def halved(prediction: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def confidence_mask(confidence: Array, percentile: float) -> Array:
-    """Pixels (B, H, W) bool whose confidence lies above the given percentile of their own image."""
+    """Return the pixels (B, H, W) bool whose confidence lies above the given percentile of their own image."""
     flat = confidence.reshape(len(confidence), -1)
-    # By hand: NumPy's quantile computes positions in the array's type, and float32 has no odd numbers above 2 ** 24.
+    # Not with NumPy's quantile: it computes positions in the array's type, and float32 has no odd numbers above 2**24.
     position = percentile / 100 * (flat.shape[1] - 1)
     below = min(math.floor(position), max(flat.shape[1] - 2, 0))
     above = min(below + 1, flat.shape[1] - 1)

@@ -1,4 +1,4 @@
-"""Joins what `mapengine eval` found with what was timed: accuracy beside latency."""
+"""Accuracy beside latency: records of `mapengine eval` joined with those of `mapengine profile`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NEEDED = {"model", "weights_sha256", "precision", "where", "size", "results"}
 
 
 def check_evaluation(record: Any) -> None:
-    """Refuse what :func:`add_accuracy` cannot use, before minutes are spent on what it would be joined with.
+    """Refuse a record that :func:`add_accuracy` cannot use, before anything is timed.
 
     Raises:
         InputError: no record of `mapengine eval` on rendered scenes.
@@ -25,7 +25,7 @@ def check_evaluation(record: Any) -> None:
 
 
 def add_accuracy(results: Sequence[dict[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> None:
-    """Give every result the errors that were found for its model, precision and backend, from images alone.
+    """Add to every result the errors that were found for its model, precision and backend, from images alone.
 
     Args:
         results: of a profile; ``accuracy`` is added: ``scenes`` and :data:`FIGURES`, or None where nobody evaluated
@@ -65,7 +65,7 @@ def _belongs(result: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
 
 
 def pareto(results: Sequence[Mapping[str, Any]], views: int) -> list[Mapping[str, Any]]:
-    """Of the results with an accuracy at ``views``, those that no other beats in both time and error, fastest first."""
+    """Return the results at ``views`` that no other beats in both time and error, fastest first."""
     known = [result for result in results if result["views"] == views and result.get("accuracy")]
     known.sort(key=lambda result: (result["end_to_end_s"]["p50"], result["accuracy"]["depth_abs_rel"]))
     front: list[Mapping[str, Any]] = []

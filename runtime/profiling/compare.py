@@ -31,7 +31,7 @@ class Comparison:
 
 
 def compare_records(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[Comparison], list[str]]:
-    """What changed from one profile to another.
+    """Compare two profiles.
 
     Returns:
         One comparison per contender and configuration that both have, and what makes the records hard to compare (other

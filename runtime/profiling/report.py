@@ -1,4 +1,4 @@
-"""A profile as Markdown tables."""
+"""Profiles as Markdown tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOT_MEASURED = "not measured"
 
 
 def rows(record: Mapping[str, Any]) -> list[list[str]]:
-    """One row per contender and configuration; speed is how many times that of the first PyTorch baseline."""
+    """Return a row per contender and configuration; speed is relative to eager PyTorch in float32."""
     result = []
     for entry in record["results"]:
         times = entry["end_to_end_s"]
@@ -45,7 +45,7 @@ def rows(record: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _baseline(record: Mapping[str, Any], entry: Mapping[str, Any]) -> float | None:
-    """Median of the eager float32 reference in the same configuration."""
+    """Return the median of the eager float32 reference in the same configuration."""
     for other in record["results"]:
         same = (other["views"], other["size"]) == (entry["views"], entry["size"])
         if same and other.get("kind") == "pytorch" and other["contender"] == "pytorch":
@@ -54,7 +54,7 @@ def _baseline(record: Mapping[str, Any], entry: Mapping[str, Any]) -> float | No
 
 
 def phase_rows(record: Mapping[str, Any]) -> list[list[str]]:
-    """Median milliseconds of every phase, and how near the stages come to the machine's limit; and what the GPU did."""
+    """Return the median of every phase, its share of the machine's limit, and the times of the GPU."""
     result = []
     for entry in record["results"]:
         for phase, times in entry["phases_s"].items():
@@ -87,7 +87,7 @@ def phase_rows(record: Mapping[str, Any]) -> list[list[str]]:
 
 
 def accuracy_rows(record: Mapping[str, Any]) -> list[list[str]]:
-    """Time beside the errors that an evaluation found, and whether nothing else is better in both."""
+    """Return times beside errors of an evaluation, and whether no other result is better in both."""
     result = []
     for views in sorted({entry["views"] for entry in record["results"] if entry.get("accuracy")}):
         front = pareto(record["results"], views)
@@ -111,7 +111,7 @@ def accuracy_rows(record: Mapping[str, Any]) -> list[list[str]]:
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """All tables, phases for the most views only; what was not measured, and the timing boundary."""
+    """Return all tables, with phases for the most views only, what was not measured, and the timing boundary."""
     most = max(entry["views"] for entry in record["results"])
     longest = {**record, "results": [entry for entry in record["results"] if entry["views"] == most]}
     parts = [

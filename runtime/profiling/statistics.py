@@ -1,4 +1,4 @@
-"""What is said of repeated timings, and when two of them differ."""
+"""Statistics of repeated timings, and when two of them differ."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Summary:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Summary:
-        """Of at least one measurement; percentiles are interpolated linearly."""
+        """Summarise at least one measurement; percentiles are interpolated linearly."""
         values = np.asarray(samples, float)
         p50, p90, p99 = (float(x) for x in np.percentile(values, (50, 90, 99)))
         mean = float(values.mean())
@@ -40,12 +40,12 @@ class Summary:
         return cls(len(values), float(values.min()), p50, p90, p99, mean, spread / mean if mean else 0.0)
 
     def to_json(self) -> dict[str, float]:
-        """Six significant digits each."""
+        """Return plain values of six significant digits."""
         return {key: value if key == "runs" else float(f"{value:.6g}") for key, value in asdict(self).items()}
 
 
 def is_beyond_noise(old: Summary, new: Summary) -> bool:
-    """Whether the medians differ by more than three standard errors of both together, and by more than two per cent."""
+    """Return whether the medians differ by more than three standard errors of both, and by more than two per cent."""
     if min(old.p50, new.p50) <= 0:
         return old.p50 != new.p50
     noise = _SIGMAS * _MEDIAN * math.hypot(old.cv / math.sqrt(old.runs), new.cv / math.sqrt(new.runs))

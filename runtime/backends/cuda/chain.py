@@ -46,13 +46,13 @@ class SegmentChain:
         return all(segment.recordable for segment in self.segments)
 
     def optimization_profile(self, axes: Mapping[str, int]) -> int:
-        """Number of the optimisation profile of the first segment; see :class:`.stage.DeviceStage`."""
+        """Return the number of the first segment's optimization profile; see :class:`.stage.DeviceStage`."""
         axes = self._with_tokens(axes)
         first, *_ = [segment.optimization_profile(axes) for segment in self.segments]
         return first
 
     def context(self, stream: int, axes: Mapping[str, int]) -> tuple[Any, int]:
-        """A context for one shape, without memory, and the bytes that it needs; see :class:`.stage.DeviceStage`."""
+        """Create a context for one shape, without memory; returns it and the bytes that it needs."""
         axes = self._with_tokens(axes)
         made = [segment.context(stream, axes) for segment in self.segments]
         joined = ChainContext(self, [context for context, _ in made], [size for _, size in made], axes)
@@ -66,7 +66,7 @@ class SegmentChain:
                 joined.attend(index, stream)
 
     def failed(self, what: str) -> BackendError:
-        """The error for a refusal of the library, with the library's own words."""
+        """Return the error for a refusal of the library, with the library's own words."""
         return self.segments[0].failed(what)
 
     def _with_tokens(self, axes: Mapping[str, int]) -> dict[str, int]:
@@ -97,7 +97,7 @@ class ChainContext:
         self.memory_bytes = self._workspace_bytes + carried
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        """Where a tensor is, for every segment that has it."""
+        """Set the address of a tensor in every segment that has it; returns whether all took it."""
         self._addresses[name] = address
         pairs = zip(self._chain.segments, self.contexts, strict=True)
         return all(context.set_tensor_address(name, address) for segment, context in pairs if name in segment.tensors)
@@ -133,7 +133,7 @@ class Lifetime:
 
 
 def lifetimes(spec: StageSpec, carried: Mapping[str, TensorSpec], axes: Mapping[str, int]) -> dict[str, Lifetime]:
-    """When each tensor between segments is alive."""
+    """Return when each tensor between segments is alive."""
     steps: dict[str, list[int]] = {name: [] for name in carried}
     for index, segment in enumerate(spec.segments):
         for tensor in (*segment.inputs, *segment.outputs):
@@ -146,10 +146,10 @@ def lifetimes(spec: StageSpec, carried: Mapping[str, TensorSpec], axes: Mapping[
 
 
 def place(tensors: Mapping[str, Lifetime]) -> tuple[dict[str, int], int]:
-    """Offsets in one block, multiples of 256, such that tensors that are alive together do not overlap.
+    """Place tensors in one block of memory such that those that are alive together do not overlap.
 
-    The largest first, each at the lowest offset that is free: within a few percent of the least for a transformer,
-    whose tensors have few sizes.
+    Offsets are multiples of 256. The largest tensor comes first, each at the lowest offset that is free: within a few
+    percent of the least for a transformer, whose tensors have few sizes.
 
     Returns:
         The offset of each tensor, and the bytes of the block.

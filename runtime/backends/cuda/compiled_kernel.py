@@ -18,7 +18,7 @@ _SCALARS: dict[str, Any] = {"i32": ctypes.c_int32, "fp32": ctypes.c_float}
 
 
 def choose_code(codes: Iterable[KernelCode], variant: str, capability: str, attention: KernelAttention) -> KernelCode:
-    """The code of ``variant`` for a GPU: machine code of its own architecture, or else PTX, which the driver compiles.
+    """Choose the code of ``variant`` for a GPU: machine code of its architecture, or PTX, which the driver compiles.
 
     Args:
         codes: of a bundle. capability: compute capability, such as ``8.9``. attention: what the kernel is for.

@@ -122,15 +122,15 @@ class Device:
         try:
             yield
         finally:
-            self._driver.cuCtxPopCurrent()  # after a fatal error it may fail too; that was said already
+            self._driver.cuCtxPopCurrent()  # fails too after a fatal error, which was raised already
 
     def free_memory(self) -> tuple[int, int]:
-        """Free bytes and all bytes of the GPU's memory."""
+        """Return the free bytes and all bytes of the GPU's memory."""
         free, total = self.call("read the free memory", self._driver.cuMemGetInfo)
         return int(free), int(total)
 
     def allocate(self, size: int) -> Buffer:
-        """Uninitialised memory on the GPU.
+        """Allocate memory on the GPU, uninitialised.
 
         Raises:
             OutOfMemory: there is not enough.
@@ -138,22 +138,22 @@ class Device:
         return Buffer(self, max(size, ALIGNMENT))
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> Pinned:
-        """Page-locked memory of the host, which the GPU copies from and to while the processor goes on."""
+        """Allocate page-locked memory of the host, which the GPU copies from and to while the processor goes on."""
         return Pinned(self, shape, np.dtype(dtype))
 
     def stream(self) -> Stream:
-        """A queue of work."""
+        """Create a queue of work."""
         return Stream(self)
 
     def lasting_stream(self) -> Stream:
-        """The one stream of this process for libraries that are tied to a stream, and may outlive who opened them."""
+        """Return the one stream of this process for libraries that stay tied to a stream after an engine is closed."""
         with self._opening:
             if self._lasting is None:
                 self._lasting = self.stream()
         return self._lasting
 
     def event(self) -> Event:
-        """A mark in a stream."""
+        """Create a mark for streams."""
         return Event(self)
 
     def _error(self, doing: str, status: Any) -> BackendError:
@@ -232,7 +232,7 @@ class Stream:
 
     @property
     def handle(self) -> int:
-        """For the libraries."""
+        """The stream as libraries take it."""
         return int(self._stream)
 
     def upload(self, source: Pinned, target: int) -> None:
@@ -329,7 +329,7 @@ class Event:
         self._device.call("run the network", self._device._driver.cuEventSynchronize, self._event)
 
     def milliseconds_since(self, earlier: Event) -> float:
-        """GPU time between two marks that were reached."""
+        """Return the GPU time between two marks that were reached."""
         return float(
             self._device.call("read a time", self._device._driver.cuEventElapsedTime, earlier._event, self._event)
         )
@@ -346,7 +346,7 @@ _devices_lock = threading.Lock()
 
 
 def open_device(ordinal: int = 0) -> Device:
-    """The GPU ``ordinal``: one object for the process, so that a fatal error of one engine is known to all."""
+    """Return the GPU ``ordinal``: one object for the process, so that a fatal error of one engine is known to all."""
     with _devices_lock:
         if ordinal not in _devices:
             _devices[ordinal] = Device(ordinal)
@@ -355,7 +355,7 @@ def open_device(ordinal: int = 0) -> Device:
 
 @functools.cache
 def driver_problem() -> str | None:
-    """What is missing to use an NVIDIA GPU, as part of a sentence; None if there is one.
+    """Return what is missing to use an NVIDIA GPU, as part of a sentence; None if nothing is.
 
     Asks the driver library alone (``cuInit``, ``cuDeviceGetCount``), so it is safe on any machine.
     """
@@ -374,7 +374,7 @@ def driver_problem() -> str | None:
 
 
 def no_gpu(backend: str, problem: str) -> BackendUnavailableError:
-    """The error for a backend whose GPU cannot be used, for what :func:`driver_problem` says."""
+    """Return the error for a backend whose GPU cannot be used; ``problem`` is of :func:`driver_problem`."""
     return BackendUnavailableError(
         f"the backend {backend} needs an NVIDIA GPU, and {problem}; run it on a machine with one, or build the bundle "
         f"with --backend {' or '.join(CPU_BACKENDS)} to run it here"

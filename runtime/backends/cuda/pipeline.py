@@ -29,7 +29,7 @@ _MOST_IDLE = 4
 
 
 class Caches(Protocol):
-    """What a library compiled for this GPU, kept for the next process."""
+    """Kernels that a library compiled for this GPU, on disk for the next process."""
 
     def save(self) -> None:
         """Write what is new. Never raises."""
@@ -37,7 +37,7 @@ class Caches(Protocol):
 
 
 class DevicePipeline(StagePipeline):
-    """Threads may share it: a call takes a context that nobody uses, or makes one."""
+    """The stages on one GPU. Threads may share it: a call takes a context that nobody uses, or makes one."""
 
     def __init__(
         self,
@@ -52,15 +52,15 @@ class DevicePipeline(StagePipeline):
         Args:
             stages: keyed by name.
             chunks: the most views that their optimization profiles take at once.
-            caches: of what the library compiles.
-            stream: the one that the stages always run in; None where any will do.
+            caches: of kernels that the library compiles.
+            stream: that the stages always run in; None where any will do.
         """
         self.chunks = chunks
         self._device = device
         self._contexts = _ShapeContexts(device, stages, caches, stream)
         # Also at the end of the process, as long as the libraries still work.
         self.close = weakref.finalize(self, self._contexts.close)
-        """Give the GPU's memory back, after the last call. It happens by itself when the object goes away."""
+        """Free the GPU's memory, after the last call. It happens by itself when the object goes away."""
 
     def stream(
         self,
@@ -112,7 +112,7 @@ class DevicePipeline(StagePipeline):
         chunks: ChunkSizes,
         progress: Progress | None,
     ) -> Generator[tuple[dict[str, NDArray[Any]], NDArray[np.float32]], None, None]:
-        """The views of one sample. The GPU is this thread's between two of them no longer than a step takes."""
+        """Yield the views of one sample. The GPU is current for this thread only while the generator runs."""
         images = [np.asarray(image[sample : sample + 1], np.float32) for image in prepared.images]
         geometry = [_of_sample(view, sample) for view in prepared.geometry]
         features = [None if view is None else _features_of(view, sample) for view in prepared.features]
@@ -268,7 +268,7 @@ class _ShapeContexts:
 
 
 def _of_sample(view: ViewGeometry | None, sample: int) -> ViewGeometry | None:
-    """What a view brings for one sample; None for nothing."""
+    """Return what a view brings for one sample; None for nothing."""
     if view is None or not view.flags[sample].any():
         return None
     part = slice(sample, sample + 1)
@@ -277,5 +277,6 @@ def _of_sample(view: ViewGeometry | None, sample: int) -> ViewGeometry | None:
 
 
 def _features_of(view: ImageFeatures, sample: int) -> ImageFeatures:
+    """Return the features of one sample."""
     part = slice(sample, sample + 1)
     return ImageFeatures(view.patches[part], None if view.extra is None else view.extra[part])

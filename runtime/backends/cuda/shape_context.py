@@ -1,11 +1,11 @@
-"""Everything that one shape of request needs on the GPU: buffers, execution contexts, recorded graphs.
+"""What one shape of request needs on the GPU: buffers, execution contexts, recorded graphs.
 
 The stages hand device buffers to each other, so between the images and the predictions nothing comes back to the host.
 A context belongs to one call at a time; ``pipeline.py`` keeps a few of them.
 
 A context always works on the same addresses: chunks of views are copied, on the GPU, between its buffers and those of
 all views. A graph is only valid for the addresses and shapes that it was recorded with (TensorRT's guide advises one
-context per graph), the copies move little in comparison with a stage's work, and tensors lie where TensorRT wants them.
+context per graph), the copies are small beside a stage's work, and tensors are aligned as TensorRT requires.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from .stage import DeviceStage, tensor_bytes, tensor_shape
 from .timing import DEVICE_TO_HOST, HOST_TO_DEVICE, ON_DEVICE, GpuClock
 
 SCALE = "metric_scaling_factor"
-"""The output of the aggregator that goes to the host."""
+"""The output of the aggregator that the host reads."""
 
 _WHOLE_NAMES = {"patch_features": "features"}
-"""Tensors that are called otherwise where the aggregator reads them, for all views."""
+"""Tensors that have another name where the aggregator reads them, for all views."""
 
 _SLOTS = 2
 """Sets of page-locked buffers: the host fills or reads one while the GPU works with the other."""
@@ -57,8 +57,12 @@ class RequestShape:
 
 @dataclass(frozen=True)
 class Work:
-    """What a call has to compute: the views that go through the image encoder and through the geometry encoder, and
-    whether that is all."""
+    """What a call has to compute.
+
+    Attributes:
+        images, geometry: the views that go through the image encoder and through the geometry encoder.
+        encode_only: nothing but the image encoder runs.
+    """
 
     images: Sequence[int]
     geometry: Sequence[int]
@@ -66,7 +70,7 @@ class Work:
 
     @classmethod
     def of(cls, features: Sequence[ImageFeatures | None], geometry: Sequence[ViewGeometry | None]) -> Work:
-        """The work of a whole call, from what is known of each view."""
+        """Return the work of a whole call, from what is known of each view."""
         return cls(
             [view for view, known in enumerate(features) if known is None],
             [view for view, brings in enumerate(geometry) if brings is not None],
@@ -96,13 +100,13 @@ class _Launch:
                 raise stage.failed(f"it refuses the address of {name}")
 
     def use_memory(self, memory: Buffer) -> None:
-        """Work in ``memory`` from now on, which contexts that run one after the other share."""
+        """Use ``memory`` from now on, which contexts that run one after the other share."""
         self.free()
         self._runs = 0
         self._context.set_device_memory(memory.address, memory.size)
 
     def run(self, stream: Stream) -> None:
-        """Put the stage into the queue: as a graph from its second run on, where that can be recorded."""
+        """Enqueue the stage: as a graph from its second run on, where that can be recorded."""
         if self._runs == 1 and self._stage.recordable:
             self._graph = self._record(stream)
         self._runs += 1
@@ -133,7 +137,7 @@ class ShapeContext:
     def __init__(
         self, device: Device, stages: Mapping[str, DeviceStage], request: RequestShape, stream: Stream | None = None
     ) -> None:
-        """Nothing big is allocated before :meth:`prepare`. ``stream`` is what the stages are tied to, if anything."""
+        """Make an empty context, to be prepared. ``stream`` is the one that the stages are tied to, if any."""
         self.request = request
         self._device = device
         self._stages = stages
@@ -153,11 +157,11 @@ class ShapeContext:
             raise
 
     def is_prepared(self, work: Work) -> bool:
-        """Whether :meth:`prepare` has nothing left to do."""
+        """Return whether :meth:`prepare` has nothing left to do."""
         return not self._missing(work)
 
     def prepare(self, work: Work) -> None:
-        """Make what a call needs and that is not there yet.
+        """Make what a call needs and the context lacks.
 
         Raises:
             OutOfMemory: the GPU's memory does not suffice.
@@ -254,7 +258,7 @@ class ShapeContext:
             yield from finish(*previous)
 
     def encode(self, images: Sequence[NDArray[np.float32]], report: Progress | None = None) -> list[ImageFeatures]:
-        """The image encoder alone, after :meth:`prepare` for ``encode_only``: images V times (1, 3, H, W)."""
+        """Run the image encoder alone, after :meth:`prepare` for ``encode_only``, on V images (1, 3, H, W)."""
         loaded, found = self._stages["image_encoder"], []
         for step in self._steps(Work(range(len(images)), (), encode_only=True)):
             self._upload(step, 0, self._fill(step, 0, [images[view] for view in step.views]))
@@ -272,7 +276,7 @@ class ShapeContext:
         return found
 
     def close(self) -> None:
-        """Give everything back. Errors are dropped: they were raised where they happened."""
+        """Free everything. Errors are dropped: they were raised where they happened."""
         with contextlib.suppress(BackendError, AttributeError):  # perhaps there is no stream yet
             self._stream.synchronize()
         for launch in self._launches.values():
@@ -291,7 +295,7 @@ class ShapeContext:
         return resource
 
     def _steps(self, work: Work) -> Iterator[_Step]:
-        """All launches of a call in order."""
+        """Yield all launches of a call in order."""
         every = range(self.request.views)
         chunks = self.request.chunks
         stages: list[tuple[str, Sequence[int], int]] = [("image_encoder", work.images, chunks.image_encoder)]
@@ -319,19 +323,19 @@ class ShapeContext:
         return _Launch(loaded, self._stream, self._axes(stage, views), addresses)
 
     def _address(self, stage: str, views: int, name: str) -> int:
-        """Where a stage reads or writes a tensor when it runs on this many views."""
+        """Return where a stage reads or writes a tensor when it runs on this many views."""
         if self._is_direct(stage, views, name):
             return self._buffer("aggregator", _WHOLE_NAMES.get(name, name)).address
         return self._buffer(stage, name).address
 
     def _is_direct(self, stage: str, views: int, name: str) -> bool:
-        """Whether a stage works on the tensor of all views itself; never in place, which TensorRT does not allow."""
+        """Return whether a stage works on the tensor of all views itself; never in place, which TensorRT forbids."""
         return (
             _WHOLE_NAMES.get(name, name) in self._whole and views == self.request.views and stage != "geometry_encoder"
         )
 
     def _buffer(self, stage: str, name: str) -> Buffer:
-        """The GPU memory of a tensor, for as many views as the stage takes at once."""
+        """Return the GPU memory of a tensor, for as many views as the stage takes at once."""
         if (stage, name) not in self._buffers:
             views = min(self.request.chunks.to_json().get(stage, self.request.views), self.request.views)
             size = tensor_bytes(self._stages[stage].tensors[name], self._axes(stage, views))
@@ -339,7 +343,7 @@ class ShapeContext:
         return self._buffers[stage, name]
 
     def _host(self, step: _Step, name: str, slot: int) -> Pinned:
-        """The page-locked copy of a tensor that comes from the host or goes there."""
+        """Return the page-locked copy of a tensor that comes from the host or goes there."""
         key = step.stage, name, len(step.views), slot
         if key not in self._pinned:
             spec = self._stages[step.stage].tensors[name]
@@ -350,7 +354,7 @@ class ShapeContext:
     # One call
 
     def _fill(self, step: _Step, slot: int, views: Sequence[Any]) -> list[str]:
-        """Write the inputs of a step into page-locked memory; returns their names."""
+        """Write the inputs of a step into page-locked memory and return their names."""
         if step.stage == "image_encoder":
             np.concatenate(views, out=self._host(step, "images", slot).array, casting="same_kind")
             return ["images"]
@@ -361,12 +365,12 @@ class ShapeContext:
         return list(inputs)
 
     def _upload(self, step: _Step, slot: int, names: Sequence[str]) -> None:
-        """Bring the inputs of a step to the GPU."""
+        """Copy the inputs of a step to the GPU."""
         for name in names:
             self._stream.upload(self._host(step, name, slot), self._address(step.stage, len(step.views), name))
 
     def _put_features(self, features: Sequence[ImageFeatures | None]) -> None:
-        """Bring what the image encoder gave before to where the aggregator reads it."""
+        """Copy known features of views to where the aggregator reads them."""
         loaded = self._stages["image_encoder"]
         for view, known in enumerate(features):
             if known is None:
@@ -398,7 +402,7 @@ class ShapeContext:
 
 
 def _runs(views: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Stretches of consecutive views as (position in ``views``, first view, how many)."""
+    """Yield the runs of consecutive views as (position in ``views``, first view, how many)."""
     start = 0
     for index in range(1, len(views) + 1):
         if index == len(views) or views[index] != views[index - 1] + 1:

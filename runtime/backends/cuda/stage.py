@@ -1,4 +1,4 @@
-"""What a shape context needs of a stage that runs on a GPU, whichever library computes it."""
+"""The interface of a stage on a GPU, for every library that computes one."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class StageContext(Protocol):
     """A stage for one shape of tensors."""
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        """Where a tensor is; whether that is taken."""
+        """Set the address of a tensor; returns whether the library accepts it."""
         ...
 
     def set_device_memory(self, address: int, size: int) -> None:
-        """What to work in."""
+        """Set the memory to work in."""
         ...
 
 
@@ -38,24 +38,24 @@ class DeviceStage(Protocol):
         ...
 
     def optimization_profile(self, axes: Mapping[str, int]) -> int:
-        """Number of the first optimisation profile that covers the axes; :class:`ProfileError` if none does."""
+        """Return the number of the first optimization profile that covers the axes; ``ProfileError`` if none does."""
         ...
 
-    def context(self, stream: int, axes: Mapping[str, int]) -> tuple[Any, int]:
-        """A :class:`StageContext` for one shape, without memory, and the bytes that it needs."""
+    def context(self, stream: int, axes: Mapping[str, int]) -> tuple[StageContext, int]:
+        """Create a context for one shape, without memory; returns it and the bytes that it needs."""
         ...
 
     def enqueue(self, context: Any, stream: int) -> None:
-        """Put the stage into a stream, whose turn the caller holds; its tensors' addresses and its memory are set."""
+        """Enqueue the stage, whose addresses and memory are set. The caller holds the stream's turn."""
         ...
 
     def failed(self, what: str) -> BackendError:
-        """The error for a refusal of the library, with the library's own words where it has any."""
+        """Return the error for a refusal of the library, with the library's own words where it has any."""
         ...
 
 
 def covering_optimization_profile(name: str, spec: StageSpec, axes: Mapping[str, int]) -> int:
-    """Number of the first optimisation profile of the stage ``name`` that covers the axes.
+    """Return the number of the first optimization profile of the stage ``name`` that covers the axes.
 
     Raises:
         ProfileError: none does; the message names the build options.
@@ -74,7 +74,7 @@ def check_tensors(what: str, found: Mapping[str, object], wanted: Mapping[str, o
     """Refuse a file with other tensors than the manifest says.
 
     Args:
-        what: of the message: "the plan of aggregator". found, wanted: what is compared, by name of a tensor.
+        what: for the message, such as "the plan of aggregator". found, wanted: what is compared, by name of a tensor.
 
     Raises:
         ManifestError: the message names the tensors that differ.
@@ -87,7 +87,7 @@ def check_tensors(what: str, found: Mapping[str, object], wanted: Mapping[str, o
 
 
 def tensor_shape(spec: TensorSpec, axes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of a tensor for values of its axes; ``14*patch_rows`` is fourteen times the axis ``patch_rows``."""
+    """Return the shape of a tensor for values of its axes; ``14*patch_rows`` is 14 times the axis ``patch_rows``."""
     shape = []
     for axis in spec.shape:
         if isinstance(axis, int):
@@ -99,5 +99,5 @@ def tensor_shape(spec: TensorSpec, axes: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def tensor_bytes(spec: TensorSpec, axes: Mapping[str, int]) -> int:
-    """Size of a tensor in bytes."""
+    """Return the size of a tensor in bytes."""
     return math.prod(tensor_shape(spec, axes)) * _BYTES[spec.dtype]

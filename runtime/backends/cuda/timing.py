@@ -1,4 +1,4 @@
-"""How long copies and stages take on the GPU, from marks in the stream around them."""
+"""Times of copies and stages on the GPU, from marks in the stream around them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class GpuClock:
                 self._idle.append(start)
 
     def read(self) -> dict[str, float]:
-        """The sums, in seconds; afterwards they are zero. Waits for what is still running."""
+        """Wait for what is still running, return the sums in seconds, and reset them."""
         spans, self._spans = self._spans, []
         totals: dict[str, float] = {}
         with self._device.current():
@@ -48,7 +48,7 @@ class GpuClock:
         return totals
 
     def close(self) -> None:
-        """Give the marks back."""
+        """Free the marks."""
         marks = [*self._idle, *(mark for _, *both in self._spans for mark in both)]
         self._idle, self._spans = [], []
         for mark in marks:

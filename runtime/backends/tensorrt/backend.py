@@ -35,7 +35,7 @@ class TensorRtBackend:
         self.device = self._device.description
 
     def open_pipeline(self, bundle: Bundle, chunks: ChunkSizes) -> DevicePipeline:
-        """See :class:`..base.Backend`."""
+        """See :class:`..contract.Backend`."""
         with self._device.current():
             logger = make_logger(self._flavour)
             runtime: Any = self._flavour.library.Runtime(logger)

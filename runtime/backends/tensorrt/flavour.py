@@ -1,4 +1,4 @@
-"""All that ``tensorrt`` 10.x, ``tensorrt`` 11.x and ``tensorrt_rtx`` differ in, and what is missing to use them.
+"""The differences between ``tensorrt`` 10.x, ``tensorrt`` 11.x and ``tensorrt_rtx``, and how they are found.
 
 Nothing here touches a TensorRT runtime before a driver with a GPU was found: without one TensorRT-RTX returns ``None``
 where an object is expected, and the lean runtime of TensorRT crashes the process.
@@ -35,7 +35,7 @@ class Flavour:
         return self.name == "tensorrt-rtx"
 
     def create_network(self, builder: Any) -> Any:
-        """A network whose tensor types are those of the graph (the only kind that TensorRT 11 knows)."""
+        """Create a network whose tensor types are those of the graph (the only kind that TensorRT 11 knows)."""
         flag = getattr(self.library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         return builder.create_network(0 if flag is None else 1 << int(flag))
 
@@ -48,7 +48,7 @@ class Flavour:
         return self.is_rtx
 
     def create_context(self, engine: Any, runtime_cache: Any = None) -> Any:
-        """An execution context without memory of its own, or None where the library cannot make one.
+        """Create an execution context without memory of its own; None where the library cannot.
 
         The caller gives it memory with ``set_device_memory``, so that contexts that run one after the other share it.
         """
@@ -63,11 +63,11 @@ class Flavour:
         return engine.create_execution_context(config)
 
     def create_runtime_cache(self, engine: Any) -> Any | None:
-        """The object that keeps kernels compiled at run time; None for TensorRT, which compiles at build time."""
+        """Create the cache of kernels compiled at run time; None for TensorRT, which compiles at build time."""
         return engine.create_runtime_config().create_runtime_cache() if self.is_rtx else None
 
     def plan_problem(self, runtime: Any, plan: Any) -> str | None:
-        """Why the library says that it cannot run a plan, from the plan's header; None where it does not say so.
+        """Return why the library cannot run a plan, from the plan's header; None where it names no reason.
 
         ``plan`` is a buffer that can be sliced. TensorRT has no such check.
         """

@@ -1,4 +1,4 @@
-"""A stage as a TensorRT plan: deserialised, checked against the manifest, with its optimisation profiles."""
+"""A stage as a TensorRT plan: deserialised, checked against the manifest, with its optimization profiles."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _log.addHandler(logging.NullHandler())  # errors are raised; who wants the libra
 
 @functools.cache  # TensorRT keeps the first logger that it is given, for the life of the process
 def make_logger(flavour: Flavour) -> Any:
-    """A TensorRT logger that writes to :mod:`logging` and keeps the last error of each thread (``last_error``)."""
+    """Return a TensorRT logger that writes to :mod:`logging` and keeps each thread's last error (``last_error``)."""
     levels = {
         "INTERNAL_ERROR": logging.ERROR,
         "ERROR": logging.ERROR,
@@ -46,7 +46,7 @@ def make_logger(flavour: Flavour) -> Any:
             _log.log(level, "%s: %s", flavour.name, message)
 
         def last_error(self) -> str:
-            """The newest error of this thread, in one line, and forget it."""
+            """Return the newest error of this thread, in one line, and forget it."""
             text = str(getattr(self._local, "error", "it gives no reason"))
             self._local.error = "it gives no reason"
             return text.strip().splitlines()[0].rstrip(".") if text.strip() else "it gives no reason"
@@ -95,7 +95,7 @@ class Plan:
         self.runtime_cache: Any = flavour.create_runtime_cache(self.engine)
 
     def optimization_profile(self, axes: Mapping[str, int]) -> int:
-        """Number of the first optimisation profile that covers the axes.
+        """Return the number of the first optimization profile that covers the axes.
 
         Raises:
             ProfileError: none does; the message names the build options.
@@ -103,10 +103,10 @@ class Plan:
         return covering_optimization_profile(self.name, self.spec, axes)
 
     def context(self, stream: int, axes: Mapping[str, int]) -> tuple[Any, int]:
-        """An execution context for one shape, without memory, and the bytes of memory that it needs.
+        """Create an execution context for one shape, without memory; returns it and the bytes that it needs.
 
         Args:
-            stream: CUDA stream for the choice of the profile.
+            stream: CUDA stream in which the optimization profile is set.
             axes: value of every dynamic axis.
         """
         with self._making:
@@ -114,7 +114,7 @@ class Plan:
         if context is None:
             raise self.failed("no execution context can be made")
         if not context.set_optimization_profile_async(self.optimization_profile(axes), stream):
-            raise self.failed("its profile cannot be chosen")
+            raise self.failed("its optimization profile cannot be set")
         for name, tensor in self.inputs.items():
             if not context.set_input_shape(name, tensor_shape(tensor, axes)):
                 raise self.failed(f"it refuses {name} of shape {tensor_shape(tensor, axes)}")
@@ -137,7 +137,7 @@ class Plan:
         return not self._flavour.captures_graphs
 
     def failed(self, what: str) -> BackendError:
-        """The error for a refusal of the library, with the library's own words."""
+        """Return the error for a refusal of the library, with the library's own words."""
         return self._refused(f"{self._flavour.name} failed in the stage {self.name}: {what}", "build the bundle again")
 
     def _refused(self, what: str, fix: str) -> BackendError:
@@ -163,7 +163,7 @@ class Plan:
 
 @contextlib.contextmanager
 def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    """A file's content, read as it is used: a plan may take gigabytes."""
+    """Map a file, which is read as it is used: a plan may take gigabytes."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             yield content

@@ -67,15 +67,17 @@ class InferenceSession:
         self._library = library
         self._stream = int(given["user_compute_stream"])
         self._name = Path(path).stem
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self._kinds = {v.name: v.type for v in (*self._session.get_inputs(), *self._session.get_outputs())}
+        self._inference_session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._kinds = {
+            v.name: v.type for v in (*self._inference_session.get_inputs(), *self._inference_session.get_outputs())
+        }
         self._inside = threading.Lock()
 
     def get_inputs(self) -> Any:
-        return self._session.get_inputs()
+        return self._inference_session.get_inputs()
 
     def get_outputs(self) -> Any:
-        return self._session.get_outputs()
+        return self._inference_session.get_outputs()
 
     def get_providers(self) -> list[str]:
         return self._library.get_available_providers() if self._library.loads else ["CPUExecutionProvider"]
@@ -111,7 +113,7 @@ class InferenceSession:
                 self._library.driver.mistake(f"{self._name}: {name} is outside of its allocation")
                 return
         given = {name: _at(*value) for name, value in inputs.items()}
-        found = self._session.run(list(outputs), given)
+        found = self._inference_session.run(list(outputs), given)
         for (name, value), result in zip(outputs.items(), found, strict=True):
             if result.shape != value[1]:
                 self._library.driver.mistake(f"{self._name}: {name} is {result.shape}, bound as {value[1]}")

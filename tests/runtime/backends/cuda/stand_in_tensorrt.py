@@ -139,8 +139,10 @@ class ICudaEngine:
         options.intra_op_num_threads = 1
         self._library = library
         self._logger = logger
-        self._session = onnxruntime.InferenceSession(plan["graph"], options, providers=["CPUExecutionProvider"])
-        self._types = {value.name: value.type for value in self._session.get_inputs()}
+        self._inference_session = onnxruntime.InferenceSession(
+            plan["graph"], options, providers=["CPUExecutionProvider"]
+        )
+        self._types = {value.name: value.type for value in self._inference_session.get_inputs()}
         self._stage = Path(plan["graph"]).stem
         self._inputs = {tensor["name"]: tensor for tensor in plan["spec"]["inputs"]}
         self._outputs = {tensor["name"]: tensor for tensor in plan["spec"]["outputs"]}
@@ -376,7 +378,7 @@ class IExecutionContext:
             name: _at(addresses[name], shapes[name], tensor).astype(_runtime_type(engine._types[name]))
             for name, tensor in engine._inputs.items()
         }
-        outputs = engine._session.run(list(engine._outputs), inputs)
+        outputs = engine._inference_session.run(list(engine._outputs), inputs)
         ctypes.memset(memory[0], 0xAB, memory[1])
         for (name, tensor), value in zip(engine._outputs.items(), outputs, strict=True):
             _at(addresses[name], shapes[name], tensor)[...] = value + np.float32(self._library.noise)
