@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..system.files import atomic_write, output_path
 from .colmap import write_colmap
 from .point_cloud import write_glb, write_ply
 from .preview import write_preview
+from .scene_arrays import DTYPES, SHAPES, SceneArrays
 
 Array = NDArray[Any]
 
@@ -26,16 +27,6 @@ COLMAP_MAX_POINTS = 100_000
 _FORMATS = ("glb", "ply", "npz", "colmap")
 _SUPPORTED = ".glb, .ply, .npz, or no suffix for a COLMAP folder"
 _VERSION = 1
-_SHAPES = {
-    "points": ("V", "H", "W", 3),
-    "colors": ("V", "H", "W", 3),
-    "depth": ("V", "H", "W"),
-    "confidence": ("V", "H", "W"),
-    "mask": ("V", "H", "W"),
-    "intrinsics": ("V", 3, 3),
-    "poses": ("V", 4, 4),
-}
-_DTYPES = {"colors": np.uint8, "mask": np.bool_}
 _PREDICTIONS = {
     "points": ("pts3d", 4),
     "colors": ("img_no_norm", 4),
@@ -46,8 +37,7 @@ _PREDICTIONS = {
 }
 
 
-@dataclass(eq=False)
-class Scene:
+class Scene(SceneArrays):
     """A reconstruction of V views of H x W pixels.
 
     Axes are OpenCV's (x right, y down, z forward); lengths are metres as far as the model's metric scale is right.
@@ -67,42 +57,6 @@ class Scene:
         InputError: arrays whose shapes do not fit together.
     """
 
-    points: NDArray[np.float32]
-    colors: NDArray[np.uint8]
-    depth: NDArray[np.float32]
-    confidence: NDArray[np.float32]
-    mask: NDArray[np.bool_]
-    intrinsics: NDArray[np.float32]
-    poses: NDArray[np.float32]
-    metric_scale: float = 1.0
-    names: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        sizes: dict[str, int] = {}
-        for name, shape in _SHAPES.items():
-            array = np.asarray(getattr(self, name))
-            wanted = tuple(sizes.get(s, s) if isinstance(s, str) else s for s in shape)
-            if array.ndim != len(wanted) or any(
-                isinstance(w, int) and w != n for w, n in zip(wanted, array.shape, strict=True)
-            ):
-                raise InputError(
-                    f"scene: {name} has shape {array.shape}; expected ({', '.join(map(str, wanted))}), "
-                    "the same views and size as points"
-                )
-            sizes.update((s, n) for s, n in zip(shape, array.shape, strict=True) if isinstance(s, str))
-            setattr(self, name, array.astype(_DTYPES.get(name, np.float32), copy=False))
-        if 0 in sizes.values():
-            raise InputError("scene: there is no view or no pixel; give at least one")
-        self.names = list(self.names) or [f"view {i}" for i in range(sizes["V"])]
-        if len(self.names) != sizes["V"]:
-            raise InputError(f"scene: {len(self.names)} names for {sizes['V']} views; give one name per view")
-        # What is not finite is not a reconstruction, and no file format means the same by it.
-        self.mask = self.mask & np.isfinite(self.points).all(axis=-1) & np.isfinite(self.depth)
-        self.points = np.where(self.mask[..., None], self.points, np.float32(0))
-        self.depth = np.where(self.mask, self.depth, np.float32(0))
-        self.confidence = np.nan_to_num(self.confidence, nan=0.0)
-        self.metric_scale = float(self.metric_scale)
-
     @classmethod
     def from_predictions(
         cls, predictions: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None, batch_index: int = 0
@@ -117,7 +71,7 @@ class Scene:
         """
         if not predictions:
             raise InputError("scene: there are no predictions; pass the list that infer returned")
-        parts: dict[str, list[Array]] = {name: [] for name in _SHAPES}
+        parts: dict[str, list[Array]] = {name: [] for name in SHAPES}
         for view, prediction in enumerate(predictions):
             for name, (key, ndim) in _PREDICTIONS.items():
                 parts[name].append(_sample(prediction, view, key, ndim, batch_index))
@@ -249,7 +203,7 @@ class Scene:
             raise InputError(
                 f"{path}: is not a scene that Scene.save wrote as .npz, or is damaged{reason}; save it again"
             ) from error
-        for name, dtype in [(n, _DTYPES.get(n, np.float32)) for n in _SHAPES] + [("metric_scale", np.float64)]:
+        for name, dtype in [(n, DTYPES.get(n, np.float32)) for n in SHAPES] + [("metric_scale", np.float64)]:
             if values[name].dtype != dtype:
                 raise InputError(f"{path}: {name} is {values[name].dtype}, not {np.dtype(dtype)}; save the scene again")
         if values["names"].dtype.kind != "U" or values["names"].ndim != 1 or values["metric_scale"].shape != ():
@@ -258,7 +212,7 @@ class Scene:
         return cls(**values)
 
     def _save_npz(self, path: Path) -> None:
-        values: dict[str, Any] = {name: getattr(self, name) for name in _SHAPES}
+        values: dict[str, Any] = {name: getattr(self, name) for name in SHAPES}
         values["names"] = np.array(self.names, dtype=np.str_)
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez(file, version=np.int64(_VERSION), metric_scale=np.float64(self.metric_scale), **values)

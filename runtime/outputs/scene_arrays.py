@@ -1,15 +1,34 @@
-"""The arrays of a scene, as what writes and draws them needs to know them."""
+"""The arrays of a scene, with the checks of their shapes: what writes and draws scenes needs no more."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 
-class SceneArrays(Protocol):
-    """The arrays of a :class:`~.scene.Scene`, which are described there."""
+SHAPES = {
+    "points": ("V", "H", "W", 3),
+    "colors": ("V", "H", "W", 3),
+    "depth": ("V", "H", "W"),
+    "confidence": ("V", "H", "W"),
+    "mask": ("V", "H", "W"),
+    "intrinsics": ("V", 3, 3),
+    "poses": ("V", 4, 4),
+}
+DTYPES = {"colors": np.uint8, "mask": np.bool_}
+"""Other than float32."""
+
+
+@dataclass(eq=False)
+class SceneArrays:
+    """The arrays of a :class:`~.scene.Scene`, which describes them.
+
+    Raises:
+        InputError: arrays whose shapes do not fit together.
+    """
 
     points: NDArray[np.float32]
     colors: NDArray[np.uint8]
@@ -18,4 +37,31 @@ class SceneArrays(Protocol):
     mask: NDArray[np.bool_]
     intrinsics: NDArray[np.float32]
     poses: NDArray[np.float32]
-    names: list[str]
+    metric_scale: float = 1.0
+    names: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        sizes: dict[str, int] = {}
+        for name, shape in SHAPES.items():
+            array = np.asarray(getattr(self, name))
+            wanted = tuple(sizes.get(s, s) if isinstance(s, str) else s for s in shape)
+            if array.ndim != len(wanted) or any(
+                isinstance(w, int) and w != n for w, n in zip(wanted, array.shape, strict=True)
+            ):
+                raise InputError(
+                    f"scene: {name} has shape {array.shape}; expected ({', '.join(map(str, wanted))}), "
+                    "the same views and size as points"
+                )
+            sizes.update((s, n) for s, n in zip(shape, array.shape, strict=True) if isinstance(s, str))
+            setattr(self, name, array.astype(DTYPES.get(name, np.float32), copy=False))
+        if 0 in sizes.values():
+            raise InputError("scene: there is no view or no pixel; give at least one")
+        self.names = list(self.names) or [f"view {i}" for i in range(sizes["V"])]
+        if len(self.names) != sizes["V"]:
+            raise InputError(f"scene: {len(self.names)} names for {sizes['V']} views; give one name per view")
+        # Values that are not finite are no reconstruction, and file formats treat them differently.
+        self.mask = self.mask & np.isfinite(self.points).all(axis=-1) & np.isfinite(self.depth)
+        self.points = np.where(self.mask[..., None], self.points, np.float32(0))
+        self.depth = np.where(self.mask, self.depth, np.float32(0))
+        self.confidence = np.nan_to_num(self.confidence, nan=0.0)
+        self.metric_scale = float(self.metric_scale)
