@@ -55,14 +55,6 @@ def test_postprocess(tables: ModuleType, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["record.json"]
 
 
-def test_engine(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
-    options = ("--model", "preset:tiny", "--bundle", str(tiny_bundle), "--size", "84x56", "--rounds", "1", "--geometry")
-    record = run("studies/engine.py", *options, "--json", str(tmp_path / "record.json"))
-    check(record, tables)
-    assert set(record["results"]) == {"pytorch-eager", "onnxruntime", "openvino"}
-    assert record["results"]["pytorch-eager"]["times_baseline_speed"] == 1
-
-
 def test_cpu_options(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     options = ("--bundle", str(tiny_bundle), "--stages", "dense_head", "--size", "84x56", "--rounds", "1")
     record = run("studies/cpu_options.py", *options, "--json", str(tmp_path / "record.json"))
@@ -70,17 +62,6 @@ def test_cpu_options(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> N
     chosen = record["results"]["dense_head"]["onnxruntime (chosen)"]
     assert chosen["times_chosen"] == 1
     assert chosen["max_rel_error"] == 0
-
-
-def test_speed_work(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
-    options = ("--bundle", str(tiny_bundle), "--stages", "image_encoder", "dense_head", "--size", "84x56")
-    record = run("studies/speed_work.py", *options, "--rounds", "1", "--json", str(tmp_path / "record.json"))
-    check(record, tables)
-    for stage, places in (("image_encoder", 6), ("dense_head", 4)):
-        for backend in ("onnxruntime", "openvino"):  # the variants give what the stage gives
-            figures = record["results"][stage][backend]
-            assert all(variant["max_rel_error"] < 1e-5 for variant in figures.values())
-            assert [variant["places"] for variant in figures.values()][1] == places
 
 
 def test_build(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contest import take_turns
 
 from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.profiling.workers import Worker
 from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.machine import usable_processors
 from mapengine.runtime.system.origin import record_origin
@@ -31,6 +33,32 @@ Variant = tuple[Callable[..., Run], int, dict[str, Any]]
 """Loader, views per call, options."""
 OUTPUT = 3
 """Aggregator: the last map; dense head: mask logits. The last output of stages that have fewer."""
+
+
+class TimedVariant:
+    """A variant in its process; see :class:`mapengine.runtime.profiling.workers.Service`."""
+
+    def __init__(self, load: Callable[..., Run], path: Path, chunk: int, inputs: Arrays, **options: Any) -> None:
+        self._run, self._chunk, self._inputs = load(path, **options), chunk, inputs
+        self.facts = {"output": self._call()}
+
+    def __call__(self) -> tuple[float, int]:
+        """Return the seconds of a call, and the private bytes of the process after it."""
+        start = time.perf_counter()
+        self._call()
+        return time.perf_counter() - start, private_bytes()
+
+    def _call(self) -> np.ndarray:
+        """Run all views, in chunks."""
+        starts = range(0, len(next(iter(self._inputs.values()))), self._chunk)
+        parts = [{name: value[i : i + self._chunk] for name, value in self._inputs.items()} for i in starts]
+        return np.concatenate([self._run(part) for part in parts])
+
+
+def private_bytes() -> int:
+    """Return the anonymous memory of this process: weights that are mapped from a file can be dropped."""
+    text = Path("/proc/self/smaps_rollup").read_text(encoding="ascii")
+    return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Anonymous:"))
 
 
 def load_onnxruntime(path: Path, threads: int, arena: bool = False, spinning: bool = True) -> Run:
@@ -47,20 +75,12 @@ def load_onnxruntime(path: Path, threads: int, arena: bool = False, spinning: bo
     return lambda inputs: inference_session.run([output], inputs)[0]
 
 
-def load_openvino(
-    path: Path,
-    threads: int,
-    precision: str = "f32",
-    hint: str = "LATENCY",
-    shapes: Mapping[str, Sequence[int]] | None = None,
-) -> Run:
-    """Load a stage in OpenVINO; the defaults are what the runtime chose. With ``shapes`` its inputs have only those."""
+def load_openvino(path: Path, threads: int, precision: str = "f32", hint: str = "LATENCY") -> Run:
+    """Load a stage in OpenVINO; the defaults are what the runtime chose."""
     import openvino
 
     core = openvino.Core()
     model = core.read_model(str(path))
-    if shapes is not None:
-        model.reshape({name: openvino.PartialShape(list(shape)) for name, shape in shapes.items()})
     options = {
         "INFERENCE_PRECISION_HINT": precision,
         "PERFORMANCE_HINT": hint,
@@ -71,21 +91,7 @@ def load_openvino(
     return lambda inputs: np.array(request.infer(inputs, share_inputs=True)[output])
 
 
-def load_variant(load: Callable[..., Run], path: Path, chunk: int, inputs: Arrays, **options: Any) -> Callable[[], Any]:
-    """Return what is timed of a variant: all views, in chunks."""
-    run = load(path, **options)
-    views = len(next(iter(inputs.values())))
-
-    def call() -> np.ndarray:
-        starts = range(0, views, chunk)
-        return np.concatenate([run({k: v[i : i + chunk] for k, v in inputs.items()}) for i in starts])
-
-    return call
-
-
-def variants(
-    stage: str, views: int, threads: int
-) -> dict[str, dict[str, tuple[Callable[..., Run], int, dict[str, Any]]]]:
+def variants(stage: str, views: int, threads: int) -> dict[str, dict[str, Variant]]:
     """Return per backend: variant name to loader, views per call and options. The first is what the runtime chose."""
     chunk = views if stage == "aggregator" else 1
     several: dict[str, dict[str, Any]] = {
@@ -127,20 +133,24 @@ def measure(bundle: Bundle, stage: str, args: argparse.Namespace) -> dict[str, A
     path = bundle.stage_path(stage)
     results: dict[str, Any] = {}
     for group in variants(stage, args.views, args.threads).values():
-        contenders = {
-            name: functools.partial(load_variant, load, path, chunk, inputs, **options)
-            for name, (load, chunk, options) in group.items()
-        }
-        figures = take_turns(contenders, args.rounds)
-        chosen = figures[next(iter(group))]
-        for name, figure in figures.items():
-            error = np.abs(figure.first_output - chosen.first_output).max() / np.abs(chosen.first_output).max()
-            results[name] = {
-                "median_s": round(figure.median_s, 4),
-                "times_chosen": round(figure.ratio(chosen), 3),
-                "private_memory_gb": round(figure.private_bytes / 1e9, 2),
+        workers = []
+        for name, (load, chunk, options) in group.items():
+            workers.append(Worker.start(name, functools.partial(TimedVariant, load, path, chunk, inputs, **options)))
+            print(f"{name}: loaded in {workers[-1].load_s:.1f} s", flush=True)
+        rounds = [{worker.label: worker.call() for worker in workers} for _ in range(args.rounds)]
+        chosen = workers[0]
+        for worker in workers:
+            wanted, seconds = chosen.facts["output"], [entry[worker.label][0] for entry in rounds]
+            ratios = [entry[worker.label][0] / entry[chosen.label][0] for entry in rounds]
+            error = np.abs(worker.facts["output"] - wanted).max() / np.abs(wanted).max()
+            results[worker.label] = {
+                "median_s": round(statistics.median(seconds), 4),
+                "times_chosen": round(statistics.median(ratios), 3),
+                "private_memory_gb": round(rounds[-1][worker.label][1] / 1e9, 2),
                 "max_rel_error": float(f"{error:.1e}"),
             }
+            print(f"{worker.label}: {results[worker.label]}", flush=True)
+            worker.close()
     return results
 
 

@@ -28,8 +28,8 @@ from .libraries import import_library
 _MAPS = Path("/proc/self/maps")
 _DONT_NEED = 4
 """``MADV_DONTNEED`` of madvise(2)."""
-_GIVEN_AWAY = 4 * 2**20
-"""Bytes of results from which on they are not copied."""
+_LEAST_UNCOPIED = 4 * 2**20
+"""Bytes of results from which on the caller gets the buffers instead of copies."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class _Stage:
     def __init__(self, name: str, compiled: Any, path: Path) -> None:
         self._name = name
         weights = path.with_name(f"{path.name}.data")
-        # Compiling has read every weight once. A stage that no call runs, as the geometry encoder where there are
-        # images only, would keep these pages of the mapped file for nothing.
+        # Compiling has read every weight once. A stage that no call runs, as the geometry encoder of images alone,
+        # would keep these pages of the mapped file for nothing.
         release_pages(weights)
         self._weights: Path | None = weights
         self._compiled = compiled
@@ -138,9 +138,9 @@ class _Stage:
             contiguous = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
             results = request.infer(contiguous, share_inputs=True, share_outputs=True)
             outputs = {name: results[i] for i, name in enumerate(self._outputs)}
-            # The request's buffers are written again by its next call. Small results are copied; large ones, which
-            # would lie in memory twice, are given away, and the request with them: a new one costs less.
-            again = sum(array.nbytes for array in outputs.values()) < _GIVEN_AWAY
+            # The request's next call overwrites its buffers. Small results are copied. Large ones would take twice
+            # their memory, so the caller gets the buffers, and the request is dropped: a new one costs less.
+            again = sum(array.nbytes for array in outputs.values()) < _LEAST_UNCOPIED
             if again:
                 outputs = {name: np.array(array) for name, array in outputs.items()}
         except Exception as error:
@@ -150,7 +150,7 @@ class _Stage:
                 self._idle.append(request)
             weights, self._weights = self._weights, None
         if weights is not None:
-            # The first call has packed the weights; the mapped file would keep as much memory once more.
+            # The first call has packed the weights, so the pages of the mapped file would only double their memory.
             release_pages(weights)
         return outputs
 
