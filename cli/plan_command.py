@@ -44,6 +44,7 @@ def plan(
     """Say how many views of BUNDLE fit into memory.
 
     The first plan of a bundle on a machine runs it a few times, in processes of their own, and keeps what it measured.
+    It is for the backends on a processor, and measures on Linux.
     With both --memory and --views the exit code is 1 if the views do not fit.
 
     \b
