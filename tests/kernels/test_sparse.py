@@ -61,10 +61,10 @@ def test_head_sizes(dim: int) -> None:
     check_sparse(random_qkv(2, 331, 1, dim), Selection(0.5, 0.0))
 
 
-@pytest.mark.parametrize("views", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_views_of_the_largest_size(views: int) -> None:
-    qkv = view_qkv(views, 1369, 1, 64)
-    assert qkv[0].shape[1] == 1370 * views + 1  # 2741 and 4111
+@pytest.mark.slow
+def test_two_views_of_the_largest_size() -> None:
+    qkv = view_qkv(2, 1369, 1, 64)
+    assert qkv[0].shape[1] == 2741
     check_sparse(qkv, Selection(0.6, 0.1, view_tokens=1370, extra_tokens=1))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import numpy_helper
 
 from mapengine.calibration.data.cases import Cases
@@ -24,8 +22,6 @@ from mapengine.export.bundles import onnx as onnx_bundle
 from mapengine.export.bundles.parity_cases import parity_cases
 from mapengine.export.bundles.tolerances import MARGIN, rounding_tolerance
 from mapengine.export.diagnosis.layer_comparison import compare_layers
-from mapengine.export.graphs.stages import make_stages
-from mapengine.export.graphs.tracing import ExportedStage
 from mapengine.export.model.reference import MapAnything
 from mapengine.export.quantization import CalibrationOptions, QuantizedNetwork, calibrate
 from mapengine.export.quantization.layers import find_layers
@@ -156,14 +152,7 @@ def test_nothing_is_computed_twice(
 
 
 def test_a_folded_bundle(
-    network: MapAnything,
-    folded_network: MapAnything,
-    folded_stages: Path,
-    mixed_calibration: Calibration,
-    cases: Cases,
-    counts: Counter[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    network: MapAnything, mixed_calibration: Calibration, cases: Cases, counts: Counter[str], tmp_path: Path
 ) -> None:
     """Smoothing, rotation and bias correction reach the files, and the engine keeps what they buy."""
     layers = {layer.name: layer for layer in mixed_calibration.layers}
@@ -173,17 +162,6 @@ def test_a_folded_bundle(
     assert {layer.name.rpartition(".")[2] for layer in rotated} == {"proj", "w3"}
     assert {layer.stage for layer in rotated if layer.name.endswith("proj")} == {"aggregator"}
 
-    def copy(given: MapAnything, folder: Path, **options: Any) -> list[ExportedStage]:
-        """Tracing takes long: the build has to ask for the network that was traced."""
-        known = folded_network.state_dict()
-        assert all(torch.equal(known[name], value) for name, value in given.state_dict().items())
-        stages = []
-        for name, stage in make_stages(given).items():
-            path = Path(shutil.copy(folded_stages / f"{name}.onnx", folder))
-            stages.append(ExportedStage(name, path, None, 20, stage.inputs, stage.outputs))
-        return stages
-
-    monkeypatch.setattr(onnx_bundle, "export_stages", copy)
     build_engine(network, tmp_path / "bundle", precision="int8", calibration=mixed_calibration)
     assert set(counts.values()) == {1}  # also of what is checked behind the written files
     bundle = Bundle.open(tmp_path / "bundle")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import numpy_helper
 
 from mapengine.calibration.ranges import Calibration
 from mapengine.cli.app import main
 from mapengine.export import build_engine
-from mapengine.export.bundles import onnx as onnx_bundle
 from mapengine.export.diagnosis.layer_comparison import compare_layers
 from mapengine.export.diagnosis.layer_noise import (
     LEAST_SNR,
@@ -27,8 +25,6 @@ from mapengine.export.diagnosis.layer_noise import (
     compare_noise,
 )
 from mapengine.export.graphs.openvino import rewrite_for_openvino
-from mapengine.export.graphs.stages import make_stages
-from mapengine.export.graphs.tracing import ExportedStage, export_stages
 from mapengine.export.model.reference import MapAnything
 from mapengine.export.quantization.layers import find_layers
 from mapengine.export.quantization.qdq import quantise_stage
@@ -41,39 +37,8 @@ BLOCK = "info_sharing.self_attention_blocks.3"
 QUANTISED = ("image_encoder", "aggregator")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _traced_once(
-    network: MapAnything,
-    folded_network: MapAnything,
-    folded_stages: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[None]:
-    """Tracing takes long: the network and what is folded of it are traced once, and copied where it is asked for."""
-    plain = tmp_path_factory.mktemp("plain")
-    export_stages(network, plain)
-
-    def copy(given: MapAnything, folder: Path, **options: Any) -> list[ExportedStage]:
-        traced, source = (network, plain) if given is network else (folded_network, folded_stages)
-        known = traced.state_dict()
-        assert all(torch.equal(known[name], value) for name, value in given.state_dict().items())
-        stages = []
-        for name, stage in make_stages(given).items():
-            path = Path(shutil.copy(source / f"{name}.onnx", folder))
-            stages.append(ExportedStage(name, path, None, 20, stage.inputs, stage.outputs))
-        return stages
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_bundle, "export_stages", copy)
-        yield
-
-
 @pytest.fixture(scope="module")
-def built(
-    _traced_once: None,
-    network: MapAnything,
-    mixed_calibration: Calibration,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Bundle:
+def built(network: MapAnything, mixed_calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """INT8 with smoothing, rotation and bias correction. Copy it before changing it."""
     folder = tmp_path_factory.mktemp("int8") / "bundle"
     build_engine(network, folder, precision="int8", calibration=mixed_calibration)
