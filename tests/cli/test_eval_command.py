@@ -140,7 +140,7 @@ def test_a_failure_leaves_nothing_and_an_older_result_alone(
     def fail(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ConstantDepth, "_predict", fail)
+    monkeypatch.setattr(ConstantDepth, "infer", fail)
     result = cli("eval", tiny_bundle, *ENGINE, "--json", older, "--markdown", tmp_path / "b" / "c.md")
     assert result.code == 130
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -225,7 +225,7 @@ def test_a_bundle_that_has_no_place_for_kernels(
 def test_without_triton(half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not is_installed("tensorrt-rtx"):
         pytest.skip("needs tensorrt-rtx")
-    monkeypatch.setattr(chain_plans, "_has_triton", lambda: False)
+    monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(BackendUnavailableError, match=r"Triton, which is not installed; run: .*'mapengine\[kernels\]'"):
         compile_engine(half, tmp_path / "out", backend="tensorrt-rtx", attention="flash")
     monkeypatch.setattr(chain_plans, "choose_attention", lambda *_: (KernelChoice("flash"), "attention: flash"))

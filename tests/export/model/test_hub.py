@@ -118,7 +118,7 @@ def test_unusable_folders(folder: Path) -> None:
     ],
 )
 def test_paths_that_do_not_exist_never_reach_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_download", lambda *_: pytest.fail("went to the Hub"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("went to the Hub"))
     with pytest.raises(ModelNotFoundError, match="no such file or folder"):
         resolve_model(name)
     with pytest.raises(ModelNotFoundError, match="no such file or folder"):
@@ -127,7 +127,7 @@ def test_paths_that_do_not_exist_never_reach_the_hub(name: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("name", ["tiny", "org/", "-org/model", "org/mo del", "org/a--b", "a\0b", "é/b", "x" * 5000])
 def test_names_that_mean_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_download", lambda *_: pytest.fail("went to the Hub"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("went to the Hub"))
     with pytest.raises(ModelNotFoundError, match=r"no such file|preset:tiny"):
         resolve_model(name)
     for empty in ("", "  "):

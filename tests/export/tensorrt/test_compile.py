@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mapengine.export.tensorrt import compile as compiling
 from mapengine.export.tensorrt.compile import MESSAGE, Compiled, PlanRequest, compile_plan
 from mapengine.export.tensorrt.timing_cache import read_timings, timings_path, write_timings
+from mapengine.runtime.backends.cuda import driver
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.bundle.manifest import TensorSpec
 from mapengine.runtime.bundle.requests import Range
-from mapengine.runtime.errors import ExportError
+from mapengine.runtime.errors import BackendUnavailableError, ExportError
 from mapengine.runtime.typed_json.codec import encode, read_json
 
 from ...refusals import refused
 from ...tensorrt_api import RELEASES, RTX
 from .fake_library import Pretence
 
+GPU = SimpleNamespace(name="GPU A", compute_capability="8.7", driver_version="12.6")
 DEVICE = "GPU A, 8.7, driver for CUDA 12.6"
 TENSORRT = [release for release in RELEASES if release != RTX]
 
@@ -28,7 +30,7 @@ TENSORRT = [release for release in RELEASES if release != RTX]
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAPENGINE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(compiling, "_device", lambda: DEVICE)
+    monkeypatch.setattr(driver, "open_device", lambda: GPU)
 
 
 def request(folder: Path, **changes: Any) -> PlanRequest:
@@ -110,7 +112,10 @@ def test_a_foreign_file_never_reaches_the_library(content: bytes, tmp_path: Path
 
 
 def test_without_cuda_python_there_is_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "_device", lambda: None)
+    def fail() -> None:
+        raise BackendUnavailableError("cuda-bindings is not installed")
+
+    monkeypatch.setattr(driver, "open_device", fail)
     pretence = Pretence()
     compile_plan(flavour("tensorrt-10.3.0", pretence), request(tmp_path), lambda *_: None)
     assert pretence.calls["timings_used"] is None
