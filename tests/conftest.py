@@ -123,12 +123,13 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_traces(shared_folder: Path) -> Iterator[None]:
-    """No two tests of a run trace the same stage."""
+def shared_traces(shared_folder: Path, request: pytest.FixtureRequest) -> Iterator[None]:
+    """No two tests trace the same stage, nor does the next run unless the network's code has changed."""
     from .shared_traces import share_traces  # here, because most tests need no PyTorch
 
+    cache = getattr(request.config, "cache", None)
     with pytest.MonkeyPatch.context() as patch:
-        share_traces(patch, shared_folder)
+        share_traces(patch, shared_folder / "traces" if cache is None else cache.mkdir("traces"))
         yield
 
 

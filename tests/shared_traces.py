@@ -1,8 +1,14 @@
-"""Traces of stages that all tests and workers of a run share: tracing is most of the time of a build."""
+"""Traces of stages that tests, workers and runs share: tracing is most of the time of a build.
+
+A trace is found again by the operations that the stage runs, the weights it uses, and the code that decides how it is
+traced. Whatever follows the trace (names, metadata, precision, files) is computed in every test.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,15 +21,26 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+EXPORT = Path(__file__).parents[1] / "export"
+SOURCES = (*(EXPORT / "model" / "network").glob("*.py"), EXPORT / "graphs" / "stages.py")
+
 
 def share_traces(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Keep what ``torch.onnx.export`` returns in ``folder``, and return it again for a stage that computes the same."""
-    patch.setattr(torch.onnx, "export", _shared(torch.onnx.export, folder))
+    code = hashlib.sha256(repr([importlib.metadata.version(name) for name in ("torch", "onnxscript")]).encode())
+    for source in sorted(SOURCES):
+        code.update(source.read_bytes())
+    current = folder / code.hexdigest()[:16]
+    current.mkdir(parents=True, exist_ok=True)
+    for other in folder.iterdir():
+        if other != current:  # of older code
+            shutil.rmtree(other, ignore_errors=True)
+    patch.setattr(torch.onnx, "export", _shared(torch.onnx.export, current))
 
 
 def _shared(trace: Callable[..., Any], folder: Path) -> Callable[..., Any]:
     def export(module: nn.Module, examples: tuple[Tensor, ...], **options: Any) -> Any:
-        path = folder / f"trace-{_digest(module, examples, options)}.onnx"
+        path = folder / f"{_digest(module, examples, options)}.onnx"
         with FileLock(f"{path}.lock"):
             if not path.exists():
                 program = trace(module, examples, **options)

@@ -25,12 +25,7 @@ from mapengine.runtime.bundle.build_record import OutputParity
 from mapengine.runtime.bundle.manifest import ATTENTIONS, STAGES, Manifest
 from mapengine.runtime.bundle.store import Bundle
 
-PROGRAM = Path(sys.executable).parent / "mapengine"
 DATA = Path(__file__).resolve().parents[1] / "data"
-
-
-def mapengine(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PROGRAM, *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
 def test_the_options_name_what_there_is() -> None:
@@ -41,18 +36,19 @@ def test_the_options_name_what_there_is() -> None:
 
 
 @pytest.mark.slow
-def test_build_prints_the_parity(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("shared_traces")
+def test_build_prints_the_parity(cli: Any, tmp_path: Path) -> None:
     out = tmp_path / "engine"
-    result = mapengine("build", "preset:tiny", out, "--views", "1:2:9", "--resolution", "112x84,84x112")
-    assert result.returncode == 0, result.stderr
+    result = cli("build", "preset:tiny", out, "--views", "1:2:9", "--resolution", "112x84,84x112")
+    assert result.code == 0, result.err
     manifest = Bundle.open(out).manifest
     assert (manifest.requests.views.min, manifest.requests.views.opt, manifest.requests.views.max) == (1, 2, 9)
     assert manifest.requests.sizes == ((112, 84), (84, 112))
     assert manifest.parity is not None
     for word in (*manifest.parity.outputs, *manifest.parity.cases, "depth AbsRel", "rotation, degrees", str(out)):
-        assert word in result.stdout
+        assert word in result.out
     for step in (*(f"exporting {stage}" for stage in STAGES), "measuring parity with PyTorch"):
-        assert step in result.stderr.splitlines()
+        assert step in result.err.splitlines()
     assert list(tmp_path.iterdir()) == [out]
 
 
@@ -80,29 +76,30 @@ def test_a_bundle_has_its_own_weights(cli: Any, tiny_bundle: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_export_writes_the_stages(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("shared_traces")
+def test_export_writes_the_stages(cli: Any, tmp_path: Path) -> None:
     out = tmp_path / "onnx"
-    result = mapengine("export", "preset:tiny", out, "--attention", "matmul")
-    assert result.returncode == 0, result.stderr
+    result = cli("export", "preset:tiny", out, "--attention", "matmul")
+    assert result.code == 0, result.err
     assert sorted(path.name for path in out.iterdir()) == sorted(f"{stage}.onnx" for stage in STAGES)
     for word in (*STAGES, "opset", "18", "14*patch_rows", "view_features_3", str(out)):
-        assert word in result.stdout
+        assert word in result.out
 
 
 @pytest.mark.slow
-def test_verify_against_pytorch(tiny_bundle: Path) -> None:
-    result = mapengine("verify", tiny_bundle, "--model", "preset:tiny", "--backend", "onnxruntime", "--threads", "1")
-    assert result.returncode == 0, result.stderr
-    assert "Against PyTorch, onnxruntime" in result.stdout
-    assert "not metric" in result.stdout
+def test_verify_against_pytorch(cli: Any, tiny_bundle: Path) -> None:
+    result = cli("verify", tiny_bundle, "--model", "preset:tiny", "--backend", "onnxruntime", "--threads", 1)
+    assert result.code == 0, result.err
+    assert "Against PyTorch, onnxruntime" in result.out
+    assert "not metric" in result.out
 
 
-def test_verify_checks_every_installed_backend(tiny_bundle: Path) -> None:
-    result = mapengine("verify", tiny_bundle)
-    assert result.returncode == 0, result.stderr
+def test_verify_checks_every_installed_backend(cli: Any, tiny_bundle: Path) -> None:
+    result = cli("verify", tiny_bundle)
+    assert result.code == 0, result.err
     for name in available_backends():
-        assert f"Golden check, {name}" in result.stdout
-    assert result.stdout.count("metric_scaling_factor") == len(available_backends())
+        assert f"Golden check, {name}" in result.out
+    assert result.out.count("metric_scaling_factor") == len(available_backends())
 
 
 def tighten(bundle: Path, out: Path) -> Path:
