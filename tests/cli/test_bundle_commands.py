@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from mapengine.cli import options
 from mapengine.runtime.backends.libraries import is_installed
 from mapengine.runtime.backends.registry import NAMES, available_backends
 from mapengine.runtime.backends.table import TENSORRT_BACKENDS
@@ -28,11 +27,21 @@ from mapengine.runtime.bundle.store import Bundle
 DATA = Path(__file__).resolve().parents[1] / "data"
 
 
-def test_the_options_name_what_there_is() -> None:
-    assert {entry.value for entry in options.BackendName} == set(NAMES)
-    assert {entry.value for entry in options.RunBackend} == {"auto", *NAMES}
-    assert {entry.value for entry in options.VerifyBackend} == {"all", "auto", *NAMES}
-    assert {entry.value for entry in options.Attention} == {"auto", *ATTENTIONS}
+@pytest.mark.parametrize(
+    ("arguments", "values"),
+    [
+        (("build", "preset:tiny", "out", "--backend"), NAMES),
+        (("run", "bundle", "a.png", "--backend"), ("auto", *NAMES)),
+        (("verify", "bundle", "--backend"), ("all", "auto", *NAMES)),
+        (("export", "preset:tiny", "out", "--attention"), ("auto", *ATTENTIONS)),
+    ],
+)
+def test_other_values_are_refused_with_what_there_is(
+    cli: Any, arguments: tuple[str, ...], values: tuple[str, ...]
+) -> None:
+    result = cli(*arguments, "nonsense")
+    assert result.code == 2
+    assert f"'nonsense' is not one of {', '.join(values)}" in " ".join(re.sub("[│╭╮╰╯─]", " ", result.err).split())
 
 
 @pytest.mark.slow
