@@ -27,7 +27,7 @@ from mapengine.calibration.evaluation import (
     METRICS,
     SceneScore,
     evaluate,
-    kept_errors,
+    retention_errors,
 )
 from mapengine.cli.eval_command import load_predictor
 from mapengine.runtime.system.files import write_json
@@ -133,7 +133,7 @@ def main() -> None:
         save_scores(evaluation.scores, args.scores)
     if args.against:
         errors: dict[str, dict[str, float]] = {}
-        for (task, metric), error in kept_errors(evaluation.scores, load_scores(args.against)).items():
+        for (task, metric), error in retention_errors(evaluation.scores, load_scores(args.against)).items():
             errors.setdefault(task, {})[metric] = float(f"{error:.2g}")
         record["kept_errors"] = errors
     write_json(args.json, record)

@@ -90,8 +90,8 @@ def calibrate(
         from mapengine.export.model.reference import load_model
         from mapengine.export.quantization import CalibrationOptions, GeometryQuality, OutputQuality
         from mapengine.export.quantization import calibrate as find_ranges
-        from mapengine.export.quantization.budget import quantised_share
-        from mapengine.export.quantization.geometry import describe
+        from mapengine.export.quantization.budget import quantized_share
+        from mapengine.export.quantization.quality import describe
 
     options = CalibrationOptions(precision, cast(Method, method), smooth, rotate, correct_bias, accuracy, compare)
     with Steps() as step:
@@ -123,7 +123,7 @@ def calibrate(
             done = f"Calibrated {network.model_id} for {precision} in {out}"
         else:
             done = f"{out} is of this model, data and options already; nothing to do"
-        share = quantised_share(network, found)
+        share = quantized_share(network, found)
     _show(found, share)
     print(done)
 
@@ -158,7 +158,7 @@ def _show(found: Calibration, share: float) -> None:
     widened = [layer.name for layer in found.layers if layer.widened]
     smoothed = sum(layer.exponents is not None for layer in found.layers)
     rotated = sum(layer.rotated for layer in found.layers)
-    count, total = len(found.quantised), len(found.layers)
+    count, total = len(found.quantized), len(found.layers)
     say(f"{count} of {total} layers in {found.precision}, {share:.1%} of their multiplications")
     say(f"{smoothed} layers smoothed, {rotated} rotated; data: {found.data}")
     if widened:

@@ -16,7 +16,7 @@ from mapengine.export.bundles.chains import segment_profiles
 from mapengine.export.bundles.parity_cases import parity_cases
 from mapengine.export.graphs.weights import save_model
 from mapengine.export.model.config_json import parse_config
-from mapengine.export.precision import lower_precision, measure_ranges
+from mapengine.export.precision import lower_precision, measure_magnitudes
 from mapengine.runtime.bundle.kernel_attention import KernelAttention
 from mapengine.runtime.bundle.manifest import ReducedPrecision, StageSpec
 from mapengine.runtime.bundle.store import Bundle, BundleWriter, write_bundle
@@ -28,21 +28,21 @@ STAGE = "aggregator"
 
 def half_aggregator(source: Path, folder: Path) -> Path:
     """The stage in float16, written into ``folder``."""
-    paths, ranges = _measured(source)
+    paths, magnitudes = _measured(source)
     target = folder / f"{STAGE}.onnx"
-    lower_precision(paths[STAGE], target, stage=STAGE, precision="fp16", ranges=ranges[STAGE])
+    lower_precision(paths[STAGE], target, stage=STAGE, precision="fp16", magnitudes=magnitudes[STAGE])
     return target
 
 
 def half_bundle(source: Path, folder: Path) -> Path:
     """The bundle in float16."""
-    paths, ranges = _measured(source)
+    paths, magnitudes = _measured(source)
     bundle = Bundle.open(source, verify=False)
     with write_bundle(folder) as writer:
         stages = {}
         for name, path in paths.items():
             target = writer.folder / path.name
-            stage = lower_precision(path, target, stage=name, precision="fp16", ranges=ranges[name])
+            stage = lower_precision(path, target, stage=name, precision="fp16", magnitudes=magnitudes[name])
             file = writer.record(target.name)
             spec = bundle.manifest.stages[name]
             stages[name] = replace(spec, file=file, inputs=stage.inputs, outputs=stage.outputs, opset=stage.opset)
@@ -58,7 +58,7 @@ def half_bundle(source: Path, folder: Path) -> Path:
 def _measured(source: Path) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
     bundle = Bundle.open(source, verify=False)
     paths = {name: bundle.stage_path(name) for name in bundle.manifest.stages}
-    return paths, measure_ranges(paths, parity_cases("dinov2"), data_norm_type="dinov2")
+    return paths, measure_magnitudes(paths, parity_cases("dinov2"), data_norm_type="dinov2")
 
 
 def mark(source: Path, graph: Path, target: Path, attention: str) -> Path:
@@ -98,8 +98,8 @@ def write_chain(
                 shutil.copyfile(file, writer.folder / file.name)
         parts = []
         for segment in segments:
-            ranges = segment_profiles(old.optimization_profiles, (*segment.inputs, *segment.outputs), 1)
-            spec = StageSpec(None, segment.inputs, segment.outputs, opset=old.opset, optimization_profiles=ranges)
+            magnitudes = segment_profiles(old.optimization_profiles, (*segment.inputs, *segment.outputs), 1)
+            spec = StageSpec(None, segment.inputs, segment.outputs, opset=old.opset, optimization_profiles=magnitudes)
             parts.append(write_segment(writer, segment, spec))
         chain = replace(old, file=None, data=(), segments=tuple(parts), attention=attention)
         kernels = write_kernels(writer, 32)

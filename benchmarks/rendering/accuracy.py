@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mapengine.calibration.evaluation import METRICS, kept_parts, markdown_table
+from mapengine.calibration.evaluation import METRICS, markdown_table, retention
 from mapengine.runtime.profiling.report import table
 
 from .page import Record, origin, page
@@ -73,7 +73,7 @@ def _float32_of(record: Record) -> Record | None:
 def _kept(record: Record, float32: Record) -> str:
     """Return the part of every metric of every task that a reduced precision keeps."""
     found, wanted = ({name: task["metrics"] for name, task in r["results"].items()} for r in (record, float32))
-    parts = kept_parts(found, wanted)
+    parts = retention(found, wanted)
     shown = [key for key in _TITLES if any(key == other for _, other in parts)]
     rows = [
         [f"`{task}`", *(f"{100 * parts[task, key]:.1f}" if (task, key) in parts else "-" for key in shown)]
@@ -115,7 +115,7 @@ def outliers(record: Record) -> str:
             [
                 name.upper(),
                 method,
-                f"{100 * found['quantised_share']:.1f} %",
+                f"{100 * found['quantized_share']:.1f} %",
                 *(f"{found[part][output]:.1f}" for output in outputs),
             ]
             for name, methods in record["results"].items()

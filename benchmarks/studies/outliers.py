@@ -22,8 +22,14 @@ from prediction_noise import prediction_decibels
 
 from mapengine.calibration.data.cases import Cases, make_cases, rendered_cases
 from mapengine.export.model.reference import MapAnything, load_model
-from mapengine.export.quantization import CalibrationOptions, OutputQuality, calibrate, emulated, folded
-from mapengine.export.quantization.budget import quantised_share
+from mapengine.export.quantization import (
+    CalibrationOptions,
+    OutputQuality,
+    calibrate,
+    fold_calibration,
+    simulate_rounding,
+)
+from mapengine.export.quantization.budget import quantized_share
 from mapengine.export.quantization.outliers import CHANNELS, FACTOR, VALUE_FACTOR, with_outlier_channels
 from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.origin import record_origin
@@ -58,14 +64,14 @@ def measure(
 ) -> dict[str, Any]:
     """Return the signal-to-noise ratio of every output and prediction, and the share of multiplications in 8 bits."""
     calibration = calibrate(network, cases, options)
-    rounding = folded(network, calibration.layers, calibration.kept_layers)
-    with emulated(rounding, calibration.quantised, calibration.precision):
+    rounding = fold_calibration(network, calibration.layers, calibration.kept_layers)
+    with simulate_rounding(rounding, calibration.quantized, calibration.precision):
         quality(rounding)
         made = predictions(rounding)
     return {
         "decibels": {name: round(value, 1) for name, value in quality.decibels.items()},
         "predictions": made,
-        "quantised_share": round(quantised_share(network, calibration), 4),
+        "quantized_share": round(quantized_share(network, calibration), 4),
         "kept_layers": list(calibration.kept_layers),
         "rotated": sum(layer.rotated for layer in calibration.layers),
         "smoothed": sum(layer.exponents is not None for layer in calibration.layers),

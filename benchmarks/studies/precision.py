@@ -21,7 +21,7 @@ import numpy as np
 
 from mapengine.export import export_stages, load_model
 from mapengine.export.bundles.parity_cases import parity_cases
-from mapengine.export.precision import POLICY, LoweredStage, Rule, lower_precision, measure_ranges, runnable
+from mapengine.export.precision import POLICY, LoweredStage, Rule, lower_precision, measure_magnitudes, runnable
 from mapengine.export.precision.policy import INPUT, OUTPUT
 from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -38,7 +38,7 @@ from mapengine.runtime.typed_json.codec import encode
 Arrays = dict[str, np.ndarray]
 Calls = dict[str, list[tuple[Arrays, Arrays]]]
 """Stage to the inputs and float32 outputs of its calls."""
-Ranges = Mapping[str, Mapping[str, float]] | None
+Magnitudes = Mapping[str, Mapping[str, float]] | None
 HALF = {"fp16": "float16", "bf16": "bfloat16"}
 CHOSEN = "the policy"
 TIGHTEST = 5
@@ -154,7 +154,12 @@ def dtype_of(path: Path, name: str) -> Any:
 
 
 def lowered(
-    exported: Path, folder: Path, precision: str, rules: Sequence[Rule], ranges: Ranges, stages: Sequence[str] = STAGES
+    exported: Path,
+    folder: Path,
+    precision: str,
+    rules: Sequence[Rule],
+    magnitudes: Magnitudes,
+    stages: Sequence[str] = STAGES,
 ) -> dict[str, LoweredStage]:
     """Lower the stages to 16 bit; the rows stand before all of the policy but what makes counts and moves data."""
     policy = (*POLICY[:2], *rules, *POLICY[2:])
@@ -165,7 +170,7 @@ def lowered(
             folder / f"{stage}.onnx",
             stage=stage,
             precision=precision,  # type: ignore[arg-type]
-            ranges=None if ranges is None else ranges[stage],
+            magnitudes=None if magnitudes is None else magnitudes[stage],
             policy=policy,
         )
         for stage in stages
@@ -223,7 +228,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return errors by precision and candidate, and the float16 tensors with the least room."""
     stages = {name: exported / f"{name}.onnx" for name in STAGES}
-    ranges = measure_ranges(stages, cases)
+    magnitudes = measure_magnitudes(stages, cases)
     calls: Calls = {}
     reference = predict(stages, cases, calls)
     results: dict[str, Any] = {}
@@ -236,7 +241,7 @@ def measure(
                 continue
             touched = [stage for stage in STAGES if concerns(rules, stage)]
             place = folder / f"{precision}-{number}"
-            graphs = lowered(exported, place, precision, rules, ranges, touched)
+            graphs = lowered(exported, place, precision, rules, magnitudes, touched)
             paths = {stage: runnable(graph.path, place) for stage, graph in graphs.items()}
             chosen = chosen or paths
             room = room or [entry for graph in graphs.values() for entry in graph.headroom]

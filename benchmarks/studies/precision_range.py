@@ -16,7 +16,7 @@ from typing import Any
 from precision import export_float32, geometry, lowered, predict
 
 from mapengine.export.bundles.parity_cases import parity_cases
-from mapengine.export.precision import measure_ranges, runnable
+from mapengine.export.precision import measure_magnitudes, runnable
 from mapengine.export.precision.stress import PLACES, Place, write_stressed
 from mapengine.runtime.bundle.manifest import STAGES
 from mapengine.runtime.system.files import write_json
@@ -32,12 +32,12 @@ def measure(exported: Path, folder: Path, place: Place, cases: dict[str, Any]) -
     stages = {name: folder / f"{name}.onnx" for name in STAGES}
     for name, path in stages.items():
         write_stressed(exported / f"{name}.onnx", path, place)
-    ranges = measure_ranges(stages, cases)
+    magnitudes = measure_magnitudes(stages, cases)
     reference = predict(stages, cases)
-    result: dict[str, Any] = {"largest": float(f"{max(max(found.values()) for found in ranges.values()):.3g}")}
+    result: dict[str, Any] = {"largest": float(f"{max(max(found.values()) for found in magnitudes.values()):.3g}")}
     for precision in PRECISIONS:
         errors = {}
-        for title, known in (("without", None), ("with", ranges)):
+        for title, known in (("without", None), ("with", magnitudes)):
             graphs = lowered(folder, folder / f"{precision}-{title}", precision, (), known)
             paths = {name: runnable(stage.path, stage.path.parent) for name, stage in graphs.items()}
             errors[title] = geometry(predict(paths, cases), reference)

@@ -24,14 +24,14 @@ import onnx
 from prediction_noise import prediction_decibels
 
 from mapengine.calibration.data.cases import Cases, make_cases, rendered_cases
-from mapengine.calibration.evaluation import evaluate, kept_parts
+from mapengine.calibration.evaluation import evaluate, retention
 from mapengine.export import build_engine
 from mapengine.export.graphs.tracing import export_stages
 from mapengine.export.model.reference import MapAnything, load_model
-from mapengine.export.quantization import CalibrationOptions, calibrate, folded
-from mapengine.export.quantization.fold import with_corrected_biases
+from mapengine.export.quantization import CalibrationOptions, calibrate, fold_calibration
+from mapengine.export.quantization.fold import correct_biases
 from mapengine.export.quantization.layers import find_layers
-from mapengine.export.quantization.qdq import quantise_stage
+from mapengine.export.quantization.qdq import quantize_stage
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.contract import Arrays, StageRunner
 from mapengine.runtime.backends.host_pipeline import Pipeline
@@ -71,14 +71,14 @@ def engine_of(bundle: Bundle, replaced: Mapping[str, Path]) -> Engine:
 def ours(model: MapAnything, bundle: Bundle, cases: Cases, folder: Path) -> dict[str, Path]:
     """Quantise with this project, everything in 8 bits."""
     calibration = calibrate(model, cases, CalibrationOptions())
-    network = with_corrected_biases(folded(model, calibration.layers), calibration)
+    network = correct_biases(fold_calibration(model, calibration.layers), calibration)
     (folder / "full").mkdir()
     paths = {}
     for stage in export_stages(network, folder / "full", attention=ATTENTION):
         if stage.name in STAGES:
             layers = [layer for layer in calibration.layers if layer.stage == stage.name]
             paths[stage.name] = folder / stage.path.name
-            quantise_stage(stage.path, paths[stage.name], stage=stage.name, layers=layers, precision="int8")
+            quantize_stage(stage.path, paths[stage.name], stage=stage.name, layers=layers, precision="int8")
     return paths
 
 
@@ -102,7 +102,7 @@ def nncf(model: MapAnything, bundle: Bundle, cases: Cases, folder: Path) -> dict
     for name in STAGES:
         graph = onnx.load(bundle.stage_path(name))
         others = [node.name for node in graph.graph.node if node.name not in products]
-        quantised = library.quantize(
+        quantized = library.quantize(
             graph,
             library.Dataset(inputs[name]),
             subset_size=len(inputs[name]),
@@ -110,7 +110,7 @@ def nncf(model: MapAnything, bundle: Bundle, cases: Cases, folder: Path) -> dict
             ignored_scope=library.IgnoredScope(names=others, validate=False),
         )
         paths[name] = folder / f"{name}.onnx"
-        onnx.save(quantised, paths[name])
+        onnx.save(quantized, paths[name])
     return paths
 
 
@@ -190,7 +190,7 @@ def main() -> None:
             paths = QUANTISERS[name](model, bundle, given, folder)
             engine = engine_of(bundle, paths)
             found = {r.name: r.metrics for r in evaluate(engine, args.scenes, seed=VALIDATION_SEED).tasks}
-            parts = list(kept_parts(found, float32).values())
+            parts = list(retention(found, float32).values())
             results[name] = {
                 "products": quantised_products(paths),
                 "decibels": prediction_decibels(

@@ -12,7 +12,7 @@ In use:
 from .baseline import ConstantDepth
 from .evaluate import DEFAULT_SCENES, DEFAULT_SIZE, Evaluation, Predictor, TaskResult, evaluate
 from .report import markdown_table
-from .retention import TaskMetrics, kept_errors, kept_parts
+from .retention import TaskMetrics, retention, retention_errors
 from .rgbd import RgbdScene, load_rgbd
 from .scoring import METRICS, SceneScore, aggregate, score
 from .tasks import HELD_OUT_SEED, TASKS, Task, select_tasks, task_views
@@ -36,10 +36,10 @@ __all__ = [
     "Truth",
     "aggregate",
     "evaluate",
-    "kept_errors",
-    "kept_parts",
     "load_rgbd",
     "markdown_table",
+    "retention",
+    "retention_errors",
     "score",
     "select_tasks",
     "task_views",

@@ -17,7 +17,7 @@ TaskMetrics = Mapping[str, Mapping[str, float | None]]
 """Metrics by task."""
 
 
-def kept_parts(found: TaskMetrics, float32: TaskMetrics) -> dict[tuple[str, str], float]:
+def retention(found: TaskMetrics, float32: TaskMetrics) -> dict[tuple[str, str], float]:
     """The part of every metric of every task that is kept, by task and metric; above 1 where it is better.
 
     Of a share (inliers, area under a recall curve, overlap of masks) ``found / float32`` is kept, of an error
@@ -37,10 +37,10 @@ def kept_parts(found: TaskMetrics, float32: TaskMetrics) -> dict[tuple[str, str]
     return parts
 
 
-def kept_errors(
+def retention_errors(
     found: Mapping[str, Sequence[SceneScore]], float32: Mapping[str, Sequence[SceneScore]], resamples: int = 400
 ) -> dict[tuple[str, str], float]:
-    """Standard errors of :func:`kept_parts`: how far a part would move with other scenes of the same kind.
+    """Standard errors of :func:`retention`: how far a part would move with other scenes of the same kind.
 
     By the bootstrap over scenes (Efron 1979), in pairs: a resampled set has the same scenes for both networks, so that
     what they have in common cancels. The same scores give the same result.
@@ -59,6 +59,6 @@ def kept_errors(
         for _ in range(resamples):
             chosen = rng.integers(len(wanted), size=len(wanted))
             drawn = ({task: aggregate([side[i] for i in chosen])} for side in (scores, wanted))
-            for name, part in kept_parts(*drawn).items():
+            for name, part in retention(*drawn).items():
                 parts.setdefault(name, []).append(part)
     return {name: float(np.std(values)) for name, values in parts.items()}

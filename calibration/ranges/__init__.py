@@ -5,7 +5,7 @@ NumPy only; what needs the network (hooks, folding, graphs) is in ``mapengine.ex
 
 from .histogram import Histogram
 from .record import Calibration, LayerCalibration, TokenStatistics, load_calibration, save_calibration
-from .rounding import FORMATS, NumberFormat, quantise, round_to_grid, weight_scales
+from .rounding import FORMATS, NumberFormat, quantize, round_to_grid, weight_scales
 from .selection import METHODS, choose_range, noise_ratio
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "choose_range",
     "load_calibration",
     "noise_ratio",
-    "quantise",
+    "quantize",
     "round_to_grid",
     "save_calibration",
     "weight_scales",

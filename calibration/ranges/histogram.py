@@ -40,11 +40,6 @@ class Histogram:
         if finite.size:
             self.largest = max(self.largest, float(finite.max().view(np.float32)))
 
-    def merge(self, other: Histogram) -> None:
-        """Add the counts of another histogram."""
-        self.counts += other.counts
-        self.largest = max(self.largest, other.largest)
-
     @property
     def total(self) -> int:
         """How many finite values were counted."""
@@ -62,12 +57,12 @@ class Histogram:
         return low, np.minimum(_edges(index + 1), max(self.largest, 2.0**-126)), self.counts[index]
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """What :meth:`restored` needs, as arrays: the bins that are not empty."""
+        """What :meth:`from_state` needs, as arrays: the bins that are not empty."""
         index = np.flatnonzero(self.counts)
         return {"index": index, "counts": self.counts[index], "largest": np.array(self.largest)}
 
     @classmethod
-    def restored(cls, state: dict[str, NDArray[Any]]) -> Histogram:
+    def from_state(cls, state: dict[str, NDArray[Any]]) -> Histogram:
         """Inverse of :meth:`state`."""
         result = cls()
         result.counts[state["index"]] = state["counts"]

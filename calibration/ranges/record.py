@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -104,7 +104,7 @@ class Calibration:
             fail("kept_layers", f"names {unknown[0]}, which is none of the layers")
 
     @property
-    def quantised(self) -> tuple[LayerCalibration, ...]:
+    def quantized(self) -> tuple[LayerCalibration, ...]:
         """The layers that are quantised."""
         kept = set(self.kept_layers)
         return tuple(layer for layer in self.layers if layer.name not in kept)
@@ -113,10 +113,6 @@ class Calibration:
         """The method in a few words, for manifests."""
         recoveries = {"smoothing": self.smooth, "rotation": self.rotate, "bias correction": self.correct_bias}
         return ", ".join([f"{self.method} ranges", *(name for name, used in recoveries.items() if used)])
-
-    def keeping(self, names: tuple[str, ...]) -> Calibration:
-        """The same with other layers left in higher precision."""
-        return replace(self, kept_layers=names)
 
     def check_model(self, weights_sha256: str, model_id: str, precision: str) -> None:
         """Refuse to be used with another model or format.

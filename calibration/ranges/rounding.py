@@ -53,7 +53,7 @@ def round_to_grid(values: NDArray[Any], form: NumberFormat) -> NDArray[Any]:
     return np.rint(clipped / step) * step
 
 
-def quantise(values: NDArray[Any], scale: Any, form: NumberFormat) -> NDArray[Any]:
+def quantize(values: NDArray[Any], scale: Any, form: NumberFormat) -> NDArray[Any]:
     """What is read back after storing ``values`` with ``scale``, which broadcasts."""
     return round_to_grid(values / scale, form) * scale
 
@@ -87,7 +87,7 @@ def _least_error_scales(rows: Array, largest: Array, form: NumberFormat) -> Arra
     chosen = np.asarray(largest / form.largest, np.float32)
     for clip in _CLIPS:
         scale = np.asarray(largest * clip / form.largest, np.float32)
-        error = np.square(quantise(rows, scale[:, None], form) - rows).sum(axis=1)
+        error = np.square(quantize(rows, scale[:, None], form) - rows).sum(axis=1)
         better = error < best
         best[better], chosen[better] = error[better], scale[better]
     return chosen

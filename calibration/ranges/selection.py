@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mapengine.runtime.errors import InputError
 
 from .histogram import Histogram
-from .rounding import NumberFormat, quantise
+from .rounding import NumberFormat, quantize
 
 Method = Literal["max", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = ("max", "percentile", "entropy", "mse")
@@ -65,7 +65,7 @@ def noise_ratio(histogram: Histogram, largest: float, form: NumberFormat) -> flo
     power = float(weights @ np.square(points))
     if largest <= 0:
         return 1.0
-    return float(weights @ np.square(quantise(points, largest / form.largest, form) - points)) / power
+    return float(weights @ np.square(quantize(points, largest / form.largest, form) - points)) / power
 
 
 def _points(histogram: Histogram) -> tuple[Array, Array]:
@@ -87,7 +87,7 @@ def _least_error(histogram: Histogram, form: NumberFormat) -> float:
     lowest = min(float(np.sqrt(weights @ np.square(points) / weights.sum())), histogram.largest)
     best, chosen = np.inf, histogram.largest
     for candidate in np.geomspace(histogram.largest, max(lowest, histogram.largest * 1e-4), _CANDIDATES):
-        error = float(weights @ np.square(quantise(points, candidate / form.largest, form) - points))
+        error = float(weights @ np.square(quantize(points, candidate / form.largest, form) - points))
         if error < best:
             best, chosen = error, float(candidate)
     return chosen

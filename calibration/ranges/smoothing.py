@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .histogram import Histogram
-from .rounding import NumberFormat, quantise, weight_scales
+from .rounding import NumberFormat, quantize, weight_scales
 from .selection import Method, choose_range
 
 Array = NDArray[np.float32]
@@ -107,7 +107,7 @@ def output_error(fit: Array, rows: Array, weight: Array, form: NumberFormat, met
     if power == 0 or largest == 0:
         return 0.0
     scale = np.float32(largest / form.largest)
-    found = quantise(rows, scale, form) @ quantise(weight, weight_scales(weight, form, "max"), form)
+    found = quantize(rows, scale, form) @ quantize(weight, weight_scales(weight, form, "max"), form)
     return float(np.square(found - wanted).sum()) / power
 
 

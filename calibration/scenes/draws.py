@@ -51,14 +51,6 @@ class Draws:
         """One of the items."""
         return items[self.integer(0, len(items) - 1)]
 
-    def shuffled(self, count: int) -> list[int]:
-        """A random order of 0..count-1 (Fisher and Yates)."""
-        order = list(range(count))
-        for last in range(count - 1, 0, -1):
-            other = self.integer(0, last)
-            order[last], order[other] = order[other], order[last]
-        return order
-
     def in_ball(self) -> Vector:
         """Uniform in the unit ball, by rejection."""
         while True:

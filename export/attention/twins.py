@@ -51,7 +51,7 @@ def twin_attention(entry: KernelAttention, tensors: Mapping[str, NDArray[Any]], 
     kind = entry.traits
     scores = _int8_scores(query, key) if kind.int8 else _scores(query, key)
     if entry.threshold is not None:
-        kept = kept_blocks(query, key, entry.threshold, view_tokens, entry.extra_tokens)
+        kept = select_blocks(query, key, entry.threshold, view_tokens, entry.extra_tokens)
         length = query.shape[1]
         pairs = kept.repeat(QUERY_BLOCK, 1)[:, :length].repeat(KEY_BLOCK, 2)[:, :, :length]
         scores = np.where(pairs, scores, -np.inf).astype(np.float32)
@@ -64,7 +64,7 @@ def twin_attention(entry: KernelAttention, tensors: Mapping[str, NDArray[Any]], 
     return _joined(entry, out / weights.sum(-1, keepdims=True) * scale)
 
 
-def kept_blocks(query: Array, key: Array, threshold: float, view_tokens: int, extra_tokens: int) -> NDArray[np.bool_]:
+def select_blocks(query: Array, key: Array, threshold: float, view_tokens: int, extra_tokens: int) -> NDArray[np.bool_]:
     """Which blocks of keys each block of queries attends to: (H, L, D) queries and keys -> (H, Nq, Nk).
 
     Args:

@@ -26,7 +26,7 @@ from ..tensorrt import gpu_chunks, stage_profiles
 from .chains import choose_kernels, compile_chain
 from .compilers import Fraction, StageCompiler
 from .references import ReferencePredictions
-from .tolerances import kernel_tolerance, widened
+from .tolerances import kernel_tolerance, widen
 
 Report = Callable[[str], None]
 
@@ -112,7 +112,7 @@ def write_gpu_bundle(
     if rounds(kernels):
         report("measuring what the kernels round")
         with tempfile.TemporaryDirectory(dir=writer.folder) as scratch:
-            golden = widened(golden, kernel_tolerance(source, kernels, Path(scratch)))
+            golden = widen(golden, kernel_tolerance(source, kernels, Path(scratch)))
     shutil.copyfile(source.folder / golden.file.file, writer.folder / golden.file.file)
     manifest = replace(
         source.manifest,

@@ -41,7 +41,7 @@ from ..graphs.openvino import rewrite_for_openvino
 from ..graphs.tracing import AttentionExport, ExportedStage, export_stages
 from ..model.checkpoint import parameter_count
 from ..model.reference import MapAnything
-from ..precision import LoweredStage, load_runnable, lower_precision, measure_ranges
+from ..precision import LoweredStage, load_runnable, lower_precision, measure_magnitudes
 from ..quantization import QuantizedNetwork
 from ..quantization.stages import write_quantized
 from .parity_cases import GOLDEN, Views, parity_cases
@@ -125,7 +125,7 @@ def _lower(
 ) -> list[LoweredStage]:
     """The float32 stages in 16 bit."""
     report("measuring the magnitudes of all tensors")
-    ranges = measure_ranges(
+    magnitudes = measure_magnitudes(
         {stage.name: stage.path for stage in full}, parity_cases(norm_type), data_norm_type=norm_type
     )
     lowered = []
@@ -137,7 +137,7 @@ def _lower(
                 folder / stage.path.name,
                 stage=stage.name,
                 precision=precision,  # type: ignore[arg-type]
-                ranges=ranges[stage.name],
+                magnitudes=magnitudes[stage.name],
             )
         )
     return lowered

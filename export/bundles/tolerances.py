@@ -110,7 +110,7 @@ def kernel_tolerance(bundle: Bundle, kernels: Mapping[str, KernelChoice], scratc
     return rounding_tolerance(predictions(twin_attention), wanted, "ONNX Runtime, with the kernels' twins")
 
 
-def widened(golden: Golden, added: Mapping[str, float]) -> Golden:
+def widen(golden: Golden, added: Mapping[str, float]) -> Golden:
     """Return a golden check that allows for ``added`` more, relative to the largest value of an output."""
     tolerance = {}
     for key, old in golden.tolerance.items():

@@ -158,7 +158,7 @@ def compare_noise(
             places = _places(load_graph(paths[stage], stage), stage, layers)
             exact = OnnxRuntimeBackend(library.threads).load_stage(stage, _observed(paths[stage], places))
             wanted = exact.run(inputs[stage])
-            path, quantised = _held(bundle.stage_path(stage), low, stage, places, layers)
+            path, quantized = _held(bundle.stage_path(stage), low, stage, places, layers)
             if isinstance(library, OnnxRuntimeBackend):
                 runs = runnable(path, low)
                 emulated = f", {manifest.precision} emulated" if runs != path else emulated
@@ -166,7 +166,7 @@ def compare_noise(
             given = {name: value for name, value in wanted.items() if name.startswith(_GIVEN)}
             rounded = library.load_stage(stage, path, manifest.arithmetic).run({**inputs[stage], **given})
             for layer in layers:
-                precision = manifest.precision if layer.name in quantised else manifest.quantization.rest
+                precision = manifest.precision if layer.name in quantized else manifest.quantization.rest
                 found.append(_noise(layer, precision, wanted, rounded))
     return NoiseComparison(library.name + emulated, LEAST_SNR, tuple(found))
 
@@ -259,7 +259,7 @@ def _held(
             raise ExportError(f"{stage}: the bundle has no operation {producer}; build it again with this version")
         return nodes[producer].outputs[index]
 
-    quantised = frozenset(
+    quantized = frozenset(
         layer.name
         for layer in layers
         if any(f"{layer.name}/DequantizeLinear_weight{part}" in named for part in ("", ".0"))
@@ -287,7 +287,7 @@ def _held(
         _expose(graph, value, f"{_LAYER}{layer.name}")
         if layer.name in places.streams:
             _expose(graph, known(places.streams[layer.name]), f"{_STREAM}{layer.name}")
-    return save_variant(model, path, folder / path.name), quantised
+    return save_variant(model, path, folder / path.name), quantized
 
 
 def _joined(graph: ir.Graph, named: Mapping[str | None, ir.Value], layer: LinearLayer) -> ir.Value:

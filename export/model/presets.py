@@ -105,12 +105,6 @@ def load_preset(name: str) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     return config, {key: torch.from_numpy(array) for key, array in arrays.items()}
 
 
-def save_preset(name: str, folder: str | Path) -> Path:
-    """Write a preset with :func:`save_model` and return the folder. Raises ModelNotFoundError, OutputError."""
-    _, tensors = load_preset(name)
-    return save_model(folder, preset_config(name), tensors, "preset")
-
-
 def save_model(
     folder: str | Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], what: str = "model"
 ) -> Path:

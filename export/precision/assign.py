@@ -26,11 +26,11 @@ earlier layers adds a little. Below, a tensor's largest number is followed by ma
 """
 
 SCORES = "scores"
-"""Key of the attention scores in a stage's ranges is ``<module>/scores``: no tensor of the graph holds them."""
+"""Key of the attention scores in a stage's magnitudes is ``<module>/scores``: no tensor of the graph holds them."""
 
 ATTENTION = ("MultiHeadAttention", "Attention")
 
-Ranges = Mapping[str, float]
+Magnitudes = Mapping[str, float]
 """Largest magnitude by tensor name, of one stage; infinity where NaN or infinity was met."""
 
 FLOAT16 = ir.DataType.FLOAT16
@@ -47,12 +47,12 @@ class Assignment:
     """Every node that has floating data, in graph order."""
     boundary: dict[ir.Value, ir.DataType] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
-    """Modules, inputs and outputs that the policy would run in float16 and the ranges kept in float32."""
+    """Modules, inputs and outputs that the policy would run in float16 and the magnitudes kept in float32."""
     headroom: list[Headroom] = field(default_factory=list)
 
 
 def scores_of(node: ir.Node) -> str:
-    """Key of an attention node's scores in the ranges of its stage."""
+    """Key of an attention node's scores in the magnitudes of its stage."""
     return f"{module_of(node)}/{SCORES}"
 
 
@@ -66,15 +66,15 @@ def floating_inputs(node: ir.Node) -> Iterator[tuple[int, ir.Value]]:
 
 
 def assign_types(
-    model: ir.Model, stage: str, precision: Precision, policy: Sequence[Rule], ranges: Ranges | None
+    model: ir.Model, stage: str, precision: Precision, policy: Sequence[Rule], magnitudes: Magnitudes | None
 ) -> Assignment:
     """Type of every node, input and output of a float32 stage.
 
     Raises:
-        ExportError: no row of the policy fits a node, or the ranges are of another graph.
+        ExportError: no row of the policy fits a node, or the magnitudes are of another graph.
     """
     result = Assignment()
-    limits = _Limits(stage, ranges)
+    limits = _Limits(stage, magnitudes)
     types: dict[ir.Value, ir.DataType] = {}
     for value in model.graph.inputs:
         if is_floating(value):
@@ -107,9 +107,9 @@ def assign_types(
 class _Limits:
     """Compares measured magnitudes with float16's range."""
 
-    def __init__(self, stage: str, ranges: Ranges | None) -> None:
+    def __init__(self, stage: str, magnitudes: Magnitudes | None) -> None:
         self._stage = stage
-        self._ranges = ranges
+        self._magnitudes = magnitudes
         self._weights: dict[ir.Value, float] = {}
         self._largest: dict[str, float] = {}
 
@@ -126,7 +126,7 @@ class _Limits:
             return wanted
         weights = [value for value in values if value.is_initializer()]
         found: list[tuple[str, float]] = []
-        if self._ranges is not None:
+        if self._magnitudes is not None:
             found = [(_label(value), self._measured(value.name or "")) for value in values if value not in weights]
             if node is not None and node.op_type in ATTENTION:
                 # Scores near zero are as good as zero, so they have no lower end.
@@ -144,12 +144,12 @@ class _Limits:
         return sorted(entries, key=lambda entry: (entry.factor, entry.tensor))
 
     def _measured(self, name: str) -> float:
-        assert self._ranges is not None
-        if name not in self._ranges:
+        assert self._magnitudes is not None
+        if name not in self._magnitudes:
             raise ExportError(
-                f"{self._stage}: the magnitude of {name} was not measured; measure the ranges of this export again"
+                f"{self._stage}: the magnitude of {name} was not measured; measure the magnitudes of this export again"
             )
-        return self._ranges[name]
+        return self._magnitudes[name]
 
     def _weight_fits(self, value: ir.Value) -> bool:
         """Weights are known exactly, so they need no margin above; a small bias is added to something larger."""

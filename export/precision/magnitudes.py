@@ -25,7 +25,7 @@ _PREFIX = "largest:"
 """Marks the outputs that were added to a graph."""
 
 
-def measure_ranges(
+def measure_magnitudes(
     stages: Mapping[str, Path],
     cases: Mapping[str, Sequence[Mapping[str, Any]]],
     *,

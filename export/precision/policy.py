@@ -31,7 +31,7 @@ class Rule:
         modules: globs, separated by spaces. A module is what stands before the slash in a node's name.
         operators: operator types, or None for all.
         fp16, bf16: what a 16-bit build computes the node in. A node that is float16 here still becomes float32 where
-            the magnitudes that were measured do not leave enough room (:mod:`.ranges`).
+            the magnitudes that were measured do not leave enough room (`magnitudes.py`).
         reason: why, in one sentence.
     """
 

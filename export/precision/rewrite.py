@@ -36,8 +36,8 @@ class LoweredStage:
         inputs, outputs: name, dtype and shape.
         kept_layers: modules that the policy would run in float16 and that stay in float32, because a tensor or weight
             would come too close to float16's largest number.
-        headroom: the float16 tensors, least room first; empty when no ranges were given. ``tensor`` is the node that
-            makes it, an input's name, or ``<module>/scores``.
+        headroom: the float16 tensors, least room first; empty when no magnitudes were given. ``tensor`` is the node
+            that makes it, an input's name, or ``<module>/scores``.
     """
 
     name: str
@@ -56,7 +56,7 @@ def lower_precision(
     *,
     stage: str,
     precision: Precision,
-    ranges: Mapping[str, float] | None,
+    magnitudes: Mapping[str, float] | None,
     policy: Sequence[Rule] = POLICY,
 ) -> LoweredStage:
     """Write ``source`` as ``target`` with the types of the policy.
@@ -68,19 +68,19 @@ def lower_precision(
         target: ``.onnx`` file to write, not ``source``.
         stage: its name.
         precision: column of the policy.
-        ranges: of this stage, from :func:`.ranges.measure_ranges`. Without them nothing protects a float16 tensor from
-            overflow.
+        magnitudes: of this stage, from :func:`.magnitudes.measure_magnitudes`. Without them nothing protects a float16
+            tensor from overflow.
         policy: another table, for measurements.
 
     Raises:
-        ExportError: the file is not a float32 stage, or the ranges are of another graph.
+        ExportError: the file is not a float32 stage, or the magnitudes are of another graph.
     """
     if precision not in ("fp16", "bf16"):
         raise ExportError(f"{stage}: precision {precision!r} cannot be written into a graph; use fp16 or bf16")
     if target.resolve() == source.resolve():
         raise ExportError(f"{stage}: {target} is the float32 stage itself; give another file for the result")
     model = load_float32_graph(source, stage)
-    assignment = assign_types(model, stage, precision, policy, ranges)
+    assignment = assign_types(model, stage, precision, policy, magnitudes)
     with removed_on_failure(target):
         _Rewriter(model, assignment).run()
         data_path = save_model(model, target)

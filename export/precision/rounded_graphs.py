@@ -50,7 +50,7 @@ def runnable(path: Path, scratch: Path, *, rounding: bool = True) -> Path:
     if not has_fp8 and not any(is_sixteen_bit(value) for value in values):
         return path
     if not rounding:
-        _drop_quantised_activations(model.graph)
+        _drop_quantized_activations(model.graph)
     if has_fp8:
         _write_out_fp8(model.graph)
     _Emulation(model.graph, rounding).run()
@@ -67,7 +67,7 @@ def load_runnable(library: HostBackend, name: str, path: Path, scratch: Path, *,
             emulating.unlink()
 
 
-def _drop_quantised_activations(graph: ir.Graph) -> None:
+def _drop_quantized_activations(graph: ir.Graph) -> None:
     """Read what was quantised and dequantised as it was before, in place."""
     for node in list(graph):
         source = node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] else None

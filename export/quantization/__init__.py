@@ -1,13 +1,13 @@
 """INT8 and FP8 engines: ranges from the PyTorch reference, exact recoveries folded into weights, and Q/DQ graphs."""
 
-from .budget import OutputQuality, keep_accuracy
+from .budget import keep_accuracy
 from .calibrate import CalibrationOptions, calibrate
-from .fake_quantization import emulated
-from .fold import folded
-from .geometry import GeometryQuality
+from .fake_quantization import simulate_rounding
+from .fold import fold_calibration
 from .layers import LinearLayer, find_layers
 from .network import QuantizedNetwork
-from .qdq import QuantisedStage, quantise_stage
+from .qdq import QuantizedStage, quantize_stage
+from .quality import GeometryQuality, OutputQuality
 from .weights_only import WeightsOnly
 
 __all__ = [
@@ -15,13 +15,13 @@ __all__ = [
     "GeometryQuality",
     "LinearLayer",
     "OutputQuality",
-    "QuantisedStage",
     "QuantizedNetwork",
+    "QuantizedStage",
     "WeightsOnly",
     "calibrate",
-    "emulated",
     "find_layers",
-    "folded",
+    "fold_calibration",
     "keep_accuracy",
-    "quantise_stage",
+    "quantize_stage",
+    "simulate_rounding",
 ]

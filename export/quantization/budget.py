@@ -2,72 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-import numpy as np
-
-from mapengine.calibration.data.cases import Views
 from mapengine.calibration.ranges import Calibration, LayerCalibration
 from mapengine.runtime.errors import CalibrationError
 
 from ..model.reference import MapAnything
-from .fake_quantization import emulated
+from .fake_quantization import simulate_rounding
 from .layers import find_layers, linear
-from .observe import run_trunk
-
-
-class Quality(Protocol):
-    """Measures a network that may round: 1 is as good as float32, 0.99 keeps 99 % of it.
-
-    Attributes:
-        description: what is measured, for the calibration's file.
-    """
-
-    description: str
-
-    def __call__(self, model: MapAnything) -> float: ...
-
-    def loss(self, model: MapAnything) -> float:
-        """How far the network is from float32, 0 for not at all: what layers are compared by. It has to resolve what a
-        single layer costs; its unit does not matter."""
-        ...
-
-
-class OutputQuality:
-    """One minus the relative error of the outputs of the stages against float32, over some cases.
-
-    The error of an output is the root mean square of its difference over that of its values, so that 0.99 is a
-    signal-to-noise ratio of 40 dB. The output that loses most counts.
-
-    Attributes:
-        description: for the calibration's file.
-        decibels: signal-to-noise ratio by output, of the last measurement.
-    """
-
-    description = "outputs of the stages over the calibration data"
-
-    def __init__(self, reference: MapAnything, cases: Mapping[str, Views]) -> None:
-        self._cases = dict(cases)
-        self._wanted = {name: run_trunk(reference, views) for name, views in self._cases.items()}
-        self.decibels: dict[str, float] = {}
-
-    def __call__(self, model: MapAnything) -> float:
-        noise: dict[str, float] = {}
-        signal: dict[str, float] = {}
-        for name, views in self._cases.items():
-            for output, found in run_trunk(model, views).items():
-                wanted = self._wanted[name][output].astype(np.float64)
-                noise[output] = noise.get(output, 0.0) + float(np.square(found - wanted).sum())
-                signal[output] = signal.get(output, 0.0) + float(np.square(wanted).sum())
-        ratios = {output: noise[output] / max(signal[output], 1e-30) for output in noise}
-        self.decibels = {output: -10 * float(np.log10(max(ratio, 1e-30))) for output, ratio in ratios.items()}
-        return 1.0 - float(np.sqrt(max(ratios.values())))
-
-    def loss(self, model: MapAnything) -> float:
-        """See :class:`Quality`."""
-        return 1.0 - self(model)
+from .quality import Quality
 
 
 @dataclass(frozen=True)
@@ -94,7 +38,7 @@ def measure_sensitivity(
     """
     result = []
     for index, layer in enumerate(layers):
-        with emulated(model, [layer], precision):
+        with simulate_rounding(model, [layer], precision):
             result.append(Sensitivity(layer.name, quality.loss(model), linear(model, layer.name).weight.numel()))
         if progress is not None:
             progress(index + 1, len(layers))
@@ -127,7 +71,7 @@ def keep_accuracy(
     precision, target = calibration.precision, accuracy / 100
 
     def reached(layers: Sequence[LayerCalibration]) -> float:
-        with emulated(model, layers, precision):
+        with simulate_rounding(model, layers, precision):
             return quality(model)
 
     full = reached(calibration.layers)
@@ -164,14 +108,14 @@ def _kept(calibration: Calibration, names: tuple[str, ...], report: dict[str, fl
     return replace(calibration, kept_layers=names, report=report)
 
 
-def quantised_share(model: MapAnything, calibration: Calibration) -> float:
+def quantized_share(model: MapAnything, calibration: Calibration) -> float:
     """Share of the multiplications of the blocks' linear layers, and of rotations behind activations, that are
     quantised, per token."""
     known = find_layers(model)
     sizes = {name: linear(model, name).weight.numel() for name in known}
     rotations = sum(
         (known[layer.name].rotation or 0) * linear(model, layer.name).in_features
-        for layer in calibration.quantised
+        for layer in calibration.quantized
         if layer.rotated and known[layer.name].kind != "proj"
     )
-    return sum(sizes[layer.name] for layer in calibration.quantised) / (sum(sizes.values()) + rotations)
+    return sum(sizes[layer.name] for layer in calibration.quantized) / (sum(sizes.values()) + rotations)

@@ -22,18 +22,19 @@ from mapengine.calibration.ranges import (
     TokenStatistics,
     choose_range,
     noise_ratio,
-    quantise,
+    quantize,
 )
 from mapengine.calibration.ranges.selection import Method
 from mapengine.calibration.ranges.smoothing import ALPHAS, best_choice, rotate
 from mapengine.runtime.errors import InputError
 
 from ..model.reference import MapAnything
-from .budget import OutputQuality, Quality, keep_accuracy
-from .fake_quantization import emulated, scales_of
-from .fold import folded
+from .budget import keep_accuracy
+from .fake_quantization import scales_of, simulate_rounding
+from .fold import fold_calibration
 from .layers import LinearLayer, find_layers, linear
 from .observe import KINDS, Observation, Observer
+from .quality import OutputQuality, Quality
 
 Array = NDArray[np.float32]
 Report = Callable[[str], None]
@@ -101,8 +102,8 @@ def calibrate(
         model: float32 reference on the CPU; it is not changed.
         cases: what is run through it.
         options: see :class:`CalibrationOptions`.
-        quality: what the accuracy is measured with; by default :class:`.budget.OutputQuality` over the cases;
-            :class:`.geometry.GeometryQuality` is another.
+        quality: what the accuracy is measured with; by default :class:`.quality.OutputQuality` over the cases;
+            :class:`.quality.GeometryQuality` is another.
         report: called with a line per step. fraction: with how much of a step is done.
         unfinished: file that keeps the observations of an interrupted run, and is removed at the end.
 
@@ -174,7 +175,7 @@ class Calibrator:
         """
         layers = self._choices(options)
         changed = [layer for layer in layers if layer.rotated or layer.exponents is not None]
-        network = folded(self._model, changed)
+        network = fold_calibration(self._model, changed)
         found = self._original
         if changed:
             found = self._observe(network, "observing the smoothed network", False, changed)
@@ -209,7 +210,7 @@ class Calibrator:
         for name, change in steps.items():
             naive = replace(naive, **change)
             network, calibration = self.calibrated(naive)
-            with emulated(network, calibration.layers, calibration.precision):
+            with simulate_rounding(network, calibration.layers, calibration.precision):
                 result[name] = max(quality(network), 0.0)
         return result
 
@@ -287,7 +288,7 @@ class Calibrator:
         weight = parameter.detach().numpy().T
         scale = np.float32(entry.largest / self._form.largest)
         wanted = rows.mean(axis=0) @ weight
-        found = quantise(rows, scale, self._form).mean(axis=0) @ quantise(
+        found = quantize(rows, scale, self._form).mean(axis=0) @ quantize(
             weight, scales_of(parameter, self._form), self._form
         )
         return replace(entry, bias=tuple(float(f"{value:.6g}") for value in wanted - found))

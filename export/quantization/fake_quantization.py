@@ -20,7 +20,7 @@ _scales = WeakTensorKeyDictionary()  # by weight: (its version, {format: scales}
 
 
 @contextlib.contextmanager
-def emulated(network: nn.Module, layers: Iterable[Roundable], precision: str) -> Iterator[None]:
+def simulate_rounding(network: nn.Module, layers: Iterable[Roundable], precision: str) -> Iterator[None]:
     """Inside the block the given layers round their inputs and weights, and add the corrections of their biases.
 
     A layer without a calibration rounds its weight alone.
@@ -28,7 +28,7 @@ def emulated(network: nn.Module, layers: Iterable[Roundable], precision: str) ->
     Weights are rounded at each call and not kept, so that a full-size network needs no second copy.
 
     Args:
-        network: with the smoothing and rotation folded (:func:`.fold.folded`).
+        network: with the smoothing and rotation folded (:func:`.fold.fold_calibration`).
         layers: those that are quantised. A layer of range 0 is left as it is.
         precision: ``int8`` or ``fp8``.
     """
@@ -50,12 +50,12 @@ def emulated(network: nn.Module, layers: Iterable[Roundable], precision: str) ->
 def _rounding(module: nn.Linear, layer: Roundable, form: NumberFormat) -> Callable[[Tensor], Tensor]:
     scales = torch.from_numpy(scales_of(module.weight, form))[:, None]
     if not isinstance(layer, LayerCalibration):
-        return lambda x: F.linear(x, rounded(module.weight, scales, form), module.bias)
+        return lambda x: F.linear(x, fake_quantize(module.weight, scales, form), module.bias)
     scale = float(np.float32(layer.largest / form.largest))
     bias = module.bias if layer.bias is None else module.bias + torch.tensor(layer.bias, dtype=torch.float32)
 
     def forward(x: Tensor) -> Tensor:
-        return F.linear(rounded(x, scale, form), rounded(module.weight, scales, form), bias)
+        return F.linear(fake_quantize(x, scale, form), fake_quantize(module.weight, scales, form), bias)
 
     return forward
 
@@ -74,7 +74,7 @@ def scales_of(weight: Tensor, form: NumberFormat) -> NDArray[np.float32]:
     return known[form.name]
 
 
-def rounded(x: Tensor, scale: float | Tensor, form: NumberFormat) -> Tensor:
+def fake_quantize(x: Tensor, scale: float | Tensor, form: NumberFormat) -> Tensor:
     """:func:`mapengine.calibration.quantization.quantise` in PyTorch."""
     scaled = (x / scale).clamp(-form.largest, form.largest)
     if form.name == "int8":

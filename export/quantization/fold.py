@@ -34,7 +34,7 @@ def shared_copy(network: Network) -> Network:
     return copy.deepcopy(network, memo)
 
 
-def folded(network: Network, layers: Iterable[LayerCalibration], kept: Collection[str] = ()) -> Network:
+def fold_calibration(network: Network, layers: Iterable[LayerCalibration], kept: Collection[str] = ()) -> Network:
     """A network that computes the same, with smoothing and rotation in its weights.
 
     Powers of two change no bit of a product; a rotation rounds. The given network stays as it is.
@@ -57,11 +57,11 @@ def folded(network: Network, layers: Iterable[LayerCalibration], kept: Collectio
     return result
 
 
-def with_corrected_biases(network: Network, calibration: Calibration) -> Network:
+def correct_biases(network: Network, calibration: Calibration) -> Network:
     """The network with the corrections of the layers that are quantised added to their biases."""
     result = shared_copy(network)
     with torch.no_grad():
-        for layer in calibration.quantised:
+        for layer in calibration.quantized:
             if layer.bias is not None:
                 module = linear(result, layer.name)
                 _set(module, "bias", module.bias + torch.tensor(layer.bias, dtype=module.bias.dtype))

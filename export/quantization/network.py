@@ -10,8 +10,8 @@ from mapengine.calibration.ranges import Calibration
 from mapengine.runtime.checks.parity import Predictions
 
 from ..model.reference import MapAnything
-from .fake_quantization import emulated
-from .fold import folded, with_corrected_biases
+from .fake_quantization import simulate_rounding
+from .fold import correct_biases, fold_calibration
 from .weights_only import WeightsOnly
 
 
@@ -31,17 +31,17 @@ class QuantizedNetwork:
     def of(cls, model: MapAnything, calibration: Calibration | WeightsOnly) -> QuantizedNetwork:
         """Fold a calibration into the model that was calibrated, which stays as it is."""
         if isinstance(calibration, Calibration):
-            model = folded(model, calibration.layers, calibration.kept_layers)
+            model = fold_calibration(model, calibration.layers, calibration.kept_layers)
         return cls(model, calibration)
 
     @property
     def exported(self) -> MapAnything:
         """The network whose stages are quantised: biases are corrected too."""
         if isinstance(self.calibration, Calibration):
-            return with_corrected_biases(self.network, self.calibration)
+            return correct_biases(self.network, self.calibration)
         return self.network
 
     def predict(self, views: Sequence[Mapping[str, Any]]) -> Predictions:
         """Return what the network predicts when its layers round, in PyTorch."""
-        with emulated(self.network, self.calibration.quantised, self.calibration.precision):
+        with simulate_rounding(self.network, self.calibration.quantized, self.calibration.precision):
             return self.network.predict(views, use_amp=False)

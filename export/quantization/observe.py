@@ -57,7 +57,6 @@ class Observer:
         self._extra = extra_tokens
         self._with_rows = with_rows
         self._views = 1
-        self._calls: dict[str, int] = {}
 
     def run(
         self,
@@ -83,7 +82,7 @@ class Observer:
         with self._hooked(model):
             for index, (name, views) in enumerate(cases.views.items()):
                 if name not in self.done:
-                    self._views, self._calls = len(views), {}
+                    self._views = len(views)
                     run_trunk(model, views)
                     self._check_finite(name)
                     self.done.append(name)
@@ -168,7 +167,7 @@ class Observer:
             for kind in KINDS:
                 if f"{name}|{kind}|index" in arrays:
                     state = {part: arrays[f"{name}|{kind}|{part}"] for part in ("index", "counts", "largest")}
-                    found.tokens[kind] = Histogram.restored(state)
+                    found.tokens[kind] = Histogram.from_state(state)
             if f"{name}|rows" in arrays:
                 found.largest, found.rows = arrays[f"{name}|largest"], [arrays[f"{name}|rows"]]
 

@@ -38,7 +38,7 @@ _TYPES = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
 
 
 @dataclass(frozen=True)
-class QuantisedStage:
+class QuantizedStage:
     """A written stage.
 
     Attributes:
@@ -50,11 +50,11 @@ class QuantisedStage:
     path: Path
     data_path: Path | None
     opset: int
-    quantised: tuple[str, ...]
+    quantized: tuple[str, ...]
     skipped: tuple[str, ...]
 
 
-def quantise_stage(
+def quantize_stage(
     source: Path,
     target: Path,
     *,
@@ -62,7 +62,7 @@ def quantise_stage(
     layers: Sequence[Roundable],
     precision: str,
     weights: Path | None = None,
-) -> QuantisedStage:
+) -> QuantizedStage:
     """Write ``source`` as ``target`` with the given layers in 8 bits.
 
     Weights are mapped, rounded and written one at a time. The same source gives the same bytes.
@@ -88,7 +88,7 @@ def quantise_stage(
     writer = _Writer(model, full, stage, FORMATS[precision])
     used = tuple(layer for layer in layers if not isinstance(layer, LayerCalibration) or layer.largest > 0)
     for layer in used:
-        writer.quantise(layer)
+        writer.quantize(layer)
     if used:
         model.opset_imports[""] = max(model.opset_imports[""] or 0, _OPSET)
         model.ir_version = max(model.ir_version, _IR_VERSION)
@@ -98,7 +98,7 @@ def quantise_stage(
     skipped = tuple(layer.name for layer in layers if layer not in used)
     opset = model.opset_imports[""]
     assert opset is not None
-    return QuantisedStage(target, data_path, opset, tuple(layer.name for layer in used), skipped)
+    return QuantizedStage(target, data_path, opset, tuple(layer.name for layer in used), skipped)
 
 
 class _Writer:
@@ -110,7 +110,7 @@ class _Writer:
         # Kept before any is replaced: without another source a weight is rounded from its own old value.
         self._tensors = {name: value.const_value for name, value in self._sources.items()}
 
-    def quantise(self, layer: Roundable) -> None:
+    def quantize(self, layer: Roundable) -> None:
         """Change one product in place."""
         node = self._products.get(f"{layer.name}/MatMul")
         tensor = self._tensors.get(f"{layer.name}.weight")

@@ -17,7 +17,7 @@ from ..model.reference import MapAnything
 from ..precision import LoweredStage
 from .layers import Roundable
 from .network import QuantizedNetwork
-from .qdq import quantise_stage
+from .qdq import quantize_stage
 from .weights_only import WeightsOnly
 
 Stages = Sequence[ExportedStage | LoweredStage]
@@ -52,13 +52,13 @@ def write_quantized(
         full = export(quantized.exported, full_folder)
         sources = full if lower is None else lower(full, low_folder)
         for exact, source in zip(full, sources, strict=True):
-            layers: list[Roundable] = [layer for layer in calibration.quantised if layer.stage == source.name]
+            layers: list[Roundable] = [layer for layer in calibration.quantized if layer.stage == source.name]
             if not layers:
                 written.append(_moved(source, folder))
                 continue
             what = "with weights " if isinstance(calibration, WeightsOnly) else ""
             report(f"writing {source.name} {what}in {calibration.precision}")
-            result = quantise_stage(
+            result = quantize_stage(
                 source.path,
                 folder / source.path.name,
                 stage=source.name,
@@ -67,7 +67,7 @@ def write_quantized(
                 weights=None if lower is None else exact.path,
             )
             if isinstance(calibration, Calibration):  # else the products are in the type of the activations
-                products[source.name] = len(result.quantised)
+                products[source.name] = len(result.quantized)
             written.append(replace(source, path=result.path, data_path=result.data_path, opset=result.opset))
     names = tuple(calibration.kept_layers)
     record = Quantization(calibration.described(), calibration.data_sha256, names, dict(products))

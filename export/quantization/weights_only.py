@@ -34,7 +34,7 @@ class WeightsOnly:
         return cls(tuple(find_layers(network).values()))
 
     @property
-    def quantised(self) -> tuple[LinearLayer, ...]:
+    def quantized(self) -> tuple[LinearLayer, ...]:
         """The layers, as a calibration names those that it quantises."""
         return self.layers
 

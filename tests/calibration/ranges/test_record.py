@@ -50,7 +50,7 @@ def test_round_trip(calibration: Calibration, tmp_path: Path) -> None:
     assert load_calibration(path) == calibration
     text = path.read_text()
     assert len(text.splitlines()) < 60  # a layer is a line
-    assert [layer.name for layer in calibration.quantised] == ["a.qkv"]
+    assert [layer.name for layer in calibration.quantized] == ["a.qkv"]
     assert calibration.described() == "mse ranges, smoothing, rotation"
     save_calibration(load_calibration(path), path)
     assert path.read_text() == text

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mapengine.calibration.ranges import FORMATS, quantise, round_to_grid, weight_scales
+from mapengine.calibration.ranges import FORMATS, quantize, round_to_grid, weight_scales
 from mapengine.calibration.ranges.smoothing import (
     best_choice,
     hadamard,
@@ -44,9 +44,9 @@ def test_weight_scales(form: object) -> None:
     assert (best > 0).all()
     used = np.arange(20) != 3
     np.testing.assert_allclose((largest * form.largest)[used], np.abs(weight).max(0)[used], rtol=1e-6)  # type: ignore[attr-defined]
-    errors = [np.square(quantise(weight, s, form) - weight).sum(0) for s in (best, largest)]  # type: ignore[arg-type]
+    errors = [np.square(quantize(weight, s, form) - weight).sum(0) for s in (best, largest)]  # type: ignore[arg-type]
     assert (errors[0] <= errors[1]).all()
-    assert (quantise(weight, best, form)[:, 3] == 0).all()  # type: ignore[arg-type]
+    assert (quantize(weight, best, form)[:, 3] == 0).all()  # type: ignore[arg-type]
 
 
 def test_hadamard_is_orthonormal_and_its_own_inverse() -> None:

@@ -16,9 +16,9 @@ import pytest
 
 from mapengine.export import build_engine, compile_engine
 from mapengine.export.attention.choice import AttentionChoice, KernelChoice, rounds
-from mapengine.export.attention.twins import exact_attention, kept_blocks, twin_attention
+from mapengine.export.attention.twins import exact_attention, select_blocks, twin_attention
 from mapengine.export.bundles import chains as chain_plans
-from mapengine.export.bundles.tolerances import kernel_tolerance, widened
+from mapengine.export.bundles.tolerances import kernel_tolerance, widen
 from mapengine.export.model.config_json import parse_config
 from mapengine.export.tensorrt.settings import PlanSettings
 from mapengine.runtime.backends.libraries import is_installed
@@ -101,7 +101,7 @@ def test_the_kept_blocks(threshold: float, length: int, view_tokens: int, extra:
     from mapengine.kernels.selection import Selection, select_reference
 
     query, key = np.random.default_rng(length).standard_normal((2, HEADS, length, DIM)).astype(np.float32)
-    found = kept_blocks(query, key, threshold, view_tokens, extra)
+    found = select_blocks(query, key, threshold, view_tokens, extra)
     parts = [torch.from_numpy(part).transpose(0, 1)[None] for part in (query, key)]
     choice = Selection(threshold, view_tokens=view_tokens, extra_tokens=extra)
     np.testing.assert_array_equal(found, select_reference(*parts, choice)[0])
@@ -141,7 +141,7 @@ def test_what_kernels_add_is_what_they_round(half: Path, tmp_path_factory: pytes
 
 def test_a_wider_golden_check(half: Path) -> None:
     golden = Bundle.open(half).manifest.golden
-    wider = widened(golden, {"pts3d": 3e-3})
+    wider = widen(golden, {"pts3d": 3e-3})
     for key, old in golden.tolerance.items():
         added = 3e-3 if key == "pts3d" else 0.0
         assert wider.tolerance[key].rtol == pytest.approx(old.rtol + added)

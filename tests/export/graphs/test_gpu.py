@@ -13,16 +13,16 @@ from mapengine.export.graphs.gpu import separate_products_for_gpu
 from ..small_graphs import run_graph, save_graph
 
 
-def write_graph(path: Path, quantised: bool) -> None:
+def write_graph(path: Path, quantized: bool) -> None:
     rng = np.random.default_rng(0)
     stored = {
         "w": rng.integers(-127, 128, (4, 12)).astype(np.int8),
         "s": rng.uniform(0.01, 0.1, 12).astype(np.float32),
         "full": rng.standard_normal((4, 12)).astype(np.float32),
     }
-    weight = "wide" if quantised else "full"
+    weight = "wide" if quantized else "full"
     nodes = [helper.make_node("MatMul", ["x", weight], ["y"], name="blocks.0.attn.qkv/MatMul")]
-    if quantised:
+    if quantized:
         nodes.insert(0, helper.make_node("DequantizeLinear", ["w", "s"], ["wide"], axis=1, name="read"))
         del stored["full"]
     else:
@@ -34,7 +34,7 @@ def write_graph(path: Path, quantised: bool) -> None:
 def test_three_products_compute_the_same(tmp_path: Path) -> None:
     path, scratch = tmp_path / "stage.onnx", tmp_path / "scratch"
     scratch.mkdir()
-    write_graph(path, quantised=True)
+    write_graph(path, quantized=True)
     written, count = separate_products_for_gpu(path, scratch)
     assert (written, count) == (scratch / "stage.onnx", 1)
     onnx.checker.check_model(str(written), full_check=True)
@@ -49,5 +49,5 @@ def test_three_products_compute_the_same(tmp_path: Path) -> None:
 
 def test_what_is_not_quantised_stays(tmp_path: Path) -> None:
     path = tmp_path / "stage.onnx"
-    write_graph(path, quantised=False)
+    write_graph(path, quantized=False)
     assert separate_products_for_gpu(path, tmp_path / "scratch") == (path, 0)

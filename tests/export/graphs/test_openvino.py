@@ -16,12 +16,12 @@ from mapengine.runtime.errors import ExportError
 from ..small_graphs import run_graph, save_graph
 
 
-def write_graph(path: Path, quantised: bool, cut: bool = True) -> None:
+def write_graph(path: Path, quantized: bool, cut: bool = True) -> None:
     """x (n, 4) times a weight (4, 12) plus a bias, cut into three of which the first and the last are multiplied."""
     rng = np.random.default_rng(0)
     stored = {"bias": rng.standard_normal(12).astype(np.float32)}
     nodes = []
-    if quantised:
+    if quantized:
         stored |= {"w": rng.integers(-127, 128, (4, 12)).astype(np.int8), "s": rng.uniform(0.01, 0.1, 12).astype("f4")}
         nodes.append(helper.make_node("DequantizeLinear", ["w", "s"], ["weight"], axis=1, name="m/Dequantize"))
     else:
@@ -37,17 +37,17 @@ def write_graph(path: Path, quantised: bool, cut: bool = True) -> None:
     save_graph(path, nodes, ends, stored)
 
 
-@pytest.mark.parametrize("quantised", [False, True])
-def test_the_parts_are_products_that_compute_the_same(tmp_path: Path, quantised: bool) -> None:
+@pytest.mark.parametrize("quantized", [False, True])
+def test_the_parts_are_products_that_compute_the_same(tmp_path: Path, quantized: bool) -> None:
     path = tmp_path / "stage.onnx"
-    write_graph(path, quantised)
+    write_graph(path, quantized)
     x = np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
     before = run_graph(path, x)
-    assert rewrite_for_openvino(path, "stage") == (2 if quantised else 0)
+    assert rewrite_for_openvino(path, "stage") == (2 if quantized else 0)
     onnx.checker.check_model(str(path), full_check=True)
     graph = onnx.load(path).graph
     kinds = Counter(node.op_type for node in graph.node)
-    assert (kinds["MatMul"], kinds["Add"], kinds["Split"], kinds["DequantizeLinear"]) == (3, 3, 0, 3 * quantised)
+    assert (kinds["MatMul"], kinds["Add"], kinds["Split"], kinds["DequantizeLinear"]) == (3, 3, 0, 3 * quantized)
     assert all(tensor.dims[-1] == 4 for tensor in graph.initializer)  # nothing of the whole weight is left
     np.testing.assert_allclose(run_graph(path, x), before, rtol=1e-5, atol=1e-6)
     assert [entry.name for entry in tmp_path.iterdir()] == ["stage.onnx"]
@@ -55,7 +55,7 @@ def test_the_parts_are_products_that_compute_the_same(tmp_path: Path, quantised:
 
 def test_a_stage_without_such_a_product_keeps_its_bytes(tmp_path: Path) -> None:
     path = tmp_path / "stage.onnx"
-    write_graph(path, quantised=False, cut=False)
+    write_graph(path, quantized=False, cut=False)
     before = path.read_bytes()
     assert rewrite_for_openvino(path, "stage") == 0
     assert path.read_bytes() == before

@@ -14,7 +14,7 @@ from mapengine.export.model.checkpoint import expected_tensors, parameter_count,
 from mapengine.export.model.config import ModelConfig
 from mapengine.export.model.config_json import parse_config, read_config
 from mapengine.export.model.network.model import HeadOutputs, MapAnythingNetwork, ViewFeatures
-from mapengine.export.model.presets import load_preset, preset_config, preset_names, save_preset
+from mapengine.export.model.presets import load_preset, preset_config, preset_names, save_model
 from mapengine.runtime.errors import ModelNotFoundError, OutputError
 
 DATA = Path(__file__).parents[2] / "data"
@@ -160,8 +160,12 @@ def test_predictions_depend_on_the_image(network: MapAnythingNetwork) -> None:
         assert not torch.allclose(one[1], other[1], atol=1e-3), "the view itself is not seen"
 
 
+def save_tiny(folder: Path) -> Path:
+    return save_model(folder, preset_config("tiny"), load_preset("tiny")[1], "preset")
+
+
 def test_saved_preset_is_upstreams_format(tmp_path: Path, tiny: tuple[ModelConfig, dict[str, torch.Tensor]]) -> None:
-    folder = save_preset("tiny", tmp_path / "new" / "model")
+    folder = save_tiny(tmp_path / "new" / "model")
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
     config = read_config(folder / "config.json")
     assert config == tiny[0]
@@ -173,7 +177,7 @@ def test_saved_preset_is_upstreams_format(tmp_path: Path, tiny: tuple[ModelConfi
 def test_a_preset_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="cannot write the preset"):
-        save_preset("tiny", tmp_path / "file")
+        save_tiny(tmp_path / "file")
 
     def full_disk(*_: object, **__: object) -> None:
         Path(_[1]).write_bytes(b"half")  # type: ignore[arg-type]
@@ -181,7 +185,7 @@ def test_a_preset_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(presets, "save_file", full_disk)
     with pytest.raises(OutputError, match="No space left"):
-        save_preset("tiny", tmp_path / "model")
+        save_tiny(tmp_path / "model")
     assert list((tmp_path / "model").iterdir()) == []
 
 

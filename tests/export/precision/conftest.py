@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mapengine.export.bundles.parity_cases import parity_cases
-from mapengine.export.precision import LoweredStage, lower_precision, measure_ranges, runnable
+from mapengine.export.precision import LoweredStage, lower_precision, measure_magnitudes, runnable
 from mapengine.runtime.backends.contract import StageRunner
 from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -24,7 +24,7 @@ NETWORKS = ("preset:tiny", "v1_tiny")
 GRAPHS = [*(("preset:tiny", form) for form in FORMS), ("v1_tiny", "mha"), ("v1_tiny", "matmul")]
 """Networks and attention forms: v1 differs in its GELU, which has two forms."""
 
-Ranges = dict[str, dict[str, float]]
+Magnitudes = dict[str, dict[str, float]]
 
 
 def stage_paths(folder: Path) -> dict[str, Path]:
@@ -37,7 +37,7 @@ def small_cases() -> Mapping[str, Any]:
     return {name: cases[name] for name in ("image, 1 view", "mixed", "all inputs")}
 
 
-def lower(folder: Path, target: Path, precision: str, ranges: Ranges | None) -> dict[str, LoweredStage]:
+def lower(folder: Path, target: Path, precision: str, magnitudes: Magnitudes | None) -> dict[str, LoweredStage]:
     """All stages of ``folder`` in 16 bit."""
     target.mkdir(parents=True, exist_ok=True)
     return {
@@ -46,7 +46,7 @@ def lower(folder: Path, target: Path, precision: str, ranges: Ranges | None) -> 
             target / path.name,
             stage=name,
             precision=precision,  # type: ignore[arg-type]
-            ranges=None if ranges is None else ranges[name],
+            magnitudes=None if magnitudes is None else magnitudes[name],
         )
         for name, path in stage_paths(folder).items()
     }
@@ -92,22 +92,22 @@ def calls(exported: Callable[..., Path]) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def ranges(exported: Callable[..., Path]) -> Callable[..., Ranges]:
+def magnitudes(exported: Callable[..., Path]) -> Callable[..., Magnitudes]:
     @functools.cache
-    def measure(form: str, network: str = "preset:tiny") -> Ranges:
-        return measure_ranges(stage_paths(exported(form, network)), small_cases())
+    def measure(form: str, network: str = "preset:tiny") -> Magnitudes:
+        return measure_magnitudes(stage_paths(exported(form, network)), small_cases())
 
     return measure
 
 
 @pytest.fixture(scope="session")
 def lowered(
-    exported: Callable[..., Path], ranges: Callable[..., Ranges], tmp_path_factory: pytest.TempPathFactory
+    exported: Callable[..., Path], magnitudes: Callable[..., Magnitudes], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., dict[str, LoweredStage]]:
-    """Stages of (attention form, network, precision), with the measured ranges kept."""
+    """Stages of (attention form, network, precision), with the measured magnitudes."""
 
     @functools.cache
     def make(form: str, network: str, precision: str) -> dict[str, LoweredStage]:
-        return lower(exported(form, network), tmp_path_factory.mktemp("lowered"), precision, ranges(form, network))
+        return lower(exported(form, network), tmp_path_factory.mktemp("lowered"), precision, magnitudes(form, network))
 
     return make

@@ -25,7 +25,7 @@ from mapengine.runtime.options import InferOptions
 
 from ...goldens import KEYS, Case, all_cases
 from ...random_views import mixed_views, random_views
-from .conftest import FORMS, GRAPHS, PRECISIONS, Ranges, emulated, lower, pipeline, small_cases, stage_paths
+from .conftest import FORMS, GRAPHS, PRECISIONS, Magnitudes, emulated, lower, pipeline, small_cases, stage_paths
 
 Lowered = Callable[..., dict[str, LoweredStage]]
 Exported = Callable[..., Path]
@@ -143,11 +143,11 @@ def golden_error(case: Case, found: Pipeline, limit: float) -> float:
 @pytest.fixture(scope="module")
 def lowered_golden(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str], Pipeline]:
     def make(model: str, config: str, precision: str) -> Pipeline:
-        from mapengine.export.precision import measure_ranges
+        from mapengine.export.precision import measure_magnitudes
 
         folder = exported("mha", model, config)
-        ranges: Ranges = measure_ranges(stage_paths(folder), small_cases())
-        return emulated(lower(folder, tmp_path_factory.mktemp("golden"), precision, ranges))
+        magnitudes: Magnitudes = measure_magnitudes(stage_paths(folder), small_cases())
+        return emulated(lower(folder, tmp_path_factory.mktemp("golden"), precision, magnitudes))
 
     return make
 

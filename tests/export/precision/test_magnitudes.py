@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from mapengine.export.model.network.transformer import Attention
 from mapengine.export.model.reference import MapAnything
-from mapengine.export.precision import lower_precision, measure_ranges
+from mapengine.export.precision import lower_precision, measure_magnitudes
 from mapengine.export.precision.assign import FP16_MAX, FP16_NORMAL, MARGIN
 from mapengine.export.precision.magnitudes import add_maxima
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -22,32 +22,32 @@ from mapengine.runtime.errors import ExportError, InputError
 from mapengine.runtime.inputs.prepared import prepare_views
 
 from ...random_views import random_views
-from .conftest import FORMS, Ranges, small_cases, stage_paths
+from .conftest import FORMS, Magnitudes, small_cases, stage_paths
 
 Exported = Callable[..., Path]
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-def by_node(folder: Path, stage: str, ranges: Ranges) -> dict[str, float]:
+def by_node(folder: Path, stage: str, magnitudes: Magnitudes) -> dict[str, float]:
     """Largest output of every node."""
     graph = onnx.load(folder / f"{stage}.onnx").graph
-    return {node.name: ranges[stage][node.output[0]] for node in graph.node if node.output[0] in ranges[stage]}
+    return {node.name: magnitudes[stage][node.output[0]] for node in graph.node if node.output[0] in magnitudes[stage]}
 
 
-def test_every_floating_tensor_is_measured(exported: Exported, ranges: Callable[..., Ranges]) -> None:
+def test_every_floating_tensor_is_measured(exported: Exported, magnitudes: Callable[..., Magnitudes]) -> None:
     for form in FORMS:
         for stage in STAGES:
             graph = onnx.load(exported(form) / f"{stage}.onnx").graph
             values = (*graph.input, *graph.value_info, *graph.output)
             wanted = {value.name for value in values if value.type.tensor_type.elem_type in FLOATS}
             wanted -= {tensor.name for tensor in graph.initializer}
-            found = ranges(form)[stage]
+            found = magnitudes(form)[stage]
             assert {name for name in found if not name.endswith("/scores")} == wanted
             assert all(0 <= largest < math.inf for largest in found.values())
 
 
 def test_magnitudes_are_those_of_the_reference(
-    exported: Exported, ranges: Callable[..., Ranges], reference: Callable[..., MapAnything]
+    exported: Exported, magnitudes: Callable[..., Magnitudes], reference: Callable[..., MapAnything]
 ) -> None:
     """Forward hooks of PyTorch see the same numbers as the graph's own maxima."""
     model = reference("preset:tiny")
@@ -73,7 +73,7 @@ def test_magnitudes_are_those_of_the_reference(
     folder = exported("mha")
     measured: dict[str, float] = {}
     for stage in STAGES:
-        for node, largest in by_node(folder, stage, ranges("mha")).items():
+        for node, largest in by_node(folder, stage, magnitudes("mha")).items():
             module, _, operator = node.partition("/")
             if operator in ("Add", "Conv", "ConvTranspose", "Gemm"):  # with its bias
                 measured[module] = largest
@@ -84,7 +84,9 @@ def test_magnitudes_are_those_of_the_reference(
     assert {name: measured[name] for name in found} == pytest.approx(found, rel=1e-4)
 
 
-def test_scores_are_bounded_tightly(ranges: Callable[..., Ranges], reference: Callable[..., MapAnything]) -> None:
+def test_scores_are_bounded_tightly(
+    magnitudes: Callable[..., Magnitudes], reference: Callable[..., MapAnything]
+) -> None:
     """The bound holds for the scores before scaling and is the product of the longest query and key of a head."""
     model = reference("preset:tiny")
     scores: dict[str, float] = {}
@@ -112,19 +114,19 @@ def test_scores_are_bounded_tightly(ranges: Callable[..., Ranges], reference: Ca
         measured = {
             name.removesuffix("/scores"): largest
             for stage in ("image_encoder", "aggregator")
-            for name, largest in ranges(form)[stage].items()
+            for name, largest in magnitudes(form)[stage].items()
             if name.endswith("/scores")
         }
         assert measured == pytest.approx(bounds, rel=1e-4)
         assert all(scores[name] <= bound * 1.0001 for name, bound in measured.items())
-    assert not any(name.endswith("/scores") for stage in STAGES for name in ranges("matmul")[stage])
+    assert not any(name.endswith("/scores") for stage in STAGES for name in magnitudes("matmul")[stage])
 
 
 def test_more_cases_never_lower_a_magnitude(exported: Exported) -> None:
     stages = stage_paths(exported("mha"))
-    one = measure_ranges(stages, {"one": random_views(1, "")})
+    one = measure_magnitudes(stages, {"one": random_views(1, "")})
     assert one["geometry_encoder"] == {}  # no case needed it
-    both = measure_ranges(stages, {"one": random_views(1, ""), "two": random_views(2)})
+    both = measure_magnitudes(stages, {"one": random_views(1, ""), "two": random_views(2)})
     assert all(both[stage][name] >= largest for stage, found in one.items() for name, largest in found.items())
     assert both["image_encoder"] != one["image_encoder"]
     assert both["geometry_encoder"]
@@ -134,16 +136,16 @@ def test_the_folder_is_left_as_it_was(exported: Exported) -> None:
     folder = exported("matmul")
     before = sorted(path.name for path in folder.iterdir())
     seen: list[str] = []
-    measure_ranges(stage_paths(folder), {"a": random_views(1, ""), "b": random_views(2, "p")}, progress=seen.append)
+    measure_magnitudes(stage_paths(folder), {"a": random_views(1, ""), "b": random_views(2, "p")}, progress=seen.append)
     assert sorted(path.name for path in folder.iterdir()) == before
     assert seen == ["a", "b"]
 
 
 def test_refusals(exported: Exported, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^there are no cases to measure magnitudes with; give at least one$"):
-        measure_ranges(stage_paths(exported("mha")), {})
+        measure_magnitudes(stage_paths(exported("mha")), {})
     with pytest.raises(ExportError, match=r"^dense_head: .*dense_head.onnx is missing; export the stage again$"):
-        measure_ranges({"dense_head": tmp_path / "dense_head.onnx"}, {"one": random_views(1, "")})
+        measure_magnitudes({"dense_head": tmp_path / "dense_head.onnx"}, {"one": random_views(1, "")})
 
 
 def test_nan_and_infinity_are_seen(tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_nan_and_infinity_are_seen(tmp_path: Path) -> None:
     assert largest(0, 1, 1) == {"x": 1, "root": 1, "y": math.inf}
 
 
-# What the ranges decide
+# What the magnitudes decide
 
 
 @pytest.mark.parametrize(
@@ -184,14 +186,16 @@ def test_nan_and_infinity_are_seen(tmp_path: Path) -> None:
     ],
 )
 def test_a_node_stays_float32_outside_of_the_margin(
-    largest: float, kept: bool, exported: Exported, ranges: Callable[..., Ranges], tmp_path: Path
+    largest: float, kept: bool, exported: Exported, magnitudes: Callable[..., Magnitudes], tmp_path: Path
 ) -> None:
     """The tensor between two convolutions keeps both, and nothing else."""
     source = exported("mha") / "dense_head.onnx"
     name = "dense_head.1.conv2.0"
     (tensor,) = (node.input[0] for node in onnx.load(source).graph.node if node.name == f"{name}/Conv")
-    changed = {**ranges("mha")["dense_head"], tensor: largest}
-    stage = lower_precision(source, tmp_path / "dense_head.onnx", stage="dense_head", precision="fp16", ranges=changed)
+    changed = {**magnitudes("mha")["dense_head"], tensor: largest}
+    stage = lower_precision(
+        source, tmp_path / "dense_head.onnx", stage="dense_head", precision="fp16", magnitudes=changed
+    )
     assert stage.kept_layers == (("dense_head.1", name) if kept else ())
     kinds = {t.name: t.data_type for t in onnx.load(stage.path).graph.initializer}
     assert kinds[f"{name}.weight"] == (TensorProto.FLOAT if kept else TensorProto.FLOAT16)
@@ -199,10 +203,10 @@ def test_a_node_stays_float32_outside_of_the_margin(
 
 
 def test_features_beyond_the_range_pass_as_float32(
-    exported: Exported, ranges: Callable[..., Ranges], tmp_path: Path
+    exported: Exported, magnitudes: Callable[..., Magnitudes], tmp_path: Path
 ) -> None:
     """Both stages measured the same numbers, so that they agree about the type."""
-    found = ranges("mha")
+    found = magnitudes("mha")
     dtypes = {}
     for stage in ("aggregator", "dense_head"):
         changed = {**found[stage], "view_features_2": 1e4}
@@ -211,7 +215,7 @@ def test_features_beyond_the_range_pass_as_float32(
             tmp_path / f"{stage}.onnx",
             stage=stage,
             precision="fp16",
-            ranges=changed,
+            magnitudes=changed,
         )
         specs = written.outputs if stage == "aggregator" else written.inputs
         dtypes[stage] = {spec.name: spec.dtype for spec in specs if spec.name.startswith("view_features_")}
@@ -220,11 +224,13 @@ def test_features_beyond_the_range_pass_as_float32(
     assert [name for name, dtype in dtypes["aggregator"].items() if dtype == "float32"] == ["view_features_2"]
 
 
-def test_headroom_is_sorted_and_named(exported: Exported, ranges: Callable[..., Ranges], tmp_path: Path) -> None:
+def test_headroom_is_sorted_and_named(
+    exported: Exported, magnitudes: Callable[..., Magnitudes], tmp_path: Path
+) -> None:
     for stage in STAGES:
         source = exported("mha") / f"{stage}.onnx"
         written = lower_precision(
-            source, tmp_path / source.name, stage=stage, precision="fp16", ranges=ranges("mha")[stage]
+            source, tmp_path / source.name, stage=stage, precision="fp16", magnitudes=magnitudes("mha")[stage]
         )
         factors = [entry.factor for entry in written.headroom]
         assert factors == sorted(factors)
@@ -258,7 +264,7 @@ def test_weights_outside_of_float16_stay_float32(value: float, kind: int, export
         tmp_path / "low" / "dense_head.onnx",
         stage="dense_head",
         precision="fp16",
-        ranges=None,
+        magnitudes=None,
     )
     assert written.kept_layers == ((name,) if kind == TensorProto.FLOAT else ())
     assert {t.name: t.data_type for t in onnx.load(written.path).graph.initializer}[f"{name}.weight"] == kind

@@ -157,7 +157,7 @@ def test_weights_are_streamed(precision: str, tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         stage = lower_precision(
-            source, tmp_path / "low" / source.name, stage="aggregator", precision=precision, ranges=None
+            source, tmp_path / "low" / source.name, stage="aggregator", precision=precision, magnitudes=None
         )
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -194,7 +194,7 @@ def test_small_weights_stay_inside(lowered: Lowered) -> None:
 
 
 def refused(words: str, source: Path, target: Path, **changes: Any) -> None:
-    options = {"stage": "dense_head", "precision": "fp16", "ranges": None, **changes}
+    options = {"stage": "dense_head", "precision": "fp16", "magnitudes": None, **changes}
     with pytest.raises(ExportError, match=words) as caught:
         lower_precision(source, target, **options)
     message = str(caught.value)
@@ -215,7 +215,7 @@ def test_refusals_are_one_sentence(exported: Exported, lowered: Lowered, tmp_pat
         lowered("mha", "preset:tiny", "fp16")["dense_head"].path,
         target,
     )
-    refused("the magnitude of view_features_0 was not measured", source, target, ranges={})
+    refused("the magnitude of view_features_0 was not measured", source, target, magnitudes={})
     assert [path.name for path in tmp_path.iterdir()] == ["damaged.onnx"]
 
 
@@ -229,5 +229,5 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(onnx.checker, "check_model", fail)
     with pytest.raises(OSError, match="disk"):
-        lower_precision(source, tmp_path / "low" / source.name, stage="aggregator", precision="fp16", ranges=None)
+        lower_precision(source, tmp_path / "low" / source.name, stage="aggregator", precision="fp16", magnitudes=None)
     assert list((tmp_path / "low").iterdir()) == []

@@ -156,7 +156,7 @@ def test_large_weights_are_shared_or_copied(tmp_path: Path) -> None:
         tmp_path / "low" / "aggregator.onnx",
         stage="aggregator",
         precision="bf16",
-        ranges=None,
+        magnitudes=None,
     )
     assert stage.data_path is not None
     x = np.random.default_rng(0).standard_normal((2, 1024)).astype(np.float32)

@@ -14,14 +14,14 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from mapengine.export.precision import measure_ranges
+from mapengine.export.precision import measure_magnitudes
 from mapengine.export.precision.assign import FP16_MAX, MARGIN
 from mapengine.export.precision.stress import PLACES, Place, write_stressed
 from mapengine.runtime.bundle.manifest import STAGES
 from mapengine.runtime.checks.parity import measure_parity
 from mapengine.runtime.inputs.prepared import prepare_views
 
-from .conftest import PRECISIONS, Ranges, emulated, lower, pipeline, small_cases, stage_paths
+from .conftest import PRECISIONS, Magnitudes, emulated, lower, pipeline, small_cases, stage_paths
 from .test_accuracy import DEPTH
 
 KEPT: dict[str, tuple[str, ...]] = {
@@ -44,7 +44,7 @@ Predictions = dict[str, Any]
 @dataclass(frozen=True)
 class Stressed:
     folder: Path
-    ranges: Ranges
+    magnitudes: Magnitudes
     predictions: Predictions
 
 
@@ -65,7 +65,7 @@ def stressed(tmp_path_factory: pytest.TempPathFactory, exported: Callable[..., P
         stages = stage_paths(folder)
         for name, path in stage_paths(exported("mha")).items():
             write_stressed(path, stages[name], place)
-        return Stressed(folder, measure_ranges(stages, small_cases()), predict(pipeline(stages)))
+        return Stressed(folder, measure_magnitudes(stages, small_cases()), predict(pipeline(stages)))
 
     return make
 
@@ -79,12 +79,12 @@ def test_the_float32_network_computes_the_same(
     for case, views in plain.items():
         for one, other in zip(views, found.predictions[case], strict=True):
             assert all(np.array_equal(one[key], other[key]) for key in one)
-    assert max(max(largest.values()) for largest in found.ranges.values()) > 2 * FP16_MAX
+    assert max(max(largest.values()) for largest in found.magnitudes.values()) > 2 * FP16_MAX
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("place", PLACES)
-def test_without_ranges_float16_overflows(
+def test_without_magnitudes_float16_overflows(
     place: Place, precision: str, stressed: Callable[[Place], Stressed], tmp_path: Path
 ) -> None:
     """The cases would show a failure; the trunk of a bfloat16 build has float32's range."""
@@ -94,11 +94,11 @@ def test_without_ranges_float16_overflows(
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("place", PLACES)
-def test_with_ranges_results_are_finite_and_accurate(
+def test_with_magnitudes_results_are_finite_and_accurate(
     place: Place, precision: str, stressed: Callable[[Place], Stressed], tmp_path: Path
 ) -> None:
     network = stressed(place)
-    stages = lower(network.folder, tmp_path, precision, network.ranges)
+    stages = lower(network.folder, tmp_path, precision, network.magnitudes)
     found = predict(emulated(stages))
     assert finite(found)
     geometry = measure_parity(found, network.predictions, "").geometry
@@ -117,7 +117,7 @@ def test_with_ranges_results_are_finite_and_accurate(
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_massive_residual_stream_needs_no_ranges(
+def test_a_massive_residual_stream_needs_no_magnitudes(
     precision: str, exported: Callable[..., Path], tmp_path: Path
 ) -> None:
     """The policy has it in float32: a channel far beyond 65504 changes nothing but its own block's neighbours."""
@@ -132,9 +132,9 @@ def test_a_massive_residual_stream_needs_no_ranges(
                 gains[5] = 3e5
                 tensor.CopyFrom(numpy_helper.from_array(gains, tensor.name))
         onnx.save(model, stages[name])
-    ranges = measure_ranges(stages, small_cases())
-    assert max(ranges["image_encoder"].values()) > FP16_MAX
-    assert max(ranges["aggregator"].values()) > FP16_MAX
+    magnitudes = measure_magnitudes(stages, small_cases())
+    assert max(magnitudes["image_encoder"].values()) > FP16_MAX
+    assert max(magnitudes["aggregator"].values()) > FP16_MAX
     wanted = predict(pipeline(stages))
     found = predict(emulated(lower(folder, tmp_path / "low", precision, None)))
     assert finite(found)

@@ -13,8 +13,8 @@ from mapengine.calibration.ranges import Calibration
 from mapengine.export.bundles.parity_cases import parity_cases
 from mapengine.export.graphs.tracing import export_stages
 from mapengine.export.model.reference import MapAnything
-from mapengine.export.quantization import CalibrationOptions, calibrate, folded
-from mapengine.export.quantization.fold import with_corrected_biases
+from mapengine.export.quantization import CalibrationOptions, calibrate, fold_calibration
+from mapengine.export.quantization.fold import correct_biases
 from mapengine.export.quantization.outliers import with_outlier_channels
 
 
@@ -51,7 +51,7 @@ def mixed_calibration(network: MapAnything, cases: Cases, calibration: Calibrati
 @pytest.fixture(scope="session")
 def folded_network(network: MapAnything, mixed_calibration: Calibration) -> MapAnything:
     """What is exported of ``mixed_calibration``: smoothing, rotation and corrected biases in the weights."""
-    return with_corrected_biases(folded(network, mixed_calibration.layers), mixed_calibration)
+    return correct_biases(fold_calibration(network, mixed_calibration.layers), mixed_calibration)
 
 
 @pytest.fixture(scope="session")

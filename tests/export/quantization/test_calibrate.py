@@ -13,7 +13,7 @@ from PIL import Image
 
 from mapengine.calibration.data.cases import FIRST_SEED, Cases, folder_cases, make_cases, rendered_cases
 from mapengine.calibration.evaluation import evaluate
-from mapengine.calibration.ranges import FORMATS, Calibration, Histogram, quantise, weight_scales
+from mapengine.calibration.ranges import FORMATS, Calibration, Histogram, quantize, weight_scales
 from mapengine.calibration.scenes import render_scene
 from mapengine.export.model.reference import MapAnything
 from mapengine.export.quantization import (
@@ -21,18 +21,18 @@ from mapengine.export.quantization import (
     GeometryQuality,
     OutputQuality,
     calibrate,
-    emulated,
-    folded,
+    fold_calibration,
     keep_accuracy,
+    simulate_rounding,
 )
-from mapengine.export.quantization.budget import quantised_share
+from mapengine.export.quantization.budget import quantized_share
 from mapengine.export.quantization.calibrate import choose_token_range
-from mapengine.export.quantization.fake_quantization import rounded
+from mapengine.export.quantization.fake_quantization import fake_quantize
 from mapengine.export.quantization.fold import shared_copy
-from mapengine.export.quantization.geometry import FIRST_SEED as FIRST_SCENE
-from mapengine.export.quantization.geometry import TASKS
 from mapengine.export.quantization.layers import find_layers, linear
 from mapengine.export.quantization.observe import Observer
+from mapengine.export.quantization.quality import FIRST_SEED as FIRST_SCENE
+from mapengine.export.quantization.quality import TASKS
 from mapengine.runtime.errors import CalibrationError, InputError, OutputError
 
 from ...seven_scenes import write_seven_scenes
@@ -112,11 +112,13 @@ def test_an_outlier_of_the_class_token_does_not_choose_the_range() -> None:
 def test_emulation_is_the_arithmetic_of_the_files(precision: str, network: MapAnything) -> None:
     form = FORMATS[precision]
     values = torch.linspace(-3, 3, 1001)
-    np.testing.assert_array_equal(rounded(values, 0.01, form).numpy(), quantise(values.numpy(), np.float32(0.01), form))
+    np.testing.assert_array_equal(
+        fake_quantize(values, 0.01, form).numpy(), quantize(values.numpy(), np.float32(0.01), form)
+    )
     weight = linear(network, "encoder.model.blocks.0.attn.proj").weight
     scales = weight_scales(weight.numpy().T, form)
-    found = rounded(weight, torch.from_numpy(scales)[:, None], form).numpy()
-    np.testing.assert_array_equal(found.T, quantise(weight.numpy().T, scales, form))
+    found = fake_quantize(weight, torch.from_numpy(scales)[:, None], form).numpy()
+    np.testing.assert_array_equal(found.T, quantize(weight.numpy().T, scales, form))
 
 
 def test_recovery_buys_accuracy_where_channels_are_outliers(
@@ -124,11 +126,11 @@ def test_recovery_buys_accuracy_where_channels_are_outliers(
 ) -> None:
     naive = calibrate(network, cases, CalibrationOptions("int8", "max", False, False, False))
     quality = OutputQuality(network, cases.views)
-    with emulated(network, naive.layers, "int8"):
+    with simulate_rounding(network, naive.layers, "int8"):
         quality(network)
         before = min(quality.decibels.values())
-    recovered = folded(network, calibration.layers)
-    with emulated(recovered, calibration.layers, "int8"):
+    recovered = fold_calibration(network, calibration.layers)
+    with simulate_rounding(recovered, calibration.layers, "int8"):
         quality(recovered)
     assert min(quality.decibels.values()) >= 25 > before
     quality(network)  # nothing of the emulation is left
@@ -138,18 +140,18 @@ def test_recovery_buys_accuracy_where_channels_are_outliers(
 def test_budget_keeps_the_accuracy_and_most_of_the_work(
     network: MapAnything, cases: Cases, calibration: Calibration
 ) -> None:
-    model = folded(network, calibration.layers)
+    model = fold_calibration(network, calibration.layers)
     quality = OutputQuality(network, cases.views)
-    with emulated(model, calibration.layers, "int8"):
+    with simulate_rounding(model, calibration.layers, "int8"):
         full = quality(model)
     accuracy = 100 * (1 - (1 - full) / 2)  # half of the error
     kept, sensitivities = keep_accuracy(model, calibration, accuracy, quality)
     assert kept.kept_layers
     assert kept.report["every layer"] == full
     assert kept.report["kept accuracy"] >= accuracy / 100
-    with emulated(model, kept.quantised, "int8"):
+    with simulate_rounding(model, kept.quantized, "int8"):
         assert quality(model) == kept.report["kept accuracy"]
-    assert 0 < quantised_share(model, kept) < 1
+    assert 0 < quantized_share(model, kept) < 1
     assert all(entry.loss > 0 for entry in sensitivities)
     assert [entry.layer for entry in sensitivities] == list(find_layers(model))
     everything, none = keep_accuracy(model, calibration, 100 * full - 0.1, quality)
@@ -162,19 +164,19 @@ def test_geometry_is_what_is_kept_of_every_metric(network: MapAnything) -> None:
     quality = GeometryQuality(network, 2, (56, 42))
     assert quality.description == "geometry, beyond chance, over the rendered scenes 600000 to 600001, 56x42"
     assert quality(network) == 1
-    assert {task for task, _ in quality.kept} == set(TASKS)
-    assert set(quality.kept.values()) == {1.0}
+    assert {task for task, _ in quality.retention} == set(TASKS)
+    assert set(quality.retention.values()) == {1.0}
     assert quality.loss(network) == 0
     worse = shared_copy(network)
     head = worse.pose_head.fc_rot
     head.bias = torch.nn.Parameter(head.bias + torch.tensor([2.0, 0.0, 0.0, 0.0]), requires_grad=False)
     value = quality(worse)
-    assert min(quality.kept.values()) <= value < 0.99
+    assert min(quality.retention.values()) <= value < 0.99
     far, near = quality.loss(worse), shared_copy(network)
     near.scale_head.output_proj.bias = torch.nn.Parameter(near.scale_head.output_proj.bias + 1e-4, requires_grad=False)
     assert far > 0.1 > quality.loss(near) > 0
     # One view is its own frame: there its pose is in no metric.
-    assert all(part == pytest.approx(1) for (task, _), part in quality.kept.items() if task == "image-only-1")
+    assert all(part == pytest.approx(1) for (task, _), part in quality.retention.items() if task == "image-only-1")
     evaluated = {
         name: evaluate(model, [render_scene(FIRST_SCENE + i, 4, 56, 42) for i in range(2)], tasks=["mixed"])
         for name, model in (("float32", network), ("worse", worse))
@@ -182,7 +184,7 @@ def test_geometry_is_what_is_kept_of_every_metric(network: MapAnything) -> None:
     before, after = (evaluated[name].tasks[0].metrics["rotation_degrees"] for name in ("float32", "worse"))
     assert before is not None
     assert after is not None
-    assert quality.kept["mixed", "rotation_degrees"] == pytest.approx(before / after)
+    assert quality.retention["mixed", "rotation_degrees"] == pytest.approx(before / after)
     with pytest.raises(InputError, match="give at least 1"):
         GeometryQuality(network, 0)
 
@@ -282,5 +284,5 @@ def test_black_images_are_refused(cases: Cases) -> None:
 def test_a_layer_without_range_is_not_rounded(network: MapAnything, calibration: Calibration, cases: Cases) -> None:
     quality = OutputQuality(network, cases.views)
     zero = [replace(layer, largest=0.0) for layer in calibration.layers]
-    with emulated(network, zero, "int8"):
+    with simulate_rounding(network, zero, "int8"):
         assert quality(network) > 1 - 1e-6

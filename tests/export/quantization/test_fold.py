@@ -13,8 +13,8 @@ from mapengine.calibration.data.cases import Cases
 from mapengine.calibration.ranges import Calibration, LayerCalibration
 from mapengine.export.model.network.transformer import BlockRotation
 from mapengine.export.model.reference import MapAnything
-from mapengine.export.quantization import folded
-from mapengine.export.quantization.fold import with_corrected_biases
+from mapengine.export.quantization import fold_calibration
+from mapengine.export.quantization.fold import correct_biases
 from mapengine.export.quantization.layers import find_layers, linear
 from mapengine.export.quantization.observe import run_trunk
 from mapengine.runtime.errors import CalibrationError
@@ -51,7 +51,7 @@ def test_smoothing_is_exact(name: str, kind: str, reference: Callable[..., MapAn
         assert (name, kind) in {("preset:tiny", "fc1"), ("v1_tiny", "w12"), ("v1_tiny", "w3")}
         return
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    network = folded(model, layers)
+    network = fold_calibration(model, layers)
     assert any(not torch.equal(before[key], value) for key, value in network.state_dict().items())
     # Powers of two: the same but for the order in which a library adds, and softmax has no change before it.
     assert difference(network, model, cases) <= 1e-6
@@ -64,7 +64,7 @@ def test_rotation_is_exact_to_rounding(
 ) -> None:
     model = reference(name)
     layers = changes(model, (kind,), rotated=True)
-    network = folded(model, layers)
+    network = fold_calibration(model, layers)
     assert difference(network, model, cases) <= 2e-5
     first = layers[0].name
     assert not torch.allclose(linear(network, first).weight, linear(model, first).weight, rtol=0.1)
@@ -75,7 +75,7 @@ def test_a_kept_layer_has_no_product_for_its_rotation(reference: Callable[..., M
     model = reference("preset:tiny")
     layers = changes(model, ("w3", "proj"), rotated=True)
     kept = next(layer.name for layer in layers if layer.name.endswith("w3"))
-    network = folded(model, layers, [kept])
+    network = fold_calibration(model, layers, [kept])
     blocks = [name for name, module in network.named_modules() if isinstance(module, BlockRotation)]
     assert len(blocks) == sum(layer.name.endswith("w3") for layer in layers) - 1
     assert linear(network, kept).weight is linear(model, kept).weight
@@ -86,16 +86,16 @@ def test_a_rotation_that_does_not_fit_is_refused(reference: Callable[..., MapAny
     model = reference("preset:tiny")
     layers = [replace(layer, name=layer.name.replace("w3", "w12")) for layer in changes(model, ("w3",), rotated=True)]
     with pytest.raises(CalibrationError, match=r"mlp.w12, which this version cannot rotate; calibrate again"):
-        folded(model, layers)
+        fold_calibration(model, layers)
 
 
 def test_a_calibration_folds_exactly(network: MapAnything, calibration: Calibration, cases: Cases) -> None:
     assert any(layer.exponents is not None for layer in calibration.layers)
-    assert difference(folded(network, calibration.layers), network, cases) <= 2e-5
+    assert difference(fold_calibration(network, calibration.layers), network, cases) <= 2e-5
 
 
 def test_unchanged_parameters_are_shared(network: MapAnything, calibration: Calibration) -> None:
-    copy = folded(network, calibration.layers)
+    copy = fold_calibration(network, calibration.layers)
     assert copy.dense_head is not network.dense_head
     pairs = zip(copy.dense_head.parameters(), network.dense_head.parameters(), strict=True)
     assert all(one is other for one, other in pairs)
@@ -103,6 +103,6 @@ def test_unchanged_parameters_are_shared(network: MapAnything, calibration: Cali
 
 def test_biases_change_where_layers_are_quantised(network: MapAnything, calibration: Calibration) -> None:
     first, second = calibration.layers[:2]
-    changed = with_corrected_biases(network, replace(calibration, kept_layers=(second.name,)))
+    changed = correct_biases(network, replace(calibration, kept_layers=(second.name,)))
     assert not torch.equal(linear(changed, first.name).bias, linear(network, first.name).bias)
     assert torch.equal(linear(changed, second.name).bias, linear(network, second.name).bias)

@@ -63,7 +63,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counted(MapAnything, "predict", views)
     # By their names, as the package has a function `calibrate`.
     for name in ("calibrate", "network"):
-        counted(sys.modules[f"mapengine.export.quantization.{name}"], "folded", lambda *given: "fold")
+        counted(sys.modules[f"mapengine.export.quantization.{name}"], "fold_calibration", lambda *given: "fold")
     return found
 
 

@@ -27,7 +27,7 @@ from mapengine.export.diagnosis.layer_noise import (
 from mapengine.export.graphs.openvino import rewrite_for_openvino
 from mapengine.export.model.reference import MapAnything
 from mapengine.export.quantization.layers import find_layers
-from mapengine.export.quantization.qdq import quantise_stage
+from mapengine.export.quantization.qdq import quantize_stage
 from mapengine.runtime.backends.openvino import OpenVinoBackend
 from mapengine.runtime.bundle.manifest import Manifest
 from mapengine.runtime.bundle.store import Bundle
@@ -134,9 +134,9 @@ def test_fp8_is_emulated(
     copied: Bundle, network: MapAnything, mixed_calibration: Calibration, folded_stages: Path
 ) -> None:
     for stage in QUANTISED:
-        layers = [layer for layer in mixed_calibration.quantised if layer.stage == stage]
+        layers = [layer for layer in mixed_calibration.quantized if layer.stage == stage]
         source, target = folded_stages / f"{stage}.onnx", copied.stage_path(stage)
-        quantise_stage(source, target, stage=stage, layers=layers, precision="fp8")
+        quantize_stage(source, target, stage=stage, layers=layers, precision="fp8")
     fp8 = replaced(copied, copied.folder, lambda document: document.update(precision="fp8"))
     comparison = compare_noise(fp8, network, "openvino")
     assert comparison.compared == "onnxruntime, fp8 emulated"
@@ -149,9 +149,9 @@ def test_layers_that_were_kept(
     copied: Bundle, network: MapAnything, mixed_calibration: Calibration, folded_stages: Path
 ) -> None:
     kept = f"{BLOCK}.attn.qkv"
-    layers = [entry for entry in mixed_calibration.quantised if entry.stage == "aggregator" and entry.name != kept]
+    layers = [entry for entry in mixed_calibration.quantized if entry.stage == "aggregator" and entry.name != kept]
     target = copied.stage_path("aggregator")
-    quantise_stage(folded_stages / "aggregator.onnx", target, stage="aggregator", layers=layers, precision="int8")
+    quantize_stage(folded_stages / "aggregator.onnx", target, stage="aggregator", layers=layers, precision="int8")
     noise = by_name(compare_noise(copied, network))[kept]
     assert noise.precision == "fp32"
     assert noise.snr > 30  # its corrected bias is all that differs

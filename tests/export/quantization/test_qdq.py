@@ -15,7 +15,7 @@ from mapengine.calibration.data.cases import Cases
 from mapengine.calibration.ranges import Calibration, LayerCalibration
 from mapengine.export.model.reference import MapAnything
 from mapengine.export.precision import lower_precision, runnable
-from mapengine.export.quantization import emulated, quantise_stage
+from mapengine.export.quantization import quantize_stage, simulate_rounding
 from mapengine.export.quantization.observe import run_trunk
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mapengine.runtime.errors import ExportError
@@ -51,7 +51,7 @@ def test_encoder_computes_what_the_emulation_does(
         lower_precision(
             folded_stages / "image_encoder.onnx", source, stage="image_encoder", precision="fp16", ranges=None
         )
-    result = quantise_stage(
+    result = quantize_stage(
         source,
         tmp_path / "image_encoder.onnx",
         stage="image_encoder",
@@ -59,7 +59,7 @@ def test_encoder_computes_what_the_emulation_does(
         precision=precision,
         weights=None if rest == "fp32" else folded_stages / "image_encoder.onnx",
     )
-    assert result.quantised == tuple(layer.name for layer in layers)
+    assert result.quantized == tuple(layer.name for layer in layers)
     graph = onnx.load(result.path).graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     carrier = TensorProto.FLOAT if rest == "fp32" else TensorProto.FLOAT16
@@ -75,7 +75,7 @@ def test_encoder_computes_what_the_emulation_does(
 
     views = cases.views["mixed"]
     exact = run_trunk(folded_network, views)["patch_features"]
-    with emulated(folded_network, layers, precision):
+    with simulate_rounding(folded_network, layers, precision):
         wanted = run_trunk(folded_network, views)["patch_features"]
     stage = OnnxRuntimeBackend(1).load_stage("image_encoder", runnable(result.path, tmp_path))
     found = np.concatenate([stage.run({"images": view["img"]})["patch_features"] for view in views])
@@ -99,7 +99,7 @@ def test_writing_is_deterministic_and_small(calibration: Calibration, folded_sta
     paths = [tmp_path / name / "image_encoder.onnx" for name in "ab"]
     for path in paths:
         path.parent.mkdir()
-        quantise_stage(
+        quantize_stage(
             folded_stages / "image_encoder.onnx",
             path,
             stage="image_encoder",
@@ -120,20 +120,20 @@ def test_errors_leave_nothing(calibration: Calibration, folded_stages: Path, tmp
     source, target = folded_stages / "image_encoder.onnx", tmp_path / "image_encoder.onnx"
     options = {"stage": "image_encoder", "layers": layers, "precision": "int8"}
     with pytest.raises(ExportError, match="is the source itself"):
-        quantise_stage(source, source, **options)  # type: ignore[arg-type]
+        quantize_stage(source, source, **options)  # type: ignore[arg-type]
     with pytest.raises(ExportError, match="use int8 or fp8"):
-        quantise_stage(source, target, **{**options, "precision": "int4"})  # type: ignore[arg-type]
+        quantize_stage(source, target, **{**options, "precision": "int4"})  # type: ignore[arg-type]
     with pytest.raises(ExportError, match="no product x/MatMul with a weight"):
-        quantise_stage(source, target, **{**options, "layers": [replace(layers[0], name="x")]})  # type: ignore[arg-type]
+        quantize_stage(source, target, **{**options, "layers": [replace(layers[0], name="x")]})  # type: ignore[arg-type]
     with pytest.raises(ExportError, match="is missing"):
-        quantise_stage(tmp_path / "none.onnx", target, **options)  # type: ignore[arg-type]
+        quantize_stage(tmp_path / "none.onnx", target, **options)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_range_of_zero_is_skipped(calibration: Calibration, folded_stages: Path, tmp_path: Path) -> None:
     layers = encoder_layers(calibration)
     layers[1] = replace(layers[1], largest=0.0)
-    result = quantise_stage(
+    result = quantize_stage(
         folded_stages / "image_encoder.onnx",
         tmp_path / "image_encoder.onnx",
         stage="image_encoder",
@@ -141,7 +141,7 @@ def test_a_range_of_zero_is_skipped(calibration: Calibration, folded_stages: Pat
         precision="int8",
     )
     assert result.skipped == (layers[1].name,)
-    assert layers[1].name not in result.quantised
+    assert layers[1].name not in result.quantized
 
 
 def test_attention_forms(calibration: Calibration, exported: Callable[..., Path], tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_attention_forms(calibration: Calibration, exported: Callable[..., Path]
     for form, opset in (("matmul", 19), ("attention", 23)):
         folder = tmp_path / form
         folder.mkdir()
-        result = quantise_stage(
+        result = quantize_stage(
             exported(form) / "aggregator.onnx",
             folder / "aggregator.onnx",
             stage="aggregator",
@@ -157,5 +157,5 @@ def test_attention_forms(calibration: Calibration, exported: Callable[..., Path]
             precision="int8",
         )
         assert result.opset == opset
-        assert len(result.quantised) == 24
+        assert len(result.quantized) == 24
         OnnxRuntimeBackend(1).load_stage("aggregator", result.path)

@@ -19,7 +19,7 @@ from mapengine.export import build, build_engine, compile_engine
 from mapengine.export.diagnosis.layer_noise import compare_noise
 from mapengine.export.model.reference import MapAnything
 from mapengine.export.precision import lower_precision, runnable
-from mapengine.export.quantization import WeightsOnly, emulated, quantise_stage
+from mapengine.export.quantization import WeightsOnly, quantize_stage, simulate_rounding
 from mapengine.export.quantization.layers import LinearLayer, linear
 from mapengine.export.quantization.observe import run_trunk
 from mapengine.export.tensorrt.limits import check_limits
@@ -79,10 +79,10 @@ def test_a_stage(
         source.parent.mkdir()
         lower_precision(full, source, stage="image_encoder", precision="fp16", ranges=None)
     target = tmp_path / "image_encoder.onnx"
-    written = quantise_stage(
+    written = quantize_stage(
         source, target, stage="image_encoder", layers=layers, precision="int8", weights=full if source != full else None
     )
-    assert written.quantised == tuple(layer.name for layer in layers)
+    assert written.quantized == tuple(layer.name for layer in layers)
     assert len(layers) == PRODUCTS["image_encoder"]
 
     graph = onnx.load(target).graph
@@ -107,7 +107,7 @@ def test_a_stage(
 
     views = cases.views["mixed"]
     exact = run_trunk(model, views)["patch_features"]
-    with emulated(model, layers, "int8"):
+    with simulate_rounding(model, layers, "int8"):
         wanted = run_trunk(model, views)["patch_features"]
     stage = OnnxRuntimeBackend(1).load_stage("image_encoder", runnable(target, tmp_path))
     found = np.concatenate([stage.run({"images": view["img"]})["patch_features"] for view in views])
@@ -132,7 +132,7 @@ def test_a_bundle(bundle: Bundle, model: MapAnything, cases: Cases, tiny_bundle:
         assert manifest.stages[stage].file == Bundle.open(tiny_bundle).manifest.stages[stage].file
 
     views = cases.views["mixed"]
-    with emulated(model, WeightsOnly.of(model).layers, "int8"):
+    with simulate_rounding(model, WeightsOnly.of(model).layers, "int8"):
         wanted = model.predict(views, use_amp=False)
     for backend in ("onnxruntime", "openvino"):
         if backend not in available_backends():
@@ -210,7 +210,7 @@ def test_the_emulation_leaves_the_network_as_it_was(model: MapAnything, calibrat
     """One block of both kinds of layers, and nothing stays behind."""
     views = cases.views["depth"]
     before = run_trunk(model, views)
-    with emulated(model, [*WeightsOnly.of(model).layers[:2], *calibration.layers[2:4]], "int8"):
+    with simulate_rounding(model, [*WeightsOnly.of(model).layers[:2], *calibration.layers[2:4]], "int8"):
         assert any(distance(value, before[name]) > 0 for name, value in run_trunk(model, views).items())
     for name, value in run_trunk(model, views).items():
         np.testing.assert_array_equal(value, before[name])
