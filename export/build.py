@@ -59,11 +59,12 @@ def build_engine(
         views: fewest, usual and most views of one call.
         resolutions: ``"all"`` (sides up to 518 pixels, multiples of 14), or (width, height) pairs.
         attention: ``"auto"`` or ``"native"`` for the library's own, in the form that it fuses; ``"mha"``,
-            ``"attention"`` or ``"matmul"`` for that form, see :mod:`.onnx_export`; or, for the backends on a GPU, our
-            own kernels over all views: ``"flash"``, ``"int8"``, ``"int8-fp8"``, ``"sparse:0.9"``,
-            ``"sparse-int8:0.9"``, ``"sparse-int8-fp8:0.9"``, or several by block as in ``"int8@0,2/sparse:0.9@4"``.
-        calibration: for INT8 and FP8 only: of :func:`.quantization.calibrate` or its file. By default the model is
-            calibrated with rendered views.
+            ``"attention"`` or ``"matmul"`` for that form, see :data:`mapengine.export.graphs.tracing.AttentionExport`;
+            or, for the backends on a GPU, our own kernels over all views: ``"flash"``, ``"int8"``, ``"int8-fp8"``,
+            ``"sparse:0.9"``, ``"sparse-int8:0.9"``, ``"sparse-int8-fp8:0.9"``, or several by block as in
+            ``"int8@0,2/sparse:0.9@4"``.
+        calibration: for INT8 and FP8 only: of :func:`mapengine.export.quantization.calibrate` or its file. By default
+            the model is calibrated with rendered views.
         settings: for the TensorRT backends only.
         rest: for INT8 with ``"openvino"``: ``"bf16"`` runs what is not in 8 bits in the transformers in bfloat16, on
             processors that have it; float32 if not given.

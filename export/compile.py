@@ -87,7 +87,7 @@ def compile_engine(
 
 
 def _takes_kernels(manifest: Manifest, attention: str, bundle: str) -> bool:
-    """Whether kernels are asked for and the source has a place for them.
+    """Return whether kernels are asked for and the source has a place for them.
 
     Raises:
         InputError: they are asked for by name and it has none; or a form is asked for, which the source has.

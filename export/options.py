@@ -94,7 +94,7 @@ def check_plan_settings(settings: PlanSettings, backend: str) -> None:
 
 
 def attention_form(attention: str, backend: str, version: str) -> AttentionExport:
-    """How a backend's own attention is written: as asked for, or else in the form that it fuses."""
+    """Return how a backend's own attention is written: as asked for, or else in the form that it fuses."""
     form = AttentionChoice.parse(attention).form
     if form != "auto":
         return cast("AttentionExport", form)
@@ -106,7 +106,7 @@ def attention_form(attention: str, backend: str, version: str) -> AttentionExpor
 def served_requests(
     views: tuple[int, int, int], resolutions: str | Sequence[tuple[int, int]], chunks: Mapping[str, int]
 ) -> ServedRequests:
-    """The requests of a bundle from build options.
+    """Return the requests of a bundle from build options.
 
     Args:
         views: fewest, usual and most views of a call.
@@ -140,7 +140,7 @@ def served_requests(
 
 
 def view_range(views: tuple[int, int, int]) -> Range:
-    """Fewest, usual and most views of a call.
+    """Return the fewest, usual and most views of a call.
 
     Raises:
         InputError: not three whole numbers with 1 <= min <= opt <= max.
@@ -155,7 +155,7 @@ def view_range(views: tuple[int, int, int]) -> Range:
 
 
 def _whole_numbers(values: Any) -> tuple[int, ...] | None:
-    """Values as plain integers (those of NumPy count), or None: 56.5 must not become 56."""
+    """Return values as plain integers (those of NumPy count), or None: 56.5 must not become 56."""
     try:
         numbers = tuple(values)
         if any(isinstance(number, bool) for number in numbers):

@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, or 1 if a kernel could not be compiled or written."""
+    """Run the command. Exit code: 0, or 1 if a kernel could not be compiled or written."""
     args = _parser().parse_args(arguments)
     if args.command == "list":
         print("\n".join(variant.name for variant in variants()))

@@ -50,7 +50,7 @@ class Report:
 
 
 def chosen(architectures: Iterable[int], head_dims: Iterable[int], kernels: Iterable[str] = ()) -> list[Job]:
-    """The variants to compile; ``kernels`` are beginnings of variant names, none for all."""
+    """Return the variants to compile; ``kernels`` are beginnings of variant names, none for all."""
     starts, architectures = tuple(kernels), sorted(set(architectures))
     if not architectures or architectures[0] < ARCHITECTURES[0]:
         raise KernelInputError(
@@ -69,12 +69,12 @@ def chosen(architectures: Iterable[int], head_dims: Iterable[int], kernels: Iter
 
 
 def job_name(job: Job) -> str:
-    """``variant.sm_NN``."""
+    """Return ``variant.sm_NN``."""
     return f"{job[0].name}.sm_{job[1]}"
 
 
 def job_key(job: Job, source: str, versions: dict[str, str]) -> str:
-    """SHA-256 of everything that decides the compiled code."""
+    """Return the SHA-256 of everything that decides the compiled code."""
     variant, architecture = job
     tile = variant.tile(architecture)
     parts = {
@@ -95,7 +95,7 @@ def job_key(job: Job, source: str, versions: dict[str, str]) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of ``folder``; an empty one if there is none, or one of another schema, or unreadable (all is
+    """Return the manifest of ``folder``; an empty one if there is none, or one of another schema, or unreadable (all is
     built anew)."""
     empty: dict[str, Any] = {"schema": SCHEMA, "kernels": {}}
     try:
@@ -109,7 +109,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _intact(folder: Path, entry: Entry) -> bool:
-    """Whether the files of ``entry`` are there and are those it was written for."""
+    """Return whether the files of ``entry`` are there and are those it was written for."""
     try:
         return all(
             hashlib.sha256((folder / record["file"]).read_bytes()).hexdigest() == record["sha256"]
@@ -245,8 +245,8 @@ def _crashed(job: Job) -> KernelCompileError:
 
 
 def _compile_all(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Result]]:
-    """Results as they come. A job that crashes its process costs that job; if nothing compiled for its architecture
-    so far, the architecture's other jobs are given up as well."""
+    """Yield results as they come. A job that crashes its process costs that job; if nothing compiled for its
+    architecture so far, the architecture's other jobs are given up as well."""
     left = list(jobs)
     works: set[int] = set()
     unknown: set[int] = set()

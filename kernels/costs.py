@@ -34,7 +34,7 @@ def attention_cost(
     value_bytes: int = 2,
     out_bytes: int = 2,
 ) -> Cost:
-    """Cost of one attention over (batch, length, heads, head_dim).
+    """Return the cost of one attention over (batch, length, heads, head_dim).
 
     Args:
         block_m: queries per program.

@@ -48,7 +48,7 @@ def dense_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Grid (ceil(L / BLOCK_M), B * H)."""
+    """Run on the grid (ceil(L / BLOCK_M), B * H)."""
     start_m = tl.program_id(0) * BLOCK_M
     batch = tl.program_id(1) // heads
     head = tl.program_id(1) % heads
@@ -92,7 +92,7 @@ def dense_attention_kernel(
 
 
 def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention over (B, L, H, D) float16 or bfloat16 tensors of equal strides -> contiguous (B, L, H, D).
+    """Compute attention over (B, L, H, D) float16 or bfloat16 tensors of equal strides -> contiguous (B, L, H, D).
 
     Raises:
         KernelInputError: no kernel takes these tensors.
@@ -121,7 +121,7 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def dense_attention_reference(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The plain twin: the same arithmetic types, with all scores in memory. (B, L, H, D) -> (B, L, H, D)."""
+    """Compute the plain twin: the same arithmetic types, with all scores in memory. (B, L, H, D) -> (B, L, H, D)."""
     scores = torch.einsum("blhd,bmhd->bhlm", query.float(), key.float()) / query.shape[-1] ** 0.5
     weights = scores.softmax(-1)
     return torch.einsum("bhlm,bmhd->blhd", weights.to(value.dtype).float(), value.float()).to(query.dtype)

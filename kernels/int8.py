@@ -55,7 +55,7 @@ def int8_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Grid (ceil(L / BLOCK_M), B * H)."""
+    """Run on the grid (ceil(L / BLOCK_M), B * H)."""
     start_m = tl.program_id(0) * BLOCK_M
     sequence = tl.program_id(1)
     batch = wide(sequence // heads)
@@ -120,7 +120,7 @@ def check_fp8(query: Tensor) -> None:
 
 
 def int8_attention(query: Tensor, key: Tensor, value: Tensor, *, fp8_values: bool = False) -> Tensor:
-    """Attention over (B, L, H, D) float16 or bfloat16 tensors of equal strides -> contiguous (B, L, H, D).
+    """Compute attention over (B, L, H, D) float16 or bfloat16 tensors of equal strides -> contiguous (B, L, H, D).
 
     Raises:
         KernelInputError: no kernel takes these tensors.
@@ -162,7 +162,7 @@ def int8_attention(query: Tensor, key: Tensor, value: Tensor, *, fp8_values: boo
 
 
 def int8_scores_reference(query: Tensor, key: Tensor) -> Tensor:
-    """(B, L, H, D) queries and keys -> (B, H, L, L) float32 scores, less a number per query, from INT8 products."""
+    """Map (B, L, H, D) queries and keys -> (B, H, L, L) float32 scores, less a number per query, from INT8 products."""
     (query8, query_scale), (key8, key_scale) = quantize_queries_reference(query), quantize_keys_reference(key)
     length = query.shape[1]
     # Whole numbers below 2^24: the float32 product is exact.
@@ -173,7 +173,8 @@ def int8_scores_reference(query: Tensor, key: Tensor) -> Tensor:
 
 
 def weighted_values_reference(scores: Tensor, value: Tensor, fp8_values: bool) -> Tensor:
-    """Softmax of (B, H, L, L) scores times (B, L, H, D) values, in the values' type or FP8 -> (B, L, H, D)."""
+    """Multiply the softmax of (B, H, L, L) scores with (B, L, H, D) values, in the values' type or FP8 -> (B, L, H,
+    D)."""
     if not fp8_values:
         weights = scores.softmax(-1).to(value.dtype).float()
         return torch.einsum("bhlm,bmhd->blhd", weights, value.float()).to(value.dtype)
@@ -186,5 +187,5 @@ def weighted_values_reference(scores: Tensor, value: Tensor, fp8_values: bool) -
 
 
 def int8_attention_reference(query: Tensor, key: Tensor, value: Tensor, *, fp8_values: bool = False) -> Tensor:
-    """The plain twin: the same quantisation, with all scores in memory. (B, L, H, D) -> (B, L, H, D)."""
+    """Compute the plain twin: the same quantisation, with all scores in memory. (B, L, H, D) -> (B, L, H, D)."""
     return weighted_values_reference(int8_scores_reference(query, key), value, fp8_values)

@@ -38,7 +38,7 @@ class AttentionShape:
 
 
 def split_qkv(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, L, 3 * H * D), the output of a ``qkv`` layer, as three views (B, L, H, D); nothing is copied."""
+    """View (B, L, 3 * H * D), the output of a ``qkv`` layer, as three tensors (B, L, H, D); nothing is copied."""
     if qkv.ndim != 3 or qkv.shape[-1] % (3 * heads):
         raise KernelInputError(f"qkv has the shape {tuple(qkv.shape)}; give (batch, length, 3 * {heads} * head size)")
     batch, length, width = qkv.shape
@@ -47,7 +47,7 @@ def split_qkv(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def check_attention(query: Tensor, key: Tensor, value: Tensor) -> AttentionShape:
-    """The shape of one attention over (B, L, H, D) tensors.
+    """Return the shape of one attention over (B, L, H, D) tensors.
 
     Raises:
         KernelInputError: shapes, types, devices or strides differ, or no kernel is compiled for them.

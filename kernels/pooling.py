@@ -38,7 +38,7 @@ def pool_kernel(
     BLOCK: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Grid (ceil(L / BLOCK), B * H)."""
+    """Run on the grid (ceil(L / BLOCK), B * H)."""
     block = tl.program_id(0)
     sequence = tl.program_id(1)
     first = block * BLOCK
@@ -57,7 +57,7 @@ def pool_kernel(
 
 
 def pool(x: Tensor, block: int, transposed: bool) -> Tensor:
-    """(B, L, H, D) -> float32 means (B, H, ceil(L / block), D), or (B, H, D, ceil(L / block))."""
+    """Map (B, L, H, D) -> float32 means (B, H, ceil(L / block), D), or (B, H, D, ceil(L / block))."""
     batch, length, heads, dim = x.shape
     blocks = triton.cdiv(length, block)
     shape = (batch, heads, dim, blocks) if transposed else (batch, heads, blocks, dim)
@@ -69,6 +69,6 @@ def pool(x: Tensor, block: int, transposed: bool) -> Tensor:
 
 
 def pool_reference(x: Tensor, block: int, transposed: bool) -> Tensor:
-    """The plain twin of :func:`pool`."""
+    """Compute the plain twin of :func:`pool`."""
     means = torch.stack([part.mean(1) for part in x.float().split(block, dim=1)], dim=2)  # (B, H, blocks, D)
     return means.transpose(2, 3).contiguous() if transposed else means

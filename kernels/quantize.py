@@ -45,7 +45,7 @@ def quantize_kernel(
     SPLITS: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Grid (ceil(L / GROUP), B * H)."""
+    """Run on the grid (ceil(L / GROUP), B * H)."""
     group = tl.program_id(0)
     sequence = tl.program_id(1)
     first = group * GROUP
@@ -90,17 +90,17 @@ def _quantize(x: Tensor, group: int, sums: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def quantize_queries(query: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, L, H, D) -> INT8 (B, H, L, D) and float32 scales (B, H, ceil(L / 32))."""
+    """Map (B, L, H, D) -> INT8 (B, H, L, D) and float32 scales (B, H, ceil(L / 32))."""
     return _quantize(query, QUERY_GROUP, None)
 
 
 def quantize_keys(key: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, L, H, D) -> INT8 (B, H, L, D) of the keys less their mean, and float32 scales (B, H, ceil(L / 64))."""
+    """Map (B, L, H, D) -> INT8 (B, H, L, D) of the keys less their mean, and float32 scales (B, H, ceil(L / 64))."""
     return _quantize(key, KEY_BLOCK, channel_statistics(key, "sum"))
 
 
 def _quantize_reference(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """(B, L, H, D) float32 -> INT8 (B, H, L, D), scales (B, H, groups)."""
+    """Map (B, L, H, D) float32 -> INT8 (B, H, L, D), scales (B, H, groups)."""
     rows = x.transpose(1, 2)
     groups = rows.split(group, dim=2)
     largest = [part.abs().amax((2, 3)).clamp(min=SMALLEST) for part in groups]
@@ -111,11 +111,11 @@ def _quantize_reference(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 
 def quantize_queries_reference(query: Tensor) -> tuple[Tensor, Tensor]:
-    """The plain twin of :func:`quantize_queries`."""
+    """Compute the plain twin of :func:`quantize_queries`."""
     return _quantize_reference(query.float(), QUERY_GROUP)
 
 
 def quantize_keys_reference(key: Tensor) -> tuple[Tensor, Tensor]:
-    """The plain twin of :func:`quantize_keys`."""
+    """Compute the plain twin of :func:`quantize_keys`."""
     mean = channel_statistics_reference(key, "sum").sum(2) / key.shape[1]  # (B, H, D)
     return _quantize_reference(key.float() - mean[:, None], KEY_BLOCK)

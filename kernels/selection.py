@@ -84,7 +84,7 @@ def select_kernel(
     BLOCK_N: tl.constexpr,
     SIZE: tl.constexpr,  # power of two, at least Nk
 ):
-    """Grid (Nq, B * H)."""
+    """Run on the grid (Nq, B * H)."""
     block_m = tl.program_id(0)
     row = wide(tl.program_id(1)) * tl.num_programs(0) + block_m
     columns = tl.arange(0, SIZE)
@@ -169,7 +169,7 @@ def select(query: Tensor, key: Tensor, selection: Selection) -> tuple[Tensor, Te
 
 
 def list_size(key_blocks: int) -> int:
-    """The smallest size of :data:`LIST_SIZES` that holds ``key_blocks``."""
+    """Return the smallest size of :data:`LIST_SIZES` that holds ``key_blocks``."""
     for size in LIST_SIZES:
         if key_blocks <= size:
             return size
@@ -180,7 +180,7 @@ def list_size(key_blocks: int) -> int:
 
 
 def always_kept(length: int, selection: Selection) -> Tensor:
-    """(Nk,) bool: the key blocks that have special tokens, token by token (the plain twin of the kernel's
+    """Return (Nk,) bool: the key blocks that have special tokens, token by token (the plain twin of the kernel's
     arithmetic)."""
     special = torch.zeros(length, dtype=torch.bool)
     special[-1] = True
@@ -192,7 +192,7 @@ def always_kept(length: int, selection: Selection) -> Tensor:
 
 
 def select_reference(query: Tensor, key: Tensor, selection: Selection) -> Tensor:
-    """The plain twin of :func:`select`, by sorting: (B, H, Nq, Nk) bool, true for kept blocks."""
+    """Compute the plain twin of :func:`select`, by sorting: (B, H, Nq, Nk) bool, true for kept blocks."""
     _, length, _, dim = query.shape
     pooled_query = pool_reference(query, QUERY_BLOCK, False)  # (B, H, Nq, D)
     pooled_key = pool_reference(key, KEY_BLOCK, True)  # (B, H, D, Nk)

@@ -63,7 +63,7 @@ def sparse_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Grid (ceil(L / BLOCK_M), B * H)."""
+    """Run on the grid (ceil(L / BLOCK_M), B * H)."""
     start_m = tl.program_id(0) * BLOCK_M
     sequence = tl.program_id(1)
     batch = wide(sequence // heads)
@@ -137,7 +137,8 @@ def sparse_attention_kernel(
 def sparse_attention(
     query: Tensor, key: Tensor, value: Tensor, selection: Selection, *, int8: bool = False, fp8_values: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Attention over (B, L, H, D) float16 or bfloat16 tensors of equal strides, on the blocks that ``selection`` keeps.
+    """Compute attention over (B, L, H, D) float16 or bfloat16 tensors of equal strides, on the blocks that
+    ``selection`` keeps.
 
     Returns:
         The result, contiguous (B, L, H, D), and how many key blocks each block of queries kept, (B, H, Nq) int32.
@@ -191,14 +192,14 @@ def sparse_attention(
 
 
 def token_mask(kept: Tensor, length: int) -> Tensor:
-    """(B, H, Nq, Nk) kept blocks as (B, H, L, L) pairs of tokens."""
+    """Expand (B, H, Nq, Nk) kept blocks to (B, H, L, L) pairs of tokens."""
     return kept.repeat_interleave(QUERY_BLOCK, 2).repeat_interleave(KEY_BLOCK, 3)[:, :, :length, :length]
 
 
 def sparse_attention_reference(
     query: Tensor, key: Tensor, value: Tensor, selection: Selection, *, int8: bool = False, fp8_values: bool = False
 ) -> Tensor:
-    """The plain twin: selection by sorting, scores that are not kept masked. (B, L, H, D) -> (B, L, H, D)."""
+    """Compute the plain twin: selection by sorting, scores that are not kept masked. (B, L, H, D) -> (B, L, H, D)."""
     if int8:
         scores = int8_scores_reference(query, key)
     else:

@@ -36,7 +36,8 @@ def _stored() -> dict[str, dict[str, dict[str, float]]]:
 
 
 def speed_at(architecture: int, length: int) -> Speed | None:
-    """What was measured on an architecture at the sequence length that is nearest by ratio; None if nothing was."""
+    """Return what was measured on an architecture at the sequence length that is nearest by ratio; None if nothing
+    was."""
     entry = _stored().get(str(architecture))
     if entry is None:
         return None

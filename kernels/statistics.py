@@ -40,7 +40,7 @@ def channel_statistics_kernel(
     D: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Grid (SPLITS, B * H)."""
+    """Run on the grid (SPLITS, B * H)."""
     split = tl.program_id(0)
     sequence = tl.program_id(1)
     part = tl.cdiv(length, tl.num_programs(0))
@@ -61,8 +61,8 @@ def channel_statistics_kernel(
 
 
 def channel_statistics(x: Tensor, what: Literal["sum", "maximum"]) -> Tensor:
-    """Sums or largest magnitudes of the channels of ``SPLITS`` parts of the sequence: (B, L, H, D) -> (B, H, SPLITS,
-    D) float32."""
+    """Compute sums or largest magnitudes of the channels of ``SPLITS`` parts of the sequence: (B, L, H, D) -> (B, H,
+    SPLITS, D) float32."""
     batch, length, heads, dim = x.shape
     out = torch.empty((batch, heads, SPLITS, dim), dtype=torch.float32, device=x.device)
     channel_statistics_kernel[SPLITS, batch * heads](
@@ -80,7 +80,7 @@ def channel_statistics(x: Tensor, what: Literal["sum", "maximum"]) -> Tensor:
 
 
 def channel_statistics_reference(x: Tensor, what: Literal["sum", "maximum"]) -> Tensor:
-    """The plain twin of :func:`channel_statistics`."""
+    """Compute the plain twin of :func:`channel_statistics`."""
     parts = x.float().split(-(-x.shape[1] // SPLITS), dim=1)
     rows = [part.abs().amax(1) if what == "maximum" else part.sum(1) for part in parts]
     rows += [torch.zeros_like(rows[0])] * (SPLITS - len(rows))

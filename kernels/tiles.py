@@ -36,21 +36,21 @@ INTERPRETED = tl.constexpr(not isinstance(_probe, JITFunction))
 
 
 def inlined(function: F) -> F:
-    """Decorator of a function that kernels call. The interpreter patches the language anew at every call of a
-    decorated function, which takes longer than a tile of work, so there it is called as it is."""
+    """Decorate a function that kernels call. The interpreter patches the language anew at every call of a decorated
+    function, which takes longer than a tile of work, so there it is called as it is."""
     return function if INTERPRETED else triton.jit(function)
 
 
 @inlined
 def wide(x):
-    """A whole number as int64: offsets pass 2^31 at a few hundred thousand tokens. Also takes what the compiler knows
-    as a constant."""
+    """Convert a whole number to int64: offsets pass 2^31 at a few hundred thousand tokens. Also takes what the compiler
+    knows as a constant."""
     return tl.cast(x, tl.int64)
 
 
 @inlined
 def dot(a, b, acc):
-    """a @ b + acc: (M, K), (K, N), (M, N) -> (M, N); float32 accumulation, int32 for INT8 operands."""
+    """Compute a @ b + acc: (M, K), (K, N), (M, N) -> (M, N); float32 accumulation, int32 for INT8 operands."""
     if INTERPRETED:
         # Exact: 8 and 16-bit operands have exact products in float32, and 128 INT8 products stay below 2^24.
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc.to(tl.float32), input_precision="ieee").to(acc.dtype)
@@ -60,7 +60,7 @@ def dot(a, b, acc):
 
 @inlined
 def cast(x, dtype: tl.constexpr):
-    """float32 to ``dtype``, to the nearest, ties to even. Finite values within the range of ``dtype`` only."""
+    """Convert float32 to ``dtype``, to the nearest, ties to even. Finite values within the range of ``dtype`` only."""
     if INTERPRETED:
         bits = x.to(tl.uint32, bitcast=True)
         if dtype == tl.bfloat16:

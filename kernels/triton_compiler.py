@@ -69,7 +69,7 @@ class Compiled:
 
 
 def _kernel(variant: Variant) -> Any:
-    """The Triton function of ``variant``."""
+    """Return the Triton function of ``variant``."""
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         raise KernelUnavailableError("TRITON_INTERPRET is set, and interpreted kernels cannot be compiled; unset it")
     try:
@@ -82,12 +82,13 @@ def _kernel(variant: Variant) -> Any:
 
 
 def source_hash(variant: Variant) -> str:
-    """SHA-256 of the kernel's source, of every function it calls and of the constants it reads: Triton's own key."""
+    """Return the SHA-256 of the kernel's source, of every function it calls and of the constants it reads: Triton's own
+    key."""
     return str(_kernel(variant).cache_key)
 
 
 def versions() -> dict[str, str]:
-    """Versions of Triton and of the assembler that it brings."""
+    """Return the versions of Triton and of the assembler that it brings."""
     try:
         import triton
         from triton import knobs
@@ -106,7 +107,7 @@ def versions() -> dict[str, str]:
 
 
 def signature(variant: Variant, names: list[str]) -> dict[str, str]:
-    """Triton's type of each argument in ``names``."""
+    """Return Triton's type of each argument in ``names``."""
     types = {name: f"*{kind}" for name, kind in variant.pointers.items()}
     types |= dict.fromkeys(variant.floats, "fp32") | dict.fromkeys(variant.constants, "constexpr")
     unknown = sorted(set(types) - set(names))
@@ -167,7 +168,7 @@ def compile_variant(variant: Variant, architecture: int) -> Compiled:
 
 
 def _reason(error: Exception) -> str:
-    """The line of a compiler's complaint that says most."""
+    """Return the line of a compiler's complaint that says most."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if re.search(r"fatal|error", line, re.I) and "Repro" not in line]
     return (told or lines or [type(error).__name__])[-1][:300]

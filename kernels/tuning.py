@@ -87,7 +87,7 @@ def _tuned() -> dict[str, dict[str, dict[str, dict[str, int]]]]:
 
 
 def tile_for(architecture: int, head_dim: int, kind: str) -> Tile:
-    """Tile of the attention kernels.
+    """Return the tile of an attention kernel.
 
     Args:
         architecture: compute capability times ten (80, 89, ...).
@@ -106,5 +106,5 @@ def least_blocks(key_blocks: int, share: float = MINIMUM_SHARE) -> int:
 
 
 def kind_of(int8: bool, fp8_values: bool) -> str:
-    """Kind of a kernel with INT8 queries and keys, and FP8 values, or not."""
+    """Return the kind of a kernel with INT8 queries and keys, and FP8 values, or not."""
     return ("int8-fp8" if fp8_values else "int8") if int8 else "dense"

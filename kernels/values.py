@@ -44,7 +44,7 @@ def quantize_values_kernel(
     SPLITS: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Grid (ceil(L / BLOCK), B * H)."""
+    """Run on the grid (ceil(L / BLOCK), B * H)."""
     block = tl.program_id(0)
     sequence = tl.program_id(1)
     first = block * BLOCK
@@ -66,7 +66,7 @@ def quantize_values_kernel(
 
 
 def quantize_values(value: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, L, H, D) -> e4m3 (B, H, D, pitch) and float32 scales (B, H, D)."""
+    """Map (B, L, H, D) -> e4m3 (B, H, D, pitch) and float32 scales (B, H, D)."""
     batch, length, heads, dim = value.shape
     blocks = triton.cdiv(length, KEY_BLOCK)
     out = torch.empty((batch, heads, dim, blocks * KEY_BLOCK), dtype=torch.float8_e4m3fn, device=value.device)
@@ -88,7 +88,7 @@ def quantize_values(value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_values_reference(value: Tensor) -> tuple[Tensor, Tensor]:
-    """The plain twin of :func:`quantize_values`."""
+    """Compute the plain twin of :func:`quantize_values`."""
     largest = channel_statistics_reference(value, "maximum").amax(2).clamp(min=SMALLEST)  # (B, H, D)
     scale = largest / E4M3_MAX
     levels = value.float().permute(0, 2, 3, 1) / scale[..., None]  # (B, H, D, L)

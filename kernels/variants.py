@@ -171,7 +171,7 @@ def _selection(dim: int) -> Iterator[Variant]:
 
 
 def variants() -> list[Variant]:
-    """All variants, in a stable order."""
+    """Return all variants, in a stable order."""
     result: list[Variant] = []
     for dim in HEAD_DIMS:
         for dtype in DTYPES:

@@ -73,7 +73,7 @@ def make_cases(views: Mapping[str, Views], description: str) -> Cases:
 
 
 def rendered_cases(count: int = 8, size: tuple[int, int] = (140, 112), data_norm_type: str = "dinov2") -> Cases:
-    """Cases of rendered scenes, a scene each; ``size`` is (width, height) in pixels.
+    """Render cases, a scene each; ``size`` is (width, height) in pixels.
 
     Raises:
         InputError: a size that scenes are not rendered in.
@@ -92,14 +92,14 @@ def rendered_cases(count: int = 8, size: tuple[int, int] = (140, 112), data_norm
 def folder_cases(
     folder: Path, *, count: int = 16, size: tuple[int, int] | None = None, data_norm_type: str = "dinov2"
 ) -> Cases:
-    """Cases of a folder: its images in the order of their names, or the views of its ``views.json``, or those of a
-    recording that is laid out like 7-Scenes.
+    """Read cases from a folder: its images in the order of their names, or the views of its ``views.json``, or those of
+    a recording that is laid out like 7-Scenes.
 
     In a folder with none of these, the sub-folders are sequences of their own. What is known of depth, cameras and
     poses is given to the network in changing mixes; views without it are images only.
 
     Args:
-        folder: with images, with ``views.json``, with a recording (:func:`..recordings.recorded_views`), or with such
+        folder: with images, with ``views.json``, with a recording (:func:`.recordings.recorded_views`), or with such
             folders.
         count: most cases.
         size: (width, height) in pixels; None for the size of the resolution table that fits.
@@ -142,7 +142,7 @@ def _sequence(folder: Path) -> list[RawView]:
 
 
 def _plan() -> Iterator[tuple[int, tuple[str, ...]]]:
-    """View count and mix of one case after the other; the lengths share no factor, so all pairs come."""
+    """Yield view count and mix of one case after the other; the lengths share no factor, so all pairs come."""
     return zip(itertools.cycle(COUNTS), itertools.cycle(MIXES), strict=False)
 
 

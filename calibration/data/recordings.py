@@ -15,14 +15,15 @@ _COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def is_recording(folder: Path) -> bool:
-    """Whether a folder is laid out like 7-Scenes: images of that name with depth or with a camera beside them."""
+    """Return whether a folder is laid out like 7-Scenes: images of that name with depth or with a camera beside
+    them."""
     images = _color_images(folder)
     known = (folder / CAMERA_FILE).is_file() or any(_beside(image, _DEPTH).is_file() for image in images)
     return bool(images) and known
 
 
 def recorded_views(folder: Path) -> list[ViewFiles]:
-    """The views of a folder that is laid out like 7-Scenes, in the order of their names.
+    """List the views of a folder that is laid out like 7-Scenes, in the order of their names.
 
     Args:
         folder: with ``NAME.color.jpg`` (or ``.png``), ``NAME.depth.png`` (16 bits, millimetres, 0 and 65535 mean none),

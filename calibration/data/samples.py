@@ -48,14 +48,14 @@ class SampleView:
 def sample_scene(
     count: int = SAMPLE_VIEWS, width: int = SAMPLE_SIZE[0], height: int = SAMPLE_SIZE[1], seed: int = SAMPLE_SEED
 ) -> RenderedScene:
-    """:func:`.scenes.render_scene` with the scene of the samples; same errors."""
+    """Render the scene of the samples; errors as :func:`mapengine.calibration.scenes.render_scene`."""
     return render_scene(seed, count, width, height)
 
 
 def sample_views(
     count: int = SAMPLE_VIEWS, width: int = SAMPLE_SIZE[0], height: int = SAMPLE_SIZE[1], seed: int = SAMPLE_SEED
 ) -> list[SampleView]:
-    """The views of :func:`sample_scene` one by one; any number of them.
+    """Return the views of :func:`sample_scene` one by one; any number of them.
 
     A scene has eight different views: beyond the eighth they come again from the first one on.
 
@@ -87,7 +87,7 @@ def write_samples(
         :func:`mapengine.runtime.inputs.view_lists.load_view_list` reads.
 
     Raises:
-        InputError: as :func:`.scenes.render_scene`.
+        InputError: as :func:`mapengine.calibration.scenes.render_scene`.
         OutputError: the folder could not be written.
     """
     entries = []

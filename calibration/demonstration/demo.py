@@ -43,7 +43,7 @@ def demo_scene(size: tuple[int, int], views: int = 4, seed: int = SAMPLE_SEED) -
     Like photographs, the pictures are larger than what the network sees: a whole multiple, about as wide as samples.
 
     Raises:
-        InputError: as :func:`.scenes.render_scene`.
+        InputError: as :func:`mapengine.calibration.scenes.render_scene`.
     """
     width, height = size
     scene = render_scene(seed, views, width, height)

@@ -99,7 +99,7 @@ def draw_demo(
     facts: str,
     warning: str = "",
 ) -> Image.Image:
-    """Image, true depth, predicted depth and error of each view; figures and cameras below.
+    """Draw image, true depth, predicted depth and error of each view; figures and cameras below.
 
     True and predicted depth share one scale (the predicted one after median scaling); the error is relative, in
     per cent. Dark grey is no surface: sky in the truth, or what the network takes for it.
@@ -165,7 +165,7 @@ def draw_demo(
 
 
 def figures(comparison: Comparison) -> list[tuple[str, str]]:
-    """Title and value of the metrics in ``SHOWN``, as far as they exist for this number of views."""
+    """Return the title and value of the metrics in ``SHOWN``, as far as they exist for this number of views."""
     values = comparison.score.values
     known = {metric.key: metric for metric in METRICS}
     return [(known[key].title, format(value, known[key].form)) for key in SHOWN if (value := values[key]) is not None]
@@ -181,7 +181,7 @@ def _layout(count: int, width: int, height: int, warned: bool) -> _Layout:
 
 
 def _error_end(errors: NDArray[np.floating]) -> float:
-    """The first round number, in per cent, that covers 98 of 100 pixels."""
+    """Return the first round number, in per cent, that covers 98 of 100 pixels."""
     most = float(np.percentile(errors, 98)) if errors.size else 0.0
     return next((end for end in _ERROR_ENDS if most <= end), _ERROR_ENDS[-1])
 
@@ -197,14 +197,14 @@ def _captions(comparison: Comparison, view: int) -> tuple[str, str, str, str]:
 
 
 def _key(draw: ImageDraw.ImageDraw, corner: tuple[int, int], size: int) -> None:
-    """What dark grey means."""
+    """Draw what dark grey means."""
     x, y = corner
     draw.rectangle([x, y, x + size, y + size], fill=INVALID)
     draw.text((x + size + 8, y - 2), "no surface", fill=FAINT, font=ImageFont.load_default(size))
 
 
 def _figures(draw: ImageDraw.ImageDraw, comparison: Comparison, corner: tuple[int, int], width: int, size: int) -> None:
-    """The metrics, one a line."""
+    """Draw the metrics, one a line."""
     font = ImageFont.load_default(size)
     x, y = corner
     right = x + width - 3 * size

@@ -34,7 +34,7 @@ class _Ground(NamedTuple):
     size: tuple[int, int]
 
     def place(self, points: Array) -> Array:
-        """Pixels (..., 2) of points (..., 3)."""
+        """Convert points (..., 3) to pixels (..., 2)."""
         flat = (points @ self.axes[:2].T - self.centre) * self.pixels
         return np.asarray(self.size) / 2 + flat * (1, -1)
 
@@ -42,7 +42,7 @@ class _Ground(NamedTuple):
 def draw_plan(
     comparison: Comparison, down: NDArray[np.floating], size: tuple[int, int], font: int, surfaces: bool
 ) -> Image.Image:
-    """Cameras as wedges along their views, the truth in ``TRUE`` and the prediction in ``PREDICTED``.
+    """Draw cameras as wedges along their views, the truth in ``TRUE`` and the prediction in ``PREDICTED``.
 
     The prediction has the scale of the truth (``Comparison.factor``), and view 0, which looks up the page, is at the
     same place in both.
@@ -84,7 +84,7 @@ def draw_plan(
 
 
 def _axes(down: Array) -> Array:
-    """Right and up on the page and height above ground, (3, 3), in the frame of view 0."""
+    """Return right and up on the page and height above ground, (3, 3), in the frame of view 0."""
     down = down / np.linalg.norm(down)
     # A camera that looks straight down has its image's upper edge ahead.
     ahead = next(axis for axis in (np.array([0.0, 0, 1]), np.array([0.0, -1, 0])) if abs(axis @ down) < 0.99)
@@ -94,7 +94,7 @@ def _axes(down: Array) -> Array:
 
 
 def _ground(axes: Array, points: Array, positions: Array, size: tuple[int, int]) -> _Ground:
-    """The true cameras and nearly all true points, with a margin."""
+    """Choose the ground that holds the true cameras and nearly all true points, with a margin."""
     shown = positions @ axes[:2].T
     if len(points):
         shown = np.concatenate([shown, np.percentile(points @ axes[:2].T, (2, 98), axis=0)])
@@ -104,7 +104,7 @@ def _ground(axes: Array, points: Array, positions: Array, size: tuple[int, int])
 
 
 def _near(axes: Array, positions: Array, comparison: Comparison, size: tuple[int, int]) -> _Ground:
-    """The true cameras, and the predicted ones unless they are far off."""
+    """Return the true cameras, and the predicted ones unless they are far off."""
     true, found = positions @ axes[:2].T, comparison.poses[:, :3, 3] @ axes[:2].T
     low, high = true.min(axis=0), true.max(axis=0)
     room = max(float(np.max(high - low)), 0.05)
@@ -117,7 +117,7 @@ def _near(axes: Array, positions: Array, comparison: Comparison, size: tuple[int
 
 
 def _density(places: Array, size: tuple[int, int]) -> Array:
-    """How many points fall on each pixel (H, W), 0 to 1: walls, seen edge on, are darker than floors."""
+    """Return how many points fall on each pixel (H, W), 0 to 1: walls, seen edge on, are darker than floors."""
     width, height = size
     coarse = 2 * _FINE
     counts, _, _ = np.histogram2d(
@@ -130,7 +130,7 @@ def _density(places: Array, size: tuple[int, int]) -> Array:
 
 
 def _draw_camera(draw: ImageDraw.ImageDraw, pose: Array, ground: _Ground, colour: Colour, size: float) -> None:
-    """A triangle that opens along the view, its tip at the camera."""
+    """Draw a triangle that opens along the view, its tip at the camera."""
     flat = ground.axes[:2] @ pose[:3, 2]
     length = float(np.linalg.norm(flat))
     flat = flat / length if length > 1e-6 else np.array([0.0, 1.0])
@@ -143,7 +143,7 @@ def _draw_camera(draw: ImageDraw.ImageDraw, pose: Array, ground: _Ground, colour
 
 
 def _draw_length(draw: ImageDraw.ImageDraw, ground: _Ground, size: int) -> None:
-    """A bar of a round number of metres in the lower left corner."""
+    """Draw a bar of a round number of metres in the lower left corner."""
     span = ground.size[0] / ground.pixels
     power = 10.0 ** math.floor(math.log10(span / 4))
     length = max(factor * power for factor in (1, 2, 5) if factor * power <= span / 4 * (1 + 1e-9))

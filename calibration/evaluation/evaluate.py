@@ -59,7 +59,7 @@ class TaskResult:
     metrics: Values
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         rounded = {k: None if v is None else float(f"{v:.{_DIGITS}g}") for k, v in self.metrics.items()}
         return {"views": self.views, "inputs": self.inputs, "scenes": self.scenes, "metrics": rounded}
 
@@ -85,7 +85,7 @@ class Evaluation:
     scores: Mapping[str, Sequence[SceneScore]] = field(default_factory=dict, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """``{"scenes", "size", "seed", "results": {task: ...}, "baseline": {number of views: ...}}``."""
+        """Return ``{"scenes", "size", "seed", "results": {task: ...}, "baseline": {number of views: ...}}``."""
         return {
             "scenes": self.scenes,
             "size": "{}x{}".format(*self.size),
@@ -165,7 +165,7 @@ def evaluate(
 
 
 def rendered_scenes(count: int, seed: int, size: tuple[int, int], views: int) -> Iterator[EvaluationScene]:
-    """The scenes ``seed`` to ``seed + count - 1``, rendered in order and ahead of their use, in a thread."""
+    """Yield the scenes ``seed`` to ``seed + count - 1``, rendered in order and ahead of their use, in a thread."""
     width, height = size
     pool = ThreadPoolExecutor(1)
     try:
@@ -203,7 +203,7 @@ def _check_rendering(scenes: int, seed: int, size: tuple[int, int]) -> None:
 
 
 def _served(tasks: list[Task], scenes: Sequence[EvaluationScene], named: bool) -> list[Task]:
-    """The tasks that some scene has enough views for.
+    """Return the tasks that some scene has enough views for.
 
     Raises:
         InputError: no scene; or one of the tasks is not served although it was named.

@@ -28,7 +28,7 @@ _NO_BASELINE = 1e-6  # metres; the direction between two cameras closer than thi
 
 
 def median_scale(depth: Array, true_depth: Array, valid: Array) -> float:
-    """The factor median(true) / median(predicted) over all valid pixels of all views, for depth (V, H, W).
+    """Return the factor median(true) / median(predicted) over all valid pixels of all views, for depth (V, H, W).
 
     Median scaling with one factor per scene: Zhou et al. 2017 and the Robust MVD benchmark (Schroeppel et al. 2022)
     that MapAnything reports depth on. 1 if the predicted median is not positive, as no factor would mend that.
@@ -38,12 +38,13 @@ def median_scale(depth: Array, true_depth: Array, valid: Array) -> float:
 
 
 def depth_abs_rel(depth: Array, true_depth: Array, valid: Array) -> float:
-    """Mean of |d - d*| / d* of depth (V, H, W) (Eigen et al. 2014)."""
+    """Return the mean of |d - d*| / d* of depth (V, H, W) (Eigen et al. 2014)."""
     return _mean_over_views(_relative(np.abs(depth - true_depth), true_depth, valid), valid)
 
 
 def depth_inliers(depth: Array, true_depth: Array, valid: Array) -> float:
-    """Share of pixels with max(d / d*, d* / d) < 1.03, depth (V, H, W) (Robust MVD). Depth below 0 is no inlier."""
+    """Return the share of pixels with max(d / d*, d* / d) < 1.03, depth (V, H, W) (Robust MVD). Depth below 0 is no
+    inlier."""
     positive = valid & (depth > 0)
     ratio = _relative(depth, true_depth, positive)
     inlier = positive & (ratio < INLIER_THRESHOLD) & (ratio * INLIER_THRESHOLD > 1)
@@ -51,7 +52,8 @@ def depth_inliers(depth: Array, true_depth: Array, valid: Array) -> float:
 
 
 def ray_degrees(rays: Array, true_rays: Array) -> float:
-    """Mean angle between unit ray directions (V, H, W, 3) over all pixels, sky too: the camera is known everywhere.
+    """Return the mean angle between unit ray directions (V, H, W, 3) over all pixels, sky too: the camera is known
+    everywhere.
 
     2 asin(|r - r*| / 2): the arc cosine cannot resolve small angles (MapAnything).
     """
@@ -59,7 +61,7 @@ def ray_degrees(rays: Array, true_rays: Array) -> float:
 
 
 def points_abs_rel(points: Array, true_points: Array, valid: Array) -> float:
-    """Mean of |x - x*| / |x*| of points (V, H, W, 3) in the frame of view 0, both over their mean distance.
+    """Return the mean of |x - x*| / |x*| of points (V, H, W, 3) in the frame of view 0, both over their mean distance.
 
     The mean distance (:func:`mean_distance`) takes the scale out, as MapAnything's benchmark does.
     """
@@ -69,18 +71,20 @@ def points_abs_rel(points: Array, true_points: Array, valid: Array) -> float:
 
 
 def mean_distance(points: Array, valid: Array) -> float:
-    """Mean length of the valid points (V, H, W, 3): the scale of a scene (DUSt3R's ``avg_dis``, MapAnything)."""
+    """Return the mean length of the valid points (V, H, W, 3): the scale of a scene (DUSt3R's ``avg_dis``,
+    MapAnything)."""
     return float(np.mean(vector_norm(points), where=valid))
 
 
 def metric_scale_abs_rel(points: Array, true_points: Array, valid: Array) -> float:
-    """|s - s*| / s* with s the :func:`mean_distance` of points in the frame of view 0, in metres (MapAnything)."""
+    """Return |s - s*| / s* with s the :func:`mean_distance` of points in the frame of view 0, in metres
+    (MapAnything)."""
     true = mean_distance(true_points, valid)
     return abs(mean_distance(points, valid) - true) / true
 
 
 def in_first_view(poses: Array) -> Array:
-    """Poses (V, 4, 4) as seen from the first one: P0^-1 P."""
+    """Return poses (V, 4, 4) as seen from the first one: P0^-1 P."""
     rotation, position = poses[0, :3, :3], poses[0, :3, 3]
     result = poses.copy()
     result[:, :3, :3] = rotation.T @ poses[:, :3, :3]
@@ -89,7 +93,8 @@ def in_first_view(poses: Array) -> Array:
 
 
 def pair_errors(poses: Array, true_poses: Array) -> tuple[Array, Array]:
-    """Rotation and translation direction of every pair of views against the truth, each (V (V - 1) / 2,) degrees.
+    """Return the rotation and translation direction of every pair of views against the truth, each (V (V - 1) / 2,)
+    degrees.
 
     With Pi^-1 Pj = (R, t): the angle of R^T R*, and the angle between the lines along t and t*, at most 90 (VGGT and
     MapAnything, after PoseDiffusion: t and -t count alike). A predicted t of length 0 has no direction and counts as
@@ -112,7 +117,8 @@ def pair_errors(poses: Array, true_poses: Array) -> tuple[Array, Array]:
 
 
 def auc(errors: Array, limit: int = AUC_LIMIT) -> float:
-    """Area under the recall of errors (N,) in degrees up to ``limit``: the mean of share(error < k), k = 1 .. limit.
+    """Return the area under the recall of errors (N,) in degrees up to ``limit``: the mean of share(error < k), k = 1
+    .. limit.
 
     One-degree bins as in VGGT and MapAnything. For poses the error of a pair is the larger one of rotation and
     translation direction. NaN if there is no error to count.
@@ -122,7 +128,8 @@ def auc(errors: Array, limit: int = AUC_LIMIT) -> float:
 
 
 def absolute_trajectory_error(positions: Array, true_positions: Array) -> float:
-    """ATE: root mean square distance in metres of camera positions (V, 3) after the similarity that fits them best.
+    """Return the ATE: root mean square distance in metres of camera positions (V, 3) after the similarity that fits
+    them best.
 
     Sturm et al. 2012 (TUM RGB-D) with the least-squares rotation, scale and translation of Umeyama 1991. Two cameras
     always fit, so it says something from three on.
@@ -137,7 +144,8 @@ def absolute_trajectory_error(positions: Array, true_positions: Array) -> float:
 
 
 def mask_iou(mask: Array, true_mask: Array) -> float:
-    """Intersection over union of the non-ambiguous pixels (V, H, W) bool of all views; 1 where both are empty."""
+    """Return the intersection over union of the non-ambiguous pixels (V, H, W) bool of all views; 1 where both are
+    empty."""
     union = np.count_nonzero(mask | true_mask)
     return np.count_nonzero(mask & true_mask) / union if union else 1.0
 
@@ -151,5 +159,6 @@ def _mean_over_views(values: Array, valid: Array) -> float:
 
 
 def _angle_of_chord(chord: Array) -> Array:
-    """Degrees between unit vectors ``chord`` apart; of rotations, the Frobenius distance over sqrt(2) is the chord."""
+    """Return degrees between unit vectors ``chord`` apart; of rotations, the Frobenius distance over sqrt(2) is the
+    chord."""
     return np.asarray(np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1))))

@@ -25,7 +25,8 @@ _EXPLAINED = (
 
 
 def table_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
-    """The table of an evaluation's JSON: the tasks by number of views, the baseline below those of its number."""
+    """Return the table of an evaluation's JSON: the tasks by number of views, the baseline below those of its
+    number."""
     rows = []
     results, baseline = evaluation["results"], evaluation["baseline"]
     for views in sorted({result["views"] for result in results.values()}):
@@ -36,14 +37,14 @@ def table_rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
 
 
 def markdown_table(evaluation: Mapping[str, Any]) -> str:
-    """The table as Markdown with a line that explains it; the baseline in italics."""
+    """Return the table as Markdown with a line that explains it; the baseline in italics."""
     rows = [[f"*{row[0]}*" if row[0] == BASELINE else f"`{row[0]}`", *row[1:]] for row in table_rows(evaluation)]
     align = ["---", *["---:"] * (len(HEAD) - 1)]
     return f"{table(HEAD, rows, align)}\n\n{described(evaluation)}. {_EXPLAINED.format(baseline=BASELINE)}"
 
 
 def described(evaluation: Mapping[str, Any]) -> str:
-    """What was evaluated on, in words."""
+    """Return what was evaluated on, in words."""
     count, size, seed = evaluation["scenes"], evaluation["size"], evaluation["seed"]
     scenes = "scene" if count == 1 else "scenes"
     if seed is None:
@@ -52,7 +53,7 @@ def described(evaluation: Mapping[str, Any]) -> str:
 
 
 def fewer_scenes(evaluation: Mapping[str, Any]) -> Sequence[str]:
-    """The tasks that not every scene could serve, with the number of scenes that could."""
+    """Return the tasks that not every scene could serve, with the number of scenes that could."""
     count = evaluation["scenes"]
     results = evaluation["results"].items()
     return [f"{name} on {result['scenes']}" for name, result in results if result["scenes"] != count]

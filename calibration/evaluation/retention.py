@@ -18,7 +18,7 @@ TaskMetrics = Mapping[str, Mapping[str, float | None]]
 
 
 def retention(found: TaskMetrics, float32: TaskMetrics) -> dict[tuple[str, str], float]:
-    """The part of every metric of every task that is kept, by task and metric; above 1 where it is better.
+    """Return the part of every metric of every task that is kept, by task and metric; above 1 where it is better.
 
     Of a share (inliers, area under a recall curve, overlap of masks) ``found / float32`` is kept, of an error
     ``float32 / found``: the quotients with which MLPerf Inference states its accuracy targets (99 % and 99.9 %), turned
@@ -40,7 +40,7 @@ def retention(found: TaskMetrics, float32: TaskMetrics) -> dict[tuple[str, str],
 def retention_errors(
     found: Mapping[str, Sequence[SceneScore]], float32: Mapping[str, Sequence[SceneScore]], resamples: int = 400
 ) -> dict[tuple[str, str], float]:
-    """Standard errors of :func:`retention`: how far a part would move with other scenes of the same kind.
+    """Return the standard errors of :func:`retention`: how far a part would move with other scenes of the same kind.
 
     By the bootstrap over scenes (Efron 1979), in pairs: a resampled set has the same scenes for both networks, so that
     what they have in common cancels. The same scores give the same result.

@@ -45,7 +45,7 @@ def load_rgbd(
         path: a folder with ``views.json``, or that file, as
             :func:`mapengine.runtime.inputs.view_lists.load_view_list` reads it,
             every view with intrinsics, depth and pose; or a folder laid out like 7-Scenes, as
-            :func:`..recordings.recorded_views` reads it.
+            :func:`mapengine.calibration.data.recordings.recorded_views` reads it.
         size: width and height of the result, multiples of 14.
         views_per_scene: the views are cut into scenes of so many, in their order; the last scene may have fewer.
 

@@ -102,7 +102,8 @@ def score(predictions: Sequence[Mapping[str, Any]], truth: Truth, where: str = "
 
 
 def aggregate(scores: Sequence[SceneScore]) -> Values:
-    """The mean of each metric over the scenes that have it; for ``rotation_degrees`` the median over all pairs."""
+    """Return the mean of each metric over the scenes that have it; for ``rotation_degrees`` the median over all
+    pairs."""
     result: Values = {}
     for metric in METRICS:
         values = [value for entry in scores if (value := entry.values[metric.key]) is not None]
@@ -113,7 +114,7 @@ def aggregate(scores: Sequence[SceneScore]) -> Values:
 
 
 def _collect(predictions: Sequence[Mapping[str, Any]], truth: Truth, where: str) -> dict[str, Array]:
-    """The arrays of all views, (V, ...) float64."""
+    """Return the arrays of all views, (V, ...) float64."""
     count, height, width = truth.depth_z.shape
     if len(predictions) != count:
         raise InputError(f"{where}: there are {len(predictions)} predictions for {count} views; give one per view")
@@ -143,5 +144,5 @@ def _collect(predictions: Sequence[Mapping[str, Any]], truth: Truth, where: str)
 
 
 def _as_numpy(value: Any) -> Array:
-    """A NumPy array of an array, or of a torch tensor on any device."""
+    """Return a NumPy array of an array, or of a torch tensor on any device."""
     return np.asarray(value.cpu() if hasattr(value, "cpu") else value)

@@ -89,7 +89,7 @@ TASKS = (
 
 
 def select_tasks(names: Iterable[str] | None = None) -> list[Task]:
-    """The tasks of these names in the order of ``TASKS``; all of them without names.
+    """Return the tasks of these names in the order of ``TASKS``; all of them without names.
 
     Raises:
         InputError: an unknown name, or none at all.
@@ -110,7 +110,8 @@ def select_tasks(names: Iterable[str] | None = None) -> list[Task]:
 
 
 def task_views(task: Task, scene: EvaluationScene, norm_type: str = "dinov2") -> list[dict[str, Any]]:
-    """The views of a task, in the form that ``infer`` takes; new arrays wherever a value differs from the scene's.
+    """Return the views of a task, in the form that ``infer`` takes; new arrays wherever a value differs from the
+    scene's.
 
     Args:
         task: a task with at most as many views as the scene.
@@ -148,7 +149,7 @@ def task_views(task: Task, scene: EvaluationScene, norm_type: str = "dinov2") ->
 
 
 def _sparse(depth: Array, rng: np.random.Generator) -> Array:
-    """A random share of the pixels that have depth, at least one of them; 0 elsewhere."""
+    """Return a random share of the pixels that have depth, at least one of them; 0 elsewhere."""
     known = np.flatnonzero(depth)
     count = min(known.size, max(1, round(float(rng.uniform(*SPARSE_SHARE)) * known.size)))
     kept = rng.choice(known, count, replace=False)

@@ -83,14 +83,15 @@ class Truth:
         return cls(depth, depth > 0, mask, rays, poses, points)
 
     def first(self, views: int) -> Truth:
-        """The first ``views`` views."""
+        """Return the first ``views`` views."""
         mask = None if self.mask is None else self.mask[:views]
         part = slice(0, views)
         return Truth(self.depth_z[part], self.valid[part], mask, self.rays[part], self.poses[part], self.points[part])
 
 
 def full_views(scene: EvaluationScene, norm_type: str, count: int | None = None) -> list[dict[str, Any]]:
-    """The first ``count`` views of a scene with everything that is known of them, in the form that ``infer`` takes."""
+    """Return the first ``count`` views of a scene with everything that is known of them, in the form that ``infer``
+    takes."""
     return [
         {
             "img": normalize_image(image, norm_type),

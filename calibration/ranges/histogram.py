@@ -51,19 +51,19 @@ class Histogram:
         return int(self.counts[_NOT_FINITE:].sum())
 
     def bins(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-        """Lower edges, upper edges and counts of the bins that are not empty, ascending."""
+        """Return the lower edges, upper edges and counts of the bins that are not empty, ascending."""
         index = np.flatnonzero(self.counts[:_NOT_FINITE])
         low = _edges(index)
         return low, np.minimum(_edges(index + 1), max(self.largest, 2.0**-126)), self.counts[index]
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """What :meth:`from_state` needs, as arrays: the bins that are not empty."""
+        """Return what :meth:`from_state` needs, as arrays: the bins that are not empty."""
         index = np.flatnonzero(self.counts)
         return {"index": index, "counts": self.counts[index], "largest": np.array(self.largest)}
 
     @classmethod
     def from_state(cls, state: dict[str, NDArray[Any]]) -> Histogram:
-        """Inverse of :meth:`state`."""
+        """Return the histogram that has this :meth:`state`."""
         result = cls()
         result.counts[state["index"]] = state["counts"]
         result.largest = float(state["largest"])

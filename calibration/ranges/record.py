@@ -110,7 +110,7 @@ class Calibration:
         return tuple(layer for layer in self.layers if layer.name not in kept)
 
     def described(self) -> str:
-        """The method in a few words, for manifests."""
+        """Return the method in a few words, for manifests."""
         recoveries = {"smoothing": self.smooth, "rotation": self.rotate, "bias correction": self.correct_bias}
         return ", ".join([f"{self.method} ranges", *(name for name, used in recoveries.items() if used)])
 

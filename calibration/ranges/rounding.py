@@ -44,7 +44,7 @@ _PART = 1 << 16
 
 
 def round_to_grid(values: NDArray[Any], form: NumberFormat) -> NDArray[Any]:
-    """Nearest number of the format (ties to even), saturated, in the type of ``values``."""
+    """Return the nearest number of the format (ties to even), saturated, in the type of ``values``."""
     clipped = np.clip(values, -form.largest, form.largest)
     if form.name == "int8":
         return np.rint(clipped)
@@ -54,7 +54,7 @@ def round_to_grid(values: NDArray[Any], form: NumberFormat) -> NDArray[Any]:
 
 
 def quantize(values: NDArray[Any], scale: Any, form: NumberFormat) -> NDArray[Any]:
-    """What is read back after storing ``values`` with ``scale``, which broadcasts."""
+    """Return what is read back after storing ``values`` with ``scale``, which broadcasts."""
     return round_to_grid(values / scale, form) * scale
 
 

@@ -33,7 +33,7 @@ Array = NDArray[np.float64]
 
 
 def choose_range(histogram: Histogram, method: Method, form: NumberFormat) -> float:
-    """Magnitude that the largest number of the format stands for; 0 if all values are zero.
+    """Return the magnitude that the largest number of the format stands for; 0 if all values are zero.
 
     Raises:
         InputError: the method is unknown, nothing was counted, or a value was NaN or infinite.
@@ -54,7 +54,7 @@ def choose_range(histogram: Histogram, method: Method, form: NumberFormat) -> fl
 
 
 def noise_ratio(histogram: Histogram, largest: float, form: NumberFormat) -> float:
-    """Power of the error of rounding and clipping to ``largest``, over the power of the values.
+    """Return the power of the error of rounding and clipping to ``largest``, over the power of the values.
 
     Values are taken as spread evenly over each bin and both signs as equal. 0 for a tensor of zeros, 1 where
     everything becomes zero.

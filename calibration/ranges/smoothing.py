@@ -54,7 +54,7 @@ class Choice:
 
 
 def smoothing_exponents(activations: Array, weight: Array, alpha: float) -> NDArray[np.int64]:
-    """Exponents of 2 of the factors ``max|x_i|^alpha / max|w_i|^(1 - alpha)``, centred on 0.
+    """Return exponents of 2 of the factors ``max|x_i|^alpha / max|w_i|^(1 - alpha)``, centred on 0.
 
     They are rounded towards 0: a channel within a factor of two of the middle gains less from its own factor than it
     loses where its largest magnitude is another in use than in the data.
@@ -75,7 +75,7 @@ def smoothing_exponents(activations: Array, weight: Array, alpha: float) -> NDAr
 
 
 def hadamard(size: int) -> Array | None:
-    """Orthonormal symmetric Hadamard matrix (Sylvester's), or None if ``size`` is no power of two."""
+    """Return the orthonormal symmetric Hadamard matrix (Sylvester's), or None if ``size`` is no power of two."""
     if size < 1 or size & (size - 1):
         return None
     matrix = np.ones((1, 1), np.float64)
@@ -93,7 +93,7 @@ def rotate(values: Array, size: int) -> Array:
 
 
 def output_error(fit: Array, rows: Array, weight: Array, form: NumberFormat, method: Method) -> float:
-    """Squared error of ``rows @ weight`` with both sides rounded, over the power of the product.
+    """Return the squared error of ``rows @ weight`` with both sides rounded, over the power of the product.
 
     Args:
         fit: (n, inputs) rows that the range is chosen on.
@@ -122,7 +122,7 @@ def best_choice(
     rotation: int | None = None,
     least_gain: float = 1.0,
 ) -> Choice:
-    """The smoothing or rotation with the least error of the layer's output, or none.
+    """Return the smoothing or rotation with the least error of the layer's output, or none.
 
     Args:
         rows: (n, inputs) sample of the layer's input, at least one row.

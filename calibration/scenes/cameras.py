@@ -29,7 +29,7 @@ class Lens(NamedTuple):
     shift_y: float
 
     def intrinsics(self, width: int, height: int) -> Array:
-        """(3, 3) in pixels, pixel centres at integers."""
+        """Return the (3, 3) matrix in pixels, pixel centres at integers."""
         focal = self.focal * width
         return np.array(
             [
@@ -49,7 +49,7 @@ class Camera(NamedTuple):
     rotation: Matrix
 
     def pose(self) -> Array:
-        """(4, 4) float32, camera-to-world."""
+        """Return the (4, 4) float32 pose, camera-to-world."""
         matrix = np.eye(4, dtype=np.float32)
         matrix[:3, :3] = self.rotation
         matrix[:3, 3] = self.position
@@ -57,7 +57,8 @@ class Camera(NamedTuple):
 
 
 def camera_rays(pose: Array, intrinsics: Array, width: int, height: int) -> tuple[Components, Components]:
-    """Origin and world directions (H, W) of the rays through all pixels; camera z is 1, so distance is depth_z."""
+    """Return the origin and world directions (H, W) of the rays through all pixels; camera z is 1, so distance is
+    depth_z."""
     x = (np.arange(width, dtype=np.float32) - intrinsics[0, 2]) / intrinsics[0, 0]
     y = (np.arange(height, dtype=np.float32) - intrinsics[1, 2]) / intrinsics[1, 1]
     rotation: Matrix = tuple(tuple(row) for row in pose[:3, :3])  # type: ignore[assignment]
@@ -67,7 +68,7 @@ def camera_rays(pose: Array, intrinsics: Array, width: int, height: int) -> tupl
 def measure_overlap(
     depth: Array, pose: Array, intrinsics: Array, other_depth: Array, other_pose: Array, other_intrinsics: Array
 ) -> float:
-    """Share of a view's pixels with depth whose points are seen in another view at the same depth.
+    """Return the share of a view's pixels with depth whose points are seen in another view at the same depth.
 
     Depth maps (H, W) in metres, 0 where there is none; poses (4, 4) camera-to-world; intrinsics (3, 3).
     """
@@ -104,7 +105,7 @@ def reproject(
     rows: NDArray[np.intp],
     columns: NDArray[np.intp],
 ) -> Reprojection:
-    """The points at pixels (rows, columns) of a depth map, as another camera sees them."""
+    """Return the points at pixels (rows, columns) of a depth map, as another camera sees them."""
     z = depth[rows, columns]
     x = (columns.astype(np.float32) - intrinsics[0, 2]) / intrinsics[0, 0] * z
     y = (rows.astype(np.float32) - intrinsics[1, 2]) / intrinsics[1, 1] * z
@@ -125,7 +126,7 @@ class _Probe(NamedTuple):
 
 
 def choose_cameras(world: World, draws: Draws, views: int, aspect: float, tries: int = 60) -> list[Camera] | None:
-    """Cameras around the world's focus, each sharing surface with the first; None if the world has no room for them."""
+    """Choose cameras around the world's focus, each sharing surface with the first; None if the world has no room."""
     lens = _random_lens(draws)
     zoomed = draws.chance(0.2)  # now and then every view has a focal length of its own
     reference: _Probe | None = None
@@ -163,7 +164,7 @@ def _first_camera(world: World, draws: Draws, lens: Lens) -> Camera:
 
 
 def _next_camera(limits: CameraRange, draws: Draws, lens: Lens, reference: _Probe) -> Camera:
-    """A camera beside the reference, looking at about what it sees in its middle."""
+    """Return a camera beside the reference, looking at about what it sees in its middle."""
     seen = reference.depth[reference.depth > 0]
     distance = float(np.partition(seen, seen.size // 2)[seen.size // 2])
     camera = reference.camera
@@ -184,7 +185,7 @@ def _within(value: float, bound: float) -> float:
 
 
 def _looking(draws: Draws, position: Vector, target: Vector, jitter: float) -> Matrix:
-    """Towards the target, off by up to ``jitter`` of the distance, with a little roll."""
+    """Look towards the target, off by up to ``jitter`` of the distance, with a little roll."""
     forward = [t - p for t, p in zip(target, position, strict=True)]
     length = sum(abs(f) for f in forward) + 1e-6
     off = draws.in_ball()

@@ -21,17 +21,17 @@ class _Builder:
         self._textures = texture_bank().textures
 
     def material(self, size: float) -> int:
-        """A new material; its number."""
+        """Add a new material and return its number."""
         self.materials.append(random_material(self.draws, size, self._textures))
         return len(self.materials) - 1
 
     def turned(self) -> Matrix:
-        """A rotation about the vertical."""
+        """Return a rotation about the vertical."""
         c, s = self.draws.heading()
         return (c, 0.0, s), (0.0, 1.0, 0.0), (-s, 0.0, c)
 
     def tilted(self, most: float) -> Matrix:
-        """A rotation about the vertical, then leaning by up to ``most`` (tangent of the angle)."""
+        """Return a rotation about the vertical, then leaning by up to ``most`` (tangent of the angle)."""
         c, s = self.draws.heading()
         lean = self.draws.uniform(0.15, most)
         up = normalized((lean * c, 1.0, lean * s))
@@ -40,13 +40,13 @@ class _Builder:
         return (side[0], up[0], front[0]), (side[1], up[1], front[1]), (side[2], up[2], front[2])
 
     def box(self, x: float, z: float, half: Vector, base: float = 0.0, rotation: Matrix | None = None) -> None:
-        """A box that stands at height ``base`` above the floor."""
+        """Add a box that stands at height ``base`` above the floor."""
         centre = (x, -base - half[1], z)
         material = self.material(2 * max(half))
         self.shapes.append(Box(centre, self.turned() if rotation is None else rotation, material, half))
 
     def thing(self, x: float, z: float, size: float, base: float = 0.0) -> None:
-        """A random solid about ``size`` wide."""
+        """Add a random solid about ``size`` wide."""
         draws = self.draws
         pick = draws.unit()
         if pick < 0.45:
@@ -65,13 +65,13 @@ class _Builder:
             self.shapes.append(Box((x, -base - size * 0.35, z), rotation, self.material(2 * max(half)), half))
 
     def scatter(self, count: int, reach: tuple[float, float], sizes: tuple[float, float], base: float = 0.0) -> None:
-        """Things spread over a rectangle around the middle, some standing on others' height."""
+        """Spread things over a rectangle around the middle, some standing on others' height."""
         for _ in range(count):
             x, z = self.draws.uniform(-reach[0], reach[0]), self.draws.uniform(-reach[1], reach[1])
             self.thing(x, z, self.draws.skewed(*sizes), base)
 
     def room(self, half: Vector, windows: int) -> None:
-        """The six inner faces of a box that stands on the floor, with windows in its walls."""
+        """Add the six inner faces of a box that stands on the floor, with windows in its walls."""
         draws = self.draws
         openings = []
         for _ in range(windows):
@@ -85,7 +85,7 @@ class _Builder:
 
 
 def random_world(kind: str, draws: Draws) -> World:
-    """A world of one of ``KINDS``."""
+    """Return a world of one of ``KINDS``."""
     return {"room": _room, "table": _table, "outdoor": _outdoor}[kind](draws)
 
 

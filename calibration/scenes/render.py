@@ -28,7 +28,7 @@ class Exposure(NamedTuple):
 
     @classmethod
     def random(cls, draws: Draws, scene_gain: float) -> Exposure:
-        """A little different for every view of a scene."""
+        """Draw an exposure, a little different for every view of a scene."""
         balance = tuple(draws.uniform(0.93, 1.07) for _ in range(3))
         blur = draws.uniform(0.0, 0.22)
         return cls(scene_gain * draws.uniform(0.85, 1.15), blur, draws.skewed(0.0, 0.03), balance)  # type: ignore[arg-type]
@@ -37,7 +37,8 @@ class Exposure(NamedTuple):
 def render_view(
     world: World, pose: Array, intrinsics: Array, width: int, height: int, exposure: Exposure, draws: Draws
 ) -> tuple[NDArray[np.uint8], Array]:
-    """Image (H, W, 3) uint8 and depth_z (H, W) float32 in metres, 0 for sky and what is beyond ``FARTHEST``."""
+    """Render an image (H, W, 3) uint8 and depth_z (H, W) float32 in metres, 0 for sky and what is beyond
+    ``FARTHEST``."""
     origin, direction = camera_rays(pose, intrinsics, width, height)
     direction = tuple(np.broadcast_to(d, (height, width)).reshape(-1) for d in direction)  # type: ignore[assignment]
     distance, shape = cast(world, origin, direction)
@@ -67,7 +68,7 @@ class _Fragments:
         self._parts: list[tuple[Array, ...]] = []
 
     def add(self, number: int, index: NDArray[np.intp]) -> NDArray[np.intp]:
-        """The pixels where a shape is seen; returns those among them that look through it at the sky."""
+        """Return the pixels where a shape is seen; returns those among them that look through it at the sky."""
         shape = self._world.shapes[number]
         t = self._distance[index]
         point = tuple(o + t * d[index] for o, d in zip(self._origin, self._direction, strict=True))
@@ -112,7 +113,7 @@ class _Fragments:
 
 
 def _edge_distance(room: Room, point: Components) -> Array:
-    """Distance to the nearest edge between two walls (the second nearest wall), at most ``_EDGE``."""
+    """Return the distance to the nearest edge between two walls (the second nearest wall), at most ``_EDGE``."""
     gaps = [np.float32(h) - np.abs(p - np.float32(c)) for h, p, c in zip(room.half, point, room.centre, strict=True)]
     a, b, c = gaps
     second = np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))
@@ -120,7 +121,7 @@ def _edge_distance(room: Room, point: Components) -> Array:
 
 
 def _light(world: World, point: Components, normal: Components, edge: Array) -> Array:
-    """Ambient light, less of it near a room's edges, and the lamp or the sun where nothing is in the way."""
+    """Compute ambient light, less of it near a room's edges, and the lamp or the sun where nothing is in the way."""
     if world.sunlit:
         lx, ly, lz = (np.float32(c) for c in world.lamp)
         strength: Array = np.maximum(normal[0] * lx + normal[1] * ly + normal[2] * lz, 0)
@@ -145,7 +146,7 @@ def _light(world: World, point: Components, normal: Components, edge: Array) -> 
 
 
 def _albedo(materials: list[Material], which: NDArray[np.intp], u: Array, v: Array, footprint: Array) -> Array:
-    """Colours (3, N) of surface points by their material."""
+    """Return colours (3, N) of surface points by their material."""
     table = np.array([[m.size, *m.shift, m.detail_size, m.detail_strength, *m.first, *m.second] for m in materials])
     size, shift_u, shift_v, fine_size, fine_strength, *colours = table.astype(np.float32).T[:, which]
     pattern, fine = np.array([[m.pattern, m.detail] for m in materials], np.int32).T[:, which]
@@ -158,7 +159,7 @@ def _albedo(materials: list[Material], which: NDArray[np.intp], u: Array, v: Arr
 
 
 def _sky(sky: Material, direction: Components) -> Array:
-    """Colours (3, N) of the sky: clouds that thin out towards the zenith, haze at the horizon."""
+    """Return colours (3, N) of the sky: clouds that thin out towards the zenith, haze at the horizon."""
     x, y, z = direction
     up = -y / np.sqrt(x * x + y * y + z * z)
     height = np.maximum(up, np.float32(0)) + np.float32(0.25)
@@ -172,7 +173,7 @@ def _sky(sky: Material, direction: Components) -> Array:
 
 
 def _expose(colour: Array, exposure: Exposure, draws: Draws) -> NDArray[np.uint8]:
-    """Linear (3, H, W) to an 8-bit image (H, W, 3); the transfer curve is a square root (gamma 2)."""
+    """Convert linear (3, H, W) to an 8-bit image (H, W, 3); the transfer curve is a square root (gamma 2)."""
     if exposure.blur > 0.02:
         side = np.float32(exposure.blur)
         middle = np.float32(1 - 2 * exposure.blur)

@@ -60,7 +60,7 @@ class RenderedScene:
 
 
 def _halved(intrinsics: Array) -> Array:
-    """Intrinsics of every second pixel."""
+    """Return intrinsics of every second pixel."""
     result = intrinsics * np.float32(0.5)
     result[2, 2] = 1
     return result

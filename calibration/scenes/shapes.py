@@ -47,7 +47,7 @@ def to_local(matrix: Matrix, vector: Components) -> Components:
 
 
 def to_world(matrix: Matrix, vector: Components) -> Components:
-    """The rotation times the vector."""
+    """Return the rotation times the vector."""
     x, y, z = vector
     return tuple(np.float32(row[0]) * x + np.float32(row[1]) * y + np.float32(row[2]) * z for row in matrix)
 
@@ -61,7 +61,7 @@ class Shape(ABC):
     material: int
 
     def local_ray(self, origin: Components, direction: Components) -> tuple[Components, Components]:
-        """The ray in the shape's own axes, seen from its centre."""
+        """Return the ray in the shape's own axes, seen from its centre."""
         offset = tuple(o - np.float32(c) for o, c in zip(origin, self.centre, strict=True))
         if self.rotation is IDENTITY:
             return offset, direction
@@ -69,10 +69,10 @@ class Shape(ABC):
 
     @abstractmethod
     def distance(self, origin: Components, direction: Components) -> Array:
-        """Distance to the first hit beyond ``NEAREST``; infinite where there is none."""
+        """Return the distance to the first hit beyond ``NEAREST``; infinite where there is none."""
 
     def surface(self, point: Components) -> Surface:
-        """Normal and material coordinates at points (N,) of the surface, in world axes."""
+        """Return the normal and material coordinates at points (N,) of the surface, in world axes."""
         local, _ = self.local_ray(point, (0, 0, 0))
         normal, u, v, face = self._local_surface(local)
         world = normal if self.rotation is IDENTITY else to_world(self.rotation, normal)
@@ -80,11 +80,11 @@ class Shape(ABC):
 
     @abstractmethod
     def _local_surface(self, point: Components) -> Surface:
-        """:meth:`surface` in the shape's own axes."""
+        """Compute :meth:`surface` in the shape's own axes."""
 
 
 def _slabs(half: Vector, origin: Components, direction: Components) -> tuple[Any, Any]:
-    """Where a ray enters and leaves an axis-aligned box around the origin."""
+    """Return where a ray enters and leaves an axis-aligned box around the origin."""
     enter = leave = None
     for size, o, d in zip(half, origin, direction, strict=True):
         inverse = np.float32(1) / d
@@ -96,7 +96,7 @@ def _slabs(half: Vector, origin: Components, direction: Components) -> tuple[Any
 
 
 def _by_axis(axis: NDArray[np.integer], point: Components) -> tuple[Any, Any]:
-    """The two coordinates other than ``axis``: (z, y), (x, z) or (x, y)."""
+    """Return the two coordinates other than ``axis``: (z, y), (x, z) or (x, y)."""
     x, y, z = point
     return np.where(axis == 0, z, x), np.where(axis == 1, z, y)
 
@@ -119,7 +119,7 @@ class Box(Shape):
 
 
 def _outermost(point: Components, half: Vector) -> NDArray[np.integer]:
-    """The axis whose face a point lies on."""
+    """Return the axis whose face a point lies on."""
     x, y, z = (np.abs(p) - np.float32(size) for p, size in zip(point, half, strict=True))
     return np.where((x >= y) & (x >= z), 0, np.where(y >= z, 1, 2))
 
@@ -149,7 +149,7 @@ class Room(Shape):
         return Surface(normal, u, v, face)  # type: ignore[arg-type]
 
     def open_at(self, surface: Surface) -> NDArray[np.bool_]:
-        """Which points of the walls lie in a window."""
+        """Return which points of the walls lie in a window."""
         result = np.zeros(surface.u.shape, bool)
         for wall, u0, u1, v0, v1 in self.windows:
             u, v = surface.u, surface.v
@@ -181,7 +181,7 @@ class Sphere(Shape):
 
 
 def _rounded(normal: Components, point: Components) -> Surface:
-    """A curved surface wears the projection along the axis that its normal is nearest to."""
+    """Return material coordinates of a curved surface: the projection along the axis that its normal is nearest to."""
     x, y, z = (np.abs(n) for n in normal)
     axis = np.where((x >= y) & (x >= z), 0, np.where(y >= z, 1, 2))
     u, v = _by_axis(axis, point)
@@ -238,7 +238,7 @@ class Ground(Shape):
         return sum(wave[0] for wave in self.waves)
 
     def elevation(self, x: Any, z: Any) -> Any:
-        """Height above the plane, metres."""
+        """Return the height above the plane, metres."""
         total = np.zeros(np.broadcast(x, z).shape, np.float32)
         for amplitude, kx, kz, phase in self.waves:
             s = np.float32(kx) * x + np.float32(kz) * z + np.float32(phase)
@@ -273,7 +273,8 @@ class Ground(Shape):
         return -(o[1] + t * d[1]) - self.elevation(o[0] + t * d[0], o[2] + t * d[2])
 
     def _march(self, o: Any, d: Any, start: Array, end: Array, steps: int = 20, refine: int = 9) -> Array:
-        """First change of sign of the height above ground, bracketed by steps and narrowed by false position."""
+        """Find the first change of sign of the height above ground, bracketed by steps and narrowed by false
+        position."""
         step = (end - start) * np.float32(1 / steps)
         low, high = start, np.full(start.shape, _INF)
         f_low, f_high = self._above(o, d, start), np.zeros_like(start)

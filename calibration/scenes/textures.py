@@ -33,7 +33,7 @@ class Bank(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def texture_bank() -> Bank:
-    """The textures, the same bits on every machine."""
+    """Return the textures, the same bits on every machine."""
     patterns = [
         _noise(1, (4, 8, 16, 32), 0.6),
         _noise(2, (8, 16, 32, 64), 0.7),
@@ -66,7 +66,7 @@ def texture_bank() -> Bank:
 
 
 def sample(texture: NDArray[np.int32], u: Array, v: Array, footprint: Array) -> Array:
-    """Values in [0, 1] of textures at (u, v), bilinear within the level whose texels match a pixel's footprint.
+    """Return values in [0, 1] of textures at (u, v), bilinear within the level whose texels match a pixel's footprint.
 
     Args:
         texture: (N,) number of the texture.
@@ -105,7 +105,7 @@ def _lattice(draws: Draws, rows: int, columns: int) -> Array:
 
 
 def _upsampled(values: Array) -> Array:
-    """A lattice brought to SIDE x SIDE with smooth interpolation that wraps around."""
+    """Return a lattice brought to SIDE x SIDE with smooth interpolation that wraps around."""
     for axis in (0, 1):
         count = values.shape[axis]
         position = (np.arange(SIDE, dtype=np.float32) + np.float32(0.5)) * np.float32(count / SIDE)
@@ -119,7 +119,7 @@ def _upsampled(values: Array) -> Array:
 
 
 def _noise(seed: int, cells: tuple[int, ...], persistence: float) -> Array:
-    """Value noise, a sum of octaves of falling strength, stretched to [0, 1]."""
+    """Make value noise: a sum of octaves of falling strength, stretched to [0, 1]."""
     draws = Draws("texture", seed)
     total = np.zeros((SIDE, SIDE), np.float32)
     strength = np.float32(1)
@@ -198,7 +198,7 @@ def _discs(seed: int, count: int) -> Array:
 
 
 def _cells(seed: int, count: int) -> Array:
-    """Distances to the nearest of random points (Worley noise), a tone per cell and dark borders."""
+    """Make cells: distances to the nearest of random points (Worley noise), a tone per cell and dark borders."""
     draws = Draws("texture", seed)
     x, y = _grid()
     first = np.full((SIDE, SIDE), np.float32(1e9))

@@ -70,7 +70,7 @@ class Hits(NamedTuple):
 
 
 def cast(world: World, origin: Components, direction: Components) -> Hits:
-    """First hits of rays whose components broadcast to one shape; see :mod:`.shapes`."""
+    """Return the first hits of rays whose components broadcast to one shape; see :mod:`.shapes`."""
     size = np.broadcast(*origin, *direction).shape
     best = np.full(size, np.inf, np.float32)
     shape = np.full(size, -1, np.int16)
@@ -84,7 +84,7 @@ def cast(world: World, origin: Components, direction: Components) -> Hits:
 
 
 def is_shadowed(world: World, point: Components, light: Components, reach: float) -> NDArray[np.bool_]:
-    """Whether something solid stands between points and a light: a hit nearer than ``reach`` directions."""
+    """Return whether something solid stands between points and a light: a hit nearer than ``reach`` directions."""
     blocked = np.zeros(np.broadcast(*point).shape, bool)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for solid in world.shapes:
@@ -94,7 +94,7 @@ def is_shadowed(world: World, point: Components, light: Components, reach: float
 
 
 def random_material(draws: Draws, size: float, textures: int, bright: float = 1.0) -> Material:
-    """A material for a surface about ``size`` metres wide."""
+    """Return a material for a surface about ``size`` metres wide."""
 
     def colour() -> Vector:
         grey, red, green, blue = draws.uniform(0.08, 0.95), draws.unit(), draws.unit(), draws.unit()

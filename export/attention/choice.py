@@ -51,7 +51,7 @@ NAMES = tuple(f"{name}:<threshold>" if kernel.sparse else name for name, kernel 
 
 
 def parse_choice(text: str) -> KernelChoice:
-    """One of :data:`NAMES`, such as ``flash`` or ``sparse:0.9``.
+    """Parse one of :data:`NAMES`, such as ``flash`` or ``sparse:0.9``.
 
     Raises:
         InputError: anything else.
@@ -84,7 +84,7 @@ class AttentionChoice:
 
     @classmethod
     def parse(cls, text: str) -> AttentionChoice:
-        """``auto``, ``native``, a form, a kernel, or kernels with their blocks as in ``int8@0,2/sparse:0.9@4``.
+        """Parse ``auto``, ``native``, a form, a kernel, or kernels with their blocks as in ``int8@0,2/sparse:0.9@4``.
 
         Raises:
             InputError: anything else; the message names the values that it takes.

@@ -78,7 +78,7 @@ def _mark(graph: ir.Graph, node: ir.Node, layer: str, choice: KernelChoice, extr
 
 
 def _packed(inputs: list[ir.Value]) -> list[ir.Value] | None:
-    """The one tensor that queries, keys and values are thirds of: kernels read it in place."""
+    """Return the one tensor that queries, keys and values are thirds of: kernels read it in place."""
     split = inputs[0].producer()
     if split is None or split.op_type != "Split" or list(split.outputs) != inputs:
         return None
@@ -94,12 +94,12 @@ def _channels(value: ir.Value) -> int:
 
 
 def is_kernel_attention(node: ir.Node) -> bool:
-    """Whether a node is ``mapengine::Attention``."""
+    """Return whether a node is ``mapengine::Attention``."""
     return node.domain == DOMAIN and node.op_type == OPERATOR
 
 
 def read_attention(node: ir.Node) -> KernelAttention:
-    """What a node says, with the names of its tensors."""
+    """Return what a node says, with the names of its tensors."""
     names = [str(value.name) for value in node.inputs if value is not None]
     query, key, value = names * 3 if len(names) == 1 else names
     threshold = node.attributes.get("threshold")

@@ -1,6 +1,6 @@
 """Cut a stage at its attention into segments, between which our own kernels compute the attention.
 
-The graph is cut at every node of the operator ``mapengine::Attention`` (``attention_operator.py``). A segment is an
+The graph is cut at every node of the operator ``mapengine::Attention`` (``operator.py``). A segment is an
 ordinary graph: what an earlier segment computed and a later one reads becomes an output of the one and an input of the
 other. Arithmetic on shapes and unpacking of weights is repeated where it is needed, so that only tensors of features
 cross a cut, and every weight is in the one segment that uses it.
@@ -103,7 +103,8 @@ def cut_stage(graph: Path, folder: Path, spec: StageSpec) -> tuple[tuple[Segment
 
 
 def _repeatable(graph: ir.Graph) -> set[str]:
-    """Values that any segment computes for itself: from weights and from the shapes of the stage's inputs alone."""
+    """Return values that any segment computes for itself: from weights and from the shapes of the stage's inputs
+    alone."""
     found: set[str] = set()
     inputs = {value.name for value in graph.inputs}
     for node in graph:
@@ -117,7 +118,7 @@ def _repeatable(graph: ir.Graph) -> set[str]:
 
 
 def _levels(graph: ir.Graph, free: set[str]) -> dict[str, int]:
-    """Number of the segment that computes each value: the earliest that can.
+    """Return the number of the segment that computes each value: the earliest that can.
 
     Raises:
         ExportError: two cuts depend on the same earlier ones, so that they are no chain.
@@ -139,7 +140,8 @@ def _levels(graph: ir.Graph, free: set[str]) -> dict[str, int]:
 def _reads(
     graph: ir.Graph, free: set[str], levels: Mapping[str, int], attention: Iterable[KernelAttention], count: int
 ) -> list[list[str]]:
-    """Names that each segment takes from outside: inputs of the stage, values of earlier segments, results of cuts."""
+    """Return names that each segment takes from outside: inputs of the stage, values of earlier segments, results of
+    cuts."""
     results = {cut.out for cut in attention}
     inputs = {str(value.name) for value in graph.inputs}
     producers = {str(value.name): node for node in graph for value in node.outputs}
@@ -166,7 +168,7 @@ def _reads(
 
 
 def _crossing(value: ir.Value, attention: Iterable[KernelAttention]) -> TensorSpec:
-    """A tensor that crosses a cut, (1, L, C)."""
+    """Describe a tensor that crosses a cut, (1, L, C)."""
     shape = (
         None
         if value.shape is None
@@ -182,7 +184,7 @@ def _crossing(value: ir.Value, attention: Iterable[KernelAttention]) -> TensorSp
 
 
 def _write(graph: Path, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
-    """A segment: the part of the stage between the given tensors."""
+    """Write a segment: the part of the stage between the given tensors."""
     model = ir.load(graph)  # again, with its weights mapped: taking a graph apart changes it
     body = model.graph
     values = {str(value.name): value for value in (*body.inputs, *(v for node in body for v in node.outputs))}

@@ -31,11 +31,12 @@ _TYPES: dict[str, Any] = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
 def exact_attention(entry: KernelAttention, tensors: Mapping[str, NDArray[Any]]) -> Array:
-    """softmax(Q K^T / sqrt(D)) V in float32.
+    """Compute softmax(Q K^T / sqrt(D)) V in float32.
 
     Args:
         entry: which tensors it is of.
-        tensors: queries, keys and values, as :class:`.KernelAttention` describes them, in any floating type.
+        tensors: queries, keys and values, as :class:`mapengine.runtime.bundle.kernel_attention.KernelAttention`
+            describes them, in any floating type.
 
     Returns:
         (1, L, H * D) float32 that holds numbers of the type of ``entry``.
@@ -45,7 +46,7 @@ def exact_attention(entry: KernelAttention, tensors: Mapping[str, NDArray[Any]])
 
 
 def twin_attention(entry: KernelAttention, tensors: Mapping[str, NDArray[Any]], view_tokens: int) -> Array:
-    """What the kernel of ``entry`` computes, for views of ``view_tokens`` tokens; otherwise as
+    """Compute what the kernel of ``entry`` computes, for views of ``view_tokens`` tokens; otherwise as
     :func:`exact_attention`."""
     query, key, value = _heads(entry, tensors)
     kind = entry.traits
@@ -65,7 +66,7 @@ def twin_attention(entry: KernelAttention, tensors: Mapping[str, NDArray[Any]], 
 
 
 def select_blocks(query: Array, key: Array, threshold: float, view_tokens: int, extra_tokens: int) -> NDArray[np.bool_]:
-    """Which blocks of keys each block of queries attends to: (H, L, D) queries and keys -> (H, Nq, Nk).
+    """Select the blocks of keys that each block of queries attends to: (H, L, D) queries and keys -> (H, Nq, Nk).
 
     Args:
         threshold: share of the mass of the pooled softmax to keep. view_tokens: tokens per view. extra_tokens: class
@@ -96,7 +97,7 @@ def select_blocks(query: Array, key: Array, threshold: float, view_tokens: int, 
 
 
 def _heads(entry: KernelAttention, tensors: Mapping[str, NDArray[Any]]) -> tuple[Array, Array, Array]:
-    """Queries, keys and values (H, L, D), with numbers of the type of ``entry``."""
+    """Return queries, keys and values (H, L, D), with numbers of the type of ``entry``."""
     if entry.packed:
         parts = np.split(tensors[entry.query], 3, axis=2)
     else:
@@ -108,12 +109,12 @@ def _heads(entry: KernelAttention, tensors: Mapping[str, NDArray[Any]]) -> tuple
 
 
 def _joined(entry: KernelAttention, out: NDArray[Any]) -> Array:
-    """(H, L, D) -> (1, L, H * D), rounded to the type of ``entry``."""
+    """Join the heads: (H, L, D) -> (1, L, H * D), rounded to the type of ``entry``."""
     return _rounded(entry, out.swapaxes(0, 1).reshape(1, out.shape[1], -1))
 
 
 def _rounded(entry: KernelAttention, x: NDArray[Any]) -> Array:
-    """To the type of ``entry``, and back to float32."""
+    """Round to the type of ``entry``, and back to float32."""
     return x.astype(_TYPES[entry.dtype]).astype(np.float32)
 
 
@@ -122,14 +123,14 @@ def _scores(query: Array, key: Array) -> Array:
 
 
 def _int8_scores(query: Array, key: Array) -> Array:
-    """(H, L, L) scores, less a number per query, from INT8 products, which float32 holds exactly."""
+    """Return (H, L, L) scores, less a number per query, from INT8 products, which float32 holds exactly."""
     queries, query_scale = _int8(query, QUERY_GROUP)
     keys, key_scale = _int8(key - key.mean(1, keepdims=True), KEY_BLOCK)
     return _scores(queries, keys) * query_scale[:, :, None] * key_scale[:, None]
 
 
 def _int8(x: Array, group: int) -> tuple[Array, Array]:
-    """(H, L, D) -> whole numbers up to 127, and their scales (H, L), one per group of tokens."""
+    """Map (H, L, D) -> whole numbers up to 127, and their scales (H, L), one per group of tokens."""
     heads, length, dim = x.shape
     padded = np.zeros((heads, -(-length // group) * group, dim), np.float32)
     padded[:, :length] = x
@@ -145,7 +146,7 @@ def _e4m3(x: NDArray[Any]) -> Array:
 
 
 def _pooled(x: Array, block: int) -> Array:
-    """Means of blocks of tokens: (H, L, D) -> (H, blocks, D)."""
+    """Return the means of blocks of tokens: (H, L, D) -> (H, blocks, D)."""
     return np.stack([x[:, start : start + block].mean(1) for start in range(0, x.shape[1], block)], 1)
 
 

@@ -36,7 +36,7 @@ OLDEST = ARCHITECTURES[0]
 
 
 def usual_tokens(requests: ServedRequests, config: ModelConfig) -> int:
-    """Tokens of all views of the request that a bundle is optimised for."""
+    """Return the number of tokens of all views in the request that a bundle is optimised for."""
     usual = stage_profiles(requests, "aggregator", "tensorrt-rtx")[0]
     views, rows, columns = (usual[axis].opt for axis in _AXES)
     return all_tokens(views, rows, columns, int(config.use_class_token))
@@ -50,10 +50,10 @@ def choose_kernels(
     precision: str,
     report: Callable[[str], None],
 ) -> dict[str, KernelChoice]:
-    """The attention modules that our own kernels compute, by what a build in 16 bits asks for.
+    """Choose the attention modules that our own kernels compute, by what a build in 16 bits asks for.
 
     Args:
-        attention: ``"auto"`` or whatever else :meth:`.AttentionChoice.parse` takes.
+        attention: ``"auto"`` or whatever else :meth:`mapengine.export.attention.choice.AttentionChoice.parse` takes.
         compiler, requests: of the new bundle. config: of the network. precision: of the bundle.
         report: called with a line that says what ``"auto"`` chose.
 
@@ -86,7 +86,8 @@ def _has_triton() -> bool:
 
 
 def kernel_architectures(compiler: StageCompiler, kernels: Iterable[KernelChoice]) -> tuple[int, ...]:
-    """What kernels are compiled for: the stages' architectures, and the oldest ones, whose PTX serves later ones.
+    """Return what kernels are compiled for: the stages' architectures, and the oldest ones, whose PTX serves later
+    ones.
 
     Kernels with FP8 are compiled for those of them that have it. A bundle for a range of GPUs is refused by the runtime
     on the others; one that names a GPU without it is refused here.
@@ -163,7 +164,8 @@ def compile_chain(
 def segment_profiles(
     profiles: Profiles, tensors: Sequence[TensorSpec], extra_tokens: int
 ) -> tuple[Mapping[str, Range], ...]:
-    """The profiles of a stage for the axes of a segment's tensors, with the number of all tokens that follows."""
+    """Return the profiles of a stage for the axes of a segment's tensors, with the number of all tokens that
+    follows."""
     axes = {str(axis).rpartition("*")[2] for tensor in tensors for axis in tensor.shape if isinstance(axis, str)}
     found = []
     for profile in profiles:

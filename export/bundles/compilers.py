@@ -74,7 +74,7 @@ class StageCompiler(Protocol):
         ...
 
     def info(self) -> BackendInfo:
-        """Which versions and devices run what was written, after the last stage."""
+        """Return which versions and devices run what was written, after the last stage."""
         ...
 
 
@@ -207,7 +207,7 @@ class GraphWriter:
 
 
 def open_compiler(backend: str, settings: PlanSettings) -> StageCompiler:
-    """What writes stages for a backend that runs on a GPU.
+    """Open what writes stages for a backend that runs on a GPU.
 
     Raises:
         BackendUnavailableError: its library is not installed.

@@ -63,7 +63,8 @@ def decide_gpu(
         compiler: of the stages.
         precision: of the bundle.
         form: that attention is written in.
-        kernels: what is asked for, see :meth:`.AttentionChoice.parse`; None where kernels have no place.
+        kernels: what is asked for, see :meth:`mapengine.export.attention.choice.AttentionChoice.parse`; None where
+            kernels have no place.
         requests: of the ONNX stages.
         config: of the network.
         weights_only: whether weights alone are in 8 bits.

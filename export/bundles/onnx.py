@@ -123,7 +123,7 @@ def write_graphs(
 def _lower(
     full: Sequence[ExportedStage | LoweredStage], folder: Path, precision: str, norm_type: str, report: Report
 ) -> list[LoweredStage]:
-    """The float32 stages in 16 bit."""
+    """Write the float32 stages in 16 bit."""
     report("measuring the magnitudes of all tensors")
     magnitudes = measure_magnitudes(
         {stage.name: stage.path for stage in full}, parity_cases(norm_type), data_norm_type=norm_type
@@ -201,7 +201,7 @@ def write_onnx_bundle(recipe: GraphRecipe, writer: BundleWriter, report: Report)
 
 
 def _for_openvino(graphs: Graphs) -> Graphs:
-    """The graphs in OpenVINO's form, and their products counted anew."""
+    """Rewrite the graphs for OpenVINO, and count their products anew."""
     record = graphs.quantization
     for stage in graphs.stages:
         more = rewrite_for_openvino(stage.path, stage.name)
@@ -212,10 +212,10 @@ def _for_openvino(graphs: Graphs) -> Graphs:
 
 
 def open_graphs(bundle: Bundle) -> Engine:
-    """An engine on ONNX Runtime that computes what the graphs of a bundle say, in every precision.
+    """Open an engine on ONNX Runtime that computes what the graphs of a bundle say, in every precision.
 
     On its own ONNX Runtime's CPU computes most of a 16-bit graph in float32; here it rounds where the graph does, see
-    :func:`.precision.runnable`. The folder of the bundle must be writable for a moment.
+    :func:`mapengine.export.precision.rounded_graphs.runnable`. The folder of the bundle must be writable for a moment.
     """
     library = OnnxRuntimeBackend()
     if bundle.manifest.precision != "fp32":
@@ -232,7 +232,7 @@ def measure(engine: Engine, model: MapAnything) -> Parity:
 
 
 def model_metadata(model: MapAnything, weights_sha256: str) -> dict[str, str]:
-    """What every exported file says of its origin."""
+    """Return what every exported file says of its origin."""
     return {
         "mapengine.version": metadata.version("mapengine"),
         "mapengine.model": model.model_id,

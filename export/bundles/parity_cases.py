@@ -51,7 +51,7 @@ def sample_inputs(size: tuple[int, int], given: Iterable[str], data_norm_type: s
 
 
 def golden_views(data_norm_type: str, size: tuple[int, int] = GOLDEN_SIZE, counts: Range | None = None) -> Views:
-    """Three views, or as near to three as ``counts`` allows, that together use every modality.
+    """Return three views, or as near to three as ``counts`` allows, that together use every modality.
 
     The last of three or more has its image only; ``size`` is (width, height) in pixels.
     """
@@ -74,7 +74,7 @@ _CASES = {
 
 
 def parity_cases(data_norm_type: str, size: tuple[int, int] = PARITY_SIZE, min_views: int = 1) -> dict[str, Views]:
-    """Named cases: every modality alone, all together, a mix, not metric, and a single view.
+    """Return named cases: every modality alone, all together, a mix, not metric, and a single view.
 
     ``size`` is (width, height) in pixels. Cases with fewer than ``min_views`` views are repeated up to that number. At
     a larger size than ``PARITY_SIZE`` there are two cases, the single view and the mix, which has every modality:
@@ -93,11 +93,11 @@ def parity_cases(data_norm_type: str, size: tuple[int, int] = PARITY_SIZE, min_v
 
 
 def served_cases(data_norm_type: str, requests: ServedRequests) -> dict[str, Views]:
-    """The parity cases that a profile serves, at a small size or the smallest one of the profile."""
+    """Return the parity cases that a profile serves, at a small size or the smallest one of the profile."""
     cases = parity_cases(data_norm_type, small_size(requests, PARITY_SIZE), requests.views.min)
     return {name: views for name, views in cases.items() if len(views) <= requests.views.max}
 
 
 def small_size(requests: ServedRequests, size: tuple[int, int]) -> tuple[int, int]:
-    """``size`` as (width, height), or the smallest one that the requests serves."""
+    """Return ``size`` as (width, height), or the smallest one that the requests serve."""
     return size if isinstance(requests.sizes, AnySize) else min(requests.sizes, key=math.prod)

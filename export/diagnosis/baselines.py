@@ -28,7 +28,7 @@ _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def baseline(name: str, model: str, threads: int | None, device: str | None = None) -> Contender:
-    """A contender by name.
+    """Open a contender by name.
 
     Args:
         name: of :data:`BASELINES`.
@@ -87,11 +87,11 @@ class TorchSubject:
         return phases(clock, start, loaded, time.perf_counter())
 
     def device_seconds(self) -> dict[str, float] | None:
-        """Not told."""
+        """Return nothing: PyTorch does not tell."""
         return None
 
     def device_bytes(self) -> int | None:
-        """Most memory that PyTorch took on the GPU."""
+        """Return the most memory that PyTorch took on the GPU."""
         return int(torch.cuda.max_memory_allocated()) if self._device.type == "cuda" else None
 
 
@@ -126,9 +126,9 @@ class UpstreamSubject:
         }
 
     def device_seconds(self) -> dict[str, float] | None:
-        """Not told."""
+        """Return nothing: upstream does not tell."""
         return None
 
     def device_bytes(self) -> int | None:
-        """Most memory that PyTorch took on the GPU."""
+        """Return the most memory that PyTorch took on the GPU."""
         return int(torch.cuda.max_memory_allocated()) if self._device.startswith("cuda") else None

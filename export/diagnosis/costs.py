@@ -46,7 +46,7 @@ class CallShape:
 def stage_costs(
     config: ModelConfig, request: CallShape, weight_bytes: float = 4, value_bytes: float = 4
 ) -> dict[str, Cost]:
-    """Costs of all stages.
+    """Return the costs of all stages.
 
     Args:
         config: of the network.
@@ -103,7 +103,7 @@ def stage_costs(
 
 
 def total(costs: dict[str, Cost]) -> Cost:
-    """All stages together."""
+    """Sum all stages."""
     return sum(costs.values(), Cost(0.0))
 
 
@@ -112,7 +112,7 @@ def _linear(rows: float, inputs: int, outputs: int) -> float:
 
 
 def _attention(block: BlockConfig, length: int) -> float:
-    """Q K^T and the product with the values, of one sequence: 4 L^2 C."""
+    """Count Q K^T and the product with the values, of one sequence: 4 L^2 C."""
     return 4.0 * length * length * block.dim
 
 
@@ -121,12 +121,12 @@ def _block(block: BlockConfig, sequences: int, length: int) -> float:
 
 
 def _block_weights(block: BlockConfig) -> int:
-    """Weights of qkv, proj and the MLP."""
+    """Count the weights of qkv, proj and the MLP."""
     return block.dim * (4 * block.dim + (3 if block.mlp == "swiglu" else 2) * block.mlp_hidden)
 
 
 def _geometry(config: ModelConfig, request: CallShape) -> tuple[float, int]:
-    """Operations and weights of the geometry encoders."""
+    """Count operations and weights of the geometry encoders."""
     encoders, dim = config.geometry_encoder, config.image_encoder.block.dim
     dense = 0
     for channels, (first, second, third) in ((3, encoders.rays), (1, encoders.depth)):
@@ -146,7 +146,7 @@ def _geometry(config: ModelConfig, request: CallShape) -> tuple[float, int]:
 
 
 def _head(config: ModelConfig, request: CallShape) -> tuple[float, int]:
-    """Operations and weights of the dense head and the pose head."""
+    """Count operations and weights of the dense head and the pose head."""
     head, rows, columns = config.head, request.rows, request.columns
     width, dim, features = config.image_encoder.block.dim, config.aggregator.block.dim, config.head.feature_dim
     a, b, c, d = head.layer_dims

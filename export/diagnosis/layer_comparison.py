@@ -71,7 +71,7 @@ class LayerComparison:
         return next((layer for layer in self.layers if not layer.max_rel <= self.tolerance), None)
 
     def worst(self, count: int = 5) -> list[LayerDifference]:
-        """The modules with the largest relative difference, largest first."""
+        """Return the modules with the largest relative difference, largest first."""
         # Not finite counts as the largest: NaN would break the order.
         return sorted(self.layers, key=lambda x: -x.max_rel if np.isfinite(x.max_rel) else -np.inf)[:count]
 
@@ -148,7 +148,7 @@ class _Recorder:
 
 
 def stage_inputs(bundle: Bundle, graphs: Mapping[str, Path]) -> dict[str, dict[str, NDArray[Any]]]:
-    """What every stage reads when float32 graphs run the golden input of a bundle; of several calls the first.
+    """Return what every stage reads when float32 graphs run the golden input of a bundle; of several calls the first.
 
     Args:
         bundle: that has the golden input.
@@ -161,7 +161,7 @@ def stage_inputs(bundle: Bundle, graphs: Mapping[str, Path]) -> dict[str, dict[s
 
 
 def _values_by_module(model: ir.Model) -> dict[str, str]:
-    """The last floating value that each module computes, keyed by the module's name, in running order."""
+    """Return the last floating value that each module computes, keyed by the module's name, in running order."""
     values: dict[str, str] = {}
     for node in model.graph:
         module = module_of(node)
@@ -172,7 +172,7 @@ def _values_by_module(model: ir.Model) -> dict[str, str]:
 
 
 def _with_outputs(path: Path, values: Mapping[str, str], name: str) -> Path:
-    """The graph with ``values`` as float32 outputs, beside the original, whose weights it shares."""
+    """Write the graph with ``values`` as float32 outputs, beside the original, whose weights it shares."""
     model = ir.load(path)
     named = {value.name: value for node in model.graph for value in node.outputs}
     for module, value in values.items():
@@ -216,7 +216,7 @@ def _compare(
 
 
 def _tensorrt(graph: Path, backend: str, inputs: Mapping[str, NDArray[Any]]) -> Any:
-    """A runner that builds the graph for exactly these shapes on the GPU."""
+    """Return a runner that builds the graph for exactly these shapes on the GPU."""
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if backend == "tensorrt-rtx" else "0"
     from polygraphy.backend.trt import CreateConfig, EngineFromNetwork, NetworkFromOnnxPath, Profile, TrtRunner
 

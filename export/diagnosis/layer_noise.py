@@ -83,7 +83,7 @@ class NoiseComparison:
         return next((layer for layer in self.layers if layer.snr < self.least), None)
 
     def worst(self, count: int = 10) -> list[LayerNoise]:
-        """The layers with the least ratio, least first."""
+        """Return the layers with the least ratio, least first."""
         return sorted(self.layers, key=lambda layer: layer.snr)[:count]
 
 
@@ -223,7 +223,7 @@ def _places(model: ir.Model, stage: str, layers: list[LinearLayer]) -> _Places:
 
 
 def _stream(value: ir.Value) -> ir.Value:
-    """The residual stream to which a value, or what LayerScale makes of it, is added."""
+    """Return the residual stream to which a value, or what LayerScale makes of it, is added."""
     while True:
         (node,) = (use.node for use in value.uses())
         value = node.outputs[0]
@@ -232,7 +232,7 @@ def _stream(value: ir.Value) -> ir.Value:
 
 
 def _observed(path: Path, places: _Places) -> Path:
-    """The float32 stage with outputs at all places, beside the original."""
+    """Write the float32 stage with outputs at all places, beside the original."""
     model = load_graph(path, path.stem)
     named = {value.name: value for node in model.graph for value in node.outputs}
     for prefix, values in ((_LAYER, places.layers), (_STREAM, places.streams)):
@@ -246,8 +246,8 @@ def _observed(path: Path, places: _Places) -> Path:
 def _held(
     path: Path, folder: Path, stage: str, places: _Places, layers: list[LinearLayer]
 ) -> tuple[Path, frozenset[str]]:
-    """The stage of the bundle with outputs at the places and inputs for what norms and residual additions read, in
-    ``folder``, and the names of its layers in 8 bits."""
+    """Write the stage of the bundle with outputs at the places and inputs for what norms and residual additions read,
+    in ``folder``; return it and the names of its layers in 8 bits."""
     model = load_graph(path, stage)
     graph = model.graph
     named = {value.name: value for node in graph for value in node.outputs}
@@ -291,7 +291,7 @@ def _held(
 
 
 def _joined(graph: ir.Graph, named: Mapping[str | None, ir.Value], layer: LinearLayer) -> ir.Value:
-    """The output of a layer that is several products (:mod:`.separate_products`)."""
+    """Join the output of a layer that is several products (``graphs/products.py``)."""
     parts = [named[f"{layer.name}/Add.{index}"] for index in range(_PARTS[layer.kind][0])]
     node = ir.node("Concat", parts, {"axis": -1}, name=f"{_LAYER}{layer.name}/Concat")
     node.outputs[0].type = parts[0].type
@@ -328,7 +328,7 @@ def _noise(
 
 
 def _snr(wanted: NDArray[Any], found: NDArray[Any]) -> float:
-    """Signal-to-noise ratio in decibels."""
+    """Return the signal-to-noise ratio in decibels."""
     error = float(np.square(np.asarray(found, np.float64) - wanted).sum())
     if not np.isfinite(error):
         return float("-inf")

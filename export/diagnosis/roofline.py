@@ -22,8 +22,8 @@ _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 
 
 def measure_ceilings() -> dict[str, Any]:
-    """What this processor reaches: ``gemm_gflops`` by precision (None where no library here multiplies in it), and
-    ``copy_gbytes`` per second, bytes read and written both counted."""
+    """Measure what this processor reaches: ``gemm_gflops`` by precision (None where no library here multiplies in it),
+    and ``copy_gbytes`` per second, bytes read and written both counted."""
     rng = np.random.default_rng(0)
     left, right = (rng.standard_normal((_SIDE, _SIDE), np.float32) for _ in range(2))
     flops = 2 * _SIDE**3
@@ -46,7 +46,7 @@ def measure_ceilings() -> dict[str, Any]:
 
 
 def _best(run: Callable[[], object]) -> float:
-    """Median seconds of several runs after one that is not counted."""
+    """Return the median seconds of several runs after one that is not counted."""
     run()
     times = []
     for _ in range(_ROUNDS):

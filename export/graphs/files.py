@@ -43,7 +43,7 @@ def load_float32_graph(path: Path, stage: str) -> ir.Model:
 
 
 def is_floating(value: ir.Value) -> bool:
-    """Whether a value is of one of the types that precision is about.
+    """Return whether a value is of one of the types that precision is about.
 
     Raises:
         ExportError: the graph does not tell the type.
@@ -54,17 +54,17 @@ def is_floating(value: ir.Value) -> bool:
 
 
 def is_sixteen_bit(value: ir.Value) -> bool:
-    """Whether a value is float16 or bfloat16."""
+    """Return whether a value is float16 or bfloat16."""
     return value.dtype in _SIXTEEN_BIT
 
 
 def module_of(node: ir.Node) -> str:
-    """The layer that a node belongs to: what stands before the slash in its name."""
+    """Return the layer that a node belongs to: what stands before the slash in its name."""
     return (node.name or "").rpartition("/")[0]
 
 
 def constant(graph: ir.Graph, name: str, value: Any) -> ir.Value:
-    """A new constant of a graph; ``value`` is a NumPy array or scalar."""
+    """Add a new constant to a graph; ``value`` is a NumPy array or scalar."""
     tensor = ir.tensor(value, name=name)
     shape = ir.Shape(tensor.numpy().shape)
     made = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)

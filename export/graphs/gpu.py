@@ -33,7 +33,7 @@ def separate_products_for_gpu(graph: Path, scratch: Path) -> tuple[Path, int]:
 
 
 def add_patch_features(graph: Path, scratch: Path, spec: StageSpec) -> tuple[Path, StageSpec]:
-    """The geometry encoder with the sum inside: ``features = patch_features + geometry_features``.
+    """Write the geometry encoder with the sum inside: ``features = patch_features + geometry_features``.
 
     On the host NumPy adds what the encoder returns; on a GPU that would take a kernel of our own, so the plan does it.
 

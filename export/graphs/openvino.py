@@ -65,7 +65,8 @@ def round_before_reshaping(model: ir.Model) -> int:
 
 
 def _rounding_behind(reshape: ir.Node) -> tuple[ir.Node, ir.Node] | None:
-    """The rounding and the widening that a product is reshaped for, and for nothing else, if both have one scale."""
+    """Return the rounding and the widening that a product is reshaped for, and for nothing else, if both have one
+    scale."""
     product = reshape.inputs[0].producer() if reshape.inputs[0] is not None else None
     rounding = _only_user(reshape, "QuantizeLinear")
     widening = _only_user(rounding, "DequantizeLinear") if rounding is not None else None

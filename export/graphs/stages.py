@@ -33,7 +33,7 @@ class StageTensor:
     axes: Axes
 
     def example(self, sizes: dict[str, int]) -> Tensor:
-        """Random values with every dynamic axis replaced by ``sizes``."""
+        """Return random values with every dynamic axis replaced by ``sizes``."""
         shape = [a if isinstance(a, int) else sizes[a] for a in self.axes]
         return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
@@ -49,7 +49,7 @@ class Stage:
     module: nn.Module
 
     def examples(self) -> tuple[Tensor, ...]:
-        """Example inputs for tracing."""
+        """Return example inputs for tracing."""
         rows, columns = _EXAMPLE_PATCHES
         sizes = {
             self.leading_axis: _EXAMPLE_VIEWS,

@@ -17,7 +17,7 @@ _BLOCK = 1 << 20
 
 
 def largest_weight(tensor: ir.TensorProtocol) -> float:
-    """Largest magnitude of a tensor; infinity if one of its numbers is not finite."""
+    """Return the largest magnitude of a tensor; infinity if one of its numbers is not finite."""
     largest = 0.0
     for block in _blocks(tensor.numpy()):
         found = float(np.abs(block).max(initial=0.0))
@@ -32,7 +32,7 @@ def _blocks(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
 
 
 def converted(tensor: ir.TensorProtocol, dtype: ir.DataType, name: str) -> ir.LazyTensor:
-    """``tensor`` rounded to nearest even in ``dtype``; nothing is read or computed before it is written."""
+    """Return ``tensor`` rounded to nearest even in ``dtype``; nothing is read or computed before it is written."""
 
     def convert() -> ir.Tensor:
         return ir.Tensor(tensor.numpy().astype(dtype.numpy()), dtype=dtype, name=name)

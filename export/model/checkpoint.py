@@ -40,7 +40,7 @@ _NAMED = 3
 
 
 def expected_tensors(config: ModelConfig) -> Shapes:
-    """Canonical name -> shape of every tensor of the network, in the order of the stages.
+    """Return canonical name -> shape of every tensor of the network, in the order of the stages.
 
     Linear weights are (out, in), convolutions (out, in, kh, kw), transposed convolutions (in, out, kh, kw).
     """
@@ -48,7 +48,7 @@ def expected_tensors(config: ModelConfig) -> Shapes:
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Number of learned parameters (the reference-view table is a constant, not a parameter)."""
+    """Return the number of learned parameters (the reference-view table is a constant, not a parameter)."""
     return sum(math.prod(s) for n, s in expected_tensors(config).items() if n != "info_sharing.view_pos_table")
 
 
@@ -104,7 +104,7 @@ def _tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _layer(name: str, out: int, into: int, kernel: int = 0, bias: bool = True) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """A linear layer, or a convolution if ``kernel`` is given."""
+    """Return a linear layer, or a convolution if ``kernel`` is given."""
     yield f"{name}.weight", (out, into, kernel, kernel) if kernel else (out, into)
     if bias:
         yield f"{name}.bias", (out,)
@@ -172,7 +172,7 @@ def _dpt(
 
 
 def canonical_name(name: str) -> str:
-    """The one name under which a tensor is known here, whichever alias a checkpoint uses."""
+    """Return the one name under which a tensor is known here, whichever alias a checkpoint uses."""
     name = re.sub(r"^dpt_feature_head\.", "dense_head.0.", name)
     name = re.sub(r"^dpt_regressor_head\.", "dense_head.1.", name)
     name = re.sub(r"^dense_head\.0\.scratch\.layer_rn\.([0-3])\.", r"dense_head.0.input_process.\1.1.", name)
@@ -202,7 +202,7 @@ def read_checkpoint(path: str | Path, config: ModelConfig) -> dict[str, torch.Te
 
 
 def check_tensors(tensors: Mapping[str, Any], config: ModelConfig, where: str) -> dict[str, torch.Tensor]:
-    """Canonical name -> float32 CPU tensor; ``tensors`` may use aliases and any floating-point type.
+    """Return canonical name -> float32 CPU tensor; ``tensors`` may use aliases and any floating-point type.
 
     Raises CheckpointError if a tensor is missing, unexpected, of another shape, not floating point or not finite, or
     if two names of one tensor hold different values.
@@ -225,7 +225,7 @@ def check_tensors(tensors: Mapping[str, Any], config: ModelConfig, where: str) -
 
 
 def weights_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 (hex) of a set of weights, whatever file format, order or alias they came in.
+    """Return the SHA-256 (hex) of a set of weights, whatever file format, order or alias they came in.
 
     It covers one line per tensor, sorted by canonical name: name, shape, SHA-256 of the little-endian float32 bytes.
     """

@@ -39,7 +39,8 @@ _MISSING: Any = object()
 
 
 def swiglu_hidden(width: int) -> int:
-    """Hidden width of a gated MLP that replaces a plain one of ``width`` units (2/3 of it, rounded up to 8)."""
+    """Return the hidden width of a gated MLP that replaces a plain one of ``width`` units (2/3 of it, rounded up to
+    8)."""
     return (width * 2 // 3 + 7) // 8 * 8
 
 
@@ -325,7 +326,7 @@ class _Fields:
         return value
 
     def only(self, key: str, supported: Any, default: Any = _MISSING) -> None:
-        """The one value that the network implements; ``default`` is what upstream takes when the key is absent."""
+        """Read the one value that the network implements; ``default`` is what upstream takes when the key is absent."""
         value = self._need(key, default, _show(supported))
         if isinstance(value, tuple):
             value = list(value)
@@ -338,7 +339,7 @@ class _Fields:
 
 
 def _show(value: Any) -> str:
-    """A value as JSON, shortened for a message."""
+    """Return a value as JSON, shortened for a message."""
     try:
         text = json.dumps(value)
     except (TypeError, ValueError, RecursionError):

@@ -100,7 +100,7 @@ def _read_local(path: Path) -> ResolvedModel:
 
 
 def _download(repo: str, revision: str | None) -> Path:
-    """Folder of the snapshot, named after its commit; from the cache if the Hub cannot be reached."""
+    """Return the folder of the snapshot, named after its commit; from the cache if the Hub cannot be reached."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -139,7 +139,8 @@ def _download(repo: str, revision: str | None) -> Path:
 
 
 def _probe(repo: str, revision: str) -> None:
-    """Fail at once if the Hub cannot be reached: for a commit, snapshot_download starts with a request it retries."""
+    """Raise an error at once if the Hub cannot be reached: for a commit, snapshot_download starts with a request it
+    retries."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         GatedRepoError,

@@ -40,7 +40,8 @@ from .config_json import ADAPTOR_OPTIONS, parse_config
 PREFIX = "preset:"
 
 TRAINED = {"nano": Path(__file__).parents[1] / "weights" / "nano"}
-"""Folders of the presets whose weights were learned (:mod:`.training`); each has a model card, ``README.md``."""
+"""Folders of the presets whose weights were learned (:mod:`mapengine.export.training`); each has a model card,
+``README.md``."""
 
 _NATIVE_SIZES = {PREFIX + "nano": [(140, 112)]}
 
@@ -79,17 +80,17 @@ _BLOCK = 1 << 17
 
 
 def preset_names() -> tuple[str, ...]:
-    """Names that follow ``preset:``."""
+    """Return names that follow ``preset:``."""
     return (*TRAINED, *_PRESETS)
 
 
 def native_sizes(model_id: str) -> str | list[tuple[int, int]]:
-    """The ``resolutions`` of a build that suit a model: (width, height) of its training images, or ``"all"``."""
+    """Return the ``resolutions`` of a build that suit a model: (width, height) of its training images, or ``"all"``."""
     return _NATIVE_SIZES.get(model_id, "all")
 
 
 def load_preset(name: str) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
-    """Configuration and weights (canonical name -> float32) of a preset, the same bits on every machine.
+    """Return configuration and weights (canonical name -> float32) of a preset, the same bits on every machine.
 
     A random tensor is made of the raw 64-bit words of a NumPy bit generator, keyed by the SHA-256 of preset and tensor
     name, by integer to float conversion, one multiplication and one addition, all of which round identically
@@ -138,7 +139,7 @@ def save_model(
 
 
 def preset_config(name: str) -> dict[str, Any]:
-    """A preset's ``config.json`` in upstream's format (a fresh copy). Raises ModelNotFoundError."""
+    """Return a preset's ``config.json`` in upstream's format (a fresh copy). Raises ModelNotFoundError."""
     if name not in preset_names():
         there = ", ".join(PREFIX + preset for preset in preset_names())
         raise ModelNotFoundError(f"{PREFIX}{name}: no such preset; there are {there}")
@@ -246,7 +247,8 @@ _TINY: dict[str, Any] = {
 
 
 def _noise(seed: str, count: int, half: float = 1.0, centre: float = 0.0) -> Array:
-    """Uniform in [centre - half, centre + half], shape (count,): both halves of raw 64-bit words as signed integers."""
+    """Draw numbers uniform in [centre - half, centre + half], shape (count,): both halves of raw 64-bit words as signed
+    integers."""
     digest = hashlib.sha256(seed.encode()).digest()
     words = np.random.SFC64(int.from_bytes(digest, "little"))
     values = np.empty(count, np.float32)
@@ -273,7 +275,7 @@ def _tensor(preset: str, name: str, shape: tuple[int, ...]) -> Array:
 
 
 def _range(preset: str, name: str, shape: tuple[int, ...]) -> tuple[Any, Any]:
-    """Centre and half-width of a tensor's uniform distribution; scalars, or one number per output row."""
+    """Return the centre and half-width of a tensor's uniform distribution; scalars, or one number per output row."""
     outputs = _PRESETS[preset]
     owner, _, kind = name.rpartition(".")
     if kind == "gamma":
@@ -328,7 +330,7 @@ def _add_lanes(tensors: dict[str, Array], config: ModelConfig, outputs: _Outputs
         embedding[:, :, channel] += np.float32(sign) * (ramp[None, :] if channel < 4 else ramp[:, None])
 
     def connect(name: str, count: int) -> None:
-        """Row i of a layer passes on column i, at the middle tap."""
+        """Pass column i on in row i of a layer, at the middle tap."""
         weight = tensors[f"{name}.weight"]
         weight[:count] *= np.float32(_QUIET)
         middle = weight[:, :, weight.shape[2] // 2, weight.shape[3] // 2]

@@ -50,11 +50,11 @@ class MapAnything(MapAnythingNetwork, MultiViewInference):
         return self.scale_token.dtype
 
     def weights_hash(self) -> str:
-        """SHA-256 over names, shapes and float32 values; independent of the file format."""
+        """Return the SHA-256 over names, shapes and float32 values; independent of the file format."""
         return weights_sha256(self.state_dict())
 
     def forward(self, views: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """``infer`` without mask and without reduced precision."""
+        """Run ``infer`` without mask and without reduced precision."""
         return self.infer(views, use_amp=False, apply_mask=False)
 
     def _dtype(self) -> str:
@@ -131,7 +131,7 @@ def load_model(model: str | Path, revision: str | None = None, device: str = "cp
 
 
 def _per_sample(x: Tensor, views: int, batch: int) -> Tensor:
-    """View-major (V * B, ...) -> (B, V, ...)."""
+    """Reorder view-major (V * B, ...) -> (B, V, ...)."""
     return x.reshape(views, batch, *x.shape[1:]).transpose(0, 1)
 
 

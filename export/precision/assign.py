@@ -52,12 +52,12 @@ class Assignment:
 
 
 def scores_of(node: ir.Node) -> str:
-    """Key of an attention node's scores in the magnitudes of its stage."""
+    """Return the key of an attention node's scores in the magnitudes of its stage."""
     return f"{module_of(node)}/{SCORES}"
 
 
 def floating_inputs(node: ir.Node) -> Iterator[tuple[int, ir.Value]]:
-    """Position and value of the data that a node computes with."""
+    """Yield position and value of the data that a node computes with."""
     if node.op_type in ("Shape", "Size"):
         return  # reads no data
     for index, value in enumerate(node.inputs):
@@ -68,7 +68,7 @@ def floating_inputs(node: ir.Node) -> Iterator[tuple[int, ir.Value]]:
 def assign_types(
     model: ir.Model, stage: str, precision: Precision, policy: Sequence[Rule], magnitudes: Magnitudes | None
 ) -> Assignment:
-    """Type of every node, input and output of a float32 stage.
+    """Assign a type to every node, input and output of a float32 stage.
 
     Raises:
         ExportError: no row of the policy fits a node, or the magnitudes are of another graph.
@@ -121,7 +121,7 @@ class _Limits:
         result: Assignment,
         node: ir.Node | None = None,
     ) -> ir.DataType:
-        """``wanted``, or float32 where float16 would not hold the values; keeps the books in ``result``."""
+        """Return ``wanted``, or float32 where float16 would not hold the values; note in ``result`` which it was."""
         if wanted != FLOAT16:
             return wanted
         weights = [value for value in values if value.is_initializer()]
@@ -139,7 +139,7 @@ class _Limits:
         return wanted
 
     def headroom(self) -> list[Headroom]:
-        """The float16 tensors, least room first."""
+        """Return the float16 tensors, least room first."""
         entries = [Headroom(self._stage, name, x, FP16_MAX / x) for name, x in self._largest.items() if x > 0]
         return sorted(entries, key=lambda entry: (entry.factor, entry.tensor))
 
@@ -152,7 +152,8 @@ class _Limits:
         return self._magnitudes[name]
 
     def _weight_fits(self, value: ir.Value) -> bool:
-        """Weights are known exactly, so they need no margin above; a small bias is added to something larger."""
+        """Return whether float16 holds a weight. It is known exactly, so it needs no margin above; a small bias is
+        added to something larger."""
         if value not in self._weights:
             assert value.const_value is not None
             self._weights[value] = largest_weight(value.const_value)
@@ -166,7 +167,7 @@ def _fits(largest: float) -> bool:
 
 
 def _label(value: ir.Value) -> str:
-    """What made a tensor, which says more than the tracer's name for it."""
+    """Return what made a tensor, which says more than the tracer's name for it."""
     producer = value.producer()
     return (producer.name if producer is not None else value.name) or ""
 

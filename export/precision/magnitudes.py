@@ -32,7 +32,7 @@ def measure_magnitudes(
     data_norm_type: str = "dinov2",
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Largest magnitude of every floating tensor that a float32 engine meets.
+    """Measure the largest magnitude of every floating tensor that a float32 engine meets.
 
     The graphs run in ONNX Runtime with one more output per tensor, the maximum of its magnitudes, so that no tensor has
     to be kept. For attention the scores of query and key before scaling are bounded by the products of their lengths
@@ -40,7 +40,7 @@ def measure_magnitudes(
 
     Args:
         stages: stage name to float32 ``.onnx`` file; the folder of each must be writable.
-        cases: name to views, as of :func:`..parity_cases.parity_cases`.
+        cases: name to views, as of :func:`mapengine.export.bundles.parity_cases.parity_cases`.
         data_norm_type: normalisation of the network's images.
         progress: called with the name of each case.
 
@@ -107,7 +107,7 @@ def add_maxima(source: Path, target: Path, stage: str) -> Path:
 
 
 def _scores_bound(graph: ir.Graph, node: ir.Node) -> ir.Value:
-    """Largest product, over the heads, of the longest query and the longest key."""
+    """Add the largest product, over the heads, of the longest query and the longest key."""
     heads = node.attributes.get("num_heads")
     longest = []
     for value in node.inputs[:2]:

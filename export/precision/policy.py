@@ -43,7 +43,7 @@ class Rule:
     reason: str
 
     def fits(self, stage: str, module: str, operator: str) -> bool:
-        """Whether the row is about such a node."""
+        """Return whether the row is about such a node."""
         return (
             fnmatchcase(stage, self.stages)
             and any(fnmatchcase(module, modules) for modules in self.modules.split())
@@ -51,7 +51,7 @@ class Rule:
         )
 
     def kind(self, precision: Precision) -> Kind:
-        """The column of ``precision``."""
+        """Return the column of ``precision``."""
         return self.fp16 if precision == "fp16" else self.bf16
 
 
@@ -247,7 +247,7 @@ POLICY: tuple[Rule, ...] = (
 
 
 def match(policy: Sequence[Rule], stage: str, module: str, operator: str) -> Rule:
-    """The row that decides about a node.
+    """Return the row that decides about a node.
 
     Raises:
         ExportError: no row fits.

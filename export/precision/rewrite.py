@@ -64,7 +64,7 @@ def lower_precision(
     Weights are mapped, converted and written one at a time. The same source gives the same bytes.
 
     Args:
-        source: a float32 stage of :func:`..onnx_export.export_stages`.
+        source: a float32 stage of :func:`mapengine.export.graphs.tracing.export_stages`.
         target: ``.onnx`` file to write, not ``source``.
         stage: its name.
         precision: column of the policy.
@@ -130,7 +130,7 @@ class _Rewriter:
         value.dtype = dtype
 
     def _weights(self) -> dict[tuple[ir.Value, ir.DataType], ir.Value]:
-        """Every weight in the types that its readers compute in; one that has a single type keeps its name."""
+        """Make every weight in the types that its readers compute in; one that has a single type keeps its name."""
         wanted: dict[ir.Value, dict[ir.DataType, None]] = {}
         for node, dtype in self._assignment.nodes.items():
             for _, value in floating_inputs(node):
@@ -174,7 +174,7 @@ class _Rewriter:
         return self._casts[key]
 
     def _output(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """An output in another type than it is made in: the cast takes the name."""
+        """Make an output in another type than it is made in: the cast takes the name."""
         name = value.name
         value.name = f"{name}.{dtype_name(self._types[value])}"
         cast = self._casts.pop((value, dtype), None)

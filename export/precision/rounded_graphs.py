@@ -27,7 +27,7 @@ FP8 = ir.DataType.FLOAT8E4M3FN
 
 
 def runnable(path: Path, scratch: Path, *, rounding: bool = True) -> Path:
-    """A file that ONNX Runtime runs on the CPU and that computes what the stage ``path`` says, rounding included.
+    """Write a file that ONNX Runtime runs on the CPU and that computes what the stage ``path`` says, rounding included.
 
     Inputs and outputs keep their names and types.
 
@@ -104,7 +104,7 @@ def _write_out_fp8(graph: ir.Graph) -> None:
 def _before(
     graph: ir.Graph, node: ir.Node, operator: str, inputs: list[ir.Value], attributes: dict[str, int] | None = None
 ) -> ir.Value:
-    """The float32 result of a new node before another one."""
+    """Insert a node before another one; return its float32 result."""
     new = ir.node(operator, inputs, attributes or {})
     graph.insert_before(node, new)
     new.outputs[0].type, new.outputs[0].shape = ir.TensorType(FLOAT32), inputs[0].shape

@@ -31,7 +31,8 @@ def write_stressed(source: Path, target: Path, place: Place) -> None:
     """Write a float32 stage with other weights.
 
     Args:
-        source: a stage of :func:`..onnx_export.export_stages`, whatever its attention form. It is read into memory.
+        source: a stage of :func:`mapengine.export.graphs.tracing.export_stages`, whatever its attention form. It is
+            read into memory.
         target: another file.
         place: ``mlp``: the product of gate and value in the blocks with a gated MLP. ``attention``: the values, and so
             what attention returns. ``queries``: large queries and tiny keys. ``dense head``: the last map before the
@@ -56,7 +57,7 @@ def write_stressed(source: Path, target: Path, place: Place) -> None:
 
 
 def _pairs(weights: Weights, place: Place) -> Iterator[tuple[list[Part], list[Part]]]:
-    """Parts of the weights to multiply and to divide. A linear layer's weight is (inputs, outputs)."""
+    """Yield parts of the weights to multiply and to divide. A linear layer's weight is (inputs, outputs)."""
     if place == "mlp":
         for layer in _layers(weights, ".mlp.w12"):
             half = len(weights[f"{layer}.bias"]) // 2

@@ -30,7 +30,7 @@ def measure_sensitivity(
     quality: Quality,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Sensitivity]:
-    """Sensitivity of every layer, in running order.
+    """Measure the sensitivity of every layer, in running order.
 
     Args:
         model: with smoothing and rotation folded.
@@ -109,8 +109,8 @@ def _kept(calibration: Calibration, names: tuple[str, ...], report: dict[str, fl
 
 
 def quantized_share(model: MapAnything, calibration: Calibration) -> float:
-    """Share of the multiplications of the blocks' linear layers, and of rotations behind activations, that are
-    quantised, per token."""
+    """Return the share of the multiplications of the blocks' linear layers, and of rotations behind activations, that
+    are quantised, per token."""
     known = find_layers(model)
     sizes = {name: linear(model, name).weight.numel() for name in known}
     rotations = sum(

@@ -55,7 +55,7 @@ class CalibrationOptions:
     """What a calibration does.
 
     Attributes:
-        precision: ``int8`` or ``fp8``. method: of :data:`mapengine.calibration.quantization.METHODS`.
+        precision: ``int8`` or ``fp8``. method: of :data:`mapengine.calibration.ranges.selection.METHODS`.
         smooth: search a SmoothQuant strength per layer. rotate: try a Hadamard rotation of what proj, w3 and fc2 read.
         correct_bias: add the mean error of a layer's output to its bias.
         accuracy: percent of float32's accuracy to keep; None quantises every layer.
@@ -161,7 +161,7 @@ class Calibrator:
         self._original = self._observe(model, "observing activations", True, [])
 
     def counted(self, done: int, total: int) -> None:
-        """Progress as a fraction."""
+        """Report progress as a fraction."""
         self._fraction(done / total, f"{done} of {total}")
 
     def calibrated(self, options: CalibrationOptions) -> tuple[MapAnything, Calibration]:
@@ -198,7 +198,7 @@ class Calibrator:
         )
 
     def comparison(self, quality: Quality) -> dict[str, float]:
-        """Accuracy without recovery, and with one more of them at a time."""
+        """Measure the accuracy without recovery, and with one more of them at a time."""
         naive = CalibrationOptions(self._form.name, "max", False, False, False)
         steps: dict[str, Any] = {
             "naive (max ranges)": {},
@@ -228,7 +228,7 @@ class Calibrator:
         return observer.observations
 
     def _choices(self, options: CalibrationOptions) -> list[LayerCalibration]:
-        """Smoothing or rotation of every layer; no ranges yet."""
+        """Choose smoothing or rotation of every layer; no ranges yet."""
         if options.smooth or options.rotate:
             self._say("searching the smoothing of every layer")
         result = []
@@ -274,7 +274,8 @@ class Calibrator:
         return replace(entry, largest=float(np.float32(largest)), tokens=tokens, widened=widened)
 
     def _corrected(self, entry: LayerCalibration, network: MapAnything) -> LayerCalibration:
-        """The mean difference of the output on the sample, channel by channel (Nagel et al., arXiv 1906.04721)."""
+        """Correct the bias of a layer by the mean difference of its output on the sample, channel by channel (Nagel et
+        al., arXiv 1906.04721)."""
         if entry.largest == 0:
             return entry
         layer = self._layers[entry.name]
@@ -295,7 +296,7 @@ class Calibrator:
 
 
 def choose_token_range(tokens: Mapping[str, Histogram], method: Method, form: NumberFormat) -> tuple[float, bool]:
-    """Range of a tensor: chosen on patch tokens, and widened where it would spoil the other kinds.
+    """Choose the range of a tensor on patch tokens, and widen it where it would spoil the other kinds.
 
     Special tokens are few and carry the outliers: together with the patches they would decide the range in ``max`` and
     vanish in the other methods.

@@ -21,7 +21,7 @@ _scales = WeakTensorKeyDictionary()  # by weight: (its version, {format: scales}
 
 @contextlib.contextmanager
 def simulate_rounding(network: nn.Module, layers: Iterable[Roundable], precision: str) -> Iterator[None]:
-    """Inside the block the given layers round their inputs and weights, and add the corrections of their biases.
+    """Let the given layers round their inputs and weights, and add the corrections of their biases, inside the block.
 
     A layer without a calibration rounds its weight alone.
 
@@ -75,7 +75,7 @@ def scales_of(weight: Tensor, form: NumberFormat) -> NDArray[np.float32]:
 
 
 def fake_quantize(x: Tensor, scale: float | Tensor, form: NumberFormat) -> Tensor:
-    """:func:`mapengine.calibration.quantization.quantise` in PyTorch."""
+    """Quantize and dequantize as :func:`mapengine.calibration.ranges.rounding.quantize` does, in PyTorch."""
     scaled = (x / scale).clamp(-form.largest, form.largest)
     if form.name == "int8":
         return scaled.round_() * scale

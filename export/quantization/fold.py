@@ -29,13 +29,14 @@ Network = TypeVar("Network", bound=MapAnythingNetwork)
 
 
 def shared_copy(network: Network) -> Network:
-    """A copy with its own modules and the same parameters: a change replaces a parameter, and costs only its memory."""
+    """Return a copy with its own modules and the same parameters: a change replaces a parameter, and costs only its
+    memory."""
     memo: dict[int, object] = {id(value): value for value in (*network.parameters(), *network.buffers())}
     return copy.deepcopy(network, memo)
 
 
 def fold_calibration(network: Network, layers: Iterable[LayerCalibration], kept: Collection[str] = ()) -> Network:
-    """A network that computes the same, with smoothing and rotation in its weights.
+    """Return a network that computes the same, with smoothing and rotation in its weights.
 
     Powers of two change no bit of a product; a rotation rounds. The given network stays as it is.
 
@@ -58,7 +59,7 @@ def fold_calibration(network: Network, layers: Iterable[LayerCalibration], kept:
 
 
 def correct_biases(network: Network, calibration: Calibration) -> Network:
-    """The network with the corrections of the layers that are quantised added to their biases."""
+    """Return the network with the corrections of the layers that are quantised added to their biases."""
     result = shared_copy(network)
     with torch.no_grad():
         for layer in calibration.quantized:

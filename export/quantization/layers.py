@@ -51,7 +51,7 @@ Roundable = LayerCalibration | LinearLayer
 
 
 def find_layers(network: MapAnythingNetwork) -> dict[str, LinearLayer]:
-    """The layers by name, in running order."""
+    """Return the layers by name, in running order."""
     layers = {}
     for stage, prefix, blocks in (
         ("image_encoder", "encoder.model.blocks", network.encoder.model.blocks),
@@ -67,7 +67,7 @@ def find_layers(network: MapAnythingNetwork) -> dict[str, LinearLayer]:
 
 
 def linear(network: nn.Module, name: str) -> nn.Linear:
-    """The module of that name."""
+    """Return the module of that name."""
     module = network.get_submodule(name)
     assert isinstance(module, nn.Linear)
     return module

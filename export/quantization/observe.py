@@ -122,7 +122,7 @@ class Observer:
         found.rows.append(patches[np.linspace(0, len(patches) - 1, min(count, len(patches))).astype(int)].copy())
 
     def _kinds(self, layer: LinearLayer, sequences: int, length: int) -> NDArray[np.intp]:
-        """Index into :data:`KINDS` of every token, (sequences, length)."""
+        """Return the index into :data:`KINDS` of every token, (sequences, length)."""
         if layer.stage == "image_encoder":  # [class token, patches]
             return np.tile(np.where(np.arange(length) == 0, 2, 0), (sequences, 1))
         framewise = layer.index % 2 == 1
@@ -174,7 +174,7 @@ class Observer:
 
 @torch.inference_mode()
 def run_trunk(model: MapAnything, views: Views) -> dict[str, Array]:
-    """Image encoder, geometry encoder and aggregator, one view at a time where that is possible.
+    """Run image encoder, geometry encoder and aggregator, one view at a time where that is possible.
 
     Returns:
         The outputs of the image encoder, without geometry, and of the aggregator, named as in the exported stages.

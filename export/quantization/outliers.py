@@ -17,7 +17,7 @@ VALUE_FACTOR = 30.0
 
 
 def with_outlier_channels(model: MapAnything) -> MapAnything:
-    """A network that computes the same, up to rounding, with a few channels of every layer's input far larger.
+    """Return a network that computes the same, up to rounding, with a few channels of every layer's input far larger.
 
     Two channels behind each LayerNorm are 80 times larger, and one among the values of every attention 30 times; what
     reads them is smaller by as much. The given network stays as it is, and the copy shares its other weights.

@@ -3,8 +3,9 @@
 A quantised product reads ``DequantizeLinear(QuantizeLinear(x))`` and ``DequantizeLinear(weight)`` and gives the type
 that it gave before; bias, activation and residual stream are not touched. That one form runs as integer products with
 the scales fused behind them in ONNX Runtime (``MatMulIntegerToFloat``) and OpenVINO, and TensorRT-RTX lists it as such
-(:mod:`..tensorrt.split_products`). Activations have one scale per tensor, weights one per output channel and are stored
-in 8 bits. A layer without a calibration gets the DequantizeLinear of its weight and no other (:mod:`.weights_only`).
+(:mod:`mapengine.export.graphs.products`). Activations have one scale per tensor, weights one per output channel and are
+stored in 8 bits. A layer without a calibration gets the DequantizeLinear of its weight and no other
+(:mod:`.weights_only`).
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ class _Writer:
         weight.dtype = dtype
 
     def _zero_point(self) -> ir.Value:
-        """The zero that says the type; all scales of a stage share it."""
+        """Return the zero that says the type, which all scales of a stage share."""
         if self._zero is None:
             dtype = _TYPES[self._form.name]
             self._zero = constant(self._graph, f"{self._stage}.zero_point", np.zeros((), dtype.numpy()))
@@ -174,7 +175,7 @@ class _Writer:
 
 
 def _stored(scales: NDArray[Any], dtype: ir.DataType) -> NDArray[Any]:
-    """Scales in the type that the product computes in."""
+    """Return scales in the type that the product computes in."""
     if dtype != ir.DataType.FLOAT:
         scales = np.maximum(scales, _SMALLEST_FP16_SCALE)
     return np.asarray(scales, dtype.numpy())

@@ -40,8 +40,8 @@ class Quality(Protocol):
     def __call__(self, model: MapAnything) -> float: ...
 
     def loss(self, model: MapAnything) -> float:
-        """How far the network is from float32, 0 for not at all: what layers are compared by. It has to resolve what a
-        single layer costs; its unit does not matter."""
+        """Return how far the network is from float32, 0 for not at all: what layers are compared by. It has to resolve
+        what a single layer costs; its unit does not matter."""
         ...
 
 
@@ -119,8 +119,8 @@ class GeometryQuality:
         return min([1.0, *(part + 2 * errors[name] for name, part in self.retention.items())])
 
     def loss(self, model: MapAnything) -> float:
-        """How far predictions move, over how far float32's are from the truth: the largest such ratio of any task and
-        quantity (metric scale, depth, rays, rotation), by root mean squares over a few scenes.
+        """Return how far predictions move, over how far float32's are from the truth: the largest such ratio of any
+        task and quantity (metric scale, depth, rays, rotation), by root mean squares over a few scenes.
 
         The metrics themselves cannot tell layers apart: a recall of a few scenes jumps, and an error that moves both
         ways hardly changes its mean.
@@ -148,7 +148,7 @@ class GeometryQuality:
 
 
 def _moved(found: Predictions, wanted: Predictions) -> dict[str, float]:
-    """Differences of two predictions of the same views, named as the metrics of the errors that they add to."""
+    """Return differences of two predictions of the same views, named as the metrics of the errors that they add to."""
     geometry = measure_parity({"": found}, {"": wanted}, "").geometry
 
     def rays(views: Sequence[Mapping[str, Any]]) -> Any:
@@ -163,6 +163,6 @@ def _moved(found: Predictions, wanted: Predictions) -> dict[str, float]:
 
 
 def describe(scenes: int, size: tuple[int, int]) -> str:
-    """What :class:`GeometryQuality` is, in words."""
+    """Return what :class:`GeometryQuality` is, in words."""
     last = FIRST_SEED + scenes - 1
     return f"geometry, beyond chance, over the rendered scenes {FIRST_SEED} to {last}, {size[0]}x{size[1]}"

@@ -30,7 +30,7 @@ class WeightsOnly:
 
     @classmethod
     def of(cls, network: MapAnythingNetwork) -> WeightsOnly:
-        """All layers that a calibration would quantise."""
+        """Take all layers that a calibration would quantise."""
         return cls(tuple(find_layers(network).values()))
 
     @property
@@ -39,5 +39,5 @@ class WeightsOnly:
         return self.layers
 
     def described(self) -> str:
-        """The method in a few words, for manifests. Scales are chosen by ``weight_scales``."""
+        """Return the method in a few words, for manifests. Scales are chosen by ``weight_scales``."""
         return "weights only, mse per channel"

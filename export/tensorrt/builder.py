@@ -64,7 +64,7 @@ def build_plan(
         onnx_path: the graph, in the precision that it shall run in. plan_path: file to write.
         name: of the stage, for messages.
         inputs, outputs: tensors that the plan must have; their dynamic axes are those of the profiles.
-        profiles: from :func:`.profiles.stage_profiles`.
+        profiles: from :func:`.optimization_profiles.stage_profiles`.
         settings: targets, memory limit (bytes of workspace for the largest request: TensorRT chooses kernels that need
             no more, TensorRT-RTX too, where it is all memory of the plan but the weights), optimisation level.
         progress: called with the fraction of steps that is done and the phase.

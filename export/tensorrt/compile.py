@@ -158,7 +158,8 @@ def _check_network(network: Any, request: PlanRequest) -> None:
 
 
 def _describe(flavour: Flavour, logger: Any, plan: Any, request: PlanRequest) -> Compiled:
-    """Size, memory and layers of a plan. TensorRT has the GPU to load it on; for TensorRT-RTX the log has to do."""
+    """Return size, memory and layers of a plan. TensorRT has the GPU to load it on; for TensorRT-RTX the log has to
+    do."""
     if flavour.is_rtx:
         return Compiled(plan.nbytes, logger.activation_memory, logger.listing, None)
     runtime = flavour.library.Runtime(logger)
@@ -220,7 +221,7 @@ def _device() -> str | None:
 
 
 def _make_logger(flavour: Flavour) -> Any:
-    """A logger that keeps errors, the listing of layers and the memory of a plan, and drops the rest."""
+    """Return a logger that keeps errors, the listing of layers and the memory of a plan, and drops the rest."""
     serious = ("INTERNAL_ERROR", "ERROR")
 
     class Logger(flavour.library.ILogger):  # type: ignore[name-defined]
@@ -243,7 +244,8 @@ def _make_logger(flavour: Flavour) -> Any:
 
 
 def _make_monitor(flavour: Flavour, progress: PhaseProgress) -> Any:
-    """Passes the builder's phases on. An exception must not reach the library: a failure to report ends the build."""
+    """Make what passes the builder's phases on. An exception must not reach the library: a failure to report ends the
+    build."""
 
     class Monitor(flavour.library.IProgressMonitor):  # type: ignore[name-defined]
         def __init__(self) -> None:

@@ -96,7 +96,7 @@ def _attention(graph: ir.Graph) -> Iterator[AttentionBlock]:
 
 
 def _nearest_product(node: ir.Node, neighbours: Callable[[ir.Node], list[ir.Node]]) -> ir.Node | None:
-    """The matrix product that feeds a softmax or that it feeds, through what may stand between."""
+    """Return the matrix product that feeds a softmax or that it feeds, through what may stand between."""
     for _ in range(_MAX_STEPS):
         near = neighbours(node)
         products = [other for other in near if other.op_type == "MatMul"]
@@ -119,7 +119,8 @@ def _after(node: ir.Node) -> list[ir.Node]:
 
 
 def _heads(node: ir.Node) -> int | None:
-    """From the attribute of the operators that have one, else from queries or scores of (batch, heads, ...)."""
+    """Return the number of heads: from the attribute of the operators that have one, else from queries or scores of
+    (batch, heads, ...)."""
     for name in ("num_heads", "q_num_heads"):
         if name in node.attributes:
             return int(node.attributes[name].as_int())
@@ -147,7 +148,7 @@ def _macs(node: ir.Node) -> int:
 
 
 def _weight(node: ir.Node) -> ir.Value | None:
-    """The second factor of a product, perhaps behind what widens it, if it is a constant."""
+    """Return the second factor of a product, perhaps behind what widens it, if it is a constant."""
     value = node.inputs[1]
     while value is not None and (producer := value.producer()) is not None:
         if producer.op_type not in ("DequantizeLinear", "Cast"):

@@ -122,7 +122,7 @@ class LayerReport:
     macs: Mapping[str, int]
 
     def record(self) -> LayerRecord:
-        """What the manifest keeps."""
+        """Return what the manifest keeps."""
         counts: Counter[str] = Counter()
         macs: Counter[str] = Counter()
         for name, kinds in sorted(self.products.items()):
@@ -165,7 +165,8 @@ def parse_inspector(text: str) -> tuple[Layer, ...]:
 
 
 def manifest_dtype(name: str) -> str:
-    """The manifest's word for a type as TensorRT prints it (``Half``) or as its enumeration names it (``HALF``)."""
+    """Return the manifest's word for a type as TensorRT prints it (``Half``) or as its enumeration names it
+    (``HALF``)."""
     return _MANIFEST_DTYPES.get(name.lower(), name)
 
 

@@ -156,7 +156,7 @@ def check_scores(name: str, flavour: Flavour, heads: int, profiles: Sequence[Map
 
 
 def score_bytes(name: str, heads: int, profile: Mapping[str, Range]) -> int:
-    """Bytes of one float32 score matrix at the largest request of a profile.
+    """Return the bytes of one float32 score matrix at the largest request of a profile.
 
     The encoder's views attend to themselves, one by one; in the aggregator's widest layers all tokens of all views do.
     Either way one token per view and one more are added, as the v1.1 network has them.

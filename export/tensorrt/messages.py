@@ -37,7 +37,7 @@ _OTHERWISE = "try another --attention or --precision, or another version of {bac
 
 
 def parser_error(name: str, backend: str, version: str, errors: Sequence[Any], lines: Sequence[str]) -> ExportError:
-    """Why the ONNX parser refused the stage ``name``.
+    """Say why the ONNX parser refused the stage ``name``.
 
     Args:
         errors: the parser's ``ParserError`` objects.
@@ -59,7 +59,7 @@ def parser_error(name: str, backend: str, version: str, errors: Sequence[Any], l
 
 
 def builder_error(name: str, backend: str, lines: Sequence[str], nodes: Sequence[str] = ()) -> ExportError:
-    """Why the builder gave no plan of the stage ``name``.
+    """Say why the builder gave no plan of the stage ``name``.
 
     Args:
         lines: what the library logged as errors, oldest first.
@@ -81,7 +81,7 @@ def builder_error(name: str, backend: str, lines: Sequence[str], nodes: Sequence
 
 
 def useful_line(lines: Sequence[str]) -> str:
-    """The first error that says something, without source files, codes and what follows its first sentence."""
+    """Return the first error that says something, without source files, codes and what follows its first sentence."""
     said = [line for line in lines if not _NOISE.search(line)] or list(lines)
     for line in said:
         text = _PREFIXES.sub("", _SOURCES.sub("", " ".join(line.split())))

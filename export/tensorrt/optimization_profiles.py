@@ -21,7 +21,7 @@ _USUAL_ROWS, _USUAL_COLUMNS = 28, 37
 
 
 def gpu_chunks(views: Range) -> dict[str, int]:
-    """Default views per call of the chunked stages on a GPU, no more than a call can have.
+    """Return the default views per call of the chunked stages on a GPU, no more than a call can have.
 
     A chunk has to be large enough to fill the GPU and no larger, because the stage's memory grows with it. Eight views
     of 518x518 are 10 960 tokens: their matrix products have thousands of tiles of 128 x 128, many times what any GPU
@@ -36,7 +36,8 @@ def gpu_chunks(views: Range) -> dict[str, int]:
 
 
 def stage_profiles(requests: ServedRequests, stage: str, backend: str) -> tuple[dict[str, Range], ...]:
-    """The optimisation profiles of a stage: disjoint in views or sizes, together everything that the bundle serves.
+    """Return the optimisation profiles of a stage: disjoint in views or sizes, together everything that the bundle
+    serves.
 
     * A chunked stage owns 1 to its chunk size, because the last chunk of a call is any remainder.
     * Up to ``MAX_SIZE_PROFILES`` sizes are a profile each, with nothing left dynamic but the views: kernels for known
@@ -64,7 +65,7 @@ def stage_profiles(requests: ServedRequests, stage: str, backend: str) -> tuple[
 
 
 def shape_ends(spec: TensorSpec, profile: Mapping[str, Range]) -> tuple[tuple[int, ...], ...]:
-    """Smallest, usual and largest shape of a tensor in a profile."""
+    """Return the smallest, usual and largest shape of a tensor in a profile."""
     return tuple(
         tensor_shape(spec, {axis: getattr(limits, end) for axis, limits in profile.items()})
         for end in ("min", "opt", "max")

@@ -23,7 +23,7 @@ class _Phase:
     finished: bool = False
 
     def fraction(self) -> float:
-        """Finished steps, and of the step under way what its newest child has done."""
+        """Return the share of finished steps, and of the step under way what its newest child has done."""
         if self.finished:
             return 1.0
         part = self.child.fraction() if self.child is not None and not self.child.finished else 0.0
@@ -49,7 +49,7 @@ class PhaseProgress:
         self._reached = start
 
     def begin(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase of ``steps`` steps starts."""
+        """Start a phase of ``steps`` steps."""
         phase = self._phases[name] = _Phase(steps)
         above = self._phases.get(parent) if parent is not None else None
         if above is None:
@@ -68,7 +68,7 @@ class PhaseProgress:
             self._tell(name)
 
     def end(self, name: str) -> None:
-        """A phase is done, whatever its steps."""
+        """Close a phase, whatever its steps."""
         phase = self._phases.pop(name, None)
         if phase is not None:
             phase.finished = True

@@ -52,7 +52,7 @@ def check_settings(settings: PlanSettings) -> None:
 
 
 def parse_target(text: str) -> str:
-    """``sm_89``, ``sm89``, ``89`` or ``8.9`` as ``8.9``.
+    """Return ``sm_89``, ``sm89``, ``89`` or ``8.9`` as ``8.9``.
 
     Raises:
         InputError: anything else.
@@ -64,7 +64,7 @@ def parse_target(text: str) -> str:
 
 
 def check_targets(flavour: Flavour, targets: Iterable[str]) -> tuple[str, ...]:
-    """The named compute capabilities, each once; none means the flavour's default.
+    """Return the named compute capabilities, each once; none means the flavour's default.
 
     Raises:
         InputError: the flavour cannot compile for one of them.
@@ -89,7 +89,7 @@ def check_targets(flavour: Flavour, targets: Iterable[str]) -> tuple[str, ...]:
 
 
 def known_targets(flavour: Flavour) -> tuple[str, ...]:
-    """Every compute capability that the flavour can be told to compile for, ascending; TensorRT has none."""
+    """Return every compute capability that the flavour can be told to compile for, ascending; TensorRT has none."""
     if not flavour.is_rtx:
         return ()
     names = [name for name in dir(flavour.library.ComputeCapability) if re.fullmatch(r"SM\d+", name)]

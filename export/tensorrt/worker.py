@@ -25,7 +25,7 @@ _SMALLEST_STEP = 0.005
 
 
 def main() -> None:
-    """Serve one request."""
+    """Run one request."""
     # The terminal sends Ctrl-C to every process; what it means is decided by the parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The library prints to the standard output as it likes: that goes to the standard error, and the answers elsewhere.

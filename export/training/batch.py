@@ -57,7 +57,7 @@ class Sampler:
         self._scenes, self._mix, self._seed, self._rank = scenes, mix, seed, rank
 
     def batch(self, step: int, samples: int, views: int, shrink: int = 1) -> Batch:
-        """A batch of ``samples`` x ``views``, at 1 / ``shrink`` of the stored size."""
+        """Draw a batch of ``samples`` x ``views``, at 1 / ``shrink`` of the stored size."""
         rng = np.random.default_rng((self._seed, self._rank, step))
         scenes, device = self._scenes, self._scenes.images.device
         picked = rng.integers(len(scenes), size=samples)[:, None]
@@ -78,12 +78,13 @@ class Sampler:
 
 
 def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """A small array on a device, without waiting for what the device still has to do."""
+    """Copy a small array to a device, without waiting for what the device still has to do."""
     return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def _view_order(rng: np.random.Generator, views: int) -> NDArray[np.intp]:
-    """Half of the samples keep the scene's view 0, with which all others overlap, as their reference."""
+    """Draw the order of views. Half of the samples keep the scene's view 0, with which all others overlap, as
+    reference."""
     order = rng.permutation(views)
     if rng.random() < 0.5:
         order = np.concatenate([[0], order[order != 0]])
@@ -91,13 +92,13 @@ def _view_order(rng: np.random.Generator, views: int) -> NDArray[np.intp]:
 
 
 def _recoloured(images: Tensor, colours: Tensor) -> Tensor:
-    """Images (B, V, H, W, 3) whose channel c is channel ``colours[b, c]`` of before."""
+    """Return images (B, V, H, W, 3) whose channel c is channel ``colours[b, c]`` of before."""
     rows = torch.arange(len(images), device=images.device)[:, None]
     return images.permute(0, 4, 1, 2, 3)[rows, colours].permute(0, 2, 3, 4, 1)
 
 
 def mirrored_cameras(intrinsics: Array, poses: Array, width: int) -> tuple[Array, Array]:
-    """Intrinsics (..., 3, 3) and poses (..., 4, 4) of the world with left and right exchanged."""
+    """Return intrinsics (..., 3, 3) and poses (..., 4, 4) of the world with left and right exchanged."""
     flip = np.diag([-1, 1, 1, 1]).astype(np.float32)
     intrinsics = intrinsics.copy()
     intrinsics[..., 0, 2] = width - 1 - intrinsics[..., 0, 2]
@@ -105,7 +106,7 @@ def mirrored_cameras(intrinsics: Array, poses: Array, width: int) -> tuple[Array
 
 
 def shrunk(images: Tensor, depth_z: Tensor, intrinsics: Array, factor: int) -> tuple[Tensor, Tensor, Array]:
-    """Mean colours of blocks of pixels, and the depth of the pixel at the middle of each block."""
+    """Return mean colours of blocks of pixels, and the depth of the pixel at the middle of each block."""
     *lead, height, width, _ = images.shape
     blocks = images.reshape(*lead, height // factor, factor, width // factor, factor, 3)
     images = blocks.float().mean(dim=(-4, -2)).round().to(torch.uint8)
@@ -119,7 +120,7 @@ def shrunk(images: Tensor, depth_z: Tensor, intrinsics: Array, factor: int) -> t
 def make_batch(
     images: Tensor, depth_z: Tensor, intrinsics: Array, poses: Array, mix: InputMix, rng: np.random.Generator
 ) -> Batch:
-    """Targets of stacked views (B, V, ...), and inputs drawn from ``mix``."""
+    """Make the targets of stacked views (B, V, ...), and inputs drawn from ``mix``."""
     samples, views, height, width, _ = images.shape
     device = images.device
     rays = _rays(on_device(intrinsics.reshape(-1, 3, 3), device), height, width)
@@ -142,7 +143,7 @@ def make_batch(
 
 
 def _rays(intrinsics: Tensor, height: int, width: int) -> Tensor:
-    """As :func:`mapengine.runtime.geometry.rays_from_intrinsics`, (N, H, W, 3)."""
+    """Compute ray directions as :func:`mapengine.runtime.geometry.rays_from_intrinsics`, (N, H, W, 3)."""
     columns, rows = (torch.arange(size, device=intrinsics.device) for size in (width, height))
     x = (columns - intrinsics[:, 0, 2, None]) / intrinsics[:, 0, 0, None]
     y = (rows - intrinsics[:, 1, 2, None]) / intrinsics[:, 1, 1, None]
@@ -151,7 +152,7 @@ def _rays(intrinsics: Tensor, height: int, width: int) -> Tensor:
 
 
 def _relative(quaternions: Array, translations: Array) -> tuple[Array, Array]:
-    """(B, V, 4) and (B, V, 3) in the frame of view 0."""
+    """Move poses (B, V, 4) and (B, V, 3) into the frame of view 0."""
     rotation, translation = geometry.relative_pose(
         np.broadcast_to(quaternions[:, :1], quaternions.shape),
         np.broadcast_to(translations[:, :1], translations.shape),
@@ -162,7 +163,7 @@ def _relative(quaternions: Array, translations: Array) -> tuple[Array, Array]:
 
 
 def _draw_mix(samples: int, views: int, mix: InputMix, rng: np.random.Generator) -> tuple[NDArray[np.bool_], Array]:
-    """Flags (B, V, 5) in the order of ``MODALITIES``, and the share of depth that each sample (B,) keeps."""
+    """Draw flags (B, V, 5) in the order of ``MODALITIES``, and the share of depth that each sample (B,) keeps."""
     flags = np.zeros((samples, views, len(MODALITIES)), bool)
     rays, depth, depth_scale, pose, pose_scale = range(len(MODALITIES))
     has_any = rng.random(samples) < mix.geometry
@@ -183,7 +184,7 @@ def _draw_mix(samples: int, views: int, mix: InputMix, rng: np.random.Generator)
 def _map_inputs(
     rays: Tensor, distance: Tensor, flags: NDArray[np.bool_], share: Array, rng: np.random.Generator
 ) -> dict[str, Tensor]:
-    """Inputs with a value per pixel, and the flags of all."""
+    """Return inputs with a value per pixel, and the flags of all."""
     device, views = rays.device, flags.shape[1]
     flat = on_device(flags.reshape(len(rays), -1).copy(), device)
     noise = torch.rand(
@@ -207,7 +208,7 @@ def _map_inputs(
 def _pose_inputs(
     quaternions: Array, translations: Array, flags: NDArray[np.bool_], device: torch.device
 ) -> dict[str, Tensor]:
-    """Inputs with a few values per view."""
+    """Return inputs with a few values per view."""
     samples, views, _ = flags.shape
     posed = flags[:, :, 3]
     moved = np.where(posed[..., None], translations, 0).transpose(1, 0, 2)  # (V, B, 3)

@@ -118,7 +118,7 @@ class TrainingConfig:
         return sum(phase.steps for phase in self.phases)
 
     def phase_at(self, step: int) -> Phase:
-        """The phase that step ``step`` (from 0) belongs to."""
+        """Return the phase that step ``step`` (from 0) belongs to."""
         for phase in self.phases:
             if step < phase.steps:
                 return phase
@@ -136,7 +136,7 @@ class TrainingConfig:
 
     @classmethod
     def from_json(cls, data: Any, where: str = "training configuration") -> TrainingConfig:
-        """From what :meth:`to_json` gives. Raises ConfigError for unknown or missing fields."""
+        """Read what :meth:`to_json` gives. Raises ConfigError for unknown or missing fields."""
         parts = {"mix": InputMix, "loss": LossWeights}
         try:
             fields = dict(data)
@@ -150,7 +150,7 @@ class TrainingConfig:
             raise ConfigError(f"{where}: {str(error).replace('__init__()', '').strip()}") from None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; tuples become lists in the file."""
+        """Return plain data; tuples become lists in the file."""
         return dataclasses.asdict(self)
 
 

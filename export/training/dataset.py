@@ -54,7 +54,7 @@ class SceneStore:
     """
 
     def __init__(self, capacity: int, width: int, height: int, device: torch.device | str = "cpu") -> None:
-        """Room for ``capacity`` scenes of ``MAX_VIEWS`` views: about 80 KB per view of 140x112 pixels."""
+        """Make room for ``capacity`` scenes of ``MAX_VIEWS`` views: about 80 KB per view of 140x112 pixels."""
         views, self._device = MAX_VIEWS, torch.device(device)
         self.images = torch.empty((capacity, views, height, width, 3), dtype=torch.uint8, device=device)
         self.depth_z = torch.empty((capacity, views, height, width), dtype=torch.float16, device=device)
@@ -63,7 +63,7 @@ class SceneStore:
         self._filled = 0
 
     def __len__(self) -> int:
-        """Scenes that are there."""
+        """Return how many scenes are there."""
         return self._filled
 
     def append(self, path: Path) -> None:
@@ -87,7 +87,7 @@ class SceneFeed:
     """Appends files to a store from a thread, while the context is open."""
 
     def __init__(self, store: SceneStore, files: Generator[Path], first_scenes: int) -> None:
-        """Returns once ``first_scenes`` are there."""
+        """Start rendering, and return once ``first_scenes`` are there."""
         self._store, self._files = store, files
         self._closed = threading.Event()
         self._error: Exception | None = None
@@ -120,7 +120,7 @@ class SceneFeed:
 def render_scenes(
     folder: Path, count: int, width: int, height: int, first_seed: int = 0, workers: int | None = None
 ) -> Generator[Path]:
-    """Files of ``count`` scenes, each as soon as it is there; those that are missing are rendered.
+    """Yield the files of ``count`` scenes, each as soon as it is there; those that are missing are rendered.
 
     Args:
         folder: gets one file per ``SHARD`` scenes, named by seed and size.

@@ -59,7 +59,7 @@ class Predictions(NamedTuple):
 
 
 def training_loss(predicted: Predictions, targets: Targets, weights: LossWeights) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum, and every term of it (unweighted, detached)."""
+    """Compute the weighted sum, and every term of it (unweighted, detached)."""
     terms = loss_terms(predicted, targets, weights.confidence)
     factors = asdict(weights)
     total = torch.stack([factors[name] * value for name, value in terms.items()]).sum()
@@ -67,7 +67,7 @@ def training_loss(predicted: Predictions, targets: Targets, weights: LossWeights
 
 
 def loss_terms(predicted: Predictions, targets: Targets, alpha: float) -> dict[str, Tensor]:
-    """All terms, unweighted, by the name of their weight."""
+    """Return all terms, unweighted, by the name of their weight."""
     valid = targets.depth > 0
     weight = valid / valid.sum().clamp(min=1)
     true_depth = targets.depth.clamp(min=_MIN)
@@ -105,7 +105,7 @@ def loss_terms(predicted: Predictions, targets: Targets, alpha: float) -> dict[s
 
 
 def _to_world(points: Tensor, quaternions: Tensor, translations: Tensor) -> Tensor:
-    """(B, V, H, W, 3) camera points by quaternions (B, V, 4) xyzw, normalised, and translations (B, V, 3)."""
+    """Move (B, V, H, W, 3) camera points by quaternions (B, V, 4) xyzw, normalised, and translations (B, V, 3)."""
     x, y, z, w = quaternions.unbind(-1)
     rows = (
         (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
@@ -119,13 +119,13 @@ def _to_world(points: Tensor, quaternions: Tensor, translations: Tensor) -> Tens
 
 
 def _mean_distance(points: Tensor, valid: Tensor) -> Tensor:
-    """Mean distance from the origin of the valid points of each sample, (B,)."""
+    """Return the mean distance from the origin of the valid points of each sample, (B,)."""
     dims = (1, 2, 3)
     return ((_norm(points) * valid).sum(dims) / valid.sum(dims).clamp(min=1)).clamp(min=_MIN)
 
 
 def _norm(vectors: Tensor) -> Tensor:
-    """Length over the last axis, with a gradient at zero."""
+    """Return the length over the last axis, with a gradient at zero."""
     return (vectors * vectors).sum(-1).add(1e-12).sqrt()
 
 
@@ -135,7 +135,7 @@ def _log_space(vectors: Tensor) -> Tensor:
 
 
 def _neighbours(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Each pixel's value and the next one's along an image axis."""
+    """Return each pixel's value and the next one's along an image axis."""
     size = x.shape[axis]
     return x.narrow(axis, 0, size - 1), x.narrow(axis, 1, size - 1)
 
@@ -156,7 +156,7 @@ def _gradient_error(log_ratio: Tensor, valid: Tensor, true_depth: Tensor) -> Ten
 
 
 def _normals(points: Tensor) -> Tensor:
-    """(B, V, H - 1, W - 1, 3) from the next pixel to the right and below."""
+    """Return normals (B, V, H - 1, W - 1, 3) from the next pixel to the right and below."""
     corner = points[:, :, :-1, :-1]
     right, below = points[:, :, :-1, 1:] - corner, points[:, :, 1:, :-1] - corner
     return F.normalize(torch.linalg.cross(right, below), dim=-1, eps=_MIN)

@@ -24,7 +24,7 @@ _PIXEL_STRIDE = 2
 
 
 def new_network(config: ModelConfig, seed: int) -> MapAnything:
-    """A network with fresh weights.
+    """Return a network with fresh weights.
 
     PyTorch's defaults for layers; small noise for tokens; sines and cosines for positions; biases that make the
     untrained network predict rays straight ahead, depth 1, the identity pose and a metric factor of 3; and pose
@@ -77,14 +77,15 @@ def balance_heads(network: MapAnything, batch: Batch) -> None:
 
 
 def _last_layer(network: MapAnything) -> nn.Conv2d:
-    """The 1 x 1 convolution that gives the six channels of the dense head."""
+    """Return the 1 x 1 convolution that gives the six channels of the dense head."""
     layer = network.dense_head[1].get_submodule("conv2.2")
     assert isinstance(layer, nn.Conv2d)
     return layer
 
 
 def _sinusoids(grid: int, dim: int) -> Tensor:
-    """(grid * grid, dim): sines and cosines of the row in the first half of the channels, of the column in the second.
+    """Return (grid * grid, dim): sines and cosines of the row in the first half of the channels, of the column in the
+    second.
 
     Wavelengths run from twice the grid to two cells.
     """
@@ -121,7 +122,7 @@ class TrainableNetwork(nn.Module):
                 module.forward = _in_float32(module.forward)
 
     def forward(self, batch: Batch, offset: tuple[int, int] = (0, 0)) -> tuple[Predictions, Targets]:
-        """Predictions and targets at every second pixel from ``offset``."""
+        """Return predictions and targets at every second pixel from ``offset``."""
         samples, views = batch.images.shape[:2]
         network, device = self.network, batch.images.device.type
         autocast = torch.autocast(device, self._amp) if self._amp else contextlib.nullcontext()

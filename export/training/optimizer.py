@@ -27,7 +27,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient; closures are not for it."""
+        """Update every parameter that has a gradient once; closures are not for it."""
         assert closure is None
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """(N, rows, columns) with all singular values brought near 1, by Newton-Schulz iteration in BF16."""
+    """Bring all singular values of (N, rows, columns) near 1, by Newton-Schulz iteration in BF16."""
     x = matrices.bfloat16()
     wide = x.shape[1] <= x.shape[2]
     x = x if wide else x.transpose(1, 2)
@@ -96,7 +96,7 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict[str, object]]:
-        """States in order."""
+        """Return the states in order."""
         return [optimizer.state_dict() for optimizer in self._all]
 
     def load_state_dict(self, states: list[dict[str, object]]) -> None:
@@ -106,7 +106,8 @@ class Optimizers:
 
 
 def _is_inner_matrix(name: str, parameter: Tensor) -> bool:
-    """Weights between hidden layers: not what reads pixels, tokens or numbers, nor what gives the outputs."""
+    """Return whether weights are between hidden layers: not what reads pixels, tokens or numbers, nor what gives the
+    outputs."""
     ends = ("patch_embed", "pos_embed", "token", "conv2.2.", "fc_rot", "fc_t", "output_proj")
     if parameter.ndim < 2 or any(end in name for end in ends):
         return False
@@ -114,7 +115,8 @@ def _is_inner_matrix(name: str, parameter: Tensor) -> bool:
 
 
 def learning_rate_at(step: int, progress: float, peak: float, warmup: int, decay: float) -> float:
-    """Linear rise over ``warmup`` steps, a plateau, and a linear fall to zero over the last ``decay`` of the run.
+    """Return the learning rate: a linear rise over ``warmup`` steps, a plateau, and a linear fall to zero over the last
+    ``decay`` of the run.
 
     ``progress`` is the share of the run that is done. The plateau lets a run be extended from any checkpoint before
     the fall.

@@ -52,11 +52,12 @@ class Clock:
     """The run is to be complete by then: the learning rate falls with the time, if the steps would take longer."""
 
     def progress(self, began: float) -> float:
-        """Share of the time that has gone by since ``began``; 0 if the run does not have to be complete by then."""
+        """Return the share of the time that has gone by since ``began``; 0 if the run does not have to be complete by
+        then."""
         return (time.time() - began) / max(self.until - began, 1e-9) if self.anneal else 0.0
 
     def is_over(self) -> bool:
-        """Whether it is time to stop."""
+        """Return whether it is time to stop."""
         return time.time() >= self.until
 
 
@@ -78,7 +79,7 @@ class Trainer:
             folder: of the run; the scenes are beside it.
             device: torch device.
             report: called with a line of progress.
-            start: a model whose weights a new run begins with, as :func:`..reference.load_model` takes it.
+            start: a model whose weights a new run begins with, as :func:`mapengine.export.load_model` takes it.
 
         Raises:
             CheckpointError: a damaged checkpoint, or a ``start`` of another shape.
@@ -137,7 +138,7 @@ class Trainer:
             torch.save(state, temporary)
 
     def _origin(self) -> dict[str, Any]:
-        """What trains: for those who look at the log later."""
+        """Return what trains: for those who look at the log later."""
         cuda = self.device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(self.device) if cuda else cpu_name(),
@@ -232,7 +233,7 @@ class Trainer:
         return finished
 
     def _train(self, sampler: Sampler, progress: float, stop: bool) -> tuple[dict[str, Tensor], bool]:
-        """One step: the loss, its terms and the gradient's norm, and whether any process wants to stop."""
+        """Take one step; return the loss, its terms and the gradient's norm, and whether any process wants to stop."""
         config = self.config
         phase = config.phase_at(self.step)
         views = int(np.random.default_rng((config.seed, self.step, 1)).choice(config.view_counts))
@@ -274,7 +275,7 @@ class Trainer:
     # ---- results ------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, Any]:
-        """Metrics on held-out scenes at the size of the current phase."""
+        """Compute metrics on held-out scenes at the size of the current phase."""
         config = self.config
         shrink = config.phase_at(self.step - 1).shrink
         self.network.eval()
@@ -294,7 +295,8 @@ class Trainer:
         return result
 
     def export(self, folder: Path) -> Path:
-        """Write the network in upstream's format, weights in float16 (:func:`..presets.save_model`)."""
+        """Write the network in upstream's format, weights in float16
+        (:func:`mapengine.export.model.presets.save_model`)."""
         tensors = {
             name: x.detach().to("cpu", torch.float16).contiguous() for name, x in self.network.state_dict().items()
         }
@@ -302,7 +304,7 @@ class Trainer:
 
 
 class _OnHost:
-    """A network for :func:`..calibration.evaluation.evaluate`, which computes with NumPy."""
+    """A network for :func:`mapengine.calibration.evaluation.evaluate`, which computes with NumPy."""
 
     def __init__(self, network: MapAnything) -> None:
         self._network, self.data_norm_type = network, network.data_norm_type

@@ -34,7 +34,7 @@ class AlternatingAttention(nn.Module):
             self.view_pos_table = None
 
     def forward(self, tokens: Tensor, scale_token: Tensor, patches: int) -> tuple[list[Tensor], Tensor]:
-        """Share information between views.
+        """Exchange information between views.
 
         Args:
             tokens: (B, V, T, E), the patch tokens of each view first, then its extra tokens.
@@ -81,6 +81,6 @@ class ScaleHead(nn.Module):
         self.output_proj = nn.Linear(hidden, 1)
 
     def forward(self, token: Tensor) -> Tensor:
-        """(B, D) -> (B, 1), positive."""
+        """Map (B, D) -> (B, 1), positive."""
         raw = self.output_proj(self.mlp(self.proj(token)))
         return torch.exp(raw).clamp(min=_MIN_METRIC_SCALE)

@@ -30,7 +30,7 @@ class ResidualConvUnit(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, C, h, w)."""
+        """Map (N, C, h, w) -> (N, C, h, w)."""
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 
@@ -45,7 +45,7 @@ class FusionBlock(nn.Module):
         self.out_conv = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, skip: Tensor | None, height: int, width: int) -> Tensor:
-        """(N, C, h, w) -> (N, C, 2h, 2w) cropped to (height, width)."""
+        """Map (N, C, h, w) -> (N, C, 2h, 2w) cropped to (height, width)."""
         if skip is not None:
             x = x + self.resConfUnit1(skip)
         # The 1 x 1 convolution commutes with the bilinear upsampling (sample weights sum to 1): a quarter of the work.
@@ -90,7 +90,7 @@ class DptFeature(nn.Module):
         self.scratch = Scratch(features)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Four maps (N, C_i, h, w) -> (N, F, 8h, 8w)."""
+        """Map four maps (N, C_i, h, w) -> (N, F, 8h, 8w)."""
         h, w = maps[0].shape[2:]
         level1, level2, level3, level4 = (
             process(feature) for process, feature in zip(self.input_process, maps, strict=True)
@@ -111,7 +111,7 @@ class Regressor(nn.Module):
         self.conv2 = nn.Sequential(nn.Conv2d(half, half, 3, padding=1), nn.ReLU(), nn.Conv2d(half, 6, 1))
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """(N, F, 8h, 8w) -> (N, 6, H, W)."""
+        """Map (N, F, 8h, 8w) -> (N, 6, H, W)."""
         return self.conv2(_upsample(self.conv1(x), height, width))
 
 
@@ -125,7 +125,7 @@ class PoseResidual(nn.Module):
         self.res_conv3 = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, C, h, w)."""
+        """Map (N, C, h, w) -> (N, C, h, w)."""
         return x + F.relu(self.res_conv3(F.relu(self.res_conv2(F.relu(self.res_conv1(x))))))
 
 
@@ -142,7 +142,7 @@ class PoseHead(nn.Module):
         self.fc_rot = nn.Linear(hidden, 4)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, D, h, w) -> translation (N, 3) and unit quaternion xyzw (N, 4)."""
+        """Map (N, D, h, w) -> translation (N, 3) and unit quaternion xyzw (N, 4)."""
         x = self.proj(x)
         for block in self.res_conv:
             x = block(x)
@@ -159,14 +159,14 @@ class DenseHead(nn.Sequential):
         super().__init__(DptFeature(in_channels, config), Regressor(config))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Four maps (N, C_i, h, w) -> (N, 6, H, W) raw channels."""
+        """Map four maps (N, C_i, h, w) -> (N, 6, H, W) raw channels."""
         h, w = maps[0].shape[2:]
         feature, regressor = self[0], self[1]
         return regressor(feature(maps), PATCH_SIZE * h, PATCH_SIZE * w)
 
 
 def dense_outputs(raw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Raw channels to physical quantities (MapAnything's adaptors).
+    """Convert raw channels to physical quantities (MapAnything's adaptors).
 
     Args:
         raw: (N, 6, H, W).

@@ -29,7 +29,7 @@ class ResidualConv(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, C', h, w)."""
+        """Map (N, C, h, w) -> (N, C', h, w)."""
         return F.gelu(self.conv2(F.gelu(self.conv1(x))) + self.shortcut(x))
 
 
@@ -44,7 +44,7 @@ class DenseEncoder(nn.Module):
         self.norm_layer = layer_norm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, c) -> (N, h, w, C)."""
+        """Map (N, H, W, c) -> (N, h, w, C)."""
         n, height, width, channels = x.shape
         h, w = height // PATCH_SIZE, width // PATCH_SIZE
         # Pixel unshuffle from channel-last: input channel slowest, then row offset, then column offset.
@@ -67,7 +67,7 @@ class GlobalEncoder(nn.Module):
         self.norm_layer = layer_norm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, c) -> (N, C)."""
+        """Map (N, c) -> (N, C)."""
         return self.norm_layer(self.encoder(x))
 
 
@@ -93,7 +93,7 @@ class GeometryEncoders(nn.Module):
         translation_log_scale: Tensor,
         modality_flags: Tensor,
     ) -> Tensor:
-        """Features to add to the patch features of each view.
+        """Compute the features to add to the patch features of each view.
 
         Args:
             ray_directions: (N, H, W, 3) unit vectors, camera frame.

@@ -20,7 +20,7 @@ _CUBIC_A = -0.75
 
 
 def cubic_resize_matrix(positions: Tensor, scale: Tensor, grid: int) -> Tensor:
-    """Matrix that resizes one axis of the positional grid by cubic convolution.
+    """Return the matrix that resizes one axis of the positional grid by cubic convolution.
 
     Written as comparisons and products, because it must trace with a dynamic size, and every parser (ONNX Runtime,
     OpenVINO, TensorRT) runs these operators, while a bicubic ``Resize`` with a computed scale is refused by some.
@@ -51,7 +51,7 @@ def cubic_resize_matrix(positions: Tensor, scale: Tensor, grid: int) -> Tensor:
 
 
 def _cubic_tail(d: Tensor) -> Tensor:
-    """Keys' kernel for distances between 1 and 2."""
+    """Evaluate Keys' kernel for distances between 1 and 2."""
     return ((_CUBIC_A * d - 5 * _CUBIC_A) * d + 8 * _CUBIC_A) * d - 4 * _CUBIC_A
 
 
@@ -63,7 +63,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, dim, kernel_size=PATCH_SIZE, stride=PATCH_SIZE)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, C, h, w)."""
+        """Map (N, 3, H, W) -> (N, C, h, w)."""
         return self.proj(images)
 
 
@@ -81,7 +81,7 @@ class DinoV2(nn.Module):
         self.norm: nn.Module = layer_norm(dim) if config.final_norm else nn.Identity()
 
     def patch_positions(self, height: int, width: int) -> Tensor:
-        """Positional embedding of an h x w patch grid, (h * w, C).
+        """Return the positional embedding of an h x w patch grid, (h * w, C).
 
         The stored grid is used unchanged only for a square image of its own size; everything else is resized.
         """

@@ -55,7 +55,7 @@ class MapAnythingNetwork(GeometryEncoders):
         self.scale_head = ScaleHead(dim, config.head)
 
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(N, 3, H, W) -> patch features (N, h, w, E), extra tokens (N, 1, E) or None."""
+        """Map (N, 3, H, W) -> patch features (N, h, w, E), extra tokens (N, 1, E) or None."""
         features, class_token = self.encoder(images)
         return features, class_token if self.config.use_class_token else None
 
@@ -79,7 +79,7 @@ class MapAnythingNetwork(GeometryEncoders):
         return ViewFeatures(fused, first, second, final), self.scale_head(scale_token)
 
     def decode(self, features: ViewFeatures) -> HeadOutputs:
-        """Maps (N, h, w, C) of a chunk of views -> predictions of those views."""
+        """Map maps (N, h, w, C) of a chunk of views -> predictions of those views."""
         # Permuted and not copied: the convolutions see channels-last memory and keep it, which is faster in eager mode.
         maps = [x.permute(0, 3, 1, 2) for x in features]
         return HeadOutputs(*dense_outputs(self.dense_head(maps)), *self.pose_head(maps[-1]))

@@ -23,7 +23,7 @@ and MatMul-Softmax-MatMul), or the contrib operator ``com.microsoft::MultiHeadAt
 
 
 def layer_norm(dim: int) -> nn.LayerNorm:
-    """LayerNorm over ``dim`` channels with the network's epsilon."""
+    """Return a LayerNorm over ``dim`` channels with the network's epsilon."""
     return nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
 
 
@@ -38,7 +38,7 @@ class Attention(nn.Module):
         self.form: AttentionForm = "sdpa"
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, L, C) -> (N, L, C)."""
+        """Map (N, L, C) -> (N, L, C)."""
         n, length, dim = x.shape
         qkv = self.qkv(x)
         if self.form == "mha":
@@ -73,7 +73,7 @@ class BlockRotation(nn.Module):
     """(size, size)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, L, C) -> (N, L, C), C a multiple of the matrix's size."""
+        """Map (N, L, C) -> (N, L, C), C a multiple of the matrix's size."""
         n, length, dim = x.shape
         size = self.matrix.shape[0]
         return (x.reshape(n, length, dim // size, size) @ self.matrix).reshape(n, length, dim)
@@ -89,7 +89,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, L, C) -> (N, L, C)."""
+        """Map (N, L, C) -> (N, L, C)."""
         return self.fc2(self.rotation(F.gelu(self.fc1(x))))
 
 
@@ -103,7 +103,7 @@ class SwiGlu(nn.Module):
         self.w3 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, L, C) -> (N, L, C)."""
+        """Map (N, L, C) -> (N, L, C)."""
         gate, value = self.w12(x).chunk(2, dim=-1)
         return self.w3(self.rotation(F.silu(gate) * value))
 
@@ -116,7 +116,7 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, L, C) -> (N, L, C)."""
+        """Map (N, L, C) -> (N, L, C)."""
         return x * self.gamma
 
 
@@ -134,6 +134,6 @@ class Block(nn.Module):
         self.ls2 = LayerScale(config.dim) if config.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, L, C) -> (N, L, C)."""
+        """Map (N, L, C) -> (N, L, C)."""
         x = x + self.ls1(self.attn(self.norm1(x)))
         return x + self.ls2(self.mlp(self.norm2(x)))
