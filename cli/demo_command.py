@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from mapengine.calibration.data.samples import SAMPLE_SEED, SAMPLE_SIZE
-from mapengine.calibration.demonstration.demo import Comparison, compare, demo_scene
+from mapengine.calibration.demonstration.comparison import Comparison, compare, demo_scene
 from mapengine.calibration.demonstration.picture import draw_demo, figures
 from mapengine.calibration.evaluation import HELD_OUT_SEED, Task, task_views
 from mapengine.runtime import Engine

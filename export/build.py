@@ -17,14 +17,15 @@ from mapengine.runtime.bundle.manifest import Manifest
 from mapengine.runtime.bundle.store import BundleWriter, files_of_old_bundle, write_bundle
 from mapengine.runtime.errors import InputError
 
-from .bundles.compilers import Fraction, open_compiler
+from .bundles.compilers import Report, open_compiler
 from .bundles.gpu import GpuRecipe, decide_gpu, write_gpu_bundle
-from .bundles.onnx import Report, write_onnx_bundle
+from .bundles.onnx import write_onnx_bundle
 from .bundles.recipe import decide_graphs
 from .model.reference import MapAnything
 from .options import attention_form, check_options, served_requests
 from .quantization import CalibrationOptions, QuantizedNetwork, WeightsOnly
 from .quantization.calibrate import Calibrator
+from .tensorrt.progress import Fraction
 from .tensorrt.settings import PlanSettings
 
 

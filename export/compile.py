@@ -11,10 +11,11 @@ from mapengine.runtime.bundle.store import Bundle, write_bundle
 from mapengine.runtime.errors import InputError
 
 from .attention.choice import NATIVE, AttentionChoice
-from .bundles.compilers import Fraction, open_compiler
-from .bundles.gpu import Report, decide_gpu, write_gpu_bundle
+from .bundles.compilers import Report, open_compiler
+from .bundles.gpu import decide_gpu, write_gpu_bundle
 from .model.config_json import parse_config
 from .options import check_plan_settings
+from .tensorrt.progress import Fraction
 from .tensorrt.settings import PlanSettings
 
 

@@ -79,7 +79,7 @@ def rendered_cases(count: int = 8, size: tuple[int, int] = (140, 112), data_norm
         InputError: a size that scenes are not rendered in.
     """
     cases: dict[str, Views] = {}
-    for index, (number, mix) in enumerate(itertools.islice(_plan(), count)):
+    for index, (number, mix) in enumerate(itertools.islice(_counts_and_mixes(), count)):
         scene = render_scene(FIRST_SEED + index, number, *size)
         raw = [
             RawView(scene.images[view], scene.intrinsics[view], scene.depth_z[view], scene.poses[view])
@@ -123,7 +123,7 @@ def folder_cases(
         raise InputError(f"{folder}: holds one image, which is too few to calibrate with; give at least two")
     cases: dict[str, Views] = {}
     starts = [0] * len(sequences)
-    for index, (number, mix) in enumerate(itertools.islice(_plan(), count)):
+    for index, (number, mix) in enumerate(itertools.islice(_counts_and_mixes(), count)):
         which = index % len(sequences)
         raw, start = sequences[which], starts[which]
         chosen = [raw[(start + i) % len(raw)] for i in range(min(number, len(raw)))]
@@ -141,7 +141,7 @@ def _sequence(folder: Path) -> list[RawView]:
     return read_views(files) if files else []
 
 
-def _plan() -> Iterator[tuple[int, tuple[str, ...]]]:
+def _counts_and_mixes() -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yield view count and mix of one case after the other; the lengths share no factor, so all pairs come."""
     return zip(itertools.cycle(COUNTS), itertools.cycle(MIXES), strict=False)
 

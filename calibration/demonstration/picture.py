@@ -1,4 +1,4 @@
-"""The picture of a reconstruction beside the truth: a row per view, scales, figures and a plan of the cameras."""
+"""The picture of a reconstruction beside the truth: a row per view, scales, figures and the cameras from above."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from mapengine.runtime.outputs.drawing import (
 )
 
 from ..evaluation import METRICS
-from .demo import Comparison
-from .top_view import PREDICTED, TRUE, draw_plan
+from .comparison import Comparison
+from .top_view import PREDICTED, TRUE, draw_top_view
 
 SHOWN = (
     "depth_abs_rel",
@@ -83,12 +83,12 @@ class _Layout(NamedTuple):
         return self.scales + self.font * 4
 
     @property
-    def plan(self) -> tuple[int, int]:
+    def top_view(self) -> tuple[int, int]:
         return self.tile[0], max(self.tile[1], self.font * (2 * len(SHOWN) + 1))
 
     @property
     def height(self) -> int:
-        return self.footer + self.plan[1] + self.font * 2 + self.margin
+        return self.footer + self.top_view[1] + self.font * 2 + self.margin
 
 
 def draw_demo(
@@ -106,7 +106,7 @@ def draw_demo(
 
     Args:
         comparison: V views.
-        pictures: V images (h, w, 3), such as those of :class:`.demo.DemoScene`.
+        pictures: V images (h, w, 3), such as those of :class:`.comparison.DemoScene`.
         down: (3,) the direction of gravity in view 0.
         title: first line.
         facts: second line.
@@ -154,9 +154,9 @@ def draw_demo(
     _figures(draw, comparison, (columns[0], layout.footer + layout.font // 2), both, layout.font)
     below = layout.footer + layout.font // 2
     for x, surfaces, words in ((columns[2], False, "cameras"), (columns[3], True, "surfaces, both from above")):
-        canvas.paste(draw_plan(comparison, down, layout.plan, layout.font, surfaces), (x, below))
-        draw.text((x, below + layout.plan[1] + 4), words, fill=FAINT, font=font)
-    x, y = columns[2] + 5 * layout.font, below + layout.plan[1] + 4
+        canvas.paste(draw_top_view(comparison, down, layout.top_view, layout.font, surfaces), (x, below))
+        draw.text((x, below + layout.top_view[1] + 4), words, fill=FAINT, font=font)
+    x, y = columns[2] + 5 * layout.font, below + layout.top_view[1] + 4
     for text, colour in (("true", TRUE), ("predicted", PREDICTED)):
         draw.rectangle([x, y + 4, x + layout.font - 4, y + layout.font], fill=colour)
         draw.text((x + layout.font + 1, y), text, fill=FAINT, font=font)

@@ -1,4 +1,4 @@
-"""A plan from above: where cameras and surfaces are, and where the network has put them."""
+"""The scene from above: where cameras and surfaces are, and where the network has put them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mapengine.runtime.outputs.drawing import FAINT, Colour
 
-from .demo import Comparison
+from .comparison import Comparison
 
 Array = NDArray[Any]
 
@@ -39,7 +39,7 @@ class _Ground(NamedTuple):
         return np.asarray(self.size) / 2 + flat * (1, -1)
 
 
-def draw_plan(
+def draw_top_view(
     comparison: Comparison, down: NDArray[np.floating], size: tuple[int, int], font: int, surfaces: bool
 ) -> Image.Image:
     """Draw cameras as wedges along their views, the truth in ``TRUE`` and the prediction in ``PREDICTED``.

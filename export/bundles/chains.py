@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mapengine.kernels.tuning import ARCHITECTURES, FP8_FROM
@@ -26,7 +26,8 @@ from ..attention.choice import AttentionChoice, KernelChoice, choose_attention, 
 from ..attention.segments import cut_at_kernels
 from ..model.config import ModelConfig
 from ..tensorrt import stage_profiles
-from .compilers import Fraction, Profiles, StageCompiler
+from ..tensorrt.progress import Fraction
+from .compilers import Profiles, Report, StageCompiler
 
 _AXES = ("views", "patch_rows", "patch_columns")
 
@@ -48,7 +49,7 @@ def choose_kernels(
     requests: ServedRequests,
     config: ModelConfig,
     precision: str,
-    report: Callable[[str], None],
+    report: Report,
 ) -> dict[str, KernelChoice]:
     """Choose the attention modules that our own kernels compute, by what a build in 16 bits asks for.
 

@@ -20,10 +20,11 @@ from mapengine.runtime.errors import InputError, warn
 
 from ..model.config import ModelConfig
 from ..tensorrt import build_plan, check_limits, check_settings, check_targets
+from ..tensorrt.progress import Fraction
 from ..tensorrt.settings import PlanSettings
 
 Profiles = Sequence[Mapping[str, Range]]
-Fraction = Callable[[float, str], None]
+Report = Callable[[str], None]
 
 KERNEL_ARCHITECTURES = (80, 86, 89, 90, 120)
 """Kernels beside graphs, which run on any GPU; newer ones take the PTX."""

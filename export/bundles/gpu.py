@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,12 +23,11 @@ from ..attention.choice import KernelChoice, rounds
 from ..graphs.gpu import add_patch_features, separate_products_for_gpu
 from ..model.config import ModelConfig
 from ..tensorrt import gpu_chunks, stage_profiles
+from ..tensorrt.progress import Fraction
 from .chains import choose_kernels, compile_chain
-from .compilers import Fraction, StageCompiler
+from .compilers import Report, StageCompiler
 from .references import ReferencePredictions
 from .tolerances import kernel_tolerance, widen
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

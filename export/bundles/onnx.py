@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -44,11 +44,10 @@ from ..model.reference import MapAnything
 from ..precision import LoweredStage, load_runnable, lower_precision, measure_magnitudes
 from ..quantization import QuantizedNetwork
 from ..quantization.stages import write_quantized
+from .compilers import Report
 from .parity_cases import GOLDEN, Views, parity_cases
 from .recipe import GraphRecipe
 from .references import ReferencePredictions
-
-Report = Callable[[str], None]
 
 _TIGHTEST = 8
 """Tensors with the least room in FP16's range that the manifest lists."""

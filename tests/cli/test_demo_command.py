@@ -187,7 +187,7 @@ def test_bundles_and_places_that_are_none(
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError("it was rendered first")
 
-    monkeypatch.setattr("mapengine.calibration.demonstration.demo.render_scene", forbidden)
+    monkeypatch.setattr("mapengine.calibration.demonstration.comparison.render_scene", forbidden)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "empty").mkdir()
     (tmp_path / "taken" / "demo.png").mkdir(parents=True)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mapengine.calibration.demonstration.demo import Comparison, DemoScene, compare, demo_scene
+from mapengine.calibration.demonstration.comparison import Comparison, DemoScene, compare, demo_scene
 from mapengine.calibration.demonstration.picture import SHOWN, draw_demo, figures
-from mapengine.calibration.demonstration.top_view import PREDICTED, TRUE, draw_plan
+from mapengine.calibration.demonstration.top_view import PREDICTED, TRUE, draw_top_view
 from mapengine.calibration.evaluation import HELD_OUT_SEED, Truth
 from mapengine.runtime.errors import InputError, ParityError
 from mapengine.runtime.outputs.drawing import INVALID
@@ -186,12 +186,12 @@ def test_the_plan_shows_cameras_where_they_are(rendered: DemoScene) -> None:
     poses[1, 0, 3] += 1.0
     wrong = replace(right, poses=poses)
     for surfaces in (False, True):
-        plans = [draw_plan(found, DOWN, (280, 220), 15, surfaces) for found in (right, wrong)]
-        assert {plan.size for plan in plans} == {(280, 220)}
+        views_from_above = [draw_top_view(found, DOWN, (280, 220), 15, surfaces) for found in (right, wrong)]
+        assert {view.size for view in views_from_above} == {(280, 220)}
         # What is predicted rightly lies below the truth, which is drawn over it.
-        assert drawn(plans[0], PREDICTED) + 20 < drawn(plans[1], PREDICTED)
-        assert drawn(plans[0], TRUE) > 20
+        assert drawn(views_from_above[0], PREDICTED) + 20 < drawn(views_from_above[1], PREDICTED)
+        assert drawn(views_from_above[0], TRUE) > 20
 
 
 def test_a_plan_of_a_camera_that_looks_down(rendered: DemoScene) -> None:
-    draw_plan(answer(rendered), np.array([0.0, 0.0, 1.0]), (200, 200), 15, True)
+    draw_top_view(answer(rendered), np.array([0.0, 0.0, 1.0]), (200, 200), 15, True)
