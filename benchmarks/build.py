@@ -100,7 +100,11 @@ def measure(args: argparse.Namespace, source: Path, scratch: Path) -> dict[str, 
             for stage in args.stages:
                 print(f"{precision}: writing {stage}", flush=True)
                 lower_precision(
-                    source / f"{stage}.onnx", folder / f"{stage}.onnx", stage=stage, precision=precision, ranges=None
+                    source / f"{stage}.onnx",
+                    folder / f"{stage}.onnx",
+                    stage=stage,
+                    precision=precision,
+                    magnitudes=None,
                 )
         results[precision] = {}
         for request in args.requests:

@@ -46,7 +46,7 @@ def write_stages(args: argparse.Namespace, folder: Path) -> dict[str, tuple[Stag
     (full,) = export_stages(model, folder, stages=(STAGE,))
     half = folder / "fp16" / full.path.name
     half.parent.mkdir()
-    stage = lower_precision(full.path, half, stage=STAGE, precision="fp16", ranges=None)
+    stage = lower_precision(full.path, half, stage=STAGE, precision="fp16", magnitudes=None)
     spec = StageSpec(None, stage.inputs, stage.outputs, opset=stage.opset)
     views = min(args.views), max(args.views), max(args.views)
     profiles = stage_profiles(served_requests(views, [tuple(args.size)], {}), STAGE, BACKEND)

@@ -49,7 +49,7 @@ def test_encoder_computes_what_the_emulation_does(
         source = tmp_path / "low" / "image_encoder.onnx"
         source.parent.mkdir()
         lower_precision(
-            folded_stages / "image_encoder.onnx", source, stage="image_encoder", precision="fp16", ranges=None
+            folded_stages / "image_encoder.onnx", source, stage="image_encoder", precision="fp16", magnitudes=None
         )
     result = quantize_stage(
         source,

@@ -77,7 +77,7 @@ def test_a_stage(
     if rest == "fp16":
         source = tmp_path / "low" / "image_encoder.onnx"
         source.parent.mkdir()
-        lower_precision(full, source, stage="image_encoder", precision="fp16", ranges=None)
+        lower_precision(full, source, stage="image_encoder", precision="fp16", magnitudes=None)
     target = tmp_path / "image_encoder.onnx"
     written = quantize_stage(
         source, target, stage="image_encoder", layers=layers, precision="int8", weights=full if source != full else None

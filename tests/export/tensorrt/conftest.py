@@ -62,7 +62,7 @@ def stage(shared_folder: Path, exported: Callable[..., Path]) -> Callable[..., S
         with FileLock(f"{shared_folder}/tensorrt-{precision}-{attention}-{name}.lock"):
             if not target.exists():
                 target.parent.mkdir(exist_ok=True)
-                lower_precision(source, target, stage=name, precision=precision, ranges=None)
+                lower_precision(source, target, stage=name, precision=precision, magnitudes=None)
         return Stage.read(target)
 
     return make
