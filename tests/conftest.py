@@ -33,6 +33,18 @@ from mapengine.runtime.bundle.manifest import (
 from mapengine.runtime.bundle.store import BundleWriter, write_bundle
 
 
+def _use_one_processor() -> None:
+    """Keep a worker of pytest-xdist on a processor of its own: libraries that each start a thread per processor in every
+    worker would wait for each other."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker.startswith("gw") and hasattr(os, "sched_setaffinity"):
+        processors = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {processors[int(worker.removeprefix("gw")) % len(processors)]})
+
+
+_use_one_processor()  # before a library asks how many processors there are
+
+
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's own cache."""

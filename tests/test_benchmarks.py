@@ -55,6 +55,14 @@ def test_postprocess(tables: ModuleType, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["record.json"]
 
 
+def test_engine(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ("--model", "preset:tiny", "--bundle", str(tiny_bundle), "--size", "84x56", "--rounds", "1")
+    record = run("engine.py", *options, "--json", str(tmp_path / "record.json"))
+    check(record, tables)
+    assert set(record["results"]) == {"pytorch-eager", "onnxruntime", "openvino"}
+    assert record["results"]["pytorch-eager"]["times_baseline_speed"] == 1
+
+
 def test_cpu_options(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     options = ("--bundle", str(tiny_bundle), "--stages", "dense_head", "--size", "84x56", "--rounds", "1")
     record = run("studies/cpu_options.py", *options, "--json", str(tmp_path / "record.json"))

@@ -22,7 +22,7 @@ import numpy as np
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.profiling.workers import Worker
 from mapengine.runtime.system.files import write_json
-from mapengine.runtime.system.machine import usable_processors
+from mapengine.runtime.system.machine import private_bytes, usable_processors
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
 
@@ -53,12 +53,6 @@ class TimedVariant:
         starts = range(0, len(next(iter(self._inputs.values()))), self._chunk)
         parts = [{name: value[i : i + self._chunk] for name, value in self._inputs.items()} for i in starts]
         return np.concatenate([self._run(part) for part in parts])
-
-
-def private_bytes() -> int:
-    """Return the anonymous memory of this process: weights that are mapped from a file can be dropped."""
-    text = Path("/proc/self/smaps_rollup").read_text(encoding="ascii")
-    return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Anonymous:"))
 
 
 def load_onnxruntime(path: Path, threads: int, arena: bool = False, spinning: bool = True) -> Run:

@@ -65,6 +65,8 @@ class OnnxRuntimeBackend(HostBackend):
         options.log_severity_level = 3  # errors only: the warnings speak of the graph's internals
         # Where only weights are in 8 bits the library would round what they multiply to INT8 too, by itself.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", _FLOAT32_PRODUCTS)
+        # Without VNNI the sums of two products of 8 bits saturate at 16, unless both are unsigned.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         return options
 
     def _load(self, name: str, path: Path, options: Any) -> Any:
