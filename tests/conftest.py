@@ -34,8 +34,10 @@ from mapengine.runtime.bundle.store import BundleWriter, write_bundle
 
 
 def _use_one_processor() -> None:
-    """Keep a worker of pytest-xdist on a processor of its own: libraries that each start a thread per processor in every
-    worker would wait for each other."""
+    """Keep a worker of pytest-xdist on a processor of its own.
+
+    Libraries start a thread per processor, and those of all workers would wait for each other.
+    """
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if worker.startswith("gw") and hasattr(os, "sched_setaffinity"):
         processors = sorted(os.sched_getaffinity(0))

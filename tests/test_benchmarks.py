@@ -56,7 +56,7 @@ def test_postprocess(tables: ModuleType, tmp_path: Path) -> None:
 
 
 def test_engine(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
-    options = ("--model", "preset:tiny", "--bundle", str(tiny_bundle), "--size", "84x56", "--rounds", "1")
+    options = ("--model", "preset:tiny", "--bundle", str(tiny_bundle), "--size", "84x56", "--rounds", "1", "--geometry")
     record = run("engine.py", *options, "--json", str(tmp_path / "record.json"))
     check(record, tables)
     assert set(record["results"]) == {"pytorch-eager", "onnxruntime", "openvino"}
