@@ -79,10 +79,10 @@ gpu-test: $(STAMP)  ## Compare every installed GPU backend with PyTorch on this 
 	$(BIN)/python benchmarks/gpu_test.py --model "$(MODEL)" --json benchmarks/results/gpu_test.json
 
 check: lint  ## Check style, formatting, types and layout, and run the fast tests: what to run between edits
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' $(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow' $(PYTEST)
 
 test: $(STAMP)  ## Run all tests (PYTEST="-k name" passes options on, WORKERS=n runs n at a time)
-	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST)
 
 lint: $(STAMP) typecheck  ## Check style, formatting and types
 	$(BIN)/ruff check .
