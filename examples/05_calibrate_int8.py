@@ -25,7 +25,7 @@ def main(model_name: str, out: str, scenes: int = 10) -> None:
     build_engine(model, Path(out, "int8"), precision="int8", resolutions=[SIZE], calibration=calibration)
 
     for precision in ("fp32", "int8"):
-        engine = Engine.load(Path(out, precision))
+        engine = Engine.load(Path(out, precision), "onnxruntime")  # which it was built with
         results = evaluate(engine, int(scenes), tasks=["image-only-2", "depth"], size=SIZE).to_json()["results"]
         megabytes = sum(file.stat().st_size for file in Path(out, precision).iterdir()) / 1e6
         errors = ", ".join(

@@ -24,7 +24,7 @@ from .geometry import Array
 from .inference import MultiViewInference
 from .inputs.encoded import EncodedView, unpack_views
 from .inputs.prepared import PreparedViews, network_inputs, prepare_raw, prepare_views
-from .inputs.preprocess import each_resized, preprocess_views
+from .inputs.preprocess import each_resized, preprocess_dictionaries, preprocess_views
 from .inputs.raw_view import RawView
 from .inputs.resolutions import target_size
 from .inputs.sources import read_views
@@ -270,14 +270,22 @@ class Engine(MultiViewInference):
         predictions = self._answer(network_inputs(prepared, chosen), chosen, progress)
         return Scene.from_predictions(predictions, [view.name or f"view {i}" for i, view in enumerate(views)])
 
-    def preprocess(self, views: Sequence[RawView], *, size: tuple[int, int] | None = None) -> list[dict[str, Any]]:
-        """Bring views that were read already to a size that this engine serves, in the form that :meth:`infer` takes.
+    def preprocess(
+        self, views: Sequence[RawView] | Sequence[Mapping[str, Any]], *, size: tuple[int, int] | None = None
+    ) -> list[dict[str, Any]]:
+        """Bring views to a size that this engine serves, in the form that :meth:`infer` takes.
 
         Args:
-            views: as :func:`.inputs.sources.read_views` gives them.
+            views: dictionaries as ``preprocess_inputs`` takes them, or what :func:`.inputs.sources.read_views` read.
             size: (width, height); by default as :meth:`reconstruct` chooses it.
+
+        Raises:
+            InputError: as in ``preprocess_inputs``, or a size that is not served.
         """
-        return preprocess_views(views, self._target_size(views, size), self.data_norm_type)
+        given: Any = views  # whatever is wrong among them is refused by name
+        if isinstance(views, Sequence) and any(isinstance(view, Mapping) for view in views):
+            return preprocess_dictionaries(given, lambda raw: self._target_size(raw, size), self.data_norm_type)
+        return preprocess_views(given, self._target_size(given, size), self.data_norm_type)
 
     def _target_size(self, views: Sequence[RawView], size: tuple[int, int] | None) -> tuple[int, int]:
         """The (width, height) that was asked for, or the nearest of those built, or of MapAnything's own table."""

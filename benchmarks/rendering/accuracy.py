@@ -115,7 +115,7 @@ def outliers(record: Record) -> str:
             [
                 name.upper(),
                 method,
-                f"{100 * found['quantized_share']:.1f} %",
+                f"{100 * found['quantised_share']:.1f} %",
                 *(f"{found[part][output]:.1f}" for output in outputs),
             ]
             for name, methods in record["results"].items()

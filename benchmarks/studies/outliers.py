@@ -71,7 +71,7 @@ def measure(
     return {
         "decibels": {name: round(value, 1) for name, value in quality.decibels.items()},
         "predictions": made,
-        "quantized_share": round(quantized_share(network, calibration), 4),
+        "quantised_share": round(quantized_share(network, calibration), 4),
         "kept_layers": list(calibration.kept_layers),
         "rotated": sum(layer.rotated for layer in calibration.layers),
         "smoothed": sum(layer.exponents is not None for layer in calibration.layers),

@@ -145,16 +145,27 @@ def preprocess_inputs(
     Raises:
         InputError: what is wrong, in which view, under which key.
     """
+
+    def choose(raw: Sequence[RawView]) -> Size:
+        ratios = [view.size[0] / view.size[1] for view in raw]
+        target = target_size(ratios, resize_mode, size, patch_size, resolution_set)
+        if verbose:
+            print(f"Preparing {len(raw)} views at {target[0]}x{target[1]} (width x height)")
+        return target
+
+    return preprocess_dictionaries(views, choose, norm_type)
+
+
+def preprocess_dictionaries(
+    views: Sequence[Mapping[str, Any]], choose: Callable[[Sequence[RawView]], Size], norm_type: str
+) -> Views:
+    """Do what :func:`preprocess_inputs` does, at the size (W, H) that ``choose`` finds for the views."""
     if isinstance(views, (Mapping, str)) or not isinstance(views, Sequence) or not views:
         raise InputError("views must be a non-empty list of dicts, one per view")
     norm_constants(norm_type)
     read = [_read_view(view, f"view {index}") for index, view in enumerate(views)]
     raw = [view for view, _ in read]
-    ratios = [view.size[0] / view.size[1] for view in raw]
-    target = target_size(ratios, resize_mode, size, patch_size, resolution_set)
-    if verbose:
-        print(f"Preparing {len(raw)} views at {target[0]}x{target[1]} (width x height)")
-    prepared = each_resized(raw, target, partial(_dictionary, norm_type=norm_type))
+    prepared = each_resized(raw, choose(raw), partial(_dictionary, norm_type=norm_type))
     return [{**others, **view} for view, (_, others) in zip(prepared, read, strict=True)]
 
 

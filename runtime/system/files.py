@@ -44,6 +44,11 @@ def output_error(path: Path, error: OSError) -> OutputError:
     return result
 
 
+def no_folder(path: str | os.PathLike[str]) -> OutputError:
+    """Return the error for a folder of results whose path is that of a file."""
+    return OutputError(f"{path}: could not be written: it is a file, not a folder; choose another name")
+
+
 def output_path(path: str | os.PathLike[str]) -> Path:
     """``path`` as a :class:`~pathlib.Path`, or :class:`OutputError` for what cannot name a file."""
     try:
@@ -116,7 +121,7 @@ def atomic_folder(path: str | os.PathLike[str], stale: Iterable[str] = ()) -> It
     try:
         target = Path(os.path.realpath(target))
         if target.exists() and not target.is_dir():
-            raise OutputError(f"{path}: could not be written: it is a file, not a folder; choose another name")
+            raise no_folder(path)
         existing = target.is_dir()
         # Inside an existing folder, since that may be a mount point or have a parent that is not writable.
         parent = target if existing else target.parent

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 from ..errors import OutputError
-from .files import check_file_target, output_error
+from .files import check_file_target, no_folder, output_error
 
 
 def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> None:
@@ -25,7 +25,7 @@ def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> Non
         if not folder:
             check_file_target(target)
         elif mode is not None and not stat.S_ISDIR(mode):
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            raise no_folder(path)
         nearest = target if folder else target.parent
         while (mode := _mode(nearest)) is None:
             nearest = nearest.parent

@@ -134,7 +134,7 @@ def _broken_images(folder: Path) -> None:
         (["ok.jpg", "--size", "1036x518"], "--resolution 1036x518"),
         (["ok.jpg", "--out", "ok.jpg/a/scene.ply"], "a part of the path is a file"),
         (["ok.jpg", "--out", "ok.jpg/colmap"], "a part of the path is a file"),
-        (["ok.jpg", "--out", "note.jpg", "--format", "colmap"], "a part of the path is a file"),
+        (["ok.jpg", "--out", "note.jpg", "--format", "colmap"], "it is a file, not a folder"),
         (["ok.jpg", "--out", "empty", "--format", "ply"], "it is a folder"),
         (["ok.jpg", "--preview", "ok.jpg/preview.png"], "a part of the path is a file"),
     ],

@@ -144,9 +144,21 @@ def test_refusals_come_before_the_work(
     "raw", [None, 3, "a.jpg", [], {"img": np.zeros((4, 4, 3), np.uint8)}, iter([]), [None], [{}], ["a.jpg"]]
 )
 def test_what_are_no_raw_views(small: Engine, raw: Any) -> None:
-    for call in (small.reconstruct_views, small.preprocess):
-        with pytest.raises(InputError, match="no list of views that were read"):
-            call(raw)
+    with pytest.raises(InputError, match="no list of views that were read"):
+        small.reconstruct_views(raw)
+    with pytest.raises(InputError, match=r"no list of views that were read|img is missing"):
+        small.preprocess(raw)
+
+
+def test_dictionaries_are_brought_to_a_size_that_is_served(small: Engine, images: list[np.ndarray]) -> None:
+    views = [{"img": image, "camera_poses": np.eye(4)} for image in images]
+    (by_table, *_), wanted = small.preprocess(views), small.preprocess(views, size=(56, 42))
+    assert by_table["img"].shape == small.preprocess([RawView(image) for image in images])[0]["img"].shape
+    for found, given in zip(wanted, preprocess_inputs(views, resize_mode="fixed_size", size=(56, 42)), strict=True):
+        assert found.keys() == given.keys()
+        np.testing.assert_array_equal(found["img"], given["img"])
+    with pytest.raises(InputError, match="view 1: is a str"):
+        small.preprocess([views[0], "a.jpg"])  # type: ignore[list-item]
 
 
 def test_views_that_were_read_reconstruct_the_same_scene(small: Engine, images: list[np.ndarray]) -> None:

@@ -25,7 +25,7 @@ def test_what_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
     ("path", "folder", "words"),
     [
         ("folder", False, "it is a folder; give the name of a file"),
-        ("file", True, "a part of the path is a file, not a folder"),
+        ("file", True, "it is a file, not a folder"),
         ("file/new", False, "a part of the path is a file, not a folder"),
         ("file/new", True, "a part of the path is a file, not a folder"),
         ("loop", False, "loop of symbolic links"),
