@@ -173,7 +173,7 @@ def test_variants() -> None:
         assert variant.first_architecture == (89 if uses_fp8 else 80)
 
 
-def test_everything_that_decides_the_code_is_in_the_key() -> None:
+def test_everything_that_decides_the_code_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     variant = next(v for v in variants() if v.name == "dense-fp16-d64")
     changes: list[tuple[Variant, int, str, str]] = [
         (variant, 80, "source", "3.9"),
@@ -182,10 +182,15 @@ def test_everything_that_decides_the_code_is_in_the_key() -> None:
         (variant, 80, "source", "4.0"),
         (replace(variant, constants={**variant.constants, "BLOCK_N": 32}), 80, "source", "3.9"),
         (replace(variant, pointers={**variant.pointers, "out": "fp32"}), 80, "source", "3.9"),
-        (replace(variant, warps=4), 80, "source", "3.9"),
+        (replace(variant, parameters={"splits": 32}), 80, "source", "3.9"),
     ]
     keys = {job_key((v, architecture), source, {"triton": version}) for v, architecture, source, version in changes}
-    assert len(keys) == len(changes)
+    tuned = variant.tile(80)
+    others = [replace(tuned, warps=2 * tuned.warps), replace(tuned, stages=tuned.stages + 1)]
+    for tile in others:
+        monkeypatch.setattr("mapengine.kernels.variants.tile_for", lambda *_, tile=tile: tile)
+        keys.add(job_key((variant, 80), "source", {"triton": "3.9"}))
+    assert len(keys) == len(changes) + len(others)
 
 
 def test_choices_that_name_nothing_are_refused() -> None:
