@@ -39,6 +39,8 @@ from mapengine.runtime.checks.product_precision import (
 )
 from mapengine.runtime.errors import CalibrationError, InputError, ParityError
 
+from ...processors import needs_vnni
+
 PRODUCTS = {"image_encoder": 12, "aggregator": 24}
 
 
@@ -85,6 +87,7 @@ def bundle(
     return Bundle.open(tmp_path / "bundle")
 
 
+@needs_vnni
 def test_bundle(bundle: Bundle, plain: Calibration, reference: Callable[..., MapAnything], tiny_bundle: Path) -> None:
     model = reference("preset:tiny")
     manifest = bundle.manifest

@@ -33,6 +33,8 @@ from mapengine.runtime.bundle.manifest import Manifest
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import ExportError, InputError
 
+from ...processors import needs_vnni
+
 BLOCK = "info_sharing.self_attention_blocks.3"
 QUANTISED = ("image_encoder", "aggregator")
 
@@ -102,6 +104,7 @@ def test_the_layer_with_a_wrong_scale_is_first_and_worst(layer: str, copied: Bun
             assert noise.snr == pytest.approx(sound[name].snr, abs=0.1)
 
 
+@needs_vnni
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_separate_products(backend: str, copied: Bundle, network: MapAnything) -> None:
     together = by_name(compare_noise(copied, network))
@@ -157,6 +160,7 @@ def test_layers_that_were_kept(
     assert noise.snr > 30  # its corrected bias is all that differs
 
 
+@needs_vnni
 def test_command(
     built: Bundle, network: MapAnything, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
