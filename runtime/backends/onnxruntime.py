@@ -22,6 +22,9 @@ from .libraries import import_library
 _FLOAT32_PRODUCTS = "1"
 """Level at which a product with 8-bit weights accumulates in float32; the default, 4, is INT8."""
 
+_QUANTIZE_NODE = b"\x22\x0eQuantizeLinear"
+"""The type of a node that rounds activations, as an ONNX file has it."""
+
 
 class OnnxRuntimeBackend(HostBackend):
     """Runs ``.onnx`` stages on the CPU."""
@@ -65,12 +68,14 @@ class OnnxRuntimeBackend(HostBackend):
         options.log_severity_level = 3  # errors only: the warnings speak of the graph's internals
         # Where only weights are in 8 bits the library would round what they multiply to INT8 too, by itself.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", _FLOAT32_PRODUCTS)
-        # Without VNNI the sums of two products of 8 bits saturate at 16, unless both are unsigned.
-        options.add_session_config_entry("session.x64quantprecision", "1")
         return options
 
     def _load(self, name: str, path: Path, options: Any) -> Any:
         try:
+            if _QUANTIZE_NODE in path.read_bytes():
+                # Without VNNI the sums of two products of 8 bits saturate at 16, unless both are unsigned. The library
+                # fails with it where only weights are in 8 bits.
+                options.add_session_config_entry("session.x64quantprecision", "1")
             return self._library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library raises a dozen private types
             raise BackendError(
