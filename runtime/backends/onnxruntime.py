@@ -24,6 +24,8 @@ _FLOAT32_PRODUCTS = "1"
 
 _QUANTIZE_NODE = b"\x22\x0eQuantizeLinear"
 """The type of a node that rounds activations, as an ONNX file has it."""
+_TO_FLOAT16 = b"\x0a\x02to\x18\x0a"
+"""The attribute of a cast to float16, likewise."""
 
 
 class OnnxRuntimeBackend(HostBackend):
@@ -72,9 +74,11 @@ class OnnxRuntimeBackend(HostBackend):
 
     def _load(self, name: str, path: Path, options: Any) -> Any:
         try:
-            if _QUANTIZE_NODE in path.read_bytes():
-                # Without VNNI the sums of two products of 8 bits saturate at 16, unless both are unsigned. The library
-                # fails with it where only weights are in 8 bits.
+            graph = path.read_bytes()
+            if _QUANTIZE_NODE in graph and _TO_FLOAT16 not in graph:
+                # Without VNNI the sums of two products of 8 bits saturate at 16, unless both are unsigned. Where
+                # products are not in 8 bits after all (weights alone are, or casts to float16 stand between), nothing
+                # saturates, and the library fails with this option.
                 options.add_session_config_entry("session.x64quantprecision", "1")
             return self._library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library raises a dozen private types
