@@ -26,13 +26,11 @@ class Metric:
         key: name in JSON.
         title: head of its column.
         form: format of a value.
-        least_views: with fewer views it does not exist.
     """
 
     key: str
     title: str
     form: str
-    least_views: int = 1
 
 
 METRICS = (
@@ -40,11 +38,11 @@ METRICS = (
     Metric("depth_inliers_103", "inliers 1.03", ".1%"),
     Metric("metric_depth_abs_rel", "metric depth AbsRel", ".3f"),
     Metric("ray_degrees", "rays, degrees", ".2f"),
-    Metric("rotation_degrees", "rotation, degrees", ".2f", 2),
-    Metric("rotation_auc_5", "rotation AUC@5", ".1%", 2),
-    Metric("translation_auc_5", "translation AUC@5", ".1%", 2),
-    Metric("pose_auc_5", "pose AUC@5", ".1%", 2),
-    Metric("ate", "ATE, m", ".3f", 3),
+    Metric("rotation_degrees", "rotation, degrees", ".2f"),
+    Metric("rotation_auc_5", "rotation AUC@5", ".1%"),
+    Metric("translation_auc_5", "translation AUC@5", ".1%"),
+    Metric("pose_auc_5", "pose AUC@5", ".1%"),
+    Metric("ate", "ATE, m", ".3f"),
     Metric("points_abs_rel", "points AbsRel", ".3f"),
     Metric("metric_scale_abs_rel", "metric scale AbsRel", ".3f"),
     Metric("mask_iou", "mask IoU", ".1%"),

@@ -23,7 +23,6 @@ class BackendSpec:
         precisions: that are built for it. ONNX Runtime's CPU has no bfloat16 kernels for these graphs, no CPU backend
             FP8 ones, and on a GPU ONNX Runtime multiplies nothing of an 8-bit graph in 8 bits.
         minimum_version: of the library: the oldest that serves the exported operators.
-        builds_on: where bundles for it can be built.
         provider: of the library, has to be in the installed one; None where the library has only one.
     """
 
@@ -35,7 +34,6 @@ class BackendSpec:
     format: str
     precisions: tuple[str, ...]
     minimum_version: str
-    builds_on: str = "any machine"
     provider: str | None = None
 
     @property
@@ -91,7 +89,6 @@ BACKENDS = (
         format="plan",
         precisions=PRECISIONS,
         minimum_version="10.3",
-        builds_on="the GPU",
     ),
     BackendSpec(
         name="tensorrt-rtx",
