@@ -24,8 +24,8 @@ from typing import Any
 from mapengine.kernels.compile import read_manifest
 from mapengine.kernels.costs import attention_cost
 from mapengine.kernels.tuning import ARCHITECTURES, QUERY_BLOCK
-from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.origin import record_origin
+from mapengine.runtime.writing.files import write_json
 
 TOKENS = 1370
 """Tokens of a view of 518 x 518 pixels: 37 x 37 patches and the class token."""

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from mapengine.kernels.speeds import SPEEDS
-from mapengine.runtime.system.files import write_json
+from mapengine.runtime.writing.files import write_json
 
 NATIVE = ("torch flash", "torch cuDNN", "torch efficient")
 OURS = {"dense": "flash", "int8": "int8"}

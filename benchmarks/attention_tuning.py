@@ -24,8 +24,8 @@ from attention import HEADS, TOKENS, gpu, median_ms, reason
 
 from mapengine.kernels.costs import attention_cost
 from mapengine.kernels.tuning import KEY_BLOCK, KINDS, QUERY_BLOCK, TUNED, Tile
-from mapengine.runtime.system.files import atomic_write, write_json
 from mapengine.runtime.system.origin import record_origin
+from mapengine.runtime.writing.files import atomic_write, write_json
 
 HEAD_DIM = 64
 KERNELS = ("dense", "int8", "int8-fp8", "sparse", "sparse-int8", "sparse-int8-fp8")

@@ -24,10 +24,10 @@ from mapengine.export.tensorrt import BuiltPlan, build_plan, gpu_chunks, stage_p
 from mapengine.runtime.backends.tensorrt.flavour import Flavour, load_flavour
 from mapengine.runtime.bundle.manifest import STAGES, TensorSpec
 from mapengine.runtime.bundle.requests import Range, ServedRequests
-from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels, parse_view_counts
 from mapengine.runtime.typed_json.codec import encode
+from mapengine.runtime.writing.files import write_json
 
 BACKEND = "tensorrt-rtx"
 REQUESTS = ("1:4:32/all", "1:8:64/518x518")

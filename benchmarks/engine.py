@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from mapengine.runtime.profiling.workers import Worker
-from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.machine import private_bytes, usable_processors
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
+from mapengine.runtime.writing.files import write_json
 
 BASELINE = "pytorch-eager"
 CONTENDERS = ("onnxruntime", "openvino")

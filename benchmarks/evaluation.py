@@ -30,9 +30,9 @@ from mapengine.calibration.evaluation import (
     retention_errors,
 )
 from mapengine.cli.eval_command import load_predictor
-from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.origin import PACKAGES, record_origin
 from mapengine.runtime.system.sizes import parse_pixels
+from mapengine.runtime.writing.files import write_json
 
 
 def show_progress(done: int, total: int, task: str) -> None:

@@ -26,8 +26,8 @@ from mapengine.runtime.backends.cuda.driver import driver_problem
 from mapengine.runtime.backends.registry import available_backends
 from mapengine.runtime.backends.table import GPU_BACKENDS
 from mapengine.runtime.errors import MapEngineError
-from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.origin import record_origin
+from mapengine.runtime.writing.files import write_json
 
 CASES = ("fp32", "fp16", "bf16", "fp16 flash", "bf16 flash", "fp16 int8", "fp16 sparse:1")
 """Precision, and the kernels of ours that compute attention over all views, if any."""

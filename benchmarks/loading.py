@@ -21,9 +21,9 @@ from PIL import Image, ImageOps
 from mapengine.runtime import load_images
 from mapengine.runtime.inputs.normalization import norm_constants
 from mapengine.runtime.inputs.resolutions import target_size
-from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.machine import usable_processors
 from mapengine.runtime.system.origin import record_origin
+from mapengine.runtime.writing.files import write_json
 
 WIDTH, HEIGHT, PHOTOS = 4032, 3024, 8
 

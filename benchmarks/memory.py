@@ -18,9 +18,9 @@ from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.memory.measurement import measure
 from mapengine.runtime.memory.model import MemoryModel
 from mapengine.runtime.memory.probe import probe
-from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
+from mapengine.runtime.writing.files import write_json
 
 VIEWS = (1, 8, 48, 64, 128, 300)
 

@@ -13,9 +13,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from mapengine.calibration.scenes import MAX_VIEWS, render_scene
-from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
+from mapengine.runtime.writing.files import write_json
 
 
 def _render(seeds: range, width: int, height: int) -> dict[str, float]:

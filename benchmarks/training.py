@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mapengine.runtime.system.files import atomic_write, write_json
 from mapengine.runtime.system.origin import source_commit
+from mapengine.runtime.writing.files import atomic_write, write_json
 
 _POINTS = 100
 _SHOWN = {"depth_abs_rel": "depth AbsRel", "rotation_degrees": "rotation error (degrees)"}

@@ -10,8 +10,8 @@ import typer
 from mapengine.runtime.backends.table import BACKENDS, CPU_BACKENDS, NAMES, PRECISIONS
 from mapengine.runtime.bundle.manifest import ATTENTIONS, Manifest
 from mapengine.runtime.bundle.store import files_of_old_bundle
-from mapengine.runtime.system.output_checks import check_writable
 from mapengine.runtime.system.sizes import parse_bytes, parse_view_counts
+from mapengine.runtime.writing.output_checks import check_writable
 
 from .console import Steps, say
 from .extras import needs

@@ -13,7 +13,7 @@ from mapengine.calibration.ranges import METHODS, Calibration, load_calibration,
 from mapengine.calibration.ranges.selection import Method
 from mapengine.runtime.backends.table import EIGHT_BIT
 from mapengine.runtime.errors import CalibrationError
-from mapengine.runtime.system.output_checks import check_writable
+from mapengine.runtime.writing.output_checks import check_writable
 
 from .console import Steps, say, show_table
 from .extras import needs

@@ -20,7 +20,7 @@ from mapengine.runtime.bundle.requests import ServedRequests
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import BackendUnavailableError, ProfileError
 from mapengine.runtime.inputs.resolutions import target_size
-from mapengine.runtime.system.files import atomic_folder
+from mapengine.runtime.writing.files import atomic_folder
 
 from .console import Steps, megabytes, say, show_facts, show_table, stage_progress
 from .options import RANDOM_PRESETS, Backend, BundleArgument, Device, Threads, parse_size

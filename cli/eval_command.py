@@ -14,8 +14,8 @@ from mapengine.calibration.evaluation import HELD_OUT_SEED, Predictor, evaluate,
 from mapengine.calibration.evaluation.report import HEAD, described, fewer_scenes, table_rows
 from mapengine.runtime import Engine
 from mapengine.runtime.errors import ProfileError
-from mapengine.runtime.system.files import atomic_write
 from mapengine.runtime.system.origin import PACKAGES, record_origin
+from mapengine.runtime.writing.files import atomic_write
 
 from .console import Steps, say, show_facts, show_table
 from .extras import needs

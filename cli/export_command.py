@@ -10,8 +10,8 @@ import typer
 from mapengine.runtime.backends.table import EIGHT_BIT, PRECISIONS
 from mapengine.runtime.bundle.manifest import STAGES
 from mapengine.runtime.errors import OutputError
-from mapengine.runtime.system.files import atomic_folder, output_error
-from mapengine.runtime.system.output_checks import check_writable
+from mapengine.runtime.writing.files import atomic_folder, output_error
+from mapengine.runtime.writing.output_checks import check_writable
 
 from .console import Steps
 from .extras import needs

@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from mapengine.runtime.errors import BackendUnavailableError
-from mapengine.runtime.system.output_checks import check_writable
+from mapengine.runtime.writing.output_checks import check_writable
 
 
 class Format(str, Enum):

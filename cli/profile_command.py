@@ -18,9 +18,9 @@ from mapengine.runtime.profiling import Contender, Settings, compare_records
 from mapengine.runtime.profiling import profile as measure
 from mapengine.runtime.profiling.accuracy import add_accuracy, check_evaluation
 from mapengine.runtime.profiling.report import markdown, rows
-from mapengine.runtime.system.files import atomic_write
 from mapengine.runtime.system.machine import clocks
 from mapengine.runtime.system.origin import PACKAGES, record_origin
+from mapengine.runtime.writing.files import atomic_write
 
 from .console import say, show_table
 from .extras import needs

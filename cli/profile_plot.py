@@ -9,7 +9,7 @@ from typing import Any
 
 from mapengine.runtime.errors import BackendUnavailableError
 from mapengine.runtime.profiling.accuracy import pareto
-from mapengine.runtime.system.files import atomic_write
+from mapengine.runtime.writing.files import atomic_write
 
 
 def check_plots() -> None:

@@ -17,8 +17,8 @@ from mapengine.runtime.inputs.sources import read_views
 from mapengine.runtime.inputs.view_lists import ViewFiles, load_view_list, read_listed_views
 from mapengine.runtime.options import LIMITS, InferOptions, option_help
 from mapengine.runtime.outputs.view_files import check_no_views, save_views
-from mapengine.runtime.system.output_checks import check_writable
 from mapengine.runtime.system.sizes import parse_bytes
+from mapengine.runtime.writing.output_checks import check_writable
 
 from .console import Steps, megabytes, say, show_facts, stage_progress
 from .options import RANDOM_PRESETS, Backend, BundleArgument, Threads, parse_size, value_of

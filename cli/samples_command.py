@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mapengine.calibration.data.samples import SAMPLE_SEED, write_samples
-from mapengine.runtime.system.output_checks import check_writable
+from mapengine.runtime.writing.output_checks import check_writable
 
 
 def samples(

@@ -26,9 +26,9 @@ from mapengine.kernels.dense import dense_attention_reference
 from mapengine.kernels.int8 import int8_attention_reference
 from mapengine.kernels.selection import select_reference
 from mapengine.kernels.sparse import sparse_attention_reference
-from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
+from mapengine.runtime.writing.files import write_json
 
 MODEL = "preset:nano"
 VIEWS = (2, 4, 8)

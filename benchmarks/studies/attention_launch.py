@@ -26,8 +26,8 @@ from mapengine.runtime.backends.cuda.attention import AttentionKernels, needed_v
 from mapengine.runtime.backends.cuda.driver import Device
 from mapengine.runtime.bundle.kernel_attention import KERNELS, KernelAttention, KernelCode
 from mapengine.runtime.bundle.store import BundleWriter
-from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.origin import record_origin
+from mapengine.runtime.writing.files import write_json
 
 HEADS, DIM, VIEW_TOKENS = 24, 64, 1370
 CASES: tuple[tuple[str, float | None], ...] = (

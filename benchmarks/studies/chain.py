@@ -33,8 +33,8 @@ from mapengine.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from mapengine.runtime.bundle.manifest import StageSpec
 from mapengine.runtime.bundle.requests import PATCH_SIZE
 from mapengine.runtime.bundle.store import BundleWriter
-from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.origin import record_origin
+from mapengine.runtime.writing.files import write_json
 
 STAGE, BACKEND = "aggregator", OnnxRuntimeCudaBackend.name
 WARM_UP = 2

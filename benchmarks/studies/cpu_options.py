@@ -21,10 +21,10 @@ import numpy as np
 
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.profiling.workers import Worker
-from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.machine import private_bytes, usable_processors
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
+from mapengine.runtime.writing.files import write_json
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[[Arrays], np.ndarray]

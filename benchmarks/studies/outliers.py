@@ -31,9 +31,9 @@ from mapengine.export.quantization import (
 )
 from mapengine.export.quantization.budget import quantized_share
 from mapengine.export.quantization.outliers import CHANNELS, FACTOR, VALUE_FACTOR, with_outlier_channels
-from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
+from mapengine.runtime.writing.files import write_json
 
 PREDICTIONS = (
     "ray_directions", "depth_along_ray", "conf", "non_ambiguous_mask_logits", "cam_trans", "cam_quats",

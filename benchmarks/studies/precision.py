@@ -30,10 +30,10 @@ from mapengine.runtime.bundle.manifest import STAGES
 from mapengine.runtime.checks.parity import measure_parity
 from mapengine.runtime.errors import ParityError
 from mapengine.runtime.inputs.prepared import prepare_views
-from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.typed_json.codec import encode
+from mapengine.runtime.writing.files import write_json
 
 Arrays = dict[str, np.ndarray]
 Calls = dict[str, list[tuple[Arrays, Arrays]]]

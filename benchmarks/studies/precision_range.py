@@ -19,9 +19,9 @@ from mapengine.export.bundles.parity_cases import parity_cases
 from mapengine.export.precision import measure_magnitudes, runnable
 from mapengine.export.precision.stress import PLACES, Place, write_stressed
 from mapengine.runtime.bundle.manifest import STAGES
-from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
+from mapengine.runtime.writing.files import write_json
 
 PRECISIONS = ("fp16", "bf16")
 

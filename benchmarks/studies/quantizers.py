@@ -37,8 +37,8 @@ from mapengine.runtime.backends.contract import Arrays, StageRunner
 from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mapengine.runtime.bundle.store import Bundle
-from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.origin import record_origin
+from mapengine.runtime.writing.files import write_json
 
 STAGES = ("image_encoder", "aggregator")
 ATTENTION = "matmul"

@@ -11,8 +11,8 @@ from pathlib import Path
 from mapengine.export.diagnosis.costs import CallShape, stage_costs, total
 from mapengine.export.model.config_json import parse_config
 from mapengine.export.model.presets import preset_config
-from mapengine.runtime.system.files import write_json
 from mapengine.runtime.system.origin import record_origin
+from mapengine.runtime.writing.files import write_json
 
 ROWS, COLUMNS = 28, 37
 VIEWS = (2, 4, 8, 16, 32, 64)

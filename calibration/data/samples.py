@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mapengine.runtime.errors import InputError
-from mapengine.runtime.system.files import atomic_folder
+from mapengine.runtime.writing.files import atomic_folder
 
 from ..scenes import MAX_VIEWS, RenderedScene, render_scene
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 from mapengine.runtime.errors import CalibrationError
-from mapengine.runtime.system.files import atomic_write
 from mapengine.runtime.typed_json.codec import Fail, encode, read_json
 from mapengine.runtime.typed_json.fields import Bounds, Count, Key, KeyedBy, Measure, OneOf, Sha256
 from mapengine.runtime.typed_json.text import Document
+from mapengine.runtime.writing.files import atomic_write
 
 from .rounding import FORMATS
 from .selection import METHODS

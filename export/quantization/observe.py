@@ -18,7 +18,7 @@ from mapengine.calibration.data.cases import Cases, Views
 from mapengine.calibration.ranges import Histogram
 from mapengine.runtime.errors import CalibrationError, InputError
 from mapengine.runtime.inputs.prepared import prepare_views
-from mapengine.runtime.system.files import atomic_write
+from mapengine.runtime.writing.files import atomic_write
 
 from ..model.reference import MapAnything
 from .layers import LinearLayer, linear

@@ -11,7 +11,7 @@ from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.bundle.manifest import TensorSpec
 from mapengine.runtime.bundle.requests import Range
 from mapengine.runtime.errors import ExportError
-from mapengine.runtime.system.files import atomic_write
+from mapengine.runtime.writing.files import atomic_write
 
 from .compile import Compiled, PlanRequest
 from .graph import StageGraph, read_graph

@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from mapengine.calibration.scenes import MAX_VIEWS, render_scene
-from mapengine.runtime.system.files import atomic_write
 from mapengine.runtime.system.machine import usable_processors
+from mapengine.runtime.writing.files import atomic_write
 
 SHARD = 50
 """Scenes per file."""

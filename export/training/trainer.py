@@ -22,8 +22,8 @@ from torch import Tensor
 
 from mapengine.calibration.evaluation import evaluate
 from mapengine.runtime.errors import CheckpointError, MapEngineError
-from mapengine.runtime.system.files import atomic_write
 from mapengine.runtime.system.machine import cpu_name, usable_processors
+from mapengine.runtime.writing.files import atomic_write
 
 from ..model.config_json import parse_config
 from ..model.presets import save_model

@@ -28,8 +28,8 @@ from ..errors import (
     MapEngineError,
     OutputError,
 )
-from ..system.files import atomic_folder, output_error
 from ..typed_json.text import parse_json
+from ..writing.files import atomic_folder, output_error
 from .file_record import MANIFEST_NAME, FileRecord
 from .manifest import Manifest, manifest_document
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..geometry import matrix_to_quaternion, quaternion_to_matrix
-from ..system.files import atomic_folder
+from ..writing.files import atomic_folder
 from .scene_arrays import SceneArrays
 
 _PINHOLE = 1  # COLMAP's number for the model with parameters fx, fy, cx, cy

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendUnavailableError
-from ..system.files import atomic_write
+from ..writing.files import atomic_write
 
 Points = NDArray[np.float32]
 Colors = NDArray[np.uint8]

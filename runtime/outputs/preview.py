@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InputError
-from ..system.files import atomic_write, output_path
+from ..writing.files import atomic_write, output_path
 from .drawing import (
     BACKGROUND,
     CONFIDENCE_STOPS,

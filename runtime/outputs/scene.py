@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..system.files import atomic_write, output_path
+from ..writing.files import atomic_write, output_path
 from .colmap import write_colmap
 from .point_cloud import write_glb, write_ply
 from .preview import write_preview

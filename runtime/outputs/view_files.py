@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..system.files import atomic_write, output_error
+from ..writing.files import atomic_write, output_error
 
 
 def save_views(folder: str | os.PathLike[str], predictions: Iterable[Mapping[str, NDArray[Any]]]) -> list[Path]:

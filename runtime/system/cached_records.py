@@ -14,8 +14,8 @@ from typing import Protocol, TypeVar
 from ..errors import MapEngineError
 from ..typed_json.codec import encode, read_json
 from ..typed_json.text import Document
+from ..writing.files import atomic_write
 from .cache import cache_folder
-from .files import atomic_write
 
 MAX_RECORD_BYTES = 2**20
 

@@ -273,7 +273,7 @@ def test_nothing_half_written_remains(
     def fail(*_: object) -> None:
         raise KeyboardInterrupt if problem == "interrupt" else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mapengine.runtime.system.files.os.fsync", fail)
+    monkeypatch.setattr("mapengine.runtime.writing.files.os.fsync", fail)
     option = "--preview" if name.endswith(".png") else "--out"
     result = cli("run", tiny_bundle, samples, *quick, option, tmp_path / "new" / name)
     assert result.code == (130 if problem == "interrupt" else 1)

@@ -12,7 +12,7 @@ from mapengine.runtime import Engine
 from mapengine.runtime.backends.tensorrt import runtime_cache
 from mapengine.runtime.system import cached_records
 from mapengine.runtime.system.cache import cache_folder
-from mapengine.runtime.system.files import atomic_write
+from mapengine.runtime.writing.files import atomic_write
 
 from ....random_views import assert_close, random_views
 from .conftest import copy_bundle

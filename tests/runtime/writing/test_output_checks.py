@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mapengine.runtime.errors import OutputError
-from mapengine.runtime.system.output_checks import check_writable
+from mapengine.runtime.writing.output_checks import check_writable
 
 
 def test_what_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:

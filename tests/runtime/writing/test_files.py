@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mapengine.runtime.errors import ImageReadError, OutputError
-from mapengine.runtime.system.files import atomic_folder, atomic_write
+from mapengine.runtime.writing.files import atomic_folder, atomic_write
 
 
 def tree(folder: Path) -> dict[str, str]:
