@@ -34,7 +34,11 @@ from .outputs.scene import Scene
 
 
 class Engine(MultiViewInference):
-    """MapAnything without PyTorch. Threads may share one engine; it keeps nothing of a call."""
+    """MapAnything without PyTorch. Threads may share one engine; it keeps nothing of a call.
+
+    Attributes:
+        pipeline: the stages of the bundle on the backend, for those who run them without what surrounds a call.
+    """
 
     def __init__(
         self, bundle: Bundle, backend: Backend, pipeline: StagePipeline, memory: MemoryGuard | None = None
@@ -43,7 +47,7 @@ class Engine(MultiViewInference):
         self._bundle = bundle
         self._memory = memory
         self._backend = backend
-        self._pipeline = pipeline
+        self.pipeline = pipeline
         self.data_norm_type = bundle.manifest.model.data_norm_type
 
     @classmethod
@@ -105,7 +109,7 @@ class Engine(MultiViewInference):
         Raises:
             ParityError: an output is outside its tolerance.
         """
-        found, expected = check_golden(self._bundle, self._pipeline, self.where)
+        found, expected = check_golden(self._bundle, self.pipeline, self.where)
         return measure_parity({"golden": found}, {"golden": expected}, self.where)
 
     @property
@@ -135,7 +139,7 @@ class Engine(MultiViewInference):
 
     def device_bytes(self) -> int | None:
         """Memory in use on the GPU, by all programs; None on a CPU."""
-        return self._pipeline.device_bytes()
+        return self.pipeline.device_bytes()
 
     def time_device(self) -> Callable[[], dict[str, float]] | None:
         """Time copies and stages on the GPU from now on, for calls from one thread; None on a CPU.
@@ -144,7 +148,7 @@ class Engine(MultiViewInference):
             What gives the seconds since it was called last: one entry per stage, ``"host to device"``, ``"device to
             host"`` and ``"between buffers"``. They do not overlap each other, but do overlap what the host does.
         """
-        return self._pipeline.time_device()
+        return self.pipeline.time_device()
 
     @property
     def where(self) -> str:
@@ -176,7 +180,7 @@ class Engine(MultiViewInference):
         prepared = prepare_views(_images_of(plain), data_norm_type=self.data_norm_type)
         self.manifest.requests.check(self.manifest.requests.views.min, prepared.height, prepared.width)
         images = [image for image, features in zip(prepared.images, known, strict=True) if features is None]
-        fresh = iter(self._pipeline.encode(images, progress=progress) if images else ())
+        fresh = iter(self.pipeline.encode(images, progress=progress) if images else ())
         return [
             view if isinstance(view, EncodedView) else EncodedView(entry, features or next(fresh), self._encoder)
             for view, entry, features in zip(views, plain, known, strict=True)
@@ -206,11 +210,11 @@ class Engine(MultiViewInference):
             geometry = any(view is not None and view.has_any for view in prepared.geometry)
             shape = len(prepared.images) * prepared.batch, prepared.width, prepared.height
             self._memory.check(*shape, geometry=geometry, collect=collect)
-        chunks = self._pipeline.chunks
+        chunks = self.pipeline.chunks
         head_chunk = options.head_chunk(len(prepared.images))
         if head_chunk is not None:
             chunks = replace(chunks, dense_head=head_chunk)
-        return self._pipeline.stream(prepared, chunks, progress)
+        return self.pipeline.stream(prepared, chunks, progress)
 
     @shows_options
     def reconstruct(

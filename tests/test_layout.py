@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,11 @@ def sources() -> list[Path]:
     return sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(tree: ast.AST, lazy: bool = False) -> Iterator[tuple[str, int, bool]]:
     """Every imported name as (dotted name with leading dots, line, whether it waits for a call)."""
     for node in ast.iter_child_nodes(tree):
@@ -60,17 +66,17 @@ def imports(tree: ast.AST, lazy: bool = False) -> Iterator[tuple[str, int, bool]
             yield from imports(node, lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
 
 
-def import_graph(sources: Mapping[str, str]) -> dict[str, set[str]]:
+def import_graph(sources: Mapping[str, ast.Module]) -> dict[str, set[str]]:
     """Return which modules each module imports, at any place of its text.
 
-    ``sources`` maps paths below the root (``runtime/bundle/store.py``) to texts; the result maps dotted names.
+    ``sources`` maps paths below the root (``runtime/bundle/store.py``) to trees; the result maps dotted names.
     """
     names = {path: ".".join(Path(path).with_suffix("").parts).removesuffix(".__init__") for path in sources}
     modules = set(names.values())
     graph = {}
-    for path, source in sources.items():
+    for path, tree in sources.items():
         graph[names[path]] = set[str]()
-        for name, _, _ in imports(ast.parse(source)):
+        for name, _, _ in imports(tree):
             level = len(name) - len(name.lstrip("."))
             parts = [*Path(path).parts[:-level], *name[level:].split(".")] if level else name.split(".")[1:]
             if level or name.startswith("mapengine."):
@@ -128,7 +134,7 @@ def test_imports_follow_the_layering() -> None:
     problems = []
     for path in sources():
         relative = path.relative_to(ROOT)
-        for name, line, lazy in imports(ast.parse(path.read_text(encoding="utf-8"))):
+        for name, line, lazy in imports(parsed(path)):
             reason = complaint(relative.parts[0], len(relative.parts) - 2, name, lazy)
             if reason:
                 problems.append(f"{relative}:{line}: {name}: {reason}")
@@ -172,8 +178,8 @@ def test_the_checker_itself(package: str, source: str, reason: str | None) -> No
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    texts = {str(path.relative_to(ROOT).as_posix()): path.read_text(encoding="utf-8") for path in sources()}
-    assert import_circles(import_graph(texts)) == []
+    trees = {path.relative_to(ROOT).as_posix(): parsed(path) for path in sources()}
+    assert import_circles(import_graph(trees)) == []
 
 
 @pytest.mark.parametrize(
@@ -215,7 +221,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     ],
 )
 def test_the_search_for_circles_itself(sources: dict[str, str], circles: list[str]) -> None:
-    assert import_circles(import_graph(sources)) == circles
+    assert import_circles(import_graph({path: ast.parse(text) for path, text in sources.items()})) == circles
 
 
 def test_every_package_of_the_tree_has_rules() -> None:
@@ -272,3 +278,78 @@ def test_no_file_names_somebodys_machine() -> None:
                 if personal.search(line):
                     problems.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}")
     assert problems == []
+
+
+# What a test may touch
+
+BY_NAME = ("setattr", "getattr", "patch")
+DEFINED = re.compile(r"(?:^|\bself\.|\bdef |\bclass )(_[a-zA-Z]\w*)", re.MULTILINE)
+SUSPECT = re.compile(r"(?<!\bself)(?<!\bcls)\._[a-zA-Z]|\bimport\b[^\n]* _|\(\n +_|[\"']_[a-z]")
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name != "_"
+
+
+def is_self(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
+def private_names(paths: Iterable[Path]) -> set[str]:
+    """Return the private functions, classes, variables and attributes that modules make."""
+    return {name for path in paths for name in DEFINED.findall(path.read_text(encoding="utf-8"))}
+
+
+def private_access(tree: ast.AST, of_product: set[str], of_tests: set[str]) -> list[str]:
+    """Return what a test imports, reads or replaces of the product that begins with an underscore.
+
+    An attribute of a module of the product counts always; of anything else, if the product has a private name like it
+    and no test does.
+    """
+    modules, found = set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mapengine"):
+            modules.update(alias.asname or alias.name for alias in node.names)
+            found += [alias.name for alias in node.names if is_private(alias.name)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            owner = ast.unparse(node.value)
+            if owner in modules or (not is_self(node.value) and node.attr in of_product - of_tests):
+                found.append(f"{owner}.{node.attr}")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
+            "setattr",
+            "getattr",
+            "patch",
+        ):
+            given = [item.value for item in node.args if isinstance(item, ast.Constant) and isinstance(item.value, str)]
+            named = [text for text in given if is_private(text.rpartition(".")[2])]
+            found += [text for text in named if text.rpartition(".")[2] in of_product - of_tests]
+    return found
+
+
+def test_tests_reach_no_private_name_of_the_product() -> None:
+    callers = [path for folder in ("tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
+    of_product, of_tests = private_names(sources()), private_names(callers)
+    suspects = [path for path in callers if SUSPECT.search(path.read_text(encoding="utf-8"))]
+    found = {
+        str(path.relative_to(ROOT)): names
+        for path in suspects
+        if (names := private_access(parsed(path), of_product, of_tests))
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from mapengine.runtime.a import _b, c, __version__", ["_b"]),
+        ("from mapengine.runtime import a\na._unknown", ["a._unknown"]),
+        ("engine.load(1)._bundle.x", ["engine.load(1)._bundle"]),
+        ("monkeypatch.setattr(thing, '_bundle', 1)", ["_bundle"]),
+        ("monkeypatch.setattr('mapengine.runtime.a._bundle', 1)", ["mapengine.runtime.a._bundle"]),
+        ("self._bundle = 1\nstand_in._tensors\nrow._replace(a=1)\nname.endswith('_bundle')", []),
+    ],
+)
+def test_the_search_for_private_names_itself(source: str, found: list[str]) -> None:
+    assert bool(SUSPECT.search(source)) or not found
+    assert private_access(ast.parse(source), {"_bundle", "_tensors"}, {"_tensors"}) == found

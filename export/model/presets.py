@@ -75,7 +75,7 @@ _QUIET = 0.03
 """Gain of whatever random weights write to a lane."""
 _HEADROOM = 3.0
 """Added to the lanes before the regressor's ReLU, so that negative values pass too."""
-_BLOCK = 1 << 17
+NOISE_BLOCK = 1 << 17
 """Numbers made at a time, so that every step after the first finds them in the processor's cache."""
 
 
@@ -246,14 +246,14 @@ _TINY: dict[str, Any] = {
 # ---- weights --------------------------------------------------------------------------------------------------------
 
 
-def _noise(seed: str, count: int, half: float = 1.0, centre: float = 0.0) -> Array:
+def noise(seed: str, count: int, half: float = 1.0, centre: float = 0.0) -> Array:
     """Draw numbers uniform in [centre - half, centre + half], shape (count,): both halves of raw 64-bit words as signed
     integers."""
     digest = hashlib.sha256(seed.encode()).digest()
     words = np.random.SFC64(int.from_bytes(digest, "little"))
     values = np.empty(count, np.float32)
-    for start in range(0, count, _BLOCK):
-        part = values[start : start + _BLOCK]
+    for start in range(0, count, NOISE_BLOCK):
+        part = values[start : start + NOISE_BLOCK]
         part[:] = words.random_raw((part.size + 1) // 2).astype("<u8", copy=False).view("<i4")[: part.size]
         part *= np.float32(half * 2.0**-31)
         part += np.float32(centre)
@@ -266,9 +266,9 @@ def _tensor(preset: str, name: str, shape: tuple[int, ...]) -> Array:
     centre, half = _range(preset, name, shape)
     seed, count = f"{preset}:{name}", math.prod(shape)
     if np.ndim(half) == np.ndim(centre) == 0:
-        return _noise(seed, count, half, centre).reshape(shape)
+        return noise(seed, count, half, centre).reshape(shape)
     per_row = (-1,) + (1,) * (len(shape) - 1)
-    values = _noise(seed, count).reshape(shape)
+    values = noise(seed, count).reshape(shape)
     values *= np.asarray(half, np.float32).reshape(per_row)
     values += np.asarray(centre, np.float32).reshape(per_row)
     return values

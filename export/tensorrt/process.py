@@ -24,7 +24,8 @@ from mapengine.runtime.typed_json.codec import decode, encode
 from .compile import MESSAGE, Compiled, PlanRequest
 from .progress import Fraction
 
-_COMMAND = (sys.executable, "-m", "mapengine.export.tensorrt.worker")
+WORKER = (sys.executable, "-m", "mapengine.export.tensorrt.worker")
+"""What runs in the child process."""
 _POLL_SECONDS = 0.2
 """How long Ctrl-C may wait where a blocked read cannot be interrupted."""
 
@@ -43,7 +44,7 @@ def compile_elsewhere(request: PlanRequest, report: Fraction) -> tuple[Compiled,
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     with tempfile.TemporaryFile() as complaints:
         child = subprocess.Popen(
-            _COMMAND,
+            WORKER,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,

@@ -203,7 +203,7 @@ class Trainer:
         finished, stop = self.step >= config.steps, False
         while not (finished or stop):
             progress = max(self.step / config.steps, clock.progress(began))
-            values, stop = self._train(sampler, progress, clock.is_over())
+            values, stop = self.train_step(sampler, progress, clock.is_over())
             now = time.time()
             self._seconds += now - last
             last = now
@@ -232,7 +232,7 @@ class Trainer:
                 sums, summed = {}, 0
         return finished
 
-    def _train(self, sampler: Sampler, progress: float, stop: bool) -> tuple[dict[str, Tensor], bool]:
+    def train_step(self, sampler: Sampler, progress: float, stop: bool) -> tuple[dict[str, Tensor], bool]:
         """Take one step; return the loss, its terms and the gradient's norm, and whether any process wants to stop."""
         config = self.config
         phase = config.phase_at(self.step)

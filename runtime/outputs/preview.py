@@ -34,7 +34,7 @@ _MIN_WIDTH, _MAX_WIDTH = 320, 8192
 _TITLES = ("Image", "Depth", "Confidence")
 
 
-class _Layout(NamedTuple):
+class PreviewLayout(NamedTuple):
     """Pixel sizes; a block is one set of the three columns, and views fill one block after the other."""
 
     blocks: int
@@ -99,7 +99,7 @@ def draw_preview(scene: SceneArrays, max_width: int = 1600) -> Image.Image:
     """Draw the picture that :func:`write_preview` writes."""
     total, height, width = scene.depth.shape
     shown = min(total, MAX_VIEWS)
-    layout = _layout(shown, width, height, max_width)
+    layout = preview_layout(shown, width, height, max_width)
     canvas = Image.new("RGB", (layout.width, layout.height), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(layout.font)
@@ -142,7 +142,8 @@ def draw_preview(scene: SceneArrays, max_width: int = 1600) -> Image.Image:
     return canvas
 
 
-def _layout(shown: int, width: int, height: int, max_width: int) -> _Layout:
+def preview_layout(shown: int, width: int, height: int, max_width: int) -> PreviewLayout:
+    """Return the sizes of a picture of ``shown`` views of (height, width) pixels."""
     blocks = 1 if shown <= 4 else 2
     margin, gap, block_gap = max_width // 80, max(max_width // 200, 2), max_width // 50
     free = max_width - 2 * margin - (blocks - 1) * block_gap - blocks * 2 * gap
@@ -150,7 +151,7 @@ def _layout(shown: int, width: int, height: int, max_width: int) -> _Layout:
     tile_width = max(min(free // (3 * blocks), max(width, 240)), 8)
     # Shapes that no network resolution has are squeezed, so that the picture does not get tens of thousands of rows.
     tile_height = min(max(round(tile_width * height / width), 8), 3 * tile_width)
-    return _Layout(
+    return PreviewLayout(
         blocks=blocks,
         rows=math.ceil(shown / blocks),
         tile=(tile_width, tile_height),

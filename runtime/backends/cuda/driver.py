@@ -25,7 +25,7 @@ ALIGNMENT = 256
 
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 
-_STICKY = frozenset({
+FATAL_ERRORS = frozenset({
     "CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_LAUNCH_FAILED", "CUDA_ERROR_LAUNCH_TIMEOUT", "CUDA_ERROR_ASSERT",
     "CUDA_ERROR_ILLEGAL_INSTRUCTION", "CUDA_ERROR_MISALIGNED_ADDRESS", "CUDA_ERROR_INVALID_ADDRESS_SPACE",
     "CUDA_ERROR_INVALID_PC", "CUDA_ERROR_HARDWARE_STACK_ERROR", "CUDA_ERROR_ECC_UNCORRECTABLE",
@@ -40,7 +40,11 @@ class OutOfMemory(BackendError):
 
 
 class Device:
-    """A GPU. Several threads may use it, each within :meth:`current`."""
+    """A GPU. Several threads may use it, each within :meth:`current`.
+
+    Attributes:
+        failure: name of the error after which nothing runs on it in this process any more, or None.
+    """
 
     def __init__(self, ordinal: int = 0) -> None:
         """Open the GPU ``ordinal``.
@@ -56,7 +60,7 @@ class Device:
                 f"pip install --upgrade cuda-bindings"
             ) from error
         self._driver: Any = driver
-        self._failure: str | None = None
+        self.failure: str | None = None
         self._opening = threading.Lock()
         self._lasting: Stream | None = None
         try:
@@ -99,9 +103,9 @@ class Device:
             OutOfMemory: there is not enough memory, of the GPU or of the host.
             BackendError: it failed, or an earlier failure made the GPU unusable in this process.
         """
-        if self._failure is not None:
+        if self.failure is not None:
             raise BackendError(
-                f"the GPU cannot {doing}, because an earlier error ({self._failure}) made it unusable in this process; "
+                f"the GPU cannot {doing}, because an earlier error ({self.failure}) made it unusable in this process; "
                 f"restart the process"
             )
         try:
@@ -158,8 +162,8 @@ class Device:
 
     def _error(self, doing: str, status: Any) -> BackendError:
         name = self._error_name(status)
-        if name in _STICKY:
-            self._failure = name
+        if name in FATAL_ERRORS:
+            self.failure = name
             return BackendError(
                 f"the GPU failed to {doing} ({name}), and nothing more can run on it in this process; restart the "
                 f"process, and report it if it happens again"
@@ -191,7 +195,7 @@ class Buffer:
 
     def free(self) -> None:
         """Give the memory back; a second time does nothing."""
-        if self.address and self._device._failure is None:
+        if self.address and self._device.failure is None:
             self._device.call("free memory", self._device._driver.cuMemFree, self.address)
         self.address = 0
 
@@ -208,7 +212,7 @@ class Pinned:
 
     def free(self) -> None:
         """Give the memory back; a second time does nothing."""
-        if self.address and self._device._failure is None:
+        if self.address and self._device.failure is None:
             self.array = np.empty(0, self.array.dtype)
             self._device.call("free page-locked memory", self._device._driver.cuMemFreeHost, self.address)
         self.address = 0
@@ -284,7 +288,7 @@ class Stream:
 
     def free(self) -> None:
         """Close the stream; a second time does nothing."""
-        if self._open and self._device._failure is None:
+        if self._open and self._device.failure is None:
             self._device.call("close a stream", self._driver.cuStreamDestroy, self._stream)
         self._open = False
 
@@ -306,7 +310,7 @@ class Graph:
 
     def free(self) -> None:
         """Give the graph back; a second time does nothing."""
-        if self.executable is not None and self._device._failure is None:
+        if self.executable is not None and self._device.failure is None:
             self._device.call("free a graph", self._device._driver.cuGraphExecDestroy, self.executable)
         self.executable = None
 
@@ -336,21 +340,22 @@ class Event:
 
     def free(self) -> None:
         """Give the event back; a second time does nothing."""
-        if self._open and self._device._failure is None:
+        if self._open and self._device.failure is None:
             self._device.call("free an event", self._device._driver.cuEventDestroy, self._event)
         self._open = False
 
 
-_devices: dict[int, Device] = {}
+devices: dict[int, Device] = {}
+"""The GPUs that this process has opened, by ordinal: see :func:`open_device`."""
 _devices_lock = threading.Lock()
 
 
 def open_device(ordinal: int = 0) -> Device:
     """Return the GPU ``ordinal``: one object for the process, so that a fatal error of one engine is known to all."""
     with _devices_lock:
-        if ordinal not in _devices:
-            _devices[ordinal] = Device(ordinal)
-        return _devices[ordinal]
+        if ordinal not in devices:
+            devices[ordinal] = Device(ordinal)
+        return devices[ordinal]
 
 
 @functools.cache

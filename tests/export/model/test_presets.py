@@ -14,7 +14,7 @@ from mapengine.export.model.checkpoint import expected_tensors, parameter_count,
 from mapengine.export.model.config import ModelConfig
 from mapengine.export.model.config_json import parse_config, read_config
 from mapengine.export.model.network.model import HeadOutputs, MapAnythingNetwork, ViewFeatures
-from mapengine.export.model.presets import load_preset, preset_config, preset_names, save_model
+from mapengine.export.model.presets import NOISE_BLOCK, load_preset, noise, preset_config, preset_names, save_model
 from mapengine.runtime.errors import ModelNotFoundError, OutputError
 
 DATA = Path(__file__).parents[2] / "data"
@@ -92,8 +92,8 @@ def test_no_tensor_is_constant_or_repeated(tiny: tuple[ModelConfig, dict[str, to
 
 
 def test_noise_fills_odd_lengths_and_blocks() -> None:
-    long = presets._noise("seed", presets._BLOCK + 3)
-    assert np.array_equal(long[:7], presets._noise("seed", 7))
+    long = noise("seed", NOISE_BLOCK + 3)
+    assert np.array_equal(long[:7], noise("seed", 7))
     assert long.min() >= -1
     assert long.max() <= 1
     assert abs(float(long.mean())) < 0.01

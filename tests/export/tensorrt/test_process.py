@@ -45,7 +45,7 @@ def build(rtx: Flavour, stage: Callable[..., Stage], tmp_path: Path) -> Callable
 
 def becomes(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """The child process runs this instead."""
-    monkeypatch.setattr(process, "_COMMAND", (sys.executable, "-c", f"import json, os, signal, sys\n{code}"))
+    monkeypatch.setattr(process, "WORKER", (sys.executable, "-c", f"import json, os, signal, sys\n{code}"))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_the_child_ends_with_its_parent(stage: Callable[..., Stage], tmp_path: P
         stage_profiles(PROFILE, "image_encoder", "tensorrt-rtx"),
     )  # fmt: skip
     with subprocess.Popen(
-        process._COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        process.WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as child:
         assert child.stdin is not None
         assert child.stdout is not None

@@ -77,7 +77,7 @@ def test_a_run_that_goes_on_within_an_interval_logs_the_mean_of_its_own_steps(
 ) -> None:
     trainer = Trainer(dataclasses.replace(config, phases=(Phase(25, 8),)), run_folder / "run", report=quiet)
     trainer.evaluate = lambda: {}  # type: ignore[method-assign]
-    trainer._train = lambda *_: ({"loss": torch.tensor(2.0)}, False)  # type: ignore[method-assign]
+    trainer.train_step = lambda *_: ({"loss": torch.tensor(2.0)}, False)  # type: ignore[method-assign]
     trainer.step = 18
     trainer.run()
     records = [json.loads(line) for line in (run_folder / "run" / "log.jsonl").read_text().splitlines()]

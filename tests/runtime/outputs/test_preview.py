@@ -37,7 +37,7 @@ def test_writes_the_same_picture_each_time(scene: Scene, tmp_path: Path) -> None
 
 def test_tiles_show_image_depth_and_invalid_pixels(scene: Scene) -> None:
     picture = np.asarray(preview.draw_preview(scene))
-    layout = preview._layout(2, 56, 42, 1600)
+    layout = preview.preview_layout(2, 56, 42, 1600)
     width, height = layout.tile
     top = layout.margin + layout.title
     tiles = [
@@ -59,7 +59,7 @@ def test_tiles_show_image_depth_and_invalid_pixels(scene: Scene) -> None:
 @pytest.mark.parametrize(("views", "blocks", "rows"), [(1, 1, 1), (4, 1, 4), (5, 2, 3), (12, 2, 6), (40, 2, 6)])
 def test_many_views_wrap_and_end(scene: Scene, views: int, blocks: int, rows: int) -> None:
     shown = min(views, preview.MAX_VIEWS)
-    layout = preview._layout(shown, 56, 42, 1600)
+    layout = preview.preview_layout(shown, 56, 42, 1600)
     assert (layout.blocks, layout.rows) == (blocks, rows)
     picture = preview.draw_preview(stretch(scene, views))
     assert picture.size == (layout.width, layout.height)

@@ -45,12 +45,12 @@ def make_driver(
     def make(*arguments: Any, **options: Any) -> StandInDriver:
         made.append(StandInDriver(*arguments, **options))
         driver_abi.set_driver(made[-1])
-        monkeypatch.setattr(cuda, "_devices", {})
+        monkeypatch.setattr(cuda, "devices", {})
         return made[-1]
 
     yield make
-    for device in cuda._devices.values():
-        device._failure = "the test is over"  # what goes away later leaves the next test's driver alone
+    for device in cuda.devices.values():
+        device.failure = "the test is over"  # what goes away later leaves the next test's driver alone
     driver_abi.set_driver(None)
     assert [mistake for driver in made for mistake in driver.mistakes] == []
 

@@ -22,7 +22,7 @@ LIBRARIES = ("tensorrt", "tensorrt-rtx")
 
 
 def forward(engine: Engine, views: Views, chunks: ChunkSizes | None = None, progress: Progress | None = None) -> Any:
-    return engine._pipeline.forward(prepare_views(views), chunks, progress)
+    return engine.pipeline.forward(prepare_views(views), chunks, progress)
 
 
 def given_views(kinds: str, batch: int = 1, width: int = 42, height: int = 28) -> Views:

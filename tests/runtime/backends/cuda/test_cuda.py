@@ -234,8 +234,8 @@ def test_the_fatal_errors_are_those_of_cudas_documentation() -> None:
     words = re.compile(r"must\s+be\s+terminated\s+and\s+relaunched")
     documented = {status.name for status in CUresult if words.search(status.__doc__ or "")}
     assert len(documented) > 8
-    assert documented <= cuda._STICKY <= {status.name for status in CUresult}
-    assert "CUDA_ERROR_OUT_OF_MEMORY" not in cuda._STICKY
+    assert documented <= cuda.FATAL_ERRORS <= {status.name for status in CUresult}
+    assert "CUDA_ERROR_OUT_OF_MEMORY" not in cuda.FATAL_ERRORS
 
 
 def test_a_function_that_the_driver_lacks(device: Device) -> None:

@@ -130,7 +130,7 @@ def test_threads_share_the_stream_and_not_the_recording(
 def test_streams_of_one_thread_may_interleave(engine: Engine, small: Engine) -> None:
     views = random_views(3)
     expected = forward(small, views)
-    one, two = (engine._pipeline.stream(prepare_views(views)) for _ in range(2))
+    one, two = (engine.pipeline.stream(prepare_views(views)) for _ in range(2))
     for number, (first, second) in enumerate(zip(one, two, strict=True)):
         assert_close([first], expected[number : number + 1])
         assert_close([second], expected[number : number + 1])

@@ -47,16 +47,16 @@ def test_encoded_views_and_streams_give_the_numbers_of_the_host(
     views = given_views("gigig", batch)
     prepared = prepare_views(views)
     expected = forward(small, views)
-    encoded = engine._pipeline.encode(prepared.images, chunks)
+    encoded = engine.pipeline.encode(prepared.images, chunks)
     for known in (encoded, [encoded[0], None, None, encoded[3], None], [None] * 4 + encoded[4:]):
         for _ in range(2):
             given = [replace(view, features=part) for view, part in zip(prepared.views, known, strict=True)]
-            assert_close(list(engine._pipeline.stream(network_inputs(given), chunks)), expected)
-    stream = engine._pipeline.stream(prepared, chunks)
+            assert_close(list(engine.pipeline.stream(network_inputs(given), chunks)), expected)
+    stream = engine.pipeline.stream(prepared, chunks)
     next(stream)
     stream.close()  # left before its end
     assert_close(forward(engine, views, chunks), expected)
-    engine._pipeline.close()
+    engine.pipeline.close()
     assert (driver.blocks, driver.pinned, driver.handles) == ({}, {}, {})
 
 
@@ -88,7 +88,7 @@ def test_any_request_gives_the_numbers_of_the_host(
     expected = forward(small, views)
     for _ in range(calls):  # plain, recorded, replayed
         assert_close(forward(engine, views, chunks), expected)
-    engine._pipeline.close()
+    engine.pipeline.close()
     assert (driver.blocks, driver.pinned, driver.handles) == ({}, {}, {})
 
 

@@ -68,7 +68,7 @@ def test_the_cache_is_not_written_at_every_call(bundle: Path) -> None:
     for _ in range(3):
         engine.predict(random_views(2))
     assert IRuntimeCache.serialized == count
-    engine._pipeline.close()  # once more at the end: the library compiles in the background too
+    engine.pipeline.close()  # once more at the end: the library compiles in the background too
     assert IRuntimeCache.serialized == count + 4
     assert {path.name: path.stat().st_mtime_ns for path in bundle.glob("*.cache")} == written  # nothing is new
 
@@ -111,7 +111,7 @@ def test_a_cache_is_of_one_bundle_and_one_device(
 ) -> None:
     run(bundle)
     monkeypatch.setattr(driver, "cuDriverGetVersion", lambda: 13010)
-    monkeypatch.setattr("mapengine.runtime.backends.cuda.driver._devices", {})
+    monkeypatch.setattr("mapengine.runtime.backends.cuda.driver.devices", {})
     assert run(bundle) == 4
     assert len(list(bundle.glob("*.cache"))) == 8
     (bundle / "manifest.json").write_text((bundle / "manifest.json").read_text() + "\n")  # another digest

@@ -120,7 +120,7 @@ def _context(library: StandInTensorRt, folder: Path, device: Device, stream: int
     runtime = library.Runtime(_Logger())
     engine = runtime.deserialize_cuda_engine(plan)
     assert engine is not None
-    engine._runtime = runtime  # type: ignore[attr-defined]
+    engine.runtime = runtime  # type: ignore[attr-defined]
     context = engine.create_execution_context(stand_in_values.ExecutionContextAllocationStrategy.USER_MANAGED)
     assert context is not None
     assert context.set_optimization_profile_async(0, stream)

@@ -31,7 +31,7 @@ def test_copies_and_stages_are_timed_apart(device_engine: Engine, small: Engine,
     marks = driver.calls["cuEventCreate"]
     forward(device_engine, given_views("iii"), ChunkSizes(1, 2, 2))
     assert driver.calls["cuEventCreate"] == marks  # those of the call before are used again
-    device_engine._pipeline.close()
+    device_engine.pipeline.close()
     assert (driver.blocks, driver.pinned, driver.handles) == ({}, {}, {})
 
 
@@ -46,7 +46,7 @@ def test_a_failed_call_leaves_no_marks(device_engine: Engine, driver: StandInDri
         read()
     forward(device_engine, given_views("gi"))
     assert DEVICE_TO_HOST in read()
-    device_engine._pipeline.close()
+    device_engine.pipeline.close()
     assert driver.handles == {}
 
 
