@@ -15,8 +15,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from attention import HEADS, TOKENS, gpu, median_ms, reason
 
 from mapengine.kernels.costs import attention_cost
 from mapengine.kernels.tuning import KEY_BLOCK, KINDS, QUERY_BLOCK, TUNED, Tile
+from mapengine.runtime.system.children import WorkerPool
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.writing.files import atomic_write, write_json
 
@@ -130,8 +129,9 @@ def main() -> int:
         print("Nothing was timed: there is no NVIDIA GPU that PyTorch can use.", file=sys.stderr)
         return 1
     wanted = jobs(args.head_dims, args.kernels)
-    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
-        problems = dict(zip(wanted, pool.map(compile_only, wanted), strict=True))
+    with WorkerPool(args.workers) as pool:
+        compiled = {job: pool.submit(compile_only, job) for job in wanted}
+        problems = {job: problem.result() for job, problem in compiled.items()}
     usable = [job for job in wanted if problems[job] is None]
     record = {
         "benchmark": "attention_tuning",

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from mapengine.export.tensorrt import BuiltPlan, build_plan, gpu_chunks, stage_p
 from mapengine.runtime.backends.tensorrt.flavour import Flavour, load_flavour
 from mapengine.runtime.bundle.manifest import STAGES, TensorSpec
 from mapengine.runtime.bundle.requests import Range, ServedRequests
+from mapengine.runtime.system.children import child_command, child_environment
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels, parse_view_counts
 from mapengine.runtime.typed_json.codec import encode
@@ -35,8 +35,8 @@ REQUESTS = ("1:4:32/all", "1:8:64/518x518")
 
 def export(model: str, folder: Path) -> None:
     """Trace the stages in float32, in a process of its own: PyTorch keeps gigabytes."""
-    command = "from mapengine.cli import main; main()"
-    subprocess.run([sys.executable, "-c", command, "export", model, str(folder), "--attention", "mha"], check=True)
+    command = child_command("mapengine.cli", "export", model, folder, "--attention", "mha")
+    subprocess.run(command, env=child_environment(), check=True)
 
 
 def parse_request(text: str) -> ServedRequests:

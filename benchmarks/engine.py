@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mapengine.runtime.profiling.workers import Worker
+from mapengine.runtime.system.children import Worker
 from mapengine.runtime.system.machine import private_bytes, usable_processors
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels

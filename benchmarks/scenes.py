@@ -9,10 +9,10 @@ import argparse
 import os
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from mapengine.calibration.scenes import MAX_VIEWS, render_scene
+from mapengine.runtime.system.children import WorkerPool
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.writing.files import write_json
@@ -38,13 +38,18 @@ def main() -> None:
     width, height = options.size
     processes = os.cpu_count() or 1
     rates = []
-    with ProcessPoolExecutor(processes) as pool:
-        list(pool.map(_render, [range(1)] * processes, [width] * processes, [height] * processes))  # warms up
+    with WorkerPool(processes) as pool:
+
+        def render(parts: list[range]) -> None:
+            for job in [pool.submit(_render, seeds, width, height) for seeds in parts]:
+                job.result()
+
+        render([range(1)] * processes)  # warms up
         for round_ in range(options.rounds):
             starts = [(round_ * processes + worker) * options.scenes for worker in range(processes)]
             parts = [range(start, start + options.scenes) for start in starts]
             begin = time.perf_counter()
-            list(pool.map(_render, parts, [width] * processes, [height] * processes))
+            render(parts)
             rates.append(MAX_VIEWS * options.scenes * processes / (time.perf_counter() - begin))
             print(f"{rates[-1]:.1f} views/s", flush=True)
     record = {

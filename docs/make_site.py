@@ -22,6 +22,8 @@ from urllib.parse import unquote, urlsplit
 
 import docstring_roles
 
+from mapengine.runtime.system.children import child_command, child_environment
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = ROOT / "build" / "docs" / "pages"
@@ -215,8 +217,8 @@ def build() -> None:
     """Run Zensical, whose strict mode refuses links and anchors that lead nowhere."""
     shutil.rmtree(SITE, ignore_errors=True)
     done = subprocess.run(
-        [sys.executable, "-m", "zensical", "build", "--strict", "--clean", "--config-file", "mkdocs.yml"],
-        cwd=ROOT, env={**os.environ, "NO_COLOR": "1"}, capture_output=True, text=True,
+        child_command("zensical", "build", "--strict", "--clean", "--config-file", "mkdocs.yml"),
+        cwd=ROOT, env=child_environment(NO_COLOR="1"), capture_output=True, text=True,
     )  # fmt: skip
     lines = f"{done.stdout}{done.stderr}".partition("Traceback")[0].splitlines()
     if done.returncode or any(line.startswith("griffe:") for line in lines):

@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +21,9 @@ from typing import Any
 from . import triton_compiler
 from .errors import KernelCompileError, KernelInputError
 from .files import write_atomic
+from .processes import Job, compile_all, job_name
 from .tuning import ARCHITECTURES, FP8_FROM, HEAD_DIMS, SPLITS
-from .variants import Variant, variants
+from .variants import variants
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -34,9 +32,7 @@ PTX_SOURCES = {80: "every chip from compute capability 8.0 on", FP8_FROM: "every
 """Architectures whose PTX is stored. From sm_90 on Triton compiles for one chip only (``sm_90a``), and such PTX runs
 nowhere else; the PTX of sm_80, and of sm_89 where FP8 is needed, is compiled by the driver of any later chip."""
 
-Job = tuple[Variant, int]
 Entry = dict[str, Any]
-Result = triton_compiler.Compiled | KernelCompileError
 
 
 @dataclass
@@ -66,11 +62,6 @@ def chosen(architectures: Iterable[int], head_dims: Iterable[int], kernels: Iter
             f"no kernel is called {' or '.join(starts)}; `python -m mapengine.kernels list` shows all"
         )
     return [(variant, architecture) for architecture in architectures for variant in found]
-
-
-def job_name(job: Job) -> str:
-    """Return ``variant.sm_NN``."""
-    return f"{job[0].name}.sm_{job[1]}"
 
 
 def job_key(job: Job, source: str, versions: dict[str, str]) -> str:
@@ -159,7 +150,7 @@ def build(
     # The slowest first, so that no worker is left with one at the end.
     todo.sort(key=lambda job: (not job[0].is_attention, -job[0].head_dim))
     try:
-        for count, (job, result) in enumerate(_compile_all(todo, workers), 1):
+        for count, (job, result) in enumerate(compile_all(todo, workers), 1):
             name = job_name(job)
             if isinstance(result, KernelCompileError):
                 report.refused[name] = str(result)
@@ -217,61 +208,3 @@ def _store(folder: Path, job: Job, result: triton_compiler.Compiled, source: str
         "resources": result.resources,
         "tensor_cores": result.tensor_cores,
     }
-
-
-def _attempt(job: Job) -> Result:
-    try:
-        return triton_compiler.compile_variant(*job)
-    except KernelCompileError as error:
-        return error
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # Not forked: the parent may hold threads of PyTorch.
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-
-
-def _alone(job: Job) -> Result:
-    """Compile in a process of its own: LLVM takes its process down for a chip it does not know."""
-    with _pool(1) as pool:
-        try:
-            return pool.submit(_attempt, job).result()
-        except BrokenProcessPool:
-            return _crashed(job)
-
-
-def _crashed(job: Job) -> KernelCompileError:
-    return KernelCompileError(f"{job_name(job)}: the compiler crashed, as it does for a chip that it does not know")
-
-
-def _compile_all(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Result]]:
-    """Yield results as they come. A job that crashes its process costs that job; if nothing compiled for its
-    architecture so far, the architecture's other jobs are given up as well."""
-    left = list(jobs)
-    works: set[int] = set()
-    unknown: set[int] = set()
-    while left:
-        suspects: list[Job] = []
-        with _pool(min(workers, len(left))) as pool:
-            waiting: dict[Future[Result], Job] = {}
-            try:
-                while left or waiting:
-                    while left and len(waiting) < workers:
-                        future = pool.submit(_attempt, left[0])
-                        waiting[future] = left.pop(0)
-                    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        result = future.result()
-                        job = waiting.pop(future)
-                        if not isinstance(result, KernelCompileError):
-                            works.add(job[1])
-                        yield job, result
-            except BrokenProcessPool:
-                suspects += waiting.values()
-        for job in suspects:  # one of them did it; the others only ran beside it
-            result = _alone(job) if job[1] not in unknown else _crashed(job)
-            if isinstance(result, KernelCompileError) and job[1] not in works:
-                unknown.add(job[1])
-            yield job, result
-        yield from ((job, _crashed(job)) for job in left if job[1] in unknown)
-        left = [job for job in left if job[1] not in unknown]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mapengine.runtime.bundle.store import Bundle
-from mapengine.runtime.profiling.workers import Worker
+from mapengine.runtime.system.children import Worker
 from mapengine.runtime.system.machine import private_bytes, usable_processors
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels

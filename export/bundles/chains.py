@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from mapengine.runtime.bundle.requests import Range, ServedRequests
 from mapengine.runtime.bundle.stages import LayerRecord
 from mapengine.runtime.bundle.store import BundleWriter
 from mapengine.runtime.errors import BackendUnavailableError, ExportError, InputError
+from mapengine.runtime.system.children import child_command, child_environment
 
 from ..attention.choice import AttentionChoice, KernelChoice, choose_attention, rounds
 from ..attention.segments import cut_at_kernels
@@ -204,15 +203,15 @@ def _compile_kernels(
 
     known = [variant.name for variant in variants()]
     names = {name for entry in attention for name in needed_variants(entry, known)}
-    command = [sys.executable, "-m", "mapengine.kernels", "compile", "--out", str(folder)]
+    options = ["compile", "--out", str(folder)]
     for option, values in (
         ("--arch", architectures),
         ("--head-dim", {entry.head_dim for entry in attention}),
         ("--kernel", names),
     ):
-        command += [option, *sorted(map(str, values))]
-    # In a process of its own: the compiler starts workers, which needs a main module that can be imported again.
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        options += [option, *sorted(map(str, values))]
+    # In a process of its own: whether Triton compiles or interprets is decided when it is imported.
+    command, environment = child_command("mapengine.kernels", *options), child_environment(TRITON_INTERPRET=None)
     made = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if made.returncode:
         lines = made.stderr.strip().splitlines() or ["no reason given"]

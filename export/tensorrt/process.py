@@ -8,24 +8,21 @@ library's crashes become errors that way, and the gigabytes that it worked in go
 from __future__ import annotations
 
 import json
-import os
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from typing import IO, Any
 
 from mapengine.runtime import errors
 from mapengine.runtime.errors import ExportError, MapEngineError
+from mapengine.runtime.system.children import child_command, child_environment
 from mapengine.runtime.typed_json.codec import decode, encode
 
 from .compile import MESSAGE, Compiled, PlanRequest
 from .progress import Fraction
 
-WORKER = (sys.executable, "-m", "mapengine.export.tensorrt.worker")
-"""What runs in the child process."""
 _POLL_SECONDS = 0.2
 """How long Ctrl-C may wait where a blocked read cannot be interrupted."""
 
@@ -40,15 +37,13 @@ def compile_elsewhere(request: PlanRequest, report: Fraction) -> tuple[Compiled,
         ExportError: the child crashed or was killed.
         OSError: the plan could not be written.
     """
-    # Safe path: not the modules of whatever folder the user happens to be in.
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     with tempfile.TemporaryFile() as complaints:
         child = subprocess.Popen(
-            WORKER,
+            child_command("mapengine.export.tensorrt.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,
-            env=environment,
+            env=child_environment(),
             text=True,
             encoding="utf-8",
         )

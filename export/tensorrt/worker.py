@@ -1,4 +1,4 @@
-"""The process that compiles: ``python -m mapengine.export.tensorrt.worker``, started by :mod:`.process`.
+"""The process that compiles, started by :mod:`.process`.
 
 It reads one request as a line of JSON from its standard input and answers in lines of JSON: ``progress`` any number of
 times, then ``result`` or ``error``. It ends with its parent: when the input closes.

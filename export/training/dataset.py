@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import nullcontext
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from mapengine.calibration.scenes import MAX_VIEWS, render_scene
+from mapengine.runtime.system.children import WorkerPool
 from mapengine.runtime.system.machine import usable_processors
 from mapengine.runtime.writing.files import atomic_write
 
@@ -138,9 +138,6 @@ def render_scenes(
     missing = {start: path for start, path in files.items() if not path.exists()}
     yield from (path for start, path in files.items() if start not in missing)
     if missing:
-        with ProcessPoolExecutor(workers or usable_processors(), mp_context=get_context("spawn")) as pool:
-            try:
-                jobs = [pool.submit(render_shard, path, start, SHARD, width, height) for start, path in missing.items()]
-                yield from (job.result() for job in as_completed(jobs))
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        with WorkerPool(workers or usable_processors()) as pool:
+            jobs = [pool.submit(render_shard, path, start, SHARD, width, height) for start, path in missing.items()]
+            yield from (job.result() for job in as_completed(jobs))

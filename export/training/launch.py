@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from mapengine.runtime.errors import MapEngineError
+from mapengine.runtime.system.children import WorkerPool
 
 from .config import TrainingConfig
 from .trainer import Clock, Trainer
@@ -36,16 +36,11 @@ def launch(processes: int, run: Run) -> int:
     """Train with so many processes, this one included; returns the exit code."""
     if processes == 1:
         return _train(0, 1, run, None)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, WorkerPool(processes - 1) as pool:
         meeting = f"file://{folder}/meeting"
-        context = multiprocessing.get_context("spawn")
         for rank in range(1, processes):
-            context.Process(target=_worker, args=(rank, processes, run, meeting), daemon=True).start()
+            pool.submit(_train, rank, processes, run, meeting)
         return _train(0, processes, run, meeting)
-
-
-def _worker(rank: int, processes: int, run: Run, meeting: str) -> None:
-    sys.exit(_train(rank, processes, run, meeting))
 
 
 def _train(rank: int, processes: int, run: Run, meeting: str | None) -> int:

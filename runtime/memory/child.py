@@ -1,6 +1,6 @@
 """The process that measures the memory of one call, so that nothing else counts; started by :mod:`.probe`.
 
-    python -m mapengine.runtime.memory.child BUNDLE BACKEND VIEWS WIDTH HEIGHT GEOMETRY COLLECT
+    mapengine.runtime.memory.child BUNDLE BACKEND VIEWS WIDTH HEIGHT GEOMETRY COLLECT
 
 prints JSON: bytes of resident memory at the peak of loading and of every stage. Linux only (``/proc``).
 """

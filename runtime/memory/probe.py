@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 from ..errors import BackendError
+from ..system.children import child_command, child_environment
 
 STAGES = ("load", "image_encoder", "geometry_encoder", "aggregator", "dense_head")
 _SECONDS = 1800
@@ -29,9 +29,9 @@ def probe(
         BackendError: the process failed; the message has its last line.
     """
     arguments = [bundle, backend, views, width, height, int(geometry), int(collect)]
-    command = [sys.executable, "-m", "mapengine.runtime.memory.child", *map(str, arguments)]
+    command = child_command("mapengine.runtime.memory.child", *arguments)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+        done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=_SECONDS)
     except subprocess.TimeoutExpired:
         raise BackendError(f"measuring {views} views of {width}x{height} took more than {_SECONDS} s") from None
     if done.returncode:

@@ -11,9 +11,9 @@ from typing import Any
 
 from ..backends.table import EIGHT_BIT
 from ..errors import InputError, MapEngineError
+from ..system.children import Worker
 from .statistics import Summary
 from .subjects import EngineSubject, MeasuredSubject, Run, Subject
-from .workers import Worker
 
 BOUNDARY = (
     "One call is timed from image files on disk to a Scene in memory: reading, decoding, resizing, the network, masks, "

@@ -47,7 +47,7 @@ class Run:
 
 
 class MeasuredSubject:
-    """A subject in a worker's process; see :class:`.workers.Service`."""
+    """A subject in a worker's process; see :class:`..system.children.Service`."""
 
     def __init__(self, load: Callable[[], Subject]) -> None:
         self._subject = load()

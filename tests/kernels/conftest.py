@@ -25,8 +25,10 @@ def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 def python() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run Python in a process of its own, where kernels are compiled and not interpreted."""
 
-    def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, path: Path | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        if path is not None:
+            environment["PYTHONPATH"] = str(path)
         return subprocess.run(
             [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
         )

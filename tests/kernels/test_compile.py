@@ -35,7 +35,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compile_in(python: Python, sources: Path, *options: str) -> str:
-    done = python("-m", "copied", "compile", "--out", "built", "--jobs", "1", *options, cwd=sources)
+    out = ("--out", str(sources / "built"))
+    done = python("-m", "copied", "compile", *out, "--jobs", "1", *options, path=sources)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()[-1]
 
@@ -103,8 +104,18 @@ def test_builds_once_and_again_only_what_changed(python: Python, sources: Path) 
 
 
 def test_a_chip_that_the_compiler_does_not_know_is_named(python: Python, sources: Path) -> None:
-    options = ("--out", "unknown", "--jobs", "1", "--head-dim", "64", "--kernel", "pool-keys-bf16", "values-fp8-bf16")
-    done = python("-m", "copied", "compile", "--arch", "89", "130", *options, cwd=sources)
+    options = (
+        "--out",
+        str(sources / "unknown"),
+        "--jobs",
+        "1",
+        "--head-dim",
+        "64",
+        "--kernel",
+        "pool-keys-bf16",
+        "values-fp8-bf16",
+    )
+    done = python("-m", "copied", "compile", "--arch", "89", "130", *options, path=sources)
     assert done.returncode == 1
     assert "2 compiled" in done.stdout
     assert "2 refused" in done.stdout

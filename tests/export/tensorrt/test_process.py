@@ -17,6 +17,7 @@ from mapengine.export.tensorrt import build_plan, process, stage_profiles
 from mapengine.export.tensorrt.compile import PlanRequest
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.errors import ExportError, OutputError
+from mapengine.runtime.system.children import child_command
 from mapengine.runtime.typed_json.codec import encode
 
 from ...refusals import refused
@@ -45,7 +46,8 @@ def build(rtx: Flavour, stage: Callable[..., Stage], tmp_path: Path) -> Callable
 
 def becomes(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """The child process runs this instead."""
-    monkeypatch.setattr(process, "WORKER", (sys.executable, "-c", f"import json, os, signal, sys\n{code}"))
+    command = [sys.executable, "-c", f"import json, os, signal, sys\n{code}"]
+    monkeypatch.setattr(process, "child_command", lambda module: command)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,11 @@ def test_the_child_ends_with_its_parent(stage: Callable[..., Stage], tmp_path: P
         stage_profiles(PROFILE, "image_encoder", "tensorrt-rtx"),
     )  # fmt: skip
     with subprocess.Popen(
-        process.WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        child_command("mapengine.export.tensorrt.worker"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as child:
         assert child.stdin is not None
         assert child.stdout is not None

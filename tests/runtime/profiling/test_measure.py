@@ -19,8 +19,9 @@ SIZE = (84, 56)
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contenders' processes import this module for its subjects."""
+    """The contenders' processes import this module for its subjects, and nothing from the working folder."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))
+    monkeypatch.chdir(Path(__file__).parent)
 
 
 class Fake:
