@@ -30,7 +30,8 @@ from mapengine.calibration.evaluation import (
     retention_errors,
 )
 from mapengine.cli.eval_command import load_predictor
-from mapengine.runtime.system.origin import PACKAGES, record_origin
+from mapengine.runtime.backend_table import PACKAGES
+from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.writing.files import write_json
 

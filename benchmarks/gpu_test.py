@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from mapengine.runtime import Engine
+from mapengine.runtime.backend_table import GPU_BACKENDS
 from mapengine.runtime.backends.cuda.driver import driver_problem
 from mapengine.runtime.backends.registry import available_backends
-from mapengine.runtime.backends.table import GPU_BACKENDS
 from mapengine.runtime.errors import MapEngineError
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.writing.files import write_json

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mapengine.runtime.backends.table import BACKENDS, CPU_BACKENDS, NAMES, PRECISIONS
+from mapengine.runtime.backend_table import BACKENDS, CPU_BACKENDS, NAMES, PRECISIONS
 from mapengine.runtime.bundle.manifest import ATTENTIONS, Manifest
 from mapengine.runtime.bundle.store import files_of_old_bundle
 from mapengine.runtime.system.sizes import parse_bytes, parse_view_counts

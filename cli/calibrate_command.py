@@ -11,7 +11,7 @@ import typer
 from mapengine.calibration.data.cases import folder_cases, rendered_cases
 from mapengine.calibration.ranges import METHODS, Calibration, load_calibration, save_calibration
 from mapengine.calibration.ranges.selection import Method
-from mapengine.runtime.backends.table import EIGHT_BIT
+from mapengine.runtime.backend_table import EIGHT_BIT
 from mapengine.runtime.errors import CalibrationError
 from mapengine.runtime.writing.output_checks import check_writable
 

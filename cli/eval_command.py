@@ -13,8 +13,9 @@ from mapengine.calibration.data.recordings import VIEW_LIST
 from mapengine.calibration.evaluation import HELD_OUT_SEED, Predictor, evaluate, load_rgbd, markdown_table, select_tasks
 from mapengine.calibration.evaluation.report import HEAD, described, fewer_scenes, table_rows
 from mapengine.runtime import Engine
+from mapengine.runtime.backend_table import PACKAGES
 from mapengine.runtime.errors import ProfileError
-from mapengine.runtime.system.origin import PACKAGES, record_origin
+from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.writing.files import atomic_write
 
 from .console import Steps, say, show_facts, show_table

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from mapengine.runtime.backends.table import EIGHT_BIT, PRECISIONS
+from mapengine.runtime.backend_table import EIGHT_BIT, PRECISIONS
 from mapengine.runtime.bundle.manifest import STAGES
 from mapengine.runtime.errors import OutputError
 from mapengine.runtime.writing.files import atomic_folder, output_error

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from mapengine.runtime.backend_table import TENSORRT_BACKENDS
 from mapengine.runtime.backends.cuda.driver import driver_problem
 from mapengine.runtime.backends.libraries import import_library, is_installed
 from mapengine.runtime.backends.registry import available_backends
-from mapengine.runtime.backends.table import TENSORRT_BACKENDS
 from mapengine.runtime.bundle.manifest import Manifest
 from mapengine.runtime.bundle.requests import AnySize
 from mapengine.runtime.bundle.store import Bundle

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mapengine.runtime.backends.table import NAMES
+from mapengine.runtime.backend_table import NAMES
 from mapengine.runtime.bundle.manifest import ATTENTIONS
 from mapengine.runtime.bundle.requests import PATCH_SIZE, rounded_to_patches
 from mapengine.runtime.errors import InputError

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from mapengine.calibration.scenes import MAX_VIEWS, render_scene
+from mapengine.runtime.backend_table import NAMES, PACKAGES
 from mapengine.runtime.backends.registry import make_backend
-from mapengine.runtime.backends.table import NAMES
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.profiling import Contender, Settings, compare_records
@@ -19,7 +19,7 @@ from mapengine.runtime.profiling import profile as measure
 from mapengine.runtime.profiling.accuracy import add_accuracy, check_evaluation
 from mapengine.runtime.profiling.report import markdown, rows
 from mapengine.runtime.system.machine import clocks
-from mapengine.runtime.system.origin import PACKAGES, record_origin
+from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.writing.files import atomic_write
 
 from .console import say, show_table

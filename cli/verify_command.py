@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mapengine.runtime import Engine
+from mapengine.runtime.backend_table import NAMES
 from mapengine.runtime.backends.registry import available_backends
-from mapengine.runtime.backends.table import NAMES
 from mapengine.runtime.bundle.build_record import Parity
 from mapengine.runtime.bundle.manifest import Manifest
 from mapengine.runtime.bundle.store import Bundle

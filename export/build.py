@@ -11,8 +11,8 @@ import torch
 
 from mapengine.calibration.data.cases import rendered_cases
 from mapengine.calibration.ranges import Calibration, load_calibration
+from mapengine.runtime.backend_table import EIGHT_BIT, GPU_BACKENDS
 from mapengine.runtime.backends.contract import ChunkSizes
-from mapengine.runtime.backends.table import EIGHT_BIT, GPU_BACKENDS
 from mapengine.runtime.bundle.manifest import Manifest
 from mapengine.runtime.bundle.store import BundleWriter, files_of_old_bundle, write_bundle
 from mapengine.runtime.errors import InputError
@@ -53,7 +53,7 @@ def build_engine(
         model: from :func:`.load_model`.
         out: folder of the bundle. An older bundle there is replaced; anything else is not touched.
         precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"`` or ``"fp8"``; not every backend has all of them, see
-            :data:`mapengine.runtime.backends.table.BACKENDS`.
+            :data:`mapengine.runtime.backend_table.BACKENDS`.
         backend: ``"onnxruntime"`` or ``"openvino"``: the one that the build is checked with, the files serve both;
             ``"onnxruntime-cuda"`` or ``"tensorrt-rtx"``, which need no GPU to build; or ``"tensorrt"``, which builds
             for the GPU that is there.

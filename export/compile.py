@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mapengine.runtime.backends.table import BACKENDS_BY_NAME, GPU_BACKENDS
+from mapengine.runtime.backend_table import BACKENDS_BY_NAME, GPU_BACKENDS
 from mapengine.runtime.bundle.manifest import Manifest
 from mapengine.runtime.bundle.store import Bundle, write_bundle
 from mapengine.runtime.errors import InputError

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from mapengine.runtime.backends.table import (
+from mapengine.runtime.backend_table import (
     BACKENDS,
     BACKENDS_BY_NAME,
     EIGHT_BIT,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mapengine.kernels.speeds import Speed, speed_at
-from mapengine.runtime.backends.table import EIGHT_BIT
+from mapengine.runtime.backend_table import EIGHT_BIT
 from mapengine.runtime.bundle.kernel_attention import KERNELS, Kernel, kernel_name
 from mapengine.runtime.bundle.manifest import ATTENTIONS
 from mapengine.runtime.errors import InputError

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from mapengine.runtime.backend_table import BACKENDS_BY_NAME, TENSORRT_BACKENDS
 from mapengine.runtime.backends.cuda.driver import driver_problem, open_device
 from mapengine.runtime.backends.libraries import installed_version
-from mapengine.runtime.backends.table import BACKENDS_BY_NAME, TENSORRT_BACKENDS
 from mapengine.runtime.backends.tensorrt.flavour import Flavour, load_flavour
 from mapengine.runtime.bundle.backend_info import BackendInfo
 from mapengine.runtime.bundle.manifest import StageSpec

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from mapengine.runtime import Engine
+from mapengine.runtime.backend_table import BACKENDS_BY_FORMAT, BACKENDS_BY_NAME
 from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.libraries import installed_version
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mapengine.runtime.backends.registry import available_backends
-from mapengine.runtime.backends.table import BACKENDS_BY_FORMAT, BACKENDS_BY_NAME
 from mapengine.runtime.bundle.backend_info import BackendInfo
 from mapengine.runtime.bundle.build_record import Parity, Tolerance
 from mapengine.runtime.bundle.manifest import (

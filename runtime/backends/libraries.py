@@ -6,8 +6,8 @@ import importlib
 import importlib.util
 from typing import Any
 
+from ..backend_table import BACKENDS_BY_NAME
 from ..errors import BackendUnavailableError, one_line
-from .table import BACKENDS_BY_NAME
 
 
 def is_installed(name: str) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..backend_table import BACKENDS_BY_NAME
 from ..bundle.kernel_attention import KernelCode
 from ..bundle.manifest import StageSpec
 from ..bundle.store import Bundle
@@ -22,7 +23,6 @@ from .cuda.driver import OutOfMemory, Stream, driver_problem, no_gpu, open_devic
 from .cuda.pipeline import DevicePipeline
 from .cuda.stage import DeviceStage, check_tensors, covering_optimization_profile, tensor_shape
 from .libraries import import_library
-from .table import BACKENDS_BY_NAME
 
 _SPEC = BACKENDS_BY_NAME["onnxruntime-cuda"]
 _ELEMENT_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16, "int64": 7}

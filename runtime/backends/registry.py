@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from numbers import Integral
 
+from ..backend_table import BACKENDS, BACKENDS_BY_NAME, GPU_BACKENDS, NAMES, TENSORRT_BACKENDS, BackendSpec
 from ..errors import BackendUnavailableError, InputError
 from .contract import Backend
 from .cuda import driver
@@ -13,7 +14,6 @@ from .libraries import is_installed
 from .onnxruntime import OnnxRuntimeBackend
 from .onnxruntime_cuda import OnnxRuntimeCudaBackend, has_cuda
 from .openvino import OpenVinoBackend
-from .table import BACKENDS, BACKENDS_BY_NAME, GPU_BACKENDS, NAMES, TENSORRT_BACKENDS, BackendSpec
 from .tensorrt.backend import TensorRtBackend
 
 _HOST: dict[str, Callable[[int | None], Backend]] = {

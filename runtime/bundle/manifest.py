@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from ..backends.table import BACKENDS_BY_FORMAT, EIGHT_BIT, PRECISIONS
+from ..backend_table import BACKENDS_BY_FORMAT, EIGHT_BIT, PRECISIONS
 from ..errors import ManifestError, VersionError
 from ..typed_json.codec import Fail, decode, encode
 from ..typed_json.fields import EVERY_KEY, Bounds, Count, Key, OneOf, Positive, Sha256

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..backend_table import CPU_BACKENDS
 from ..backends.registry import make_backend
-from ..backends.table import CPU_BACKENDS
 from ..bundle.requests import AnySize, ServedRequests
 from ..bundle.store import Bundle
 from ..errors import BackendUnavailableError

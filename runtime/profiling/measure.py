@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..backends.table import EIGHT_BIT
+from ..backend_table import EIGHT_BIT
 from ..errors import InputError, MapEngineError
 from ..system.children import Worker
 from .statistics import Summary

@@ -10,10 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..backends.table import BACKENDS
 from .machine import cpu_name, gpu_state, usable_processors
 
-PACKAGES = tuple(dict.fromkeys(("mapengine", "numpy", "pillow", *(spec.package for spec in BACKENDS), "torch")))
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 

@@ -17,7 +17,7 @@ import pytest
 import typer
 
 from mapengine.cli import app as app_module
-from mapengine.runtime.backends.table import EIGHT_BIT, NAMES, PRECISIONS
+from mapengine.runtime.backend_table import EIGHT_BIT, NAMES, PRECISIONS
 from mapengine.runtime.bundle.store import Bundle
 
 COMMANDS = ("export", "calibrate", "build", "verify", "run", "plan", "profile", "demo", "eval", "info")

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
+from mapengine.runtime.backend_table import TENSORRT_BACKENDS
 from mapengine.runtime.backends.libraries import is_installed
 from mapengine.runtime.backends.registry import NAMES, available_backends
-from mapengine.runtime.backends.table import TENSORRT_BACKENDS
 from mapengine.runtime.bundle.build_record import OutputParity
 from mapengine.runtime.bundle.manifest import ATTENTIONS, STAGES, Manifest
 from mapengine.runtime.bundle.store import Bundle

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...backend_table import CPU_BACKENDS
 from ...errors import BackendError, BackendUnavailableError, one_line
-from ..table import CPU_BACKENDS
 
 ALIGNMENT = 256
 """Bytes that TensorRT wants addresses of tensors to be multiples of; CUDA's allocations are."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...backend_table import TENSORRT_BACKENDS
 from ...errors import InputError
 from ..libraries import import_library
-from ..table import TENSORRT_BACKENDS
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from mapengine.runtime import Engine
+from mapengine.runtime.backend_table import CPU_BACKENDS
 from mapengine.runtime.backends import registry
 from mapengine.runtime.backends.cuda import driver as cuda
-from mapengine.runtime.backends.table import CPU_BACKENDS
 from mapengine.runtime.backends.tensorrt import backend, flavour
 from mapengine.runtime.bundle.backend_info import BackendInfo
 from mapengine.runtime.bundle.manifest import Range, ServedRequests, StageSpec

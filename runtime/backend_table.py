@@ -114,3 +114,5 @@ CPU_BACKENDS = tuple(spec.name for spec in BACKENDS if not spec.on_gpu)
 GPU_BACKENDS = tuple(spec.name for spec in BACKENDS if spec.on_gpu)
 """Backends whose stages our own attention kernels can run between."""
 TENSORRT_BACKENDS = BACKENDS_BY_FORMAT["plan"]
+PACKAGES = tuple(dict.fromkeys(("mapengine", "numpy", "pillow", *(spec.package for spec in BACKENDS), "torch")))
+"""Whose versions belong to a record of what an engine did."""

@@ -12,11 +12,7 @@ import pytest
 
 from mapengine.export import build_engine, compile_engine
 from mapengine.runtime import Engine, Manifest
-from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from mapengine.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
-from mapengine.runtime.backends.openvino import OpenVinoBackend
-from mapengine.runtime.backends.registry import available_backends, make_backend
-from mapengine.runtime.backends.table import (
+from mapengine.runtime.backend_table import (
     BACKENDS,
     BACKENDS_BY_FORMAT,
     CPU_BACKENDS,
@@ -26,6 +22,10 @@ from mapengine.runtime.backends.table import (
     TENSORRT_BACKENDS,
     BackendSpec,
 )
+from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from mapengine.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
+from mapengine.runtime.backends.openvino import OpenVinoBackend
+from mapengine.runtime.backends.registry import available_backends, make_backend
 from mapengine.runtime.errors import BackendUnavailableError, InputError
 
 if sys.version_info >= (3, 11):
@@ -33,7 +33,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 
 
@@ -82,7 +82,7 @@ def test_an_unknown_backend_is_told_all_names() -> None:
 
 def test_the_table_imports_no_library() -> None:
     modules = {spec.module for spec in BACKENDS} | {"cuda"}
-    check = f"import sys, mapengine.runtime.backends.table\nprint(sorted({modules!r} & set(sys.modules)))"
+    check = f"import sys, mapengine.runtime.backend_table\nprint(sorted({modules!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
