@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from attention import HEADS, TOKENS, gpu, median_ms, reason
 from mapengine.kernels.costs import attention_cost
 from mapengine.kernels.tuning import KEY_BLOCK, KINDS, QUERY_BLOCK, TUNED, Tile
 from mapengine.runtime.system.children import WorkerPool
+from mapengine.runtime.system.machine import usable_processors
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.writing.files import atomic_write, write_json
 
@@ -119,7 +119,7 @@ def main() -> int:
     parser.add_argument("--kernels", nargs="+", default=list(KERNELS), choices=KERNELS, metavar="KERNEL")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--store", action="store_true", help="keep the best in kernels/tuned.json, for this GPU's kind")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that compile")
+    parser.add_argument("--workers", type=int, default=usable_processors(), help="processes that compile")
     parser.add_argument(
         "--json", type=Path, default=Path("build/attention_tuning.json"), help="where to write the record"
     )

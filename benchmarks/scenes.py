@@ -6,13 +6,13 @@ python benchmarks/scenes.py --json benchmarks/results/scenes.json
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from pathlib import Path
 
 from mapengine.calibration.scenes import MAX_VIEWS, render_scene
 from mapengine.runtime.system.children import WorkerPool
+from mapengine.runtime.system.machine import usable_processors
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.writing.files import write_json
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("build/scenes.json"), help="where to write the record")
     options = parser.parse_args()
     width, height = options.size
-    processes = os.cpu_count() or 1
+    processes = usable_processors()
     rates = []
     with WorkerPool(processes) as pool:
 

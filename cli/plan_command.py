@@ -10,7 +10,7 @@ import typer
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.memory import measurement
 from mapengine.runtime.memory.model import known_model, model_path, table
-from mapengine.runtime.system.machine import free_bytes
+from mapengine.runtime.system.machine import attainable_bytes
 from mapengine.runtime.system.sizes import gigabytes, parse_bytes
 from mapengine.runtime.typed_json.codec import encode
 
@@ -62,7 +62,7 @@ def plan(
     requests.check(requests.views.min, height, width)
     model = _model(opened, backend, measure, quiet=as_json)
     options = {"geometry": geometry, "collect": not stream}
-    room = free_bytes() if limit is None else limit
+    room = attainable_bytes() if limit is None else limit
     most = None if room is None else model.most_views(room, width, height, **options)
     counts = [views] if views is not None else _counts(requests.views.max)
     if as_json:

@@ -30,9 +30,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     make.add_argument("--head-dim", type=int, nargs="+", default=list(HEAD_DIMS), choices=HEAD_DIMS, metavar="D")
     make.add_argument("--kernel", nargs="+", default=[], metavar="NAME", help="only variants whose names begin so")
-    make.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilations at a time")
+    make.add_argument("--jobs", type=int, default=_processors(), help="compilations at a time")
     make.add_argument("--force", action="store_true", help="compile also what has not changed")
     return parser
+
+
+def _processors() -> int:
+    """Return the processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import pickle
 import re
 import sys
@@ -25,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mapengine.runtime.errors import CheckpointError, ModelNotFoundError
+from mapengine.runtime.system.machine import usable_processors
 
 from .config import PATCH_SIZE, BlockConfig, ModelConfig
 
@@ -238,7 +238,7 @@ def weights_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
         return f"{name} {list(array.shape)} {hashlib.sha256(array.data).hexdigest()}\n"
 
     canonical = {canonical_name(name): tensor for name, tensor in tensors.items()}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the interpreter lock
+    with ThreadPoolExecutor(usable_processors()) as pool:  # hashing releases the interpreter lock
         return hashlib.sha256("".join(pool.map(line, sorted(canonical.items()))).encode()).hexdigest()
 
 

@@ -32,6 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from mapengine.runtime.errors import ModelNotFoundError, OutputError
+from mapengine.runtime.system.machine import usable_processors
 
 from .checkpoint import expected_tensors, read_checkpoint
 from .config import ModelConfig
@@ -100,7 +101,7 @@ def load_preset(name: str) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     if name in TRAINED:
         return config, read_checkpoint(TRAINED[name], config)
     shapes = expected_tensors(config)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # NumPy's loops release the interpreter lock
+    with ThreadPoolExecutor(min(8, usable_processors())) as pool:  # NumPy's loops release the interpreter lock
         arrays = dict(zip(shapes, pool.map(lambda item: _tensor(name, *item), shapes.items()), strict=True))
     _add_lanes(arrays, config, _PRESETS[name])
     return config, {key: torch.from_numpy(array) for key, array in arrays.items()}

@@ -28,6 +28,7 @@ from ..errors import (
     MapEngineError,
     OutputError,
 )
+from ..system.machine import usable_processors
 from ..typed_json.text import parse_json
 from ..writing.files import atomic_folder, output_error
 from .file_record import MANIFEST_NAME, FileRecord
@@ -86,7 +87,7 @@ class Bundle:
         """
         # Longest first, so that no thread ends alone with the largest file.
         records = sorted(self.manifest.files(), key=lambda record: -record.bytes)
-        workers = min(HASH_THREADS, len(records), os.cpu_count() or 1)
+        workers = min(HASH_THREADS, len(records), usable_processors())
         with ThreadPoolExecutor(workers) as pool:
             for record, digest in zip(records, pool.map(lambda r: _hash(self.folder, r.file), records), strict=True):
                 if digest != record.sha256:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import InputError
-from ..system.machine import free_bytes, resident_bytes
+from ..system.machine import attainable_bytes
 from ..system.sizes import parse_bytes
 from .model import MemoryModel, known_model
 
@@ -21,7 +21,7 @@ class MemoryGuard:
         """Refuse a call that does not fit; see :meth:`.MemoryModel.check`."""
         limit = self.limit
         if limit is None:
-            limit = free_bytes() + resident_bytes()  # the model includes what this process has already
+            limit = attainable_bytes()  # the model includes what this process has already
         self.model.check(limit, views, width, height, geometry=geometry, collect=collect)
 
 

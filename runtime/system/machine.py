@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 import shutil
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from .control_groups import ROOT, group_limits
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -34,15 +37,53 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine() or "CPU"
 
 
-def usable_processors() -> int:
-    """Return how many logical processors this process may use."""
+def usable_processors(root: Path = ROOT) -> int:
+    """Return how many logical processors this process may use.
+
+    The least of the machine's, those that it may run on, and the time that its control groups get, rounded up: half a
+    processor's time needs a thread too.
+
+    Args:
+        root: as in :func:`.control_groups.group_limits`.
+    """
     process = psutil.Process()
-    return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
+    count = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
+    quota = group_limits(root).processors
+    return count if math.isinf(quota) else max(1, min(count, math.ceil(quota)))
 
 
-def free_bytes() -> int:
-    """Return the memory that a new process could take without swapping."""
-    return int(psutil.virtual_memory().available)
+def free_bytes(root: Path = ROOT) -> int:
+    """Return the memory that may be taken besides what is in use, without swapping and without being stopped.
+
+    The least of what is free of the machine, of the control groups of this process, and of its limits of address space
+    and of data (``ulimit -v``, ``ulimit -d``). A process that is started by this one has the same limits.
+
+    Args:
+        root: as in :func:`.control_groups.group_limits`.
+    """
+    return int(max(0, min(psutil.virtual_memory().available, group_limits(root).free, _unmapped_bytes())))
+
+
+def attainable_bytes(root: Path = ROOT) -> int:
+    """Return the resident memory that this process could come to, what it has included: never more than its control
+    groups may hold, whoever else pays for its shared pages.
+
+    Args:
+        root: as in :func:`.control_groups.group_limits`.
+    """
+    return int(min(free_bytes(root) + resident_bytes(), group_limits(root).memory))
+
+
+def _unmapped_bytes() -> float:
+    """Return the bytes that this process may map yet; infinite without a limit, or where the system has none."""
+    process, free = psutil.Process(), math.inf
+    # Only Linux counts what both limits hold against.
+    for limit, held in (("RLIMIT_AS", "vms"), ("RLIMIT_DATA", "data")):
+        used = getattr(process.memory_info(), held, None)
+        if hasattr(psutil, limit) and used is not None:
+            most = process.rlimit(getattr(psutil, limit))[0]
+            free = free if most < 0 else min(free, most - used)
+    return free
 
 
 def resident_bytes() -> int:
