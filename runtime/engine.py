@@ -22,7 +22,7 @@ from .checks.parity import measure_parity
 from .errors import ImageSizeError, InputError
 from .geometry import Array
 from .inference import MultiViewInference
-from .inputs.encoded import EncodedView, unpack_views
+from .inputs.encoded import ENCODED_KEYS, EncodedView, ImageFeatures, snapshot, unpack_views
 from .inputs.prepared import PreparedViews, network_inputs, prepare_raw, prepare_views
 from .inputs.preprocess import each_resized, preprocess_dictionaries, preprocess_views
 from .inputs.raw_view import RawView
@@ -164,8 +164,7 @@ class Engine(MultiViewInference):
         """Run the image encoder alone, for views that are used in several calls.
 
         Args:
-            views: as in :meth:`infer`; what they bring besides the image is kept with them. Encoded ones stay as they
-                are.
+            views: as in :meth:`infer`; copies of what they bring are kept. Encoded ones stay as they are.
             progress: called with stage, views done and views in all.
 
         Returns:
@@ -182,7 +181,9 @@ class Engine(MultiViewInference):
         images = [image for image, features in zip(prepared.images, known, strict=True) if features is None]
         fresh = iter(self.pipeline.encode(images, progress=progress) if images else ())
         return [
-            view if isinstance(view, EncodedView) else EncodedView(entry, features or next(fresh), self._encoder)
+            view
+            if isinstance(view, EncodedView)
+            else EncodedView(_kept(entry, features), features or next(fresh), self._encoder)
             for view, entry, features in zip(views, plain, known, strict=True)
         ]
 
@@ -252,7 +253,7 @@ class Engine(MultiViewInference):
             InputError: as in :meth:`infer`, for files that cannot be read, and for an unknown option.
         """
         InferOptions.of(**options)  # before files are read
-        views = read_views(images, intrinsics, poses, depths, metric, depth_scale)
+        views = read_views(images, intrinsics, poses, depths, metric, depth_scale, copy=False)
         return self.reconstruct_views(views, size=size, progress=progress, **options)
 
     @shows_options
@@ -315,9 +316,14 @@ def _checked_size(size: Any, requests: ServedRequests) -> tuple[int, int]:
     return width, height
 
 
+def _kept(view: Mapping[str, Any], features: ImageFeatures | None) -> dict[str, Any]:
+    """What an encoded view keeps of a dictionary; the image of one that was encoded before is not the caller's."""
+    encoded = () if features is None else ENCODED_KEYS
+    return {key: value if key in encoded else snapshot(value) for key, value in view.items()}
+
+
 def _images_of(views: Any) -> Any:
     """Views without what they bring besides the image: that is checked in the call which uses it."""
     if isinstance(views, Mapping | str) or not isinstance(views, Sequence):
         return views
-    wanted = ("img", "data_norm_type")
-    return [{key: v[key] for key in wanted if key in v} if isinstance(v, Mapping) else v for v in views]
+    return [{key: v[key] for key in ENCODED_KEYS if key in v} if isinstance(v, Mapping) else v for v in views]

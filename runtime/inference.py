@@ -110,7 +110,7 @@ class MultiViewInference(ABC):
         chosen = InferOptions.of(**options)
         if chosen.use_multiview_confidence:
             raise InputError("use_multiview_confidence compares all views, a stream has one at a time; use infer")
-        prepared = self._prepare(views, chosen, progress)
+        prepared = self._prepare(views, chosen, progress, copy=True)
         predictions = self._stream(prepared, chosen, progress)
 
         def finished() -> Iterator[dict[str, Array]]:
@@ -138,12 +138,14 @@ class MultiViewInference(ABC):
         views: Sequence[Mapping[str, Any] | EncodedView],
         options: InferOptions,
         progress: Progress | None = None,
+        *,
+        copy: bool = False,
     ) -> PreparedViews:
-        """Check and convert the views of a call, before the network runs."""
+        """Check and convert the views of a call, before the network runs; ``copy`` as in :func:`prepare_views`."""
         check_progress(progress)
         norm_constants(self.data_norm_type)  # what the images of the result are made with
         return prepare_views(
-            views, options, data_norm_type=self.data_norm_type, dtype=self._dtype(), encoder=self._encoder
+            views, options, data_norm_type=self.data_norm_type, dtype=self._dtype(), encoder=self._encoder, copy=copy
         )
 
     def _answer(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import InputError, ProfileError
-from .inputs.encoded import EncodedView
+from .inputs.encoded import EncodedView, snapshot
 from .options import shows_options
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ class Session:
         """Encode a frame and take it in; the oldest frames leave for it where the window or the keyframes are full.
 
         Args:
-            view: as ``infer`` takes it, with whatever is known about the frame.
+            view: as ``infer`` takes it, with whatever is known about the frame; its arrays may be filled anew
+                afterwards.
             keyframe: let it stay when it has left the window.
 
         Returns:
@@ -144,7 +145,7 @@ class Session:
         if "img" in known:
             raise InputError("the image of a frame cannot be changed; add another frame")
         old = self._frames[frame]
-        view = {key: value for key, value in {**old.view, **known}.items() if value is not None}
+        view = {key: value for key, value in {**old.view, **snapshot(known)}.items() if value is not None}
         self._frames[frame] = EncodedView(view, old.features, old.encoder)
 
     @property

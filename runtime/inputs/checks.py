@@ -103,8 +103,8 @@ def finite_range(pixels: Array, where: str) -> tuple[Any, Any]:
     return low, high
 
 
-def normalized_image(value: Any, where: str, dtype: Any = np.float32) -> Array:
-    """Return a normalised image (B, 3, H, W), contiguous and of the wanted type."""
+def normalized_image(value: Any, where: str, dtype: Any = np.float32, *, copy: bool = False) -> Array:
+    """Return a normalised image (B, 3, H, W), contiguous and of the wanted type; ``value`` itself unless ``copy``."""
     image = as_array(value, where)
     if image.dtype.kind != "f":
         raise InputError(f"{where} holds {image.dtype} pixels; normalise it with load_images or preprocess_inputs")
@@ -122,7 +122,7 @@ def normalized_image(value: Any, where: str, dtype: Any = np.float32) -> Array:
             "use load_images or preprocess_inputs to resize"
         )
     with np.errstate(over="ignore"):
-        image = np.ascontiguousarray(image, dtype)
+        image = np.array(image, dtype, order="C") if copy else np.ascontiguousarray(image, dtype)
     low, high = finite_range(image, where)
     if max(-low, high) > NORMALIZED_LIMIT:
         raise InputError(

@@ -6,6 +6,7 @@ that comes back, in a video or while other inputs change, does not have to be en
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .checks import is_tensor
 
 Array = NDArray[np.float32]
+
+ENCODED_KEYS = ("img", "data_norm_type")
+"""What the image encoder sees of a view's dictionary."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,24 @@ class EncodedView:
         return self.features.patches.nbytes + (0 if extra is None else extra.nbytes)
 
 
+def snapshot(value: Any) -> Any:
+    """Return a copy that nothing the caller does to ``value`` changes: arrays, tensors, lists and dictionaries.
+
+    A camera loop fills the same buffers for every frame, so whatever outlives a call has to be one.
+    """
+    if isinstance(value, dict):
+        return {key: snapshot(part) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        parts = [snapshot(part) for part in value]
+        return parts if isinstance(value, list) else tuple(parts)
+    if is_tensor(value):
+        return value.detach().clone()
+    try:
+        return np.array(value) if isinstance(value, memoryview) else copy.deepcopy(value)
+    except Exception as error:  # whatever the classes of others raise
+        raise InputError(f"a {type(value).__name__} cannot be copied ({error}); give NumPy arrays") from error
+
+
 def unpack_views(views: Any, encoder: str | None) -> tuple[Sequence[Mapping[str, Any]], list[ImageFeatures | None]]:
     """Views as plain dictionaries, and the features of those that were encoded.
 
@@ -85,7 +108,7 @@ def unpack_views(views: Any, encoder: str | None) -> tuple[Sequence[Mapping[str,
         if encoded is view:
             plain.append(encoded.view)
         else:
-            same = {key: encoded.view[key] for key in ("img", "data_norm_type")}
+            same = {key: encoded.view[key] for key in ENCODED_KEYS}
             plain.append({**same, **{key: value for key, value in view.items() if key != "img"}})
         features.append(encoded.features)
     return plain, features

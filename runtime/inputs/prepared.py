@@ -132,6 +132,7 @@ def prepare_views(
     data_norm_type: str = "dinov2",
     dtype: Any = np.float32,
     encoder: str | None = None,
+    copy: bool = False,
 ) -> PreparedViews:
     """Check the views of a call and convert what they bring (MapAnything inference, input conversion).
 
@@ -144,6 +145,7 @@ def prepare_views(
         data_norm_type: what the images must have been normalised for.
         dtype: floating type of the result.
         encoder: identity of the image encoder whose encoded views may be among them.
+        copy: keep no array of the caller, who may fill it anew before the views are used.
 
     Raises:
         InputError: what is wrong, in which view, under which key.
@@ -154,7 +156,10 @@ def prepare_views(
     plain, features = unpack_views(views, encoder)
     _check_list(plain)
     prepared = [
-        replace(_prepare(view, f"view {index}", data_norm_type, np.dtype(dtype)), features=known)
+        replace(
+            _prepare(view, f"view {index}", data_norm_type, np.dtype(dtype), copy=copy and known is None),
+            features=known,
+        )
         for index, (view, known) in enumerate(zip(plain, features, strict=True))
     ]
     return network_inputs(prepared, options)
@@ -209,7 +214,7 @@ def _check_list(views: Any) -> None:
         raise InputError("views is empty; give at least one view")
 
 
-def _prepare(view: Any, where: str, data_norm_type: str, dtype: np.dtype[Any]) -> PreparedView:
+def _prepare(view: Any, where: str, data_norm_type: str, dtype: np.dtype[Any], copy: bool) -> PreparedView:
     """The dictionary of one view, checked; None counts as absent for the optional keys."""
     if not isinstance(view, Mapping):
         raise InputError(f"{where}: is a {type(view).__name__}; give a dictionary with img and data_norm_type")
@@ -224,7 +229,7 @@ def _prepare(view: Any, where: str, data_norm_type: str, dtype: np.dtype[Any]) -
         if key not in given:
             raise InputError(f"{where}: {key} is missing; load_images and preprocess_inputs provide it")
     check_one_calibration(given, where)
-    image = normalized_image(given["img"], f"{where}: img", dtype)
+    image = normalized_image(given["img"], f"{where}: img", dtype, copy=copy)
     check_norm_type(given["data_norm_type"], data_norm_type, f"{where}: data_norm_type")
     batch, _, height, width = image.shape
     rays = distance = pose = None

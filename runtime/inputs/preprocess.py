@@ -28,6 +28,7 @@ from .checks import (
     finite_range,
     is_tensor,
 )
+from .encoded import snapshot
 from .images import IMAGE_EXTENSIONS, PathLike, image_size, read_image, to_rgb
 from .normalization import norm_constants, normalize_image
 from .raw_view import RawView
@@ -284,7 +285,9 @@ def _read_view(view: Mapping[str, Any], where: str) -> tuple[RawView, dict[str, 
         pose = camera_pose(given.pop("camera_poses"), (), f"{where}: camera_poses")
     if isinstance(given.get("is_metric_scale"), (bool, np.bool_)):
         given["is_metric_scale"] = np.array([given["is_metric_scale"]])
-    others = {key: as_array(value, f"{where}: {key}") if is_tensor(value) else value for key, value in given.items()}
+    others = {
+        key: snapshot(as_array(value, f"{where}: {key}") if is_tensor(value) else value) for key, value in given.items()
+    }
     return RawView(image, intrinsics, depth, pose), others
 
 

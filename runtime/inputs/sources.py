@@ -38,6 +38,8 @@ def read_views(
     depths: Any = None,
     metric: bool | Sequence[bool | None] | None = None,
     depth_scale: float | Sequence[float | None] | None = None,
+    *,
+    copy: bool = True,
 ) -> list[RawView]:
     """Read the views of one call. V is the number of images.
 
@@ -51,6 +53,7 @@ def read_views(
             A view with depth needs intrinsics.
         metric: whether the depth and poses are in metres, for all or per view; None: upstream's default, yes.
         depth_scale: metres per stored unit of depth files, for all or per view; None: see ``read_depth``.
+        copy: keep no image array of the caller, who may fill it anew before the views are used.
 
     Returns:
         V views, with float32 intrinsics and depth and float64 poses; the name is that of the file, or ``view 0``.
@@ -70,6 +73,8 @@ def read_views(
     read = in_order(lambda index: _image(sources[index], f"view {index}: image"), range(count))
     for index, (source, (image, turned)) in enumerate(zip(sources, read, strict=True)):
         where = f"view {index}"
+        if copy and isinstance(image, np.ndarray):
+            image = image.copy()
         size = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
         camera, depth, pose = cameras[index], depth_list[index], pose_list[index]
         if camera is not None:
@@ -93,7 +98,7 @@ def camera_matrix(value: Any, where: str) -> Array:
     if numbers.shape == (4,):
         fx, fy, cx, cy = numbers
         numbers = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-    return camera_intrinsics(numbers, (), where, np.float32, "3x3 numbers or [fx, fy, cx, cy]")
+    return camera_intrinsics(numbers, (), where, np.float32, "3x3 numbers or [fx, fy, cx, cy]").copy()
 
 
 def pose_matrix(value: Any, where: str) -> Array:
@@ -101,7 +106,7 @@ def pose_matrix(value: Any, where: str) -> Array:
     where, value = _numbers(value, (4, 4), where)
     matrix = finite_array(value, (4, 4), where, np.float64, "4x4 numbers")
     camera_pose(matrix, (), where)
-    return matrix
+    return matrix.copy()
 
 
 def _numbers(value: Any, shape: tuple[int, int], where: str) -> tuple[str, Any]:

@@ -53,7 +53,9 @@ class SceneArrays:
                     "the same views and size as points"
                 )
             sizes.update((s, n) for s, n in zip(shape, array.shape, strict=True) if isinstance(s, str))
-            setattr(self, name, array.astype(DTYPES.get(name, np.float32), copy=False))
+            # What is computed anew below needs no copy; the others must not stay the caller's arrays.
+            copy = name in ("colors", "intrinsics", "poses")
+            setattr(self, name, array.astype(DTYPES.get(name, np.float32), copy=copy))
         if 0 in sizes.values():
             raise InputError("scene: there is no view or no pixel; give at least one")
         self.names = list(self.names) or [f"view {i}" for i in range(sizes["V"])]
