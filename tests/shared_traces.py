@@ -1,19 +1,22 @@
 """Traces of stages that tests, workers and runs share: tracing is most of the time of a build.
 
-A trace is found again by the operations that the stage runs, the weights it uses, and the code that decides how it is
-traced. Whatever follows the trace (names, metadata, precision, files) is computed in every test.
+A trace is found again by the operations that the stage runs, the names and shapes of the weights it uses, and the code
+that decides how it is traced. Networks that differ in their weights alone share a trace: each gets its own weights in
+it. Whatever follows the trace (names, metadata, precision, files) is computed in every test.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.metadata
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
@@ -22,7 +25,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 EXPORT = Path(__file__).parents[1] / "export"
-SOURCES = (*(EXPORT / "model" / "network").glob("*.py"), EXPORT / "graphs" / "stages.py")
+SOURCES = (*(EXPORT / "model" / "network").glob("*.py"), EXPORT / "graphs" / "stages.py", Path(__file__))
+
+SMALL = 16
+"""A weight of at most so many numbers, or of one value throughout, is part of what decides a trace: the exporter leaves
+out products with 1, for example."""
+
+_MARK = "weight"
 
 
 def share_traces(patch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -40,32 +49,80 @@ def share_traces(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 def _shared(trace: Callable[..., Any], folder: Path) -> Callable[..., Any]:
     def export(module: nn.Module, examples: tuple[Tensor, ...], **options: Any) -> Any:
-        path = folder / f"{_digest(module, examples, options)}.onnx"
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                program = trace(module, examples, **options)
-                ir.save(program.model, path.with_suffix(".partial"))
-                path.with_suffix(".partial").rename(path)
-        return SimpleNamespace(model=ir.load(path))
+        found = _Operations(module)
+        with torch.inference_mode(), found:
+            module(*examples)
+        found.digest.update(repr(sorted(options.items())).encode())
+        name = found.digest.hexdigest()[:32]
+        shared, own = folder / f"{name}.onnx", folder / f"{name}-{_digest_of_values(found.weights)}.onnx"
+        with FileLock(f"{shared}.lock"):
+            if not shared.exists() and not own.exists():
+                model = trace(module, examples, **options).model
+                target = shared if _mark_weights(model, found.weights) else own
+                ir.save(model, target.with_suffix(".partial"))
+                target.with_suffix(".partial").rename(target)
+        model = ir.load(shared if shared.exists() else own)
+        _set_weights(model, found.weights)
+        return SimpleNamespace(model=model)
 
     return export
 
 
-def _digest(module: nn.Module, examples: tuple[Tensor, ...], options: dict[str, Any]) -> str:
-    """Digest of all that decides a trace: the operations with their constants, the weights they use, the options."""
-    found = _Operations(module)
-    with torch.inference_mode(), found:
-        module(*examples)
-    found.digest.update(repr(sorted(options.items())).encode())
-    return found.digest.hexdigest()[:32]
+def _digest_of_values(weights: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for _, values in sorted(weights.items()):
+        digest.update(values.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _mark_weights(model: ir.Model, weights: Mapping[str, np.ndarray]) -> bool:
+    """Note at every constant which weight it is, and whether transposed; false if that cannot be told of each."""
+    marked = set()
+    for constant in model.graph.initializers.values():
+        assert constant.const_value is not None
+        values = constant.const_value.numpy()
+        folded = ast.literal_eval(constant.metadata_props.get("pkg.onnxscript.optimizer.folded_from", "[]"))
+        sources = {str(constant.name), *folded} & set(weights)
+        if not sources:
+            if not (folded or _decides(values) or values.dtype.kind in "iub"):
+                return False  # computed from weights, perhaps
+            continue
+        weight = weights[name := min(sources)]
+        transposed = [form for form in ((False, True) if weight.ndim == 2 else (False,)) if _is(weight, form, values)]
+        if len(sources) > 1 or len(transposed) != 1:
+            return False
+        constant.metadata_props[_MARK] = f"{name} {transposed[0]}"
+        marked.add(name)
+    return marked == set(weights)
+
+
+def _is(weight: np.ndarray, transposed: bool, values: np.ndarray) -> bool:
+    return np.array_equal((weight.T if transposed else weight).reshape(-1), values.reshape(-1))
+
+
+def _set_weights(model: ir.Model, weights: Mapping[str, np.ndarray]) -> None:
+    """Put the weights of another network in the place of those that were traced."""
+    for constant in model.graph.initializers.values():
+        name, _, transposed = constant.metadata_props.pop(_MARK, "").partition(" ")
+        if name:
+            assert constant.const_value is not None
+            values = weights[name].T if transposed == "True" else weights[name]
+            shaped = np.ascontiguousarray(values.reshape(constant.const_value.shape.numpy()))
+            constant.const_value = ir.tensor(shaped, name=constant.name)
+
+
+def _decides(values: np.ndarray) -> bool:
+    return values.size <= SMALL or bool((values == values.flat[0]).all())
 
 
 class _Operations(TorchDispatchMode):
-    """Digests the operations that run, and the names and values of the parameters among their arguments."""
+    """Digests the operations that run, and the names of the weights among their arguments."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.digest = hashlib.sha256()
+        self.weights: dict[str, np.ndarray] = {}
+        """Values that do not decide the trace."""
         self._known = {id(value): name for name, value in (*module.named_parameters(), *module.named_buffers())}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -75,9 +132,14 @@ class _Operations(TorchDispatchMode):
 
     def _add(self, value: Any) -> None:
         if isinstance(value, Tensor):
-            self.digest.update(f"{value.dtype} {tuple(value.shape)} {self._known.get(id(value))}".encode())
-            if id(value) in self._known:
-                self.digest.update(value.detach().contiguous().numpy().tobytes())
+            name = self._known.get(id(value))
+            self.digest.update(f"{value.dtype} {tuple(value.shape)} {name}".encode())
+            if name is not None and name not in self.weights:
+                values = value.detach().contiguous().numpy()
+                if _decides(values):
+                    self.digest.update(values.tobytes())
+                else:
+                    self.weights[name] = values
         elif isinstance(value, (list, tuple)):
             for part in value:
                 self._add(part)

@@ -43,6 +43,13 @@ def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def call(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Run ``mapengine ARGUMENTS...`` in this process."""
+    with pytest.raises(SystemExit) as leave:
+        main(arguments)
+    assert leave.value.code == 0, f"{' '.join(arguments)}: {capsys.readouterr().err}"
+
+
 @pytest.mark.slow
 def test_readme_commands_in_order(checkout: Path) -> None:
     first, more, checkpoint, runtime_alone, tests = (block.text for block in blocks(ROOT / "README.md", "sh"))
@@ -83,17 +90,27 @@ def test_readme_commands_in_order(checkout: Path) -> None:
 
 
 @pytest.mark.slow
-def test_plans_are_made_as_the_guide_says(checkout: Path) -> None:
-    compiled = run("make engine BACKEND=tensorrt-rtx PRECISION=fp16 MODEL=preset:tiny OUT=build/plans", checkout)
-    assert compiled.returncode == 0, compiled.stderr
-    assert re.search(r"\b([1-9]\d*) of \1\b", compiled.stdout), "attention is not fused"
+@pytest.mark.usefixtures("shared_traces")
+def test_plans_are_made_as_the_guide_says(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # In this process, which has the traces of other tests; test_readme_commands_in_order runs `make engine` itself.
+    planned = run("make -n engine BACKEND=tensorrt-rtx PRECISION=fp16 MODEL=preset:tiny OUT=build/plans", checkout)
+    assert planned.returncode == 0, planned.stderr
+    monkeypatch.chdir(checkout)
+    called = [words for words in commands(planned.stdout.replace("\\\n", " ")) if words[0] == ".venv/bin/mapengine"]
+    assert [arguments[0] for _, *arguments in called] == ["build", "verify", "samples", "demo"]
+    for _, *arguments in called:
+        call(arguments, capsys)
+    shown = capsys.readouterr().out
+    assert re.search(r"\b([1-9]\d*) of \1\b", shown), "attention is not fused"
     # Where there is a GPU the plans run, and else one line says that they cannot.
-    assert compiled.stdout.count("No demonstration on this machine: ") + compiled.stdout.count("demo.png") == 1
+    assert shown.count("No demonstration on this machine: ") + shown.count("demo.png") == 1
     assert (checkout / "build" / "plans" / "aggregator.plan").exists()
 
-    shown = run("make -n engine BACKEND=tensorrt-rtx PRECISION=fp16 TARGET=sm_89 ATTENTION=flash", checkout)
+    planned = run("make -n engine BACKEND=tensorrt-rtx PRECISION=fp16 TARGET=sm_89 ATTENTION=flash", checkout)
     for option in ("--target", "sm_89", "--attention", "flash", "--device optional"):
-        assert option in shown.stdout
+        assert option in planned.stdout
 
 
 @pytest.mark.slow
@@ -114,6 +131,4 @@ def test_guide_commands(
                 assert arguments == ["engine"]  # that the README's test runs
                 continue
             assert program == ".venv/bin/mapengine"
-            with pytest.raises(SystemExit) as leave:
-                main(arguments)
-            assert leave.value.code == 0, f"{' '.join(arguments)}: {capsys.readouterr().err}"
+            call(arguments, capsys)

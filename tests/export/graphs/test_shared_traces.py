@@ -6,7 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -66,3 +68,52 @@ def test_another_stage_is_traced_again(module: nn.Module, options: dict[str, int
     export(Small())
     assert export(module, **options) == "trace 2"
     assert len(traced) == 2
+
+
+class Layers(nn.Module):
+    """One weight that the exporter stores transposed, one that it reshapes, and ones that it stores as they are."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.token = nn.Parameter(torch.rand(32))
+        self.square = nn.Linear(32, 32)
+        self.scale = nn.Parameter(torch.full((32,), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.square(x + self.token.expand(1, 32))
+
+
+class Mixed(Layers):
+    """One constant of the trace is computed from several weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.square(self.token)
+
+
+@pytest.mark.slow
+def test_networks_that_differ_in_their_weights_share_a_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    share_traces(monkeypatch, tmp_path)
+    x = torch.rand(2, 32)
+
+    def right(module: nn.Module) -> bool:
+        program = torch.onnx.export(module.eval(), (x,), input_names=["x"], verbose=False, opset_version=20)
+        (found,) = onnxruntime.InferenceSession(ir.to_proto(program.model).SerializeToString()).run(
+            None, {"x": x.numpy()}
+        )
+        with torch.inference_mode():
+            return np.allclose(found, module(x).numpy(), atol=1e-5)
+
+    def traces() -> int:
+        return len(list(tmp_path.rglob("*.onnx")))
+
+    assert right(Layers(1))
+    assert right(Layers(2))
+    assert traces() == 1
+    uniform = Layers(3)
+    nn.init.zeros_(uniform.square.weight)
+    assert right(uniform)
+    assert traces() == 2
+    assert right(Mixed(1))
+    assert right(Mixed(2))
+    assert traces() == 4
