@@ -33,8 +33,9 @@ GPU_OPTIONAL = $(if $(filter tensorrt% onnxruntime-cuda,$(BACKEND)),--device opt
 BIN        := .venv/bin
 STAMP      := .venv/.installed
 PACKAGES   := calibration cli export kernels runtime
+TEST       := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup engine verify kernels profile check test gpu-test lint typecheck docs clean
+.PHONY: help setup engine verify kernels profile check fast-test test gpu-test lint typecheck docs clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -78,11 +79,14 @@ profile: $(STAMP)  ## Time the bundle OUT beside PyTorch, from files to a scene 
 gpu-test: $(STAMP)  ## Compare every installed GPU backend with PyTorch on this machine's GPU, and write benchmarks/results/gpu_test.json
 	$(BIN)/python benchmarks/gpu_test.py --model "$(MODEL)" --json benchmarks/results/gpu_test.json
 
-check: lint  ## Check style, formatting, types and layout, and run the fast tests: what to run between edits
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow' $(PYTEST)
+check: $(STAMP)  ## Check style, formatting, types and layout, and run the fast tests: what to run between edits
+	@$(MAKE) --no-print-directory -j 2 lint fast-test
+
+fast-test: $(STAMP)  # The tests that are not marked as slow.
+	$(TEST) -m 'not slow' $(PYTEST)
 
 test: $(STAMP)  ## Run all tests (PYTEST="-k name" passes options on, WORKERS=n runs n at a time)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST)
+	$(TEST) $(PYTEST)
 
 lint: $(STAMP) typecheck  ## Check style, formatting and types
 	$(BIN)/ruff check .

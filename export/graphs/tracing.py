@@ -39,6 +39,9 @@ _FORMS: Mapping[str, tuple[AttentionForm, int]] = {
 
 _MAX_VIEWS = 65536
 _MAX_PATCHES = 4096
+_MIN_PATCHES = {"dense_head": 3}
+"""What the tracer takes for the fewest patches of a side where it is not 1. For fewer it refuses the head's resizing and
+traces it a second time; the graph computes them all the same."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,8 @@ def _export_stage(stage: Stage, folder: Path, opset: int, metadata: Mapping[str,
 
 
 def _dynamic_shapes(stage: Stage) -> tuple[dict[int, object], ...]:
-    rows, columns = Dim("patch_rows", min=1, max=_MAX_PATCHES), Dim("patch_columns", min=1, max=_MAX_PATCHES)
+    least = _MIN_PATCHES.get(stage.name, 1)
+    rows, columns = (Dim(name, min=least, max=_MAX_PATCHES) for name in ("patch_rows", "patch_columns"))
     dims = {
         stage.leading_axis: Dim(stage.leading_axis, min=1, max=_MAX_VIEWS),
         "patch_rows": rows,
