@@ -47,6 +47,11 @@ def _use_one_processor() -> None:
 _use_one_processor()  # before a library asks how many processors there are
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the end-to-end runs: they take longest, and no worker should be left alone with one."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's own cache."""
@@ -148,15 +153,22 @@ def shared_traces(shared_folder: Path, request: pytest.FixtureRequest) -> Iterat
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(shared_folder: Path, request: pytest.FixtureRequest) -> Path:
+def tiny_bundle(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A real bundle of ``preset:tiny``, built once and shared by all worker processes. Copy it before changing it."""
     bundle = shared_folder / "tiny-bundle"
-    with FileLock(f"{bundle}.lock"):
-        if not bundle.is_dir():  # a build appears complete, in one step
-            request.getfixturevalue("shared_traces")
-            from mapengine.export import build_engine, load_model
+    if not bundle.is_dir():  # a build appears complete, in one step
+        request.getfixturevalue("shared_traces")
+        from mapengine.export import build_engine, load_model
+        from mapengine.export.graphs.tracing import export_stages
 
-            build_engine(load_model("preset:tiny"), bundle)
+        model = load_model("preset:tiny")
+        # Every other worker begins with the last stage: two do not wait for each other's traces.
+        reverse = os.environ.get("PYTEST_XDIST_WORKER", "gw0")[-1] in "13579"
+        for stage in reversed(STAGES) if reverse else STAGES:
+            export_stages(model, tmp_path_factory.mktemp("trace"), stages=[stage])
+        with FileLock(f"{bundle}.lock"):
+            if not bundle.is_dir():
+                build_engine(model, bundle)
     return bundle
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mapengine.calibration.data import cases
+from mapengine.calibration.data.cases import rendered_cases
 from mapengine.runtime import Scene
 
 from .documents import ROOT
@@ -54,7 +56,10 @@ def test_video(made_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.slow
-def test_calibrate_int8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("shared_traces")
+def test_calibrate_int8(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two of its eight calibration scenes, which are as many kinds of inputs.
+    monkeypatch.setattr(cases, "rendered_cases", lambda count, *more: rendered_cases(2, *more))
     run("05_calibrate_int8.py", "preset:tiny", tmp_path / "compared", 1)
     float32, int8 = (re.fullmatch(r"\w+: ([\d.]+) MB, .*", line) for line in capsys.readouterr().out.splitlines())
     assert float32 is not None

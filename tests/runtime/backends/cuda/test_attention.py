@@ -164,8 +164,8 @@ def test_flash_is_attention(
     np.testing.assert_allclose(found, exact(qkv), atol=2e-3)
 
 
-@pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("length", [1, 15, 64, 137])
+@pytest.mark.slow
+@pytest.mark.parametrize(("length", "packed"), [(1, True), (15, True), (64, True), (137, True), (137, False)])
 @pytest.mark.parametrize(("kernel", "error"), [("int8", 0.02), ("int8-fp8", 0.05)])
 def test_int8_is_what_triton_launches(
     kernel: str,
@@ -187,8 +187,8 @@ def test_int8_is_what_triton_launches(
     assert np.sqrt(np.square(difference).mean()) < error * np.sqrt(np.square(exact(qkv)).mean())
 
 
-@pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize(("length", "view_tokens"), [(15, 7), (457, 57), (641, 320)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("length", "view_tokens", "packed"), [(15, 7, True), (457, 57, False), (641, 320, True)])
 @pytest.mark.parametrize("kernel", ["sparse", "sparse-int8", "sparse-int8-fp8"])
 def test_sparse_is_what_triton_launches(
     kernel: str,
