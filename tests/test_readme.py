@@ -115,6 +115,7 @@ def test_plans_are_made_as_the_guide_says(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_traces")
 @pytest.mark.parametrize("page", [page.name for page in GUIDE])
 def test_guide_commands(
     page: str, made_engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

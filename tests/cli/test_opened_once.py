@@ -61,6 +61,8 @@ def test_a_command_opens_its_bundle_once(
     assert opened == [tiny_bundle / MANIFEST_NAME]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_traces")
 def test_a_build_reads_no_manifest(tmp_path: Path, opened: list[Path]) -> None:
     """It knows what it wrote."""
     from mapengine.export import build_engine, load_model

@@ -71,24 +71,24 @@ def test_another_stage_is_traced_again(module: nn.Module, options: dict[str, int
 
 
 class Layers(nn.Module):
-    """One weight that the exporter stores transposed, one that it reshapes, and ones that it stores as they are."""
+    """Weights that the exporter stores transposed, expanded to a matrix, or as they are."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.token = nn.Parameter(torch.rand(32))
+        self.token = nn.Parameter(torch.rand(1, 32))
         self.square = nn.Linear(32, 32)
         self.scale = nn.Parameter(torch.full((32,), 2.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scale * self.square(x + self.token.expand(1, 32))
+        return self.scale * self.square(x + self.token.expand(1, 1, 32)[0])
 
 
 class Mixed(Layers):
     """One constant of the trace is computed from several weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.square(self.token)
+        return x + self.square(self.token)[0]
 
 
 @pytest.mark.slow
