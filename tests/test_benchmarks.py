@@ -55,6 +55,7 @@ def test_postprocess(tables: ModuleType, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["record.json"]
 
 
+@pytest.mark.slow
 def test_engine(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     options = ("--model", "preset:tiny", "--bundle", str(tiny_bundle), "--size", "84x56", "--rounds", "1", "--geometry")
     record = run("engine.py", *options, "--json", str(tmp_path / "record.json"))
@@ -63,6 +64,7 @@ def test_engine(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     assert record["results"]["pytorch-eager"]["times_baseline_speed"] == 1
 
 
+@pytest.mark.slow
 def test_cpu_options(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     options = ("--bundle", str(tiny_bundle), "--stages", "dense_head", "--size", "84x56", "--rounds", "1")
     record = run("studies/cpu_options.py", *options, "--json", str(tmp_path / "record.json"))
@@ -72,6 +74,7 @@ def test_cpu_options(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> N
     assert chosen["max_rel_error"] == 0
 
 
+@pytest.mark.slow
 def test_build(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     options = (
         "--model",
@@ -91,6 +94,7 @@ def test_build(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     assert (figures["fused"], figures["attention"]) == (3, 3)
 
 
+@pytest.mark.slow
 def test_precision(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     graphs = shutil.copytree(tiny_bundle, tmp_path / "graphs")
     options = ("--exported", str(graphs), "--size", "42x28", "--cases", "mixed")
@@ -100,6 +104,7 @@ def test_precision(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> Non
     assert 0 < record["results"]["fp16"]["errors"]["the policy"]["end_to_end"]["depth_abs_rel"] < 1e-2
 
 
+@pytest.mark.slow
 def test_precision_range(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     graphs = shutil.copytree(tiny_bundle, tmp_path / "graphs")
     options = ("--exported", str(graphs), "--size", "42x28", "--cases", "mixed")
@@ -110,6 +115,7 @@ def test_precision_range(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) 
         assert results["fp16"]["with"]["depth_abs_rel"] < 1e-2
 
 
+@pytest.mark.slow
 def test_attention(tables: ModuleType, tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="Triton is not installed: pip install 'mapengine[kernels]'")
     kernels = tmp_path / "kernels"

@@ -22,6 +22,7 @@ def run(program: str, *arguments: object) -> None:
     runpy.run_path(str(EXAMPLES / program))["main"](*map(str, arguments))
 
 
+@pytest.mark.slow
 def test_files_to_scene(made_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("01_files_to_scene.py", made_engine / "build/engine", made_engine / "build/samples", tmp_path / "scene.npz")
     shown = capsys.readouterr().out

@@ -86,6 +86,7 @@ def test_every_photo_is_there() -> None:
     assert all(path.is_file() for path in [*DEPTHS, *POSES])
 
 
+@pytest.mark.slow
 def test_photos_at_the_size_of_the_table(engine: Engine, tmp_path: Path) -> None:
     scene = engine.reconstruct(PHOTOS)
     check(scene, 4, (518, 392))
@@ -215,6 +216,7 @@ def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_command_line_with_a_view_list(tiny_bundle: Path, tmp_path: Path) -> None:
     path = view_list(tmp_path)
     outs = [tmp_path / name for name in ("scene.npz", "scene.glb", "colmap")]
@@ -233,6 +235,7 @@ def test_command_line_with_a_view_list(tiny_bundle: Path, tmp_path: Path) -> Non
         assert min(picture.size) > 100
 
 
+@pytest.mark.slow
 def test_command_line_with_photos_and_a_folder(tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "scene.npz"
     result = run(tiny_bundle, *PHOTOS, "--intrinsics", SCEAUX / "K.txt", "--out", out, "--size", "140x112")

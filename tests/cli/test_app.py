@@ -231,6 +231,7 @@ def without_torch() -> Callable[..., subprocess.CompletedProcess[str]]:
     return call
 
 
+@pytest.mark.slow
 def test_a_runtime_alone_runs_verifies_and_informs(
     without_torch: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]
 ) -> None:

@@ -254,6 +254,7 @@ def test_a_full_disk_leaves_nothing(cli: Any, tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_during_a_build(tmp_path: Path) -> None:
     # A shell that starts the tests in the background lets its children ignore SIGINT; not this one.

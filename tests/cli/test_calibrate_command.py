@@ -14,6 +14,7 @@ from mapengine.calibration.ranges import load_calibration
 SMALL = ("--cases", "2", "--size", "56x42")
 
 
+@pytest.mark.slow
 def test_calibrates_once(cli: Any, tmp_path: Path) -> None:
     out = tmp_path / "build" / "calibration.json"
     result = cli("calibrate", "preset:tiny", str(out), *SMALL, "--no-rotate")
@@ -33,6 +34,7 @@ def test_calibrates_once(cli: Any, tmp_path: Path) -> None:
     assert load_calibration(out).method == "max"
 
 
+@pytest.mark.slow
 def test_what_was_measured_otherwise_is_measured_anew(cli: Any, tmp_path: Path) -> None:
     out = tmp_path / "calibration.json"
     asked = ("calibrate", "preset:tiny", str(out), *SMALL, "--no-smooth", "--no-rotate", "--accuracy", "50")

@@ -19,6 +19,7 @@ def _without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mapengine.runtime.backends.cuda.driver.driver_problem", lambda: NO_GPU)
 
 
+@pytest.mark.slow
 def test_a_bundle_of_graphs_is_compiled_shown_and_checked(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "engine"
     result = cli(

@@ -25,6 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.mark.slow
 @linux
 def test_plans(cli: Cli, tiny_bundle: Path, samples: Path, cache: Path, tmp_path: Path) -> None:
     common = (tiny_bundle, "--resolution", "112x84", "--backend", "onnxruntime")
@@ -76,6 +77,7 @@ def test_streams(cli: Cli, tiny_bundle: Path, samples: Path, quick: tuple[str, .
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_profiles(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
     options = ("--views", "1", "--resolution", "84x56", "--runs", "3", "--warmup", "0", "--backends", "onnxruntime")
     record, table = tmp_path / "profile.json", tmp_path / "profile.md"

@@ -71,6 +71,7 @@ def test_a_processor_without_bfloat16_is_told_so(tiny_bundle: Path, monkeypatch:
     library.load_stage("dense_head", tiny_bundle / "dense_head.onnx", "bf16")
 
 
+@pytest.mark.slow
 def test_what_int8_leaves_runs_in_bfloat16_if_asked_for(tmp_path: Path) -> None:
     # Where it is refused, the smallest network is refused as well.
     model, size = (load_model("preset:nano"), SIZE) if HAS_BF16 else (load_model("preset:tiny"), (56, 42))

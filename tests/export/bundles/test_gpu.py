@@ -46,6 +46,7 @@ def compiled(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     return out, manifest
 
 
+@pytest.mark.slow
 def test_plans_take_the_place_of_the_graphs(compiled: tuple[Path, Manifest], tiny_bundle: Path) -> None:
     out, manifest = compiled
     source = Bundle.open(tiny_bundle).manifest
@@ -64,6 +65,7 @@ def test_plans_take_the_place_of_the_graphs(compiled: tuple[Path, Manifest], tin
     assert manifest.tools["tensorrt-rtx"] == backend.version
 
 
+@pytest.mark.slow
 def test_profiles_follow_from_the_request(compiled: tuple[Path, Manifest]) -> None:
     _, manifest = compiled
     assert manifest.requests.views == Range(1, 4, 32)
@@ -77,6 +79,7 @@ def test_profiles_follow_from_the_request(compiled: tuple[Path, Manifest]) -> No
         assert stage.opset is None
 
 
+@pytest.mark.slow
 def test_layers_are_recorded(compiled: tuple[Path, Manifest]) -> None:
     _, manifest = compiled
     for name, stage in manifest.stages.items():
@@ -85,6 +88,7 @@ def test_layers_are_recorded(compiled: tuple[Path, Manifest]) -> None:
         assert set(stage.layers.gemms) == {"Float x Float -> Float"}
 
 
+@pytest.mark.slow
 def test_geometry_plan_returns_the_sum(compiled: tuple[Path, Manifest], tiny_bundle: Path, tmp_path: Path) -> None:
     _, manifest = compiled
     stage = manifest.stages["geometry_encoder"]
@@ -104,6 +108,7 @@ def test_geometry_plan_returns_the_sum(compiled: tuple[Path, Manifest], tiny_bun
     np.testing.assert_array_equal(total, patches + added)
 
 
+@pytest.mark.slow
 def test_compiling_needs_no_pytorch(tiny_bundle: Path, tmp_path: Path) -> None:
     program = f"""
 import sys
@@ -118,6 +123,7 @@ print(manifest.format)
     assert (result.returncode, result.stdout.split()) == (0, ["plan"]), result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize(("precision", "kind"), [("fp16", "Half"), ("bf16", "BFloat16")])
 def test_sixteen_bit_plans_are_fused_and_their_graphs_are_right(
@@ -157,6 +163,7 @@ def test_sixteen_bit_plans_are_fused_and_their_graphs_are_right(
     assert manifest.parity.geometry.depth_abs_rel > 1e-6  # float32 in disguise would be below
 
 
+@pytest.mark.slow
 def test_without_a_gpu_loading_says_what_is_missing(
     compiled: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +176,7 @@ def test_without_a_gpu_loading_says_what_is_missing(
         Engine.load(out, "onnxruntime")
 
 
+@pytest.mark.slow
 def test_an_altered_plan_is_refused_before_anything_else(compiled: tuple[Path, Manifest], tmp_path: Path) -> None:
     out = Path(shutil.copytree(compiled[0], tmp_path / "engine"))
     plan = out / "aggregator.plan"
@@ -199,11 +207,13 @@ def test_wrong_options(options: dict[str, Any], message: str, tiny_bundle: Path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_plans_cannot_be_compiled_again(compiled: tuple[Path, Manifest], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is for a GPU already; give a bundle that was built with --backend"):
         compile_engine(compiled[0], tmp_path / "engine", backend="tensorrt-rtx")
 
 
+@pytest.mark.slow
 def test_a_failed_build_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
     # A workspace of one byte is less than any kernel needs.
     with pytest.raises(MapEngineError) as caught:

@@ -126,6 +126,7 @@ def choices(bundle: Path, attention: str) -> dict[str, KernelChoice]:
     return AttentionChoice.parse(attention).layers(parse_config(Bundle.open(bundle).manifest.model.config, "test"))
 
 
+@pytest.mark.slow
 def test_what_kernels_add_is_what_they_round(half: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     assert not rounds(choices(half, "flash"))
     assert rounds(choices(half, "flash@0/int8@2"))
@@ -155,6 +156,7 @@ def test_a_layer_that_the_bundle_lacks(half: Path, tmp_path: Path) -> None:
         kernel_tolerance(Bundle.open(half), kernels, tmp_path)
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_a_finished_bundle_takes_kernels_without_pytorch(half: Path, tmp_path: Path) -> None:
     out = tmp_path / "engine"
@@ -222,6 +224,7 @@ def test_a_bundle_that_has_no_place_for_kernels(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_without_triton(half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not is_installed("tensorrt-rtx"):
         pytest.skip("needs tensorrt-rtx")

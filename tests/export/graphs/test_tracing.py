@@ -32,7 +32,6 @@ from ..conftest import METADATA
 Reference = Callable[..., MapAnything]
 Exported = Callable[..., Path]
 
-FORMS = ("mha", "attention", "matmul")
 OPSETS = {"mha": 20, "attention": 23, "matmul": 18}
 ATTENTION_OPERATORS = {"mha": "MultiHeadAttention", "attention": "Attention", "matmul": "Softmax"}
 NETWORKS = {"v1": ("v1_tiny", "config.json"), "no reference view": ("v11_tiny", "config_no_ref_view.json")}
@@ -53,7 +52,9 @@ def tiny(reference: Reference) -> MapAnything:
     return reference("preset:tiny")
 
 
-@pytest.fixture(scope="module", params=FORMS)
+@pytest.fixture(
+    scope="module", params=["mha", *(pytest.param(form, marks=pytest.mark.slow) for form in ("attention", "matmul"))]
+)
 def form(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -200,6 +201,7 @@ def test_integers_are_64_bit_and_everything_else_float32(graphs: dict[str, onnx.
                 assert all(types[name] == TensorProto.INT64 for name in node.input[1:] if name), node.name
 
 
+@pytest.mark.slow
 def test_matmul_form_keeps_to_the_operators_of_old_parsers(exported: Exported) -> None:
     for name in STAGES:
         model = onnx.load(exported("matmul") / f"{name}.onnx")
@@ -219,6 +221,7 @@ def test_matmul_form_keeps_to_the_operators_of_old_parsers(exported: Exported) -
                 assert attributes["coordinate_transformation_mode"] == b"align_corners"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["attention", "matmul"])
 def test_layers_for_our_kernels_are_mha_in_every_form(form: Any, tiny: MapAnything, tmp_path: Path) -> None:
     layers = [f"info_sharing.self_attention_blocks.{block}.attn" for block in (0, 4)]
@@ -233,6 +236,7 @@ def test_layers_for_our_kernels_are_mha_in_every_form(form: Any, tiny: MapAnythi
     assert [operator for name, operator in found.items() if name not in layers] == [ATTENTION_OPERATORS[form]] * 4
 
 
+@pytest.mark.slow
 def test_attention_form_keeps_to_what_tensorrt_takes(exported: Exported) -> None:
     """TensorRT's parser reads Attention with four-dimensional inputs only: three-dimensional ones name their heads."""
     layers = 0
@@ -280,6 +284,7 @@ def test_weights_carry_upstreams_names(graphs: dict[str, onnx.ModelProto], tiny:
     assert found == Counter(dict.fromkeys(expected, 1))
 
 
+@pytest.mark.slow
 def test_exporting_leaves_the_network_as_it_was(tiny: MapAnything, exported: Exported) -> None:
     exported("matmul")
     assert {module.form for module in tiny.modules() if isinstance(module, Attention)} == {"sdpa"}
@@ -364,6 +369,7 @@ def test_attention_forms_agree(
         assert_close(run(pipeline, views), tiny.predict(views))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_other_networks_are_exact(
     network: str, exported: Exported, load: Callable[[Path], Pipeline], reference: Reference
@@ -373,6 +379,7 @@ def test_other_networks_are_exact(
         assert_close(run(pipeline, views), model.predict(views))
 
 
+@pytest.mark.slow
 def test_v1_has_no_extra_tokens(exported: Exported) -> None:
     folder = exported("mha", *NETWORKS["v1"])
     encoder = onnx.load(folder / "image_encoder.onnx").graph

@@ -58,6 +58,7 @@ def test_a_stage_keeps_none_of_its_file_before_it_runs_nor_after(stage: StageRun
     assert resident_pages(tmp_path / "stage.onnx.data") < WEIGHT.nbytes / 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 511, 512, 700])  # 4 MiB are 512
 def test_no_result_changes_when_the_stage_runs_again(stage: StageRunner, rows: int) -> None:
     inputs = [np.random.default_rng(seed).standard_normal((rows, 2048), np.float32) for seed in range(6)]

@@ -136,6 +136,7 @@ print(peak() - before, returned)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_attention_never_holds_all_pairs_of_tokens(tiny_bundle: Path, name: str) -> None:
     """Global attention over L tokens in memory that grows with L, not with its square."""

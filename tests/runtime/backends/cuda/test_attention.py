@@ -137,6 +137,7 @@ def test_block_sizes_come_with_the_code(device: Device, codes: tuple[KernelCode,
         kernels.enqueue(sparse, 0, length=65537, view_tokens=100, addresses=addresses, workspace=0)
 
 
+@pytest.mark.slow
 def test_bundles_from_before_the_parameters_were_recorded(
     device: Device, codes: tuple[KernelCode, ...], tmp_path: Path
 ) -> None:
@@ -214,6 +215,7 @@ def test_sparse_is_what_triton_launches(
         assert not select_reference(parts[0], parts[1], choice).all()  # something was left out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sparse", "dense"), [("sparse", "flash"), ("sparse-int8", "int8"), ("sparse-int8-fp8", "int8-fp8")]
 )

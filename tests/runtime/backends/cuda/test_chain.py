@@ -103,6 +103,7 @@ def test_a_chain_is_the_network(
     assert [library.enqueued[f"aggregator_{index}"] for index in range(4)] == [1, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_chain_with_attention_in_8_bits_is_the_network(
     chains_in_8_bits: dict[str, Path], library: StandInTensorRt, driver: StandInDriver, small: Engine, tmp_path: Path
 ) -> None:
@@ -113,6 +114,7 @@ def test_a_chain_with_attention_in_8_bits_is_the_network(
     assert {name: driver.kernels[name] // 3 for name in COUNTS_IN_8_BITS} == COUNTS_IN_8_BITS
 
 
+@pytest.mark.slow
 def test_from_its_second_run_on_a_chain_is_one_graph(
     load: Callable[..., Engine], library: StandInTensorRt, driver: StandInDriver
 ) -> None:
@@ -132,12 +134,14 @@ def test_from_its_second_run_on_a_chain_is_one_graph(
     assert driver.kernels["dense-fp16-d32"] == 3
 
 
+@pytest.mark.slow
 def test_several_shapes_take_turns(load: Callable[..., Engine], small: Engine) -> None:
     engine = load()
     for count in (2, 5, 2, 1, 5, 5):
         assert_near(engine.predict(mixed_views(count)), small.predict(mixed_views(count)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["eager", 1, 2])
 def test_the_order_in_which_the_gpu_works_does_not_matter(
     schedule: Any, chains: dict[str, Path], tmp_path: Path, small: Engine, make_driver: Any, make_library: Any

@@ -73,6 +73,7 @@ def test_time_passes_between_events(device: Device) -> None:
 # Memory
 
 
+@pytest.mark.slow
 def test_too_little_memory_names_both_figures_and_the_remedies(make_driver: Callable[..., StandInDriver]) -> None:
     driver = make_driver(memory=3 * 2**30)
     device = Device()

@@ -78,6 +78,7 @@ def test_the_bundle_says_what_it_is_for(cuda_bundle: Path, tiny_bundle: Path) ->
         Engine.load(cuda_bundle, "onnxruntime")
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kinds=st.text("ig", min_size=1, max_size=6),
@@ -222,6 +223,7 @@ def chain_bundle(half_bundles: tuple[Path, Path], tmp_path_factory: pytest.TempP
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["lazy", "eager", 1])
 def test_a_chain_is_the_network(
     schedule: str | int,

@@ -60,6 +60,7 @@ def test_encoded_views_and_streams_give_the_numbers_of_the_host(
     assert (driver.blocks, driver.pinned, driver.handles) == ({}, {}, {})
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kinds=st.text("ig", min_size=1, max_size=8),

@@ -118,6 +118,7 @@ def test_a_cache_is_of_one_bundle_and_one_device(
     assert run(bundle) == 4
 
 
+@pytest.mark.slow
 def test_old_caches_go(bundle: Path) -> None:
     for number in range(12):
         (bundle / "manifest.json").write_text((bundle / "manifest.json").read_text() + "\n")  # built again
