@@ -88,7 +88,8 @@ def _mark_weights(model: ir.Model, weights: Mapping[str, np.ndarray]) -> bool:
                 return False  # computed from weights, perhaps
             continue
         weight = weights[name := min(sources)]
-        forms = (False, True) if weight.ndim == 2 and min(weight.shape) > 1 else (False,)
+        # One that the exporter renamed it has folded, as the transposition of a linear layer.
+        forms = (False, True) if constant.name != name and weight.ndim == 2 and min(weight.shape) > 1 else (False,)
         transposed = [form for form in forms if _is(weight, form, values)]
         if len(sources) > 1 or len(transposed) != 1:
             return False

@@ -23,6 +23,15 @@ from ..goldens import DATA
 METADATA = {"mapengine.version": "0.0.test", "mapengine.model": "a model", "mapengine.weights_sha256": "ab" * 32}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what needs traces of its own: another form of attention than the shared bundle's, other networks."""
+    for item in items:
+        if "exported" in getattr(item, "fixturenames", ()) and hasattr(item, "callspec"):
+            values = item.callspec.params
+            if (values.get("form", "mha"), values.get("network", "preset:tiny")) != ("mha", "preset:tiny"):
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _tracing_once(shared_traces: None) -> None:
     """All tests of exports share their traces."""

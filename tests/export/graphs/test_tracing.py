@@ -52,9 +52,7 @@ def tiny(reference: Reference) -> MapAnything:
     return reference("preset:tiny")
 
 
-@pytest.fixture(
-    scope="module", params=["mha", *(pytest.param(form, marks=pytest.mark.slow) for form in ("attention", "matmul"))]
-)
+@pytest.fixture(scope="module", params=OPSETS)
 def form(request: pytest.FixtureRequest) -> str:
     return request.param
 

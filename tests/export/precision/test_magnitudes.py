@@ -34,6 +34,7 @@ def by_node(folder: Path, stage: str, magnitudes: Magnitudes) -> dict[str, float
     return {node.name: magnitudes[stage][node.output[0]] for node in graph.node if node.output[0] in magnitudes[stage]}
 
 
+@pytest.mark.slow
 def test_every_floating_tensor_is_measured(exported: Exported, magnitudes: Callable[..., Magnitudes]) -> None:
     for form in FORMS:
         for stage in STAGES:
@@ -84,6 +85,7 @@ def test_magnitudes_are_those_of_the_reference(
     assert {name: measured[name] for name in found} == pytest.approx(found, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_scores_are_bounded_tightly(
     magnitudes: Callable[..., Magnitudes], reference: Callable[..., MapAnything]
 ) -> None:
@@ -132,6 +134,7 @@ def test_more_cases_never_lower_a_magnitude(exported: Exported) -> None:
     assert both["geometry_encoder"]
 
 
+@pytest.mark.slow
 def test_the_folder_is_left_as_it_was(exported: Exported) -> None:
     folder = exported("matmul")
     before = sorted(path.name for path in folder.iterdir())

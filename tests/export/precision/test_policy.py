@@ -28,6 +28,7 @@ def floating(path: Path) -> tuple[onnx.GraphProto, dict[str, str]]:
     return graph, {name: FLOATS[kind] for name, kind in types.items() if kind in FLOATS}
 
 
+@pytest.mark.slow
 def test_every_row_decides_about_a_node(exported: Callable[..., Path]) -> None:
     used: set[Rule] = set()
     for network, form in GRAPHS:

@@ -116,6 +116,7 @@ def test_the_same_source_gives_the_same_bytes(precision: str, exported: Exported
         assert (tmp_path / "a" / f"{name}.onnx").read_bytes() == (tmp_path / "b" / f"{name}.onnx").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_jetpack_form_keeps_to_the_operators_of_old_parsers(precision: str, lowered: Lowered) -> None:
     for network in NETWORKS:

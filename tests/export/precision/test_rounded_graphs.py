@@ -132,6 +132,7 @@ def test_the_optimizer_keeps_every_rounding(form: str, precision: str, lowered: 
         assert roundings(after) >= 0.97 * roundings(before) > 10, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_interface_is_that_of_the_stage(precision: str, lowered: Lowered, tmp_path: Path) -> None:
     for stage in lowered("attention", "preset:tiny", precision).values():
