@@ -138,6 +138,7 @@ def test_truncated_images(small: Engine, tmp_path: Path, suffix: str, keep: floa
 # Odd images that are legitimate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 1), (20000, 10), (10, 20000), (3, 2)], ids=str)
 def test_odd_sizes(small: Engine, tmp_path: Path, size: tuple[int, int]) -> None:
     picture = Image.fromarray(np.tile(PIXELS[:10, :10], (2000, 2000, 1))[: size[1], : size[0]])

@@ -27,6 +27,7 @@ def pinhole(focal: float, width: int, height: int, dtype: Any = np.float32) -> n
     return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]], dtype)
 
 
+@pytest.mark.slow
 def test_crop_table_equals_upstream() -> None:
     for row in json.loads((DATA / "crop_resize_table.json").read_text()):
         width, height, target = row["w"], row["h"], (row["tw"], row["th"])

@@ -92,6 +92,7 @@ def test_empty_scene(scene: Scene, tmp_path: Path, suffix: str) -> None:
     assert (model.num_reg_images(), model.num_points3D()) == (2, 0)
 
 
+@pytest.mark.slow
 def test_at_most_the_documented_number_of_points(room_predictions: Callable[..., Predictions], tmp_path: Path) -> None:
     scene = Scene.from_predictions(room_predictions(2, 336, 252))
     assert scene.mask.sum() > COLMAP_MAX_POINTS

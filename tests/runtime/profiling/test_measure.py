@@ -73,6 +73,7 @@ def test_contenders_are_measured_in_every_configuration() -> None:
     assert record["not_measured"] == []
 
 
+@pytest.mark.slow
 def test_what_fails_is_left_out_with_its_reason() -> None:
     contenders = [fake("a"), fake("x", fail="load"), fake("y", fail="call"), fake("z", fail="die")]
     record = profile(contenders, photos, Settings((1, 2), (SIZE,), runs=3, warmup=1))
@@ -85,6 +86,7 @@ def test_what_fails_is_left_out_with_its_reason() -> None:
         profile([fake("x", fail="load")], photos, Settings((1,), (SIZE,)))
 
 
+@pytest.mark.slow
 def test_eight_bits_that_gain_nothing_are_marked() -> None:
     contenders = [
         fake("wide"),
