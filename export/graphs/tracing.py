@@ -40,8 +40,8 @@ _FORMS: Mapping[str, tuple[AttentionForm, int]] = {
 _MAX_VIEWS = 65536
 _MAX_PATCHES = 4096
 _MIN_PATCHES = {"dense_head": 3}
-"""What the tracer takes for the fewest patches of a side where it is not 1. For fewer it refuses the head's resizing and
-traces it a second time; the graph computes them all the same."""
+"""Fewest patches of a side that the tracer is told of, where it is not 1. Told of fewer it refuses the head's resizing
+and traces it a second time; the graph computes them all the same."""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class Interrupted(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_same_data_same_calibration_also_after_an_interruption(
     network: MapAnything, cases: Cases, calibration: Calibration, tmp_path: Path
 ) -> None:
@@ -137,6 +138,7 @@ def test_recovery_buys_accuracy_where_channels_are_outliers(
     assert min(quality.decibels.values()) > 100
 
 
+@pytest.mark.slow
 def test_budget_keeps_the_accuracy_and_most_of_the_work(
     network: MapAnything, cases: Cases, calibration: Calibration
 ) -> None:
@@ -160,6 +162,7 @@ def test_budget_keeps_the_accuracy_and_most_of_the_work(
         keep_accuracy(model, calibration, 99.999, quality)
 
 
+@pytest.mark.slow
 def test_geometry_is_what_is_kept_of_every_metric(network: MapAnything) -> None:
     quality = GeometryQuality(network, 2, (56, 42))
     assert quality.description == "geometry, beyond chance, over the rendered scenes 600000 to 600001, 56x42"

@@ -112,6 +112,7 @@ def test_bundle(bundle: Bundle, plain: Calibration, reference: Callable[..., Map
         compare_layers(bundle, None)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_backends_run_integer_products(backend: str, bundle: Bundle, tiny_bundle: Path) -> None:
     products = stage_products(bundle, backend, 1)
@@ -132,6 +133,7 @@ def test_backends_run_integer_products(backend: str, bundle: Bundle, tiny_bundle
     assert macs[0] == macs[1] > 0
 
 
+@pytest.mark.slow
 def test_nothing_is_computed_twice(
     network: MapAnything, cases: Cases, counts: Counter[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +156,7 @@ def test_nothing_is_computed_twice(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_folded_bundle(
     network: MapAnything, mixed_calibration: Calibration, cases: Cases, counts: Counter[str], tmp_path: Path
 ) -> None:
@@ -214,6 +217,7 @@ def test_a_folded_bundle(
             assert parity.outputs[output].max_rel < lost[output] / MARGIN / 3
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of what INT8 and float32 attention cost on this library
 def test_plans_multiply_in_int8(bundle: Bundle, tmp_path: Path) -> None:
     """A build fails if the library's own list of layers has fewer; qkv is three products there."""

@@ -63,6 +63,7 @@ def by_name(comparison: NoiseComparison) -> dict[str, LayerNoise]:
     return {layer.layer: layer for layer in comparison.layers}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_folding_is_no_noise(backend: str, built: Bundle, network: MapAnything) -> None:
     files = {path: path.stat().st_mtime_ns for path in built.folder.iterdir()}
@@ -84,6 +85,7 @@ def test_folding_is_no_noise(backend: str, built: Bundle, network: MapAnything) 
     assert {path: path.stat().st_mtime_ns for path in built.folder.iterdir()} == files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["attn.qkv", "attn.proj", "mlp.w12", "mlp.w3"])
 def test_the_layer_with_a_wrong_scale_is_first_and_worst(layer: str, copied: Bundle, network: MapAnything) -> None:
     sound = by_name(compare_noise(copied, network))
@@ -133,6 +135,7 @@ def test_bfloat16_around_it(copied: Bundle, network: MapAnything) -> None:
     assert any(abs(noise.snr - plain[name].snr) > 1e-3 for name, noise in by_name(comparison).items())
 
 
+@pytest.mark.slow
 def test_fp8_is_emulated(
     copied: Bundle, network: MapAnything, mixed_calibration: Calibration, folded_stages: Path
 ) -> None:

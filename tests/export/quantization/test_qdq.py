@@ -144,6 +144,7 @@ def test_a_range_of_zero_is_skipped(calibration: Calibration, folded_stages: Pat
     assert layers[1].name not in result.quantized
 
 
+@pytest.mark.slow
 def test_attention_forms(calibration: Calibration, exported: Callable[..., Path], tmp_path: Path) -> None:
     """Every form has the same products; the oldest opset is raised to the first whose QuantizeLinear takes float16."""
     for form, opset in (("matmul", 19), ("attention", 23)):

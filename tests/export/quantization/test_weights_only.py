@@ -117,6 +117,7 @@ def test_a_stage(
     assert distance(found, wanted) < (1e-5 if rest == "fp32" else 5e-3)
 
 
+@pytest.mark.slow
 def test_a_bundle(bundle: Bundle, model: MapAnything, cases: Cases, tiny_bundle: Path) -> None:
     manifest = bundle.manifest
     record = manifest.quantization
@@ -168,6 +169,7 @@ def test_openvino_keeps_weights_in_8_bits_between_bfloat16(
     assert (manifest.quantization.products, manifest.quantization.rest) == ({}, "bf16")
 
 
+@pytest.mark.slow
 def test_a_plan_keeps_weights_in_8_bits(bundle: Bundle, tmp_path: Path) -> None:
     """qkv is three products there: as one, its weight would be in the type of the activations."""
     with warnings.catch_warnings(record=True) as said:
