@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from mapengine.calibration.data.recordings import VIEW_LIST
 from mapengine.calibration.evaluation import HELD_OUT_SEED, Predictor, evaluate, load_rgbd, markdown_table, select_tasks
 from mapengine.calibration.evaluation.report import HEAD, described, fewer_scenes, table_rows
 from mapengine.runtime import Engine
 from mapengine.runtime.backend_table import PACKAGES
 from mapengine.runtime.errors import ProfileError
+from mapengine.runtime.inputs.formats.view_lists import FILE_NAME as VIEW_LIST
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.writing.files import atomic_write
 
@@ -56,9 +56,14 @@ def eval_(
         typer.Option(
             "--rgbd",
             metavar="FOLDER",
-            help="Take these views instead of rendered scenes: a folder with views.json, or with NAME.color.jpg, "
-            "NAME.depth.png, NAME.pose.txt and camera-intrinsics.txt.",
+            help="Take these views instead of rendered scenes: an RGB-D recording or a view list, see `mapengine run`.",
             show_default=False,
+        ),
+    ] = None,
+    intrinsics: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="With --rgbd: camera of all views, for a recording without.", show_default=False
         ),
     ] = None,
     size: Annotated[str, typer.Option(metavar="WxH", help="Size of the views in pixels.")] = "140x112",
@@ -85,7 +90,9 @@ def eval_(
       mapengine eval preset:tiny --scenes 10 --tasks image-only-4,depth
       mapengine eval build/engine --rgbd recording/
     """
-    read: list[str | Path] = [model] if rgbd is None else [model, rgbd / VIEW_LIST]
+    read: list[str | Path] = [model] if rgbd is None else [model, rgbd / VIEW_LIST if rgbd.is_dir() else rgbd]
+    if intrinsics is not None and rgbd is None:
+        raise typer.BadParameter("it belongs to --rgbd, which is not given", param_hint="--intrinsics")
     check_files({"--json": json_file, "--markdown": markdown}, read)
     if seed is not None and rgbd is not None:
         raise typer.BadParameter("it belongs to rendered scenes, and --rgbd names others", param_hint="--seed")
@@ -96,7 +103,7 @@ def eval_(
         given = None
         if rgbd is not None:
             step(f"reading {rgbd}")
-            given = load_rgbd(rgbd, target)
+            given = load_rgbd(rgbd, target, intrinsics=intrinsics)
         step(f"loading {model}")
         predictor, facts = load_predictor(model, backend, revision, threads)
         left_out = _unserved(predictor, chosen, target, named=names is not None)

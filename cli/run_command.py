@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,17 +11,35 @@ from typing import Annotated, Any
 import typer
 
 from mapengine.runtime import Engine, Scene
+from mapengine.runtime.bundle.requests import ServedRequests
 from mapengine.runtime.bundle.store import Bundle
-from mapengine.runtime.inputs.images import IMAGE_EXTENSIONS
-from mapengine.runtime.inputs.raw_view import RawView
-from mapengine.runtime.inputs.sources import read_views
-from mapengine.runtime.inputs.view_lists import ViewFiles, load_view_list, read_listed_views
+from mapengine.runtime.errors import ProfileError
+from mapengine.runtime.inputs.formats.view_files import ReadOptions
+from mapengine.runtime.inputs.stored_view import StoredView
 from mapengine.runtime.options import LIMITS, InferOptions, option_help
 from mapengine.runtime.outputs.view_files import check_no_views, save_views
 from mapengine.runtime.system.sizes import parse_bytes
 from mapengine.runtime.writing.output_checks import check_writable
 
 from .console import Steps, megabytes, say, show_facts, stage_progress
+from .inputs import (
+    DepthFrom,
+    DepthResize,
+    DepthScale,
+    Every,
+    Fps,
+    Give,
+    Ignore,
+    Inputs,
+    Intrinsics,
+    Masks,
+    MaxViews,
+    Metric,
+    Recursive,
+    find_inputs,
+    read_files,
+    read_options,
+)
 from .options import RANDOM_PRESETS, Backend, BundleArgument, Threads, parse_size, value_of
 from .outputs import Format, Output, keep_inputs, plan_outputs
 from .signals import interrupts_later
@@ -28,14 +47,7 @@ from .signals import interrupts_later
 
 def run(
     bundle: BundleArgument,
-    inputs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="INPUTS",
-            help="Image files, one folder of images, or one views.json: a list of views, each with image and, if "
-            "known, intrinsics, depth and pose.",
-        ),
-    ],
+    inputs: Inputs,
     out: Annotated[
         list[Path] | None,
         typer.Option(
@@ -62,14 +74,18 @@ def run(
             show_default=False,
         ),
     ] = None,
-    intrinsics: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Text file with the 3x3 camera matrix of all images, in pixels of the image files.",
-            show_default=False,
-        ),
-    ] = None,
+    intrinsics: Intrinsics = None,
+    masks: Masks = None,
+    depth_scale: DepthScale = None,
+    metric: Metric = None,
+    recursive: Recursive = ReadOptions.recursive,
+    every: Every = ReadOptions.every,
+    fps: Fps = ReadOptions.fps,
+    max_views: MaxViews = ReadOptions.max_views,
+    give: Give = None,
+    ignore: Ignore = None,
+    depth_from: DepthFrom = ReadOptions.depth_from,
+    depth_resize: DepthResize = ReadOptions.depth_resize,
     max_points: Annotated[
         int | None,
         typer.Option(
@@ -135,10 +151,12 @@ def run(
       mapengine run build/engine a.jpg b.jpg --out scene.glb --preview scene.png
       mapengine run build/engine photos/ --intrinsics K.txt --out colmap/
       mapengine run build/engine views.json --out scene.ply --max-points 200000
+      mapengine run build/engine colmap-project/ --ignore poses --depth-from points --out scene.glb
+      mapengine run build/engine video.mp4 --fps 2 --max-views 32 --out scene.glb
       mapengine run build/engine video-frames/ --stream predictions/ --half --memory 8GB
     """
 
-    _check_inputs(inputs, intrinsics)
+    reading = read_options(recursive, every, fps, max_views, give, ignore, depth_from, depth_resize)
     if stream is not None and (out or preview is not None or max_points is not None):
         raise typer.BadParameter(
             "a stream makes no scene; leave out --out, --preview and --max-points", param_hint="--stream"
@@ -156,22 +174,21 @@ def run(
     opened = Bundle.open(bundle, verify=False)
     requests = opened.manifest.requests
     parts = [opened.folder / name for name in ("manifest.json", *(part.file for part in opened.manifest.files()))]
-    listed = _view_list(inputs)
-    keep_inputs(outputs, [*parts, *_files(inputs, intrinsics, listed)] if outputs else [])
     with Steps() as step:
-        step("reading the images")
-        views = _read(inputs, intrinsics, listed)
-        if target is None:
-            requests.check_views(len(views))
-        else:
-            requests.check(len(views), height=target[1], width=target[0])
+        step("finding the views")
+        views = find_inputs(inputs, intrinsics, masks, depth_scale, metric, reading)
+        files = read_files([*inputs, *([] if intrinsics is None else [intrinsics])], views)
+        keep_inputs(outputs, [*parts, *files] if outputs else [])
+        _check_count(requests, views, target)
         step("loading the engine")
         engine = Engine.load(opened, backend, threads=threads, memory_limit=limit)
+        engine.check_call(views, size=target, stream=stream is not None)
     options: dict[str, Any] = {
         "minibatch_size": minibatch_size,
         "mask_edges": mask_edges,
         "apply_confidence_mask": confidence_percentile > 0,
         "confidence_percentile": confidence_percentile,
+        "ignore_calibration_inputs": not reading.gives("intrinsics"),
     }
     with Steps() as reconstruction:
         # Without a line of its own: the bars of the stages show it.
@@ -180,10 +197,10 @@ def run(
         with stage_progress(len(views), with_geometry) as progress:
             if stream is not None:
                 prepared = engine.preprocess(views, size=target)
-                del views  # the images of the files: those of the network are enough
                 dtype = "float16" if half else "float32"
-                files = save_views(stream, engine.infer_stream(prepared, dtype=dtype, progress=progress, **options))
-                say(f"{len(files)} views in {stream}, {megabytes(sum(file.stat().st_size for file in files))}")
+                predictions = engine.infer_stream(prepared, dtype=dtype, progress=progress, **options)
+                written = save_views(stream, predictions, [view.name for view in views])
+                say(f"{len(written)} views in {stream}, {megabytes(sum(file.stat().st_size for file in written))}")
                 return
             scene = engine.reconstruct_views(views, size=target, progress=progress, **options)
     if any(output.kind == "glb" for output in outputs):
@@ -202,42 +219,17 @@ def run(
     _summary(engine, scene, outputs, seconds)
 
 
-def _check_inputs(inputs: list[Path], intrinsics: Path | None) -> None:
-    special = [path for path in inputs if path.is_dir() or path.suffix.lower() == ".json"]
-    if special and len(inputs) > 1:
-        raise typer.BadParameter(
-            f"{special[0]} stands beside other inputs; give image files, or one folder, or one view list",
-            param_hint="INPUTS",
-        )
-    if intrinsics is not None and special and not special[0].is_dir():
-        raise typer.BadParameter(
-            f"write the intrinsics of each view into {special[0]} instead", param_hint="--intrinsics"
-        )
-
-
-def _view_list(inputs: list[Path]) -> list[ViewFiles] | None:
-    """The views that a JSON file lists, or None for images and folders."""
-
-    is_list = len(inputs) == 1 and inputs[0].suffix.lower() == ".json" and not inputs[0].is_dir()
-    return load_view_list(inputs[0]) if is_list else None
-
-
-def _files(inputs: list[Path], intrinsics: Path | None, listed: list[ViewFiles] | None) -> list[Path]:
-    """The files that are read, as far as they are there; text files of a view list are not among them."""
-
-    files = list(inputs) if intrinsics is None else [*inputs, intrinsics]
-    if inputs[0].is_dir():
-        with suppress(OSError):  # reading the images says so
-            files += [file for file in inputs[0].iterdir() if file.suffix.lower() in IMAGE_EXTENSIONS]
-    for view in listed or []:
-        files += [view.image] if view.depth is None else [view.image, view.depth]
-    return files
-
-
-def _read(inputs: list[Path], intrinsics: Path | None, listed: list[ViewFiles] | None) -> list[RawView]:
-    if listed is not None:
-        return read_listed_views(listed)
-    return read_views(inputs[0] if inputs[0].is_dir() else inputs, intrinsics)
+def _check_count(requests: ServedRequests, views: Sequence[StoredView], target: tuple[int, int] | None) -> None:
+    """Refuse more views than the bundle serves, or another size, before the engine is loaded."""
+    try:
+        requests.check_views(len(views))
+    except ProfileError as error:
+        most = requests.views.max
+        if len(views) <= most:
+            raise
+        raise ProfileError(f"{error}; or take fewer of them with --max-views {most}") from error
+    if target is not None:
+        requests.check(len(views), height=target[1], width=target[0])
 
 
 def _summary(engine: Engine, scene: Scene, outputs: list[Output], seconds: dict[str, float]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -19,15 +20,17 @@ from .bundle.requests import PATCH_SIZE, ServedRequests, rounded_to_patches
 from .bundle.store import Bundle
 from .checks.golden import check_golden, has_golden_record, write_golden_record
 from .checks.parity import measure_parity
-from .errors import ImageSizeError, InputError
+from .errors import ImageSizeError, InputError, IntegrityError
 from .geometry import Array
 from .inference import MultiViewInference
 from .inputs.encoded import ENCODED_KEYS, EncodedView, ImageFeatures, snapshot, unpack_views
+from .inputs.formats.view_files import ReadOptions
 from .inputs.prepared import PreparedViews, network_inputs, prepare_raw, prepare_views
 from .inputs.preprocess import each_resized, preprocess_dictionaries, preprocess_views
-from .inputs.raw_view import RawView
+from .inputs.raw_view import AnyView, RawView
 from .inputs.resolutions import target_size
-from .inputs.sources import read_views
+from .inputs.sources import open_views
+from .inputs.stored_view import StoredView
 from .memory.guard import MemoryGuard, guard_for
 from .options import InferOptions, Progress, check_progress, shows_options
 from .outputs.scene import Scene
@@ -44,6 +47,7 @@ class Engine(MultiViewInference):
         self, bundle: Bundle, backend: Backend, pipeline: StagePipeline, memory: MemoryGuard | None = None
     ) -> None:
         """Use :meth:`load`."""
+        self._loading: dict[str, Any] | None = None
         self._bundle = bundle
         self._memory = memory
         self._backend = backend
@@ -101,7 +105,15 @@ class Engine(MultiViewInference):
         if verify and not has_golden_record(*identity):
             check_golden(bundle, pipeline, f"{library.name} {library.version} on {library.device}")
             write_golden_record(*identity)
-        return cls(bundle, library, pipeline, memory)
+        engine = cls(bundle, library, pipeline, memory)
+        engine._loading = {"backend": library.name, "threads": threads, "verify": verify, "memory_limit": memory_limit}
+        return engine
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the path of the bundle: another process loads it again, and refuses one that changed meanwhile."""
+        if self._loading is None:
+            raise pickle.PicklingError("an engine that was not made by Engine.load cannot be pickled; load it there")
+        return _load_again, (str(self._bundle.folder.resolve()), self.digest, self._loading)
 
     def verify(self) -> Parity:
         """Run the golden check now and return the measured differences from the reference.
@@ -225,8 +237,10 @@ class Engine(MultiViewInference):
         poses: Any = None,
         depths: Any = None,
         *,
+        masks: Any = None,
         metric: bool | Sequence[bool | None] | None = None,
         depth_scale: float | Sequence[float | None] | None = None,
+        read: ReadOptions = ReadOptions(),  # noqa: B008 - it is frozen
         size: tuple[int, int] | None = None,
         progress: Progress | None = None,
         **options: Any,
@@ -234,13 +248,16 @@ class Engine(MultiViewInference):
         """From images (and what is known about them) to a scene.
 
         Args:
-            images: a folder, or a list of paths, Pillow images or arrays (H, W, 3); sizes may differ.
+            images: a folder of images, a recording, a video, a view list (see the guide on inputs), or a list of these,
+                of paths, Pillow images or arrays (H, W, 3); sizes may differ.
             intrinsics: one camera for all images, or one per image (``None`` where unknown): (3, 3) in pixels of that
-                image, ``[fx, fy, cx, cy]`` or a text file.
-            poses: one (4, 4) camera-to-world matrix or text file per image, ``None`` where unknown.
+                image, (4, 4), ``[fx, fy, cx, cy]`` or a text file.
+            poses: one (4, 4) or (3, 4) camera-to-world matrix or text file per image, ``None`` where unknown.
             depths: one depth map per image, (H, W) metres or a file; ``None`` where unknown. Needs intrinsics.
-            metric: whether depths and poses are in metres (default: yes).
+            masks: one (H, W) or file per image, white where it counts, or a folder of them. The others have no points.
+            metric: whether depths and poses are in metres (default: yes, but for formats without a scale).
             depth_scale: metres per unit of the depth files.
+            read: which views are taken, and what of them.
             size: (width, height) that the images are brought to; by default the nearest size of MapAnything's table
                 that the bundle serves.
             progress: called with stage, views done and views in all.
@@ -251,56 +268,97 @@ class Engine(MultiViewInference):
 
         Raises:
             InputError: as in :meth:`infer`, for files that cannot be read, and for an unknown option.
+            MemoryLimitError: the call does not fit; nothing was decoded.
         """
         InferOptions.of(**options)  # before files are read
-        views = read_views(images, intrinsics, poses, depths, metric, depth_scale, copy=False)
+        if not isinstance(read, ReadOptions):
+            raise InputError(f"read is a {type(read).__name__}; give ReadOptions(...)")
+        views = open_views(images, intrinsics, poses, depths, metric, depth_scale, masks, read)
+        if not read.gives("intrinsics"):
+            options["ignore_calibration_inputs"] = True
         return self.reconstruct_views(views, size=size, progress=progress, **options)
 
     @shows_options
     def reconstruct_views(
         self,
-        views: Sequence[RawView],
+        views: Sequence[AnyView],
         *,
         size: tuple[int, int] | None = None,
         progress: Progress | None = None,
         **options: Any,
     ) -> Scene:
-        """Like :meth:`reconstruct`, from views that were read already, by :func:`.inputs.sources.read_views`."""
+        """Like :meth:`reconstruct`, from what :func:`.inputs.sources.open_views` found or ``read_views`` read."""
         chosen = InferOptions.of(**options)
         check_progress(progress)
-        # Refused before the images are resized: that takes longer than the refusal.
+        # Refused before the images are decoded and resized: that takes longer than the refusal.
         target = self._target_size(views, size)
-        self.manifest.requests.check_views(len(views))
+        self.check_call(views, size=target)
         prepared = each_resized(views, target, partial(prepare_raw, data_norm_type=self.data_norm_type))
         predictions = self._answer(network_inputs(prepared, chosen), chosen, progress)
         return Scene.from_predictions(predictions, [view.name or f"view {i}" for i, view in enumerate(views)])
 
     def preprocess(
-        self, views: Sequence[RawView] | Sequence[Mapping[str, Any]], *, size: tuple[int, int] | None = None
+        self, views: Sequence[AnyView] | Sequence[Mapping[str, Any]], *, size: tuple[int, int] | None = None
     ) -> list[dict[str, Any]]:
         """Bring views to a size that this engine serves, in the form that :meth:`infer` takes.
 
         Args:
-            views: dictionaries as ``preprocess_inputs`` takes them, or what :func:`.inputs.sources.read_views` read.
+            views: dictionaries as ``preprocess_inputs`` takes them, or what :func:`.inputs.sources.open_views` found.
             size: (width, height); by default as :meth:`reconstruct` chooses it.
 
         Raises:
             InputError: as in ``preprocess_inputs``, or a size that is not served.
+            MemoryLimitError: a call with these views does not fit; nothing was decoded.
         """
         given: Any = views  # whatever is wrong among them is refused by name
         if isinstance(views, Sequence) and any(isinstance(view, Mapping) for view in views):
             return preprocess_dictionaries(given, lambda raw: self._target_size(raw, size), self.data_norm_type)
-        return preprocess_views(given, self._target_size(given, size), self.data_norm_type)
+        target = self._target_size(given, size)
+        self._check_reading(given, target)
+        return preprocess_views(given, target, self.data_norm_type)
 
-    def _target_size(self, views: Sequence[RawView], size: tuple[int, int] | None) -> tuple[int, int]:
+    def check_call(
+        self, views: Sequence[AnyView], *, size: tuple[int, int] | None = None, stream: bool = False
+    ) -> None:
+        """Refuse a call with these views where it cannot be, before any of them is decoded.
+
+        Args:
+            views, size: as in :meth:`preprocess`.
+            stream: whether the call is :meth:`infer_stream`, which keeps one prediction at a time.
+
+        Raises:
+            ProfileError: more views than the engine was built for, or a size that it does not serve.
+            MemoryLimitError: they do not fit.
+        """
+        target = self._target_size(views, size)
+        self.manifest.requests.check_views(len(views))
+        self._check_reading(views, target)
+        if self._memory is not None:
+            geometry = any(view.has_geometry for view in views)
+            self._memory.check(len(views), *target, geometry=geometry, collect=not stream)
+
+    def _check_reading(self, views: Sequence[AnyView], target: tuple[int, int]) -> None:
+        if self._memory is not None:
+            largest = max((view.bytes_to_read for view in views if isinstance(view, StoredView)), default=0)
+            self._memory.check_reading(len(views), *target, largest)
+
+    def _target_size(self, views: Sequence[AnyView], size: tuple[int, int] | None) -> tuple[int, int]:
         """The (width, height) that was asked for, or the nearest of those built, or of MapAnything's own table."""
         is_list = isinstance(views, Sequence) and len(views) > 0
-        if not is_list or not all(isinstance(view, RawView) for view in views):
+        if not is_list or not all(isinstance(view, RawView | StoredView) for view in views):
             raise InputError("views is no list of views that were read; give reconstruct what is to be read")
         if size is not None:
             return _checked_size(size, self.manifest.requests)
         ratios = [view.size[0] / view.size[1] for view in views]
         return self.manifest.requests.nearest_size(sum(ratios) / len(ratios)) or target_size(ratios)
+
+
+def _load_again(path: str, digest: str, options: dict[str, Any]) -> Engine:
+    """What unpickles an engine."""
+    engine = Engine.load(path, **options)
+    if engine.digest != digest:
+        raise IntegrityError(f"{path}: is another bundle than the engine that was pickled; load it by its path")
+    return engine
 
 
 def _checked_size(size: Any, requests: ServedRequests) -> tuple[int, int]:

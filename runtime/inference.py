@@ -12,7 +12,7 @@ from .inputs.encoded import EncodedView
 from .inputs.normalization import norm_constants
 from .inputs.prepared import PreparedViews, prepare_views
 from .options import InferOptions, Progress, check_progress, shows_options
-from .postprocessing.predictions import finish_predictions, finish_view, halved
+from .postprocessing.predictions import finish_predictions, finish_view, halved, outside_masked
 
 _OUTPUT_DTYPES = ("float32", "float16")
 
@@ -59,7 +59,8 @@ class MultiViewInference(ABC):
             views: one dictionary per view, as ``load_images`` and ``preprocess_inputs`` make them. V views, B samples:
                 ``img`` (B, 3, H, W) normalised, ``data_norm_type``, and any of ``intrinsics`` (B, 3, 3) pixels or
                 ``ray_directions`` (B, H, W, 3); ``depth_z`` (B, H, W) metres, 0 where unknown; ``camera_poses``
-                (B, 4, 4) camera-to-world or (quaternion xyzw (B, 4), translation (B, 3)); ``is_metric_scale`` (B,).
+                (B, 4, 4) camera-to-world or (quaternion xyzw (B, 4), translation (B, 3)); ``is_metric_scale`` (B,);
+                ``mask`` (B, H, W), True where the view counts: the other pixels give no points and no depth.
             *values: options in the order of :class:`.options.InferOptions`.
             progress: see :data:`.options.Progress`.
             **options: options by name, see :class:`.options.InferOptions`.
@@ -114,8 +115,9 @@ class MultiViewInference(ABC):
         predictions = self._stream(prepared, chosen, progress)
 
         def finished() -> Iterator[dict[str, Array]]:
-            for prediction, image in zip(predictions, prepared.images, strict=True):
+            for prediction, image, mask in zip(predictions, prepared.images, prepared.masks, strict=True):
                 result = finish_view(prediction, image, chosen, data_norm_type=self.data_norm_type, overwrite=True)
+                result = result if mask is None else outside_masked(result, mask)
                 yield halved(result) if dtype == "float16" else result
 
         return finished()
@@ -153,9 +155,13 @@ class MultiViewInference(ABC):
     ) -> list[dict[str, Array]]:
         """Run the network and post-process what it says, one dictionary per view."""
         predictions = self._predict(prepared, options, progress)
-        return finish_predictions(
+        finished = finish_predictions(
             predictions, prepared.images, options, data_norm_type=self.data_norm_type, overwrite=True
         )
+        return [
+            result if mask is None else outside_masked(result, mask)
+            for result, mask in zip(finished, prepared.masks, strict=True)
+        ]
 
     def _dtype(self) -> str:
         """Floating type that inputs are converted to."""

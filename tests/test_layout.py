@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "runtime": set(),
 }
 RUNTIME_ALWAYS = {"numpy", "PIL", "platformdirs", "psutil"}
-RUNTIME_INSIDE_FUNCTIONS = {"onnxruntime", "openvino", "trimesh", "tensorrt", "tensorrt_rtx", "cuda"}
+RUNTIME_INSIDE_FUNCTIONS = {"av", "onnxruntime", "openvino", "trimesh", "tensorrt", "tensorrt_rtx", "cuda"}
 CLI_INSIDE_FUNCTIONS = {"export", "kernels"}
 CLI_ALWAYS = {"typer", "rich", "click"}
 MAX_LINES = 450

@@ -21,9 +21,9 @@ import trimesh
 from PIL import Image
 
 from mapengine.runtime import Engine, Scene, load_images
+from mapengine.runtime.inputs.formats.view_lists import load_view_list
 from mapengine.runtime.inputs.preprocess import preprocess_views
-from mapengine.runtime.inputs.sources import read_views
-from mapengine.runtime.inputs.view_lists import load_view_list, read_listed_views
+from mapengine.runtime.inputs.sources import read_listed_views, read_views
 
 DATA = Path(os.environ.get("MAPENGINE_DATA") or Path(__file__).resolve().parents[1] / ".." / "shared" / "data")
 SCEAUX, KITCHEN = DATA / "sceaux", DATA / "redkitchen"

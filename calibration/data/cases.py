@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mapengine.runtime.errors import InputError
-from mapengine.runtime.inputs.images import IMAGE_EXTENSIONS
+from mapengine.runtime.inputs.formats.table import is_without_images
 from mapengine.runtime.inputs.preprocess import preprocess_views
-from mapengine.runtime.inputs.raw_view import RawView
-from mapengine.runtime.inputs.sources import read_views
-from mapengine.runtime.inputs.view_lists import load_view_list, read_listed_views
+from mapengine.runtime.inputs.raw_view import AnyView, RawView
+from mapengine.runtime.inputs.sources import open_views
+from mapengine.runtime.inputs.stored_view import StoredView
 
 from ..scenes import render_scene
-from .recordings import VIEW_LIST, is_recording, recorded_views
 
 Views = Sequence[Mapping[str, Any]]
 
@@ -92,15 +91,14 @@ def rendered_cases(count: int = 8, size: tuple[int, int] = (140, 112), data_norm
 def folder_cases(
     folder: Path, *, count: int = 16, size: tuple[int, int] | None = None, data_norm_type: str = "dinov2"
 ) -> Cases:
-    """Read cases from a folder: its images in the order of their names, or the views of its ``views.json``, or those of
-    a recording that is laid out like 7-Scenes.
+    """Read cases from what :func:`mapengine.runtime.inputs.sources.open_views` reads: a folder of images, a recording,
+    a view list, a video.
 
     In a folder with none of these, the sub-folders are sequences of their own. What is known of depth, cameras and
     poses is given to the network in changing mixes; views without it are images only.
 
     Args:
-        folder: with images, with ``views.json``, with a recording (:func:`.recordings.recorded_views`), or with such
-            folders.
+        folder: with images or a recording, or with such folders; or a file.
         count: most cases.
         size: (width, height) in pixels; None for the size of the resolution table that fits.
         data_norm_type: of the model.
@@ -109,16 +107,14 @@ def folder_cases(
         InputError: no folder, no images, or a single one; a recording lacks something.
         ImageReadError: an image is damaged.
     """
-    if not folder.is_dir():
+    if not folder.exists():
         raise InputError(f"{folder}: is no folder to calibrate with; give a folder of images")
     sequences = [_sequence(folder)]
-    if not sequences[0]:
+    if not sequences[0] and folder.is_dir():
         sequences = [raw for raw in map(_sequence, sorted(f for f in folder.iterdir() if f.is_dir())) if raw]
     total = sum(len(raw) for raw in sequences)
     if total == 0:
-        raise InputError(
-            f"{folder}: holds no images ({' '.join(IMAGE_EXTENSIONS)}) to calibrate with; check the folder"
-        )
+        raise InputError(f"{folder}: holds no images to calibrate with; check the folder")
     if total == 1:
         raise InputError(f"{folder}: holds one image, which is too few to calibrate with; give at least two")
     cases: dict[str, Views] = {}
@@ -132,13 +128,9 @@ def folder_cases(
     return make_cases(cases, f"{len(cases)} cases of {total} images in {folder.name}")
 
 
-def _sequence(folder: Path) -> list[RawView]:
-    if (folder / VIEW_LIST).is_file():
-        return read_listed_views(load_view_list(folder / VIEW_LIST))
-    if is_recording(folder):
-        return read_listed_views(recorded_views(folder))
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_EXTENSIONS and f.is_file())
-    return read_views(files) if files else []
+def _sequence(folder: Path) -> Sequence[AnyView]:
+    """The views of a folder; none where it holds neither images nor a recording."""
+    return [] if is_without_images(folder) else open_views(folder)
 
 
 def _counts_and_mixes() -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -150,17 +142,21 @@ def _title(index: int, views: int, mix: tuple[str, ...]) -> str:
     return f"{index}: {views} views, {'/'.join(letters or 'images' for letters in mix)}"
 
 
-def _prepared(raw: Sequence[RawView], mix: tuple[str, ...], size: tuple[int, int] | None, norm_type: str) -> Views:
-    views: list[RawView] = []
+def _prepared(raw: Sequence[AnyView], mix: tuple[str, ...], size: tuple[int, int] | None, norm_type: str) -> Views:
+    views: list[AnyView] = []
+    with_pose = False
     for view, letters in zip(raw, itertools.cycle(mix), strict=False):
-        has_camera = "k" in letters and view.intrinsics is not None
-        has_pose = "p" in letters and (not views or views[0].pose is not None)
-        known = RawView(
-            view.image,
-            intrinsics=view.intrinsics if has_camera else None,
-            depth=view.depth if "d" in letters and has_camera else None,  # refused without a camera
-            pose=view.pose if has_pose else None,  # relative to that of view 0
-            metric=view.metric if letters else None,
-        )
-        views.append(known)
+        known: Any = view.files if isinstance(view, StoredView) else view
+        has_camera = "k" in letters and known.intrinsics is not None
+        has_pose = "p" in letters and known.pose is not None and (not views or with_pose)
+        with_pose = has_pose if not views else with_pose
+        changes: dict[str, Any] = {} if has_camera else {"intrinsics": None, "lens": None}
+        if not ("d" in letters and has_camera):  # depth is refused without a camera
+            changes["depth"] = None
+        if not has_pose:  # poses are relative to that of view 0
+            changes["pose"] = None
+        if not letters:
+            changes["metric"] = None
+        changed = replace(known, **changes)
+        views.append(replace(view, files=changed) if isinstance(view, StoredView) else changed)
     return preprocess_views(views, size, norm_type)

@@ -84,7 +84,7 @@ def write_samples(
 
     Returns:
         The paths of the images. ``views.json`` names image, intrinsics, depth and pose of each view in the form that
-        :func:`mapengine.runtime.inputs.view_lists.load_view_list` reads.
+        :func:`mapengine.runtime.inputs.formats.view_lists.load_view_list` reads.
 
     Raises:
         InputError: as :func:`mapengine.calibration.scenes.render_scene`.

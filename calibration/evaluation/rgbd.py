@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapengine.runtime.errors import InputError
+from mapengine.runtime.inputs.formats.image_files import IMAGE_FILES
+from mapengine.runtime.inputs.formats.seven_scenes import LAYOUT
+from mapengine.runtime.inputs.formats.table import find_format
 from mapengine.runtime.inputs.preprocess import preprocess_views
-from mapengine.runtime.inputs.view_lists import ViewFiles, load_view_list, read_listed_views
+from mapengine.runtime.inputs.sources import open_views
+from mapengine.runtime.inputs.stored_view import StoredView
 
-from ..data.recordings import VIEW_LIST, recorded_views
 from .evaluate import DEFAULT_SIZE, check_size
 
 Array = NDArray[Any]
@@ -37,17 +39,19 @@ class RgbdScene:
 
 
 def load_rgbd(
-    path: str | os.PathLike[str], size: tuple[int, int] = DEFAULT_SIZE, views_per_scene: int = 8
+    path: str | os.PathLike[str],
+    size: tuple[int, int] = DEFAULT_SIZE,
+    views_per_scene: int = 8,
+    intrinsics: Any = None,
 ) -> list[RgbdScene]:
     """Read RGB-D views and bring them to one size as :func:`mapengine.runtime.preprocess_inputs` does.
 
     Args:
-        path: a folder with ``views.json``, or that file, as
-            :func:`mapengine.runtime.inputs.view_lists.load_view_list` reads it,
-            every view with intrinsics, depth and pose; or a folder laid out like 7-Scenes, as
-            :func:`mapengine.calibration.data.recordings.recorded_views` reads it.
+        path: what :func:`mapengine.runtime.inputs.sources.open_views` reads with intrinsics, depth and pose of every
+            view: a recording, or a view list.
         size: width and height of the result, multiples of 14.
         views_per_scene: the views are cut into scenes of so many, in their order; the last scene may have fewer.
+        intrinsics: of all images, for a recording without.
 
     Raises:
         InputError: no such folder, no views in it, or a view that lacks something; names the file or the view.
@@ -56,29 +60,33 @@ def load_rgbd(
     """
     check_size(size)
     path = Path(path)
-    listed = _listed_views(path)
+    listed = _rgbd_views(path, intrinsics)
     scenes = []
     for start in range(0, len(listed), views_per_scene):
-        views = preprocess_views(read_listed_views(listed[start : start + views_per_scene]), size, "identity")
+        views = preprocess_views(listed[start : start + views_per_scene], size, "identity")
         # Normalised by nothing, the image is exactly its 256 levels over 255.
         images = np.stack([np.rint(view["img"][0] * 255).astype(np.uint8).transpose(1, 2, 0) for view in views])
-        depth, intrinsics = (np.concatenate([view[key] for view in views]) for key in ("depth_z", "intrinsics"))
+        depth, cameras = (np.concatenate([view[key] for view in views]) for key in ("depth_z", "intrinsics"))
         poses = np.concatenate([view["camera_poses"] for view in views])
-        scenes.append(RgbdScene(images, depth, intrinsics, poses, seed=start))
+        scenes.append(RgbdScene(images, depth, cameras, poses, seed=start))
     return scenes
 
 
-def _listed_views(path: Path) -> Sequence[ViewFiles]:
-    view_list = path / VIEW_LIST if path.is_dir() else path
-    if path.is_dir() and not view_list.is_file():
-        return recorded_views(path)
+def _rgbd_views(path: Path, intrinsics: Any) -> list[StoredView]:
     if not path.exists():
         raise InputError(f"{path}: there is no such folder of RGB-D views; check the path")
-    views = load_view_list(view_list)
+    if find_format(path) is IMAGE_FILES:
+        raise InputError(
+            f"{path}: holds no RGB-D views; give a folder with views.json, with {LAYOUT}, or with rgb.txt, depth.txt "
+            "and groundtruth.txt"
+        )
+    views = open_views(path, intrinsics)
     for index, view in enumerate(views):
         for key in ("intrinsics", "depth", "pose"):
-            if getattr(view, key) is None:
-                raise InputError(f"{view_list}: view {index}: has no {key}, which an evaluation needs; add it")
-        if view.metric is False:
-            raise InputError(f"{view_list}: view {index}: is not metric; an evaluation needs metres")
+            if getattr(view.files, key) is None:
+                raise InputError(f"{path}: view {index}: has no {key}, which an evaluation needs; add it")
+        if view.files.metric is False:
+            raise InputError(f"{path}: view {index}: is not metric; an evaluation needs metres")
+        if view.files.lens is not None and view.files.lens.fisheye:
+            raise InputError(f"{path}: view {index}: has a fisheye lens; an evaluation needs a pinhole camera")
     return views

@@ -6,12 +6,16 @@ between: Pillow alone would saturate 16-bit greys and hand out half a picture of
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +30,15 @@ _HEIF_EXTENSIONS = (".heic", ".heif")
 IMAGE_EXTENSIONS: tuple[str, ...] = (".jpg", ".jpeg", ".png") + (
     _HEIF_EXTENSIONS if importlib.util.find_spec("pillow_heif") else ()
 )
-"""File name endings (lower case) that a folder is searched for; HEIC only where ``pillow-heif`` is installed."""
+"""File name endings (lower case) that ``load_images`` searches a folder for; HEIC only where ``pillow-heif`` is
+installed."""
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".mts", ".m2ts", ".3gp")
+MOST_PIXELS = 500_000_000
+"""Of an image file; Pillow takes 2 GB for so many."""
+_EXR = ".exr"
+_EXTRAS = {".avif": "heic", **dict.fromkeys(_HEIF_EXTENSIONS, "heic")}
+_NOT_READ = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF")  # Pillow names them, and has no decoder of its own
 
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _NO_RETURN_16_BIT = 65535  # what range cameras write, besides 0, where they measured nothing
@@ -45,33 +57,83 @@ def read_image(path: PathLike) -> Image.Image:
         ImageReadError: the file is missing, a folder, truncated, not an image, too large (Pillow's guard against
             decompression bombs) or of a pixel format with no clear meaning as a picture.
     """
-    return read_upright(path)[0]
-
-
-def read_upright(path: PathLike) -> tuple[Image.Image, bool]:
-    """Read an image file as :func:`read_image` does, and tell whether EXIF turns it sideways from how it is stored."""
     name = _file_name(path)
     try:
         with _open(name) as image:
-            return _upright(image, in_place=True)
+            return _picture(image, True).image
     except Exception as error:  # Pillow's decoders raise many types on damaged files, also ones that are no OSError
         raise _read_error(name, error, "an image") from error
 
 
-def upright(image: Image.Image) -> tuple[Image.Image, bool]:
-    """Do what :func:`read_upright` does with a Pillow image, which is not changed.
+class Picture(NamedTuple):
+    """An upright RGB image, whether EXIF turned it sideways from how it is stored, and where it is opaque: (H, W) bool,
+    or None for all of it."""
+
+    image: Image.Image
+    turned: bool
+    opaque: npt.NDArray[np.bool_] | None
+
+
+def read_picture(path: PathLike, as_stored: bool = False) -> Picture:
+    """Read an image file as :func:`read_image` does, and tell more of it.
+
+    Args:
+        as_stored: leave its EXIF orientation out.
+
+    Raises:
+        ImageReadError: as :func:`read_image`, and for an image of one channel with 16 bits, which is a depth map and
+            no photograph.
+    """
+    name = _file_name(path)
+    try:
+        with _open(name) as image:
+            _refuse_depth(image)
+            return _picture(image, True, as_stored)
+    except Exception as error:  # see read_image
+        raise _read_error(name, error, "an image") from error
+
+
+def picture_of(image: Image.Image) -> Picture:
+    """Do what :func:`read_picture` does with a Pillow image, which is not changed.
 
     Raises:
         ImageReadError: it cannot be decoded, or its pixels have no clear meaning as a picture.
     """
     try:
-        return _upright(image, in_place=False)
-    except Exception as error:  # see read_upright; an opened file is decoded only here
+        return _picture(image, False)
+    except Exception as error:  # see read_image; an opened file is decoded only here
         raise ImageReadError(f"cannot be read: {error}") from error
 
 
-def image_size(path: PathLike) -> tuple[int, int]:
-    """Return (W, H) of an image file after EXIF orientation, without decoding a JPEG or PNG.
+def has_depth_pixels(path: PathLike) -> bool:
+    """Return whether an image file has one channel of more than 8 bits, as depth maps have.
+
+    Raises:
+        ImageReadError: as :func:`read_image`, as far as the header tells.
+    """
+    name = _file_name(path)
+    try:
+        with _open(name) as image:
+            return image.mode.startswith("I") or image.mode == "F"
+    except Exception as error:  # see read_image
+        raise _read_error(name, error, "an image") from error
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """Return the file name endings (lower case) of every format that Pillow reads here."""
+    endings = {ending for ending, form in Image.registered_extensions().items() if form in Image.OPEN}
+    stubs = {ending for ending, form in Image.registered_extensions().items() if form in _NOT_READ}
+    return frozenset(endings - stubs | {e for e in _EXTRAS if e in IMAGE_EXTENSIONS})
+
+
+def missing_extra(path: Path) -> str | None:
+    """Return the extra that reads a kind of file which cannot be read here; None for all others."""
+    return _EXTRAS.get(path.suffix.lower()) if path.suffix.lower() not in image_suffixes() else None
+
+
+def image_size(path: PathLike, as_stored: bool = False) -> tuple[int, int]:
+    """Return (W, H) of an image file after EXIF orientation (but for ``as_stored``), without decoding a JPEG or PNG.
 
     A PNG that tells its orientation only behind the pixels, which is rare, is reported as it is stored.
 
@@ -91,7 +153,7 @@ def image_size(path: PathLike) -> tuple[int, int]:
             sideways = _is_turned(Image.Image.getexif(image))
     except Exception as error:  # see read_image
         raise _read_error(name, error, "an image") from error
-    return (height, width) if sideways else (width, height)
+    return (height, width) if sideways and not as_stored else (width, height)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -155,7 +217,9 @@ def read_depth(path: PathLike, depth_scale: float | None = None) -> npt.NDArray[
 
 def _stored_depth(name: str) -> npt.NDArray[Any]:
     ending = Path(name).suffix.lower()
-    if ending in (".npy", ".npz"):
+    if ending == _EXR:
+        stored = _exr_depth(name)
+    elif ending in (".npy", ".npz"):
         with open(name, "rb") as file:
             loaded = np.load(file, allow_pickle=False)
             stored = _only_array(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
@@ -170,6 +234,23 @@ def _stored_depth(name: str) -> npt.NDArray[Any]:
     if stored.ndim != 2 or stored.size == 0 or stored.dtype.kind not in "uif":
         raise InputError(f"it holds {stored.dtype} of shape {stored.shape}; needed are numbers of shape (H, W)")
     return stored
+
+
+def _exr_depth(name: str) -> npt.NDArray[Any]:
+    """The channel Z, or the only one, of an OpenEXR file; greys that are stored three times count as one."""
+    try:
+        exr = importlib.import_module("OpenEXR")
+    except ImportError:
+        raise InputError("reading OpenEXR needs one more package; pip install 'mapengine[exr]'") from None
+    with exr.File(name, separate_channels=True) as file:
+        channels = {key: np.array(channel.pixels) for key, channel in file.channels().items()}
+    for key in ("Z", "depth.Z", "View Layer.Depth.Z", "Depth.V", "depth.V", "Y", "V"):
+        if key in channels:
+            return channels[key].astype(np.float32)
+    first = next(iter(channels.values()))
+    if not all(np.array_equal(first, other, equal_nan=True) for key, other in channels.items() if key != "A"):
+        raise InputError(f"it has the channels {', '.join(channels)}; name that of the depth Z")
+    return first.astype(np.float32)
 
 
 def _only_array(archive: np.lib.npyio.NpzFile) -> npt.NDArray[Any]:
@@ -202,13 +283,27 @@ def _file_name(path: PathLike) -> str:
         raise InputError(f"a file path must be a string or a Path, got {type(path).__name__}") from None
 
 
-def _upright(image: Image.Image, in_place: bool) -> tuple[Image.Image, bool]:
-    turned = _is_turned(image.getexif())  # before it is decoded: a TIFF forgets its orientation then
-    if in_place:
-        ImageOps.exif_transpose(image, in_place=True)
-    else:
-        image = ImageOps.exif_transpose(image)
-    return to_rgb(image), turned
+def _picture(image: Image.Image, in_place: bool, as_stored: bool = False) -> Picture:
+    turned = not as_stored and _is_turned(image.getexif())  # before it is decoded: a TIFF forgets its orientation then
+    if not as_stored:
+        if in_place:
+            ImageOps.exif_transpose(image, in_place=True)
+        else:
+            image = ImageOps.exif_transpose(image)
+    opaque = None
+    if image.has_transparency_data:
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+        opaque = None if alpha.min() == 255 else alpha > 127
+    return Picture(to_rgb(image), turned, opaque)
+
+
+def _refuse_depth(image: Image.Image) -> None:
+    # Before Pillow 11.3 16-bit PNGs came as 32-bit integers.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        raise InputError(
+            "it has one channel of 16 bits, which is a depth map and no photograph; give it as the depth of a view, or "
+            "convert it to 8 bits"
+        )
 
 
 def _is_turned(exif: Image.Exif) -> bool:
@@ -216,16 +311,38 @@ def _is_turned(exif: Image.Exif) -> bool:
 
 
 def _open(name: str) -> Image.Image:
-    if Path(name).suffix.lower() in _HEIF_EXTENSIONS:
+    suffix = Path(name).suffix.lower()
+    if suffix in _HEIF_EXTENSIONS:
         _register_heif()
-    return Image.open(name)
+    with _own_limit():
+        image = Image.open(name)
+    if image.width * image.height > MOST_PIXELS:
+        image.close()
+        raise InputError(
+            f"it has {image.width}x{image.height} pixels, and at most {MOST_PIXELS // 10**6} million are read"
+        )
+    return image
+
+
+_limit_lock = threading.Lock()
+
+
+@contextmanager
+def _own_limit() -> Iterator[None]:
+    """Put :data:`MOST_PIXELS` in the place of Pillow's limit, which takes a panorama for an attack."""
+    with _limit_lock:  # Pillow's limit is one for all threads
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _register_heif() -> None:
     try:
         plugin = importlib.import_module("pillow_heif")
     except ImportError:
-        raise InputError("reading HEIC needs one more package; pip install pillow-heif") from None
+        raise InputError("reading HEIC needs one more package; pip install 'mapengine[heic]'") from None
     plugin.register_heif_opener()
 
 
@@ -234,9 +351,18 @@ def _read_error(name: str, error: Exception, kind: str) -> ImageReadError:
         return ImageReadError(f"{name}: there is no such file; check the path")
     if os.path.isdir(name):
         return ImageReadError(f"{name}: is a folder, not {kind} file; pass a file in it")
+    suffix = Path(name).suffix.lower()
     if isinstance(error, UnidentifiedImageError):
+        if suffix in VIDEO_SUFFIXES:
+            return ImageReadError(f"{name}: is a video, not {kind}; give it to `mapengine run` or Engine.reconstruct")
+        if suffix == _EXR:
+            return ImageReadError(
+                f"{name}: is an OpenEXR file, which is read as a depth map and not as {kind}; convert it to PNG"
+            )
+        if suffix in _EXTRAS:
+            return ImageReadError(
+                f"{name}: is not {kind} that can be read here; pip install 'mapengine[{_EXTRAS[suffix]}]'"
+            )
         return ImageReadError(f"{name}: is not {kind} in a format Pillow knows; convert it to PNG or JPEG")
-    if isinstance(error, Image.DecompressionBombError):
-        return ImageReadError(f"{name}: has too many pixels to be decoded safely; shrink it ({error})")
     reason = str(error) or type(error).__name__
     return ImageReadError(f"{name}: cannot be read as {kind} ({reason}); replace the file or leave it out")

@@ -25,6 +25,7 @@ from .checks import (
     check_norm_type,
     check_one_calibration,
     depth_map,
+    finite_array,
     metric_flags,
     normalized_image,
     unit_rays,
@@ -41,6 +42,7 @@ VIEW_KEYS = (
     "depth_z",
     "camera_poses",
     "is_metric_scale",
+    "mask",
     "true_shape",
     "idx",
     "instance",
@@ -82,6 +84,7 @@ class PreparedView:
         distance: (B, H, W, 1) depth along the ray, 0 where there is none, or None.
         pose: camera-to-world quaternion (B, 4) xyzw and translation (B, 3) in float64, or None.
         features: what the image encoder gave for the image before, or None.
+        mask: (B, H, W) bool, True where the view counts, or None for all of it.
     """
 
     image: Array
@@ -90,6 +93,7 @@ class PreparedView:
     distance: Array | None = None
     pose: tuple[Array, Array] | None = None
     features: ImageFeatures | None = None
+    mask: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +112,11 @@ class PreparedViews:
     def features(self) -> list[ImageFeatures | None]:
         """Per view what the image encoder gave before."""
         return [view.features for view in self.views]
+
+    @property
+    def masks(self) -> list[Array | None]:
+        """Per view (B, H, W) bool, True where it counts; None for all of it."""
+        return [view.mask for view in self.views]
 
     @property
     def batch(self) -> int:
@@ -171,12 +180,15 @@ def prepare_raw(view: RawView, data_norm_type: str = "dinov2") -> PreparedView:
     rays, pose = None, view.batched_pose
     if view.intrinsics is not None:
         rays = geometry.rays_from_intrinsics(view.intrinsics[None].astype(np.float32, copy=False), height, width)
+    elif view.rays is not None:
+        rays = unit_rays(view.rays[None], (1, height, width, 3), f"{view.name}: ray_directions", np.float32)
     return PreparedView(
         image=normalize_image(np.asarray(view.image), data_norm_type),
         is_metric=np.array([view.metric is not False]),
         rays=rays,
         distance=None if view.depth is None else _distance(view.depth[None], rays, f"{view.name}: depth"),
         pose=None if pose is None else _quaternion_and_translation(pose),
+        mask=None if view.mask is None else view.mask[None],
     )
 
 
@@ -244,7 +256,11 @@ def _prepare(view: Any, where: str, data_norm_type: str, dtype: np.dtype[Any], c
     if "camera_poses" in given:
         pose = _quaternion_and_translation(camera_pose(given["camera_poses"], (batch,), f"{where}: camera_poses"))
     is_metric = metric_flags(given.get("is_metric_scale", True), batch, f"{where}: is_metric_scale")
-    return PreparedView(image, is_metric, rays, distance, pose)
+    mask = None
+    if "mask" in given:
+        mask = finite_array(given["mask"], (batch, height, width), f"{where}: mask").astype(bool)
+        distance = None if distance is None else np.where(mask[..., None], distance, distance.dtype.type(0))
+    return PreparedView(image, is_metric, rays, distance, pose, mask=mask)
 
 
 def _distance(depth: Array, rays: Array | None, where: str) -> Array:

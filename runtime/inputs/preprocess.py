@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,17 +28,21 @@ from .checks import (
     finite_array,
     finite_range,
     is_tensor,
+    unit_rays,
 )
 from .encoded import snapshot
 from .images import IMAGE_EXTENSIONS, PathLike, image_size, read_image, to_rgb
 from .normalization import norm_constants, normalize_image
-from .raw_view import RawView
+from .raw_view import AnyView, RawView
 from .resizing import resize_and_crop
 from .resolutions import Size, positive_int, target_size
 
 Array = npt.NDArray[Any]
 Views = list[dict[str, Any]]
 Result = TypeVar("Result")
+
+_FAR_APART = 50.0  # times the depth: cameras that look at one scene are nearer
+_PINHOLE = 1.0  # pixels that rays may be off the pinhole camera that fits them best
 
 
 def load_images(
@@ -134,14 +139,14 @@ def preprocess_inputs(
       1.5 give a warning, because 0..255 floats come out white;
     * a torch tensor (H, W, 3) of any type, multiplied by 255 only if no value is above 1.
 
-    Depth that is NaN or infinite becomes 0, no depth; negative depth is refused. Rays become the intrinsics that fit
-    them best, so lens distortion is lost. A view with intrinsics may be cropped one pixel off the same view without
-    (upstream rounds half margins differently).
+    Depth that is NaN or infinite becomes 0, no depth; negative depth is refused. Rays of a pinhole camera become its
+    intrinsics, as upstream has it; others, as of a fisheye, stay rays. A view with intrinsics may be cropped one pixel
+    off the same view without (upstream rounds half margins differently).
 
     Returns:
         One dict per view: ``img`` (1, 3, H, W) float32 normalised, ``data_norm_type`` [norm_type], and where given
-        ``intrinsics`` (1, 3, 3) of the given float type, ``depth_z`` (1, H, W) float32, ``camera_poses`` with a batch
-        axis, and the other keys.
+        ``intrinsics`` (1, 3, 3) of the given float type or ``ray_directions`` (1, H, W, 3), ``depth_z`` (1, H, W)
+        float32, ``camera_poses`` with a batch axis, and the other keys.
 
     Raises:
         InputError: what is wrong, in which view, under which key.
@@ -170,7 +175,7 @@ def preprocess_dictionaries(
     return [{**others, **view} for view, (_, others) in zip(prepared, read, strict=True)]
 
 
-def preprocess_views(views: Sequence[RawView], size: Size | None = None, norm_type: str = "dinov2") -> Views:
+def preprocess_views(views: Sequence[AnyView], size: Size | None = None, norm_type: str = "dinov2") -> Views:
     """Do what :func:`preprocess_inputs` does with views that were read already, for ``infer``.
 
     Args:
@@ -185,21 +190,70 @@ def preprocess_views(views: Sequence[RawView], size: Size | None = None, norm_ty
     return each_resized(views, target, partial(_dictionary, norm_type=norm_type))
 
 
-def each_resized(views: Sequence[RawView], target: Size, finish: Callable[[RawView], Result]) -> list[Result]:
+def each_resized(views: Sequence[AnyView], target: Size, finish: Callable[[RawView], Result]) -> list[Result]:
     """Return ``finish`` of every view resized to ``target`` = (W, H); several threads work on it.
+
+    What is suspicious about views is said in one warning for each kind of it.
 
     Raises:
         InputError: an image is far too narrow for the size; names the view.
     """
 
-    def one(index: int) -> Result:
+    noticed: list[RawView] = []
+
+    def one(index: int) -> tuple[Result, RawView]:
         try:
             resized = views[index].resized(target)
         except InputError as error:
-            raise InputError(f"view {index}: {error}") from error
-        return finish(resized)
+            here = f"view {index}: "
+            raise type(error)(str(error) if str(error).startswith(here) else f"{here}{error}") from error
+        return finish(resized), replace(resized, image=_NO_IMAGE, rays=None, mask=None)
 
-    return list(in_order(one, range(len(views))))
+    results = []
+    for result, rest in in_order(one, range(len(views))):
+        results.append(result)
+        noticed.append(rest)
+    _warn_of(noticed)
+    return results
+
+
+_NO_IMAGE = np.zeros((1, 1, 3), np.uint8)
+
+
+def _warn_of(views: Sequence[RawView]) -> None:
+    """Say what is suspicious about resized views: the first of each kind, and which others it is true of."""
+    noticed: dict[str, list[tuple[int, str]]] = {}
+    for index, view in enumerate(views):
+        for remark in view.remarks:
+            noticed.setdefault(remark.kind, []).append((index, remark.text))
+    far = _far_pose(views)
+    if far is not None:
+        noticed["poses"] = [far]
+    for found in noticed.values():
+        index, text = found[0]
+        others = f" (and {len(found) - 1} more views)" if len(found) > 1 else ""
+        name = views[index].name
+        label = f"view {index}" if name in ("", f"view {index}") else f"view {index} ({name})"
+        warn(f"{label}{others}: {text}")
+
+
+def _far_pose(views: Sequence[RawView]) -> tuple[int, str] | None:
+    """The view that is farthest from view 0, if it is so far for its depth that the units differ."""
+    depths = [np.median(view.depth[view.depth > 0]) for view in views if view.depth is not None and view.depth.any()]
+    places = {
+        i: v.pose[1] if isinstance(v.pose, tuple) else v.pose[:3, 3] for i, v in enumerate(views) if v.pose is not None
+    }
+    if not depths or len(places) < 2:
+        return None
+    start = next(iter(places.values()))
+    index, distance = max(((i, float(np.linalg.norm(p - start))) for i, p in places.items()), key=lambda pair: pair[1])
+    depth = float(np.median(depths))
+    if distance < _FAR_APART * depth:
+        return None
+    return index, (
+        f"its camera is {distance:.0f} m from the first one, and the median depth is {depth:.3g} m; if the poses are "
+        "in millimetres, divide their positions by 1000"
+    )
 
 
 def _dictionary(view: RawView, norm_type: str) -> dict[str, Any]:
@@ -211,6 +265,10 @@ def _dictionary(view: RawView, norm_type: str) -> dict[str, Any]:
         result["is_metric_scale"] = np.array([view.metric], dtype=bool)
     if view.depth is not None:
         result["depth_z"] = view.depth[None]
+    if view.rays is not None:
+        result["ray_directions"] = view.rays[None]
+    if view.mask is not None:
+        result["mask"] = view.mask[None]
     if view.intrinsics is not None:
         result["intrinsics"] = view.intrinsics[None]
     return result
@@ -274,13 +332,13 @@ def _read_view(view: Mapping[str, Any], where: str) -> tuple[RawView, dict[str, 
         raise InputError(f"{where}: img is missing; pass a Pillow image or an array (H, W, 3)")
     check_one_calibration(given, where)
     image = _picture(given.pop("img"), f"{where}: img")
-    shape, depth, intrinsics, pose = (image.height, image.width), None, None, None
+    shape, depth, intrinsics, rays, pose = (image.height, image.width), None, None, None, None
     if "depth_z" in given:
         depth = depth_map(given.pop("depth_z"), shape, f"{where}: depth_z", fill_missing=True)
     if "intrinsics" in given:
         intrinsics = camera_intrinsics(given.pop("intrinsics"), (), f"{where}: intrinsics")
     if "ray_directions" in given:
-        intrinsics = _fit_rays(given.pop("ray_directions"), shape, f"{where}: ray_directions")
+        intrinsics, rays = _fit_rays(given.pop("ray_directions"), shape, f"{where}: ray_directions")
     if "camera_poses" in given:
         pose = camera_pose(given.pop("camera_poses"), (), f"{where}: camera_poses")
     if isinstance(given.get("is_metric_scale"), (bool, np.bool_)):
@@ -288,7 +346,7 @@ def _read_view(view: Mapping[str, Any], where: str) -> tuple[RawView, dict[str, 
     others = {
         key: snapshot(as_array(value, f"{where}: {key}") if is_tensor(value) else value) for key, value in given.items()
     }
-    return RawView(image, intrinsics, depth, pose), others
+    return RawView(image, intrinsics, depth, pose, rays=rays), others
 
 
 def _picture(value: Any, where: str) -> Image.Image:
@@ -332,9 +390,20 @@ def _to_levels(pixels: Array, of_tensor: bool, where: str) -> npt.NDArray[np.uin
     return levels.astype(np.uint8)
 
 
-def _fit_rays(value: Any, shape: tuple[int, int], where: str) -> Array:
+def _fit_rays(value: Any, shape: tuple[int, int], where: str) -> tuple[Array | None, Array | None]:
+    """The pinhole intrinsics of rays, as upstream fits them; or the rays themselves, where no pinhole has them."""
     rays = finite_array(value, (*shape, 3), where).astype(np.float32)
     matrix = intrinsics_from_rays(rays[None])[0]
-    if not np.isfinite(matrix).all() or min(matrix[0, 0], matrix[1, 1]) <= 0:
-        raise InputError(f"{where} fits no pinhole camera; give rays with x right, y down, z forward, or intrinsics")
-    return matrix
+    focal, centre = matrix[(0, 1), (0, 1)], matrix[:2, 2]
+    if np.isfinite(matrix).all() and focal.min() > 0:
+        rows, columns = (np.unique(np.linspace(0, n - 1, 50).astype(int)) for n in shape)
+        sample = rays[np.ix_(rows, columns)].astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            pixels = sample[..., :2] / sample[..., 2:] * focal + centre
+        off = np.abs(pixels - np.stack(np.meshgrid(columns, rows), axis=-1))
+        if (sample[..., 2] > 0).all() and off.max() <= _PINHOLE:
+            return matrix, None
+    rays = unit_rays(rays, (*shape, 3), where, np.float32)
+    if np.abs(rays - rays[0, 0]).max() < 1e-3:
+        raise InputError(f"{where} are all the same; give rays with x right, y down, z forward, or intrinsics")
+    return None, rays

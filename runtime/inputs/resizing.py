@@ -5,6 +5,7 @@ The image is scaled until it covers the target and cropped around its centre. In
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,43 +43,118 @@ def resize_and_crop(
             from the target that the resized image would take 2 GB before it is cropped.
     """
     picture = Image.fromarray(rgb_pixels(image)) if isinstance(image, np.ndarray) else to_rgb(image)
-    old = np.array(picture.size)
-    if min(*old, *target) < 1:
-        raise InputError(f"cannot resize {old[0]}x{old[1]} to {target[0]}x{target[1]} pixels; all must be positive")
-    if depth is not None and depth.shape != (old[1], old[0]):
-        raise InputError(f"depth has shape {depth.shape}, the image {(int(old[1]), int(old[0]))}; they must be equal")
-    if intrinsics is not None and (intrinsics.shape != (3, 3) or intrinsics.dtype.kind != "f"):
-        raise InputError(f"intrinsics are {intrinsics.dtype} of shape {intrinsics.shape}; needed are floats (3, 3)")
+    fit = Fit.of(picture.size, target, intrinsics)
+    if depth is not None and depth.shape != picture.size[::-1]:
+        raise InputError(f"depth has shape {depth.shape}, the image {picture.size[::-1]}; they must be equal")
+    return fit.image(picture), None if depth is None else fit.nearest(depth), fit.intrinsics
 
-    # The small addend keeps the scaled image from being one pixel short of the target.
-    scale = np.float64(max(target[0] / old[0], target[1] / old[1]) + 1e-8)
-    scaled = np.floor(old * scale).astype(np.int64)
-    if scaled[0] * scaled[1] > _MOST_PIXELS:
-        raise InputError(
-            f"an image of {old[0]}x{old[1]} pixels is too narrow for the size {target[0]}x{target[1]}: it would be "
-            f"resized to {scaled[0]}x{scaled[1]} before it is cropped; crop it first"
-        )
-    corner = (scaled - target) // 2
-    if intrinsics is not None:
-        # Upstream finds the corner as a difference of principal points in the type of the matrix, so that its rounding
-        # decides where a margin is odd.
-        resized = _scale_intrinsics(intrinsics, scale, old * scale - scaled)
-        centred = _scale_intrinsics(resized, np.float64(1), (scaled - target).astype(np.float64))
-        corner = np.rint(resized[:2, 2] - centred[:2, 2]).astype(np.int64)
-        corner = np.clip(corner, 0, scaled - target)  # a principal point far outside leaves no digits for the margin
-        resized[:2, 2] -= corner
-        intrinsics = resized
-    if depth is not None:
+
+@dataclass(frozen=True)
+class Fit:
+    """How an image is scaled and cropped.
+
+    Attributes:
+        old, target: (W, H) before and after.
+        scale: of both axes.
+        scaled: (W, H) before the crop.
+        corner: (x, y) of the crop.
+        intrinsics: of the result, or None.
+    """
+
+    old: Size
+    target: Size
+    scale: np.float64
+    scaled: Size
+    corner: Size
+    intrinsics: Array | None = None
+
+    @classmethod
+    def of(cls, size: Size, target: Size, intrinsics: Array | None = None) -> Fit:
+        """Find it for an image of ``size``; errors as :func:`resize_and_crop`."""
+        old = np.array(size)
+        if min(*old, *target) < 1:
+            raise InputError(f"cannot resize {old[0]}x{old[1]} to {target[0]}x{target[1]} pixels; all must be positive")
+        if intrinsics is not None and (intrinsics.shape != (3, 3) or intrinsics.dtype.kind != "f"):
+            raise InputError(f"intrinsics are {intrinsics.dtype} of shape {intrinsics.shape}; needed are floats (3, 3)")
+        # The small addend keeps the scaled image from being one pixel short of the target.
+        scale = np.float64(max(target[0] / old[0], target[1] / old[1]) + 1e-8)
+        scaled = np.floor(old * scale).astype(np.int64)
+        if scaled[0] * scaled[1] > _MOST_PIXELS:
+            raise InputError(
+                f"an image of {old[0]}x{old[1]} pixels is too narrow for the size {target[0]}x{target[1]}: it would be "
+                f"resized to {scaled[0]}x{scaled[1]} before it is cropped; crop it first"
+            )
+        corner = (scaled - target) // 2
+        if intrinsics is not None:
+            # Upstream finds the corner as a difference of principal points in the type of the matrix, so that its
+            # rounding decides where a margin is odd.
+            resized = _scale_intrinsics(intrinsics, scale, old * scale - scaled)
+            centred = _scale_intrinsics(resized, np.float64(1), (scaled - target).astype(np.float64))
+            corner = np.rint(resized[:2, 2] - centred[:2, 2]).astype(np.int64)
+            corner = np.clip(corner, 0, scaled - target)  # a principal point far outside leaves no digits for it
+            resized[:2, 2] -= corner
+            intrinsics = resized
+        return cls(size, target, scale, _pair(scaled), _pair(corner), intrinsics)
+
+    @property
+    def kept(self) -> float:
+        """The part of the image that the crop keeps."""
+        return float(self.target[0] * self.target[1] / (self.scaled[0] * self.scaled[1]))
+
+    def image(self, picture: Image.Image) -> npt.NDArray[np.uint8]:
+        """Return an RGB image (H, W, 3) uint8."""
+        # One call and then the crop: Pillow chooses the order of the two passes by the whole size, which decides
+        # rounding.
+        kernel = Image.Resampling.LANCZOS if self.scale < 1 else Image.Resampling.BICUBIC
+        (left, top), (width, height) = self.corner, self.target
+        return np.array(picture.resize(self.scaled, kernel).crop((left, top, left + width, top + height)))
+
+    def nearest(self, values: Array) -> Array:
+        """Return a map (h, w) at (H, W), the nearest pixel of each, as OpenCV chooses it."""
+        columns, rows = self._indices
+        return values[np.ix_(rows, columns)]
+
+    def valid(self, depth: Array) -> Array:
+        """Return depth (h, w) at (H, W): the nearest pixel, and where that is 0 the nearest measured one inside."""
+        result = self.nearest(depth).copy()
+        rows, columns = np.nonzero(depth)
+        place = (np.stack([columns, rows]) + 0.5) * self.scale - np.array(self.corner)[:, None]
+        x, y = np.floor(place).astype(np.int64)
+        inside = (x >= 0) & (x < self.target[0]) & (y >= 0) & (y < self.target[1])
+        order = np.argsort(-np.hypot(*(place - np.floor(place) - 0.5))[inside], kind="stable")  # the nearest is last
+        x, y, found = x[inside][order], y[inside][order], depth[rows, columns][inside][order]
+        filled = np.zeros_like(result)
+        filled[y, x] = found
+        return np.where(result == 0, filled, result)
+
+    def rays(self, rays: Array) -> Array:
+        """Return unit ray directions (h, w, 3) at (H, W, 3), interpolated between the pixels around each."""
+        columns, rows = ((np.arange(self.target[axis]) + self.corner[axis] + 0.5) / self.scale - 0.5 for axis in (0, 1))
+        found = _between(_between(rays, rows, 0), columns, 1)
+        return np.asarray(found / np.linalg.norm(found, axis=-1, keepdims=True), dtype=rays.dtype)
+
+    @property
+    def _indices(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Columns and rows of the nearest pixels."""
         columns, rows = (
-            _nearest(int(corner[axis]), target[axis], int(scaled[axis]), int(old[axis])) for axis in (0, 1)
+            _nearest(self.corner[axis], self.target[axis], self.scaled[axis], self.old[axis]) for axis in (0, 1)
         )
-        depth = depth[np.ix_(rows, columns)]
-    # One call and then the crop: Pillow chooses the order of the two passes by the whole size, which decides rounding.
-    kernel = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
-    left, top = (int(value) for value in corner)
-    resized_picture = picture.resize((int(scaled[0]), int(scaled[1])), kernel)
-    window = resized_picture.crop((left, top, left + target[0], top + target[1]))
-    return np.array(window), depth, intrinsics
+        return columns, rows
+
+
+def _pair(values: npt.NDArray[np.int64]) -> Size:
+    return int(values[0]), int(values[1])
+
+
+def _between(values: Array, places: Array, axis: int) -> Array:
+    """Values at places along an axis, on the line through the two around each; at the border that line goes on."""
+    last = max(values.shape[axis] - 2, 0)
+    before = np.clip(np.floor(places), 0, last).astype(np.intp)
+    after = np.minimum(before + 1, values.shape[axis] - 1)
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    weight = (places - before).reshape(shape)
+    return np.take(values, before, axis) * (1 - weight) + np.take(values, after, axis) * weight
 
 
 def _scale_intrinsics(intrinsics: Array, scale: np.float64, margins: Array) -> Array:

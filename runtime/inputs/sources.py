@@ -1,187 +1,181 @@
-"""What people hold (files, folders, arrays, Pillow images) as raw views."""
+"""What people hold (files, folders, recordings, arrays, Pillow images) as views that are read when they are needed."""
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from ..errors import InputError, MapEngineError
-from ..geometry import Array
+from ..errors import InputError
 from ..system.threads import in_order
-from .checks import (
-    as_array,
-    camera_intrinsics,
-    camera_pose,
-    check_camera_of_image,
-    depth_map,
-    finite_array,
-    finite_range,
-)
-from .images import IMAGE_EXTENSIONS, read_depth, read_upright, upright
+from .formats.table import find_views
+from .formats.values import camera_matrix, is_4x4_camera, pose_matrix
+from .formats.view_files import ReadOptions, ViewFiles
+from .formats.view_lists import NO_CAMERA
+from .images import image_suffixes
 from .raw_view import RawView
+from .stored_view import StoredView
 
-NO_CAMERA = "has a depth map but no intrinsics"
-_UNIT_OVERSHOOT = 1.5
-_LARGEST_TEXT = 65536  # bytes; a matrix of 16 numbers needs far less
+_DEFAULTS = ReadOptions()
+_MATRICES = ((3, 3), (4,))
 
 
-def read_views(
+def open_views(
     images: Any,
     intrinsics: Any = None,
     poses: Any = None,
     depths: Any = None,
     metric: bool | Sequence[bool | None] | None = None,
     depth_scale: float | Sequence[float | None] | None = None,
-    *,
-    copy: bool = True,
-) -> list[RawView]:
-    """Read the views of one call. V is the number of images.
+    masks: Any = None,
+    options: ReadOptions = _DEFAULTS,
+) -> list[StoredView]:
+    """Find the views of one call, without reading their images. V is the number of views.
 
     Args:
-        images: a folder (its images, sorted by name), a file, an image, or a sequence of these: paths, Pillow images
-            (EXIF orientation is applied to both), arrays (H, W, 3) of uint8 or of floats in 0..1 or 0..255.
-        intrinsics: one camera for all views, or one (or None) per view: (3, 3), ``[fx, fy, cx, cy]``, or a text file.
-            Pixels of the upright image, pixel centres at integers.
-        poses: one (or None) per view: (4, 4) camera-to-world in OpenCV axes, or a text file.
+        images: whatever :mod:`.formats.table` has a format for (a folder, a recording, a video, a pattern, a view
+            list), a file, an image, or a sequence of these: paths, Pillow images (EXIF orientation is applied to both),
+            arrays (H, W, 3) of uint8 or of floats in 0..1 or 0..255.
+        intrinsics: one camera for all views, or one (or None) per view, as :func:`.formats.values.camera_matrix` takes
+            it. Pixels of the upright image, pixel centres at integers. What is given here and below comes in the place
+            of what a recording brings.
+        poses: one (or None) per view: camera-to-world in OpenCV axes, as :func:`.formats.values.pose_matrix` takes it.
         depths: one (or None) per view: (H, W) float metres with 0 where there is none, or a file for ``read_depth``.
-            A view with depth needs intrinsics.
-        metric: whether the depth and poses are in metres, for all or per view; None: upstream's default, yes.
+            A view with depth needs intrinsics. A map that is smaller than the image is enlarged.
+        metric: whether the depth and poses are in metres, for all or per view; None: upstream's default, yes, but for
+            formats that have no scale.
         depth_scale: metres per stored unit of depth files, for all or per view; None: see ``read_depth``.
-        copy: keep no image array of the caller, who may fill it anew before the views are used.
+        masks: one (or None) per view, a file or (H, W), white or True where the view counts; or a folder with an image
+            of the name of each.
+        options: which views are taken, and what of them.
 
     Returns:
         V views, with float32 intrinsics and depth and float64 poses; the name is that of the file, or ``view 0``.
 
     Raises:
         InputError: numbers of entries that differ, a wrong shape, values that cannot be right; names view and key.
-        ImageReadError: an image or depth file that cannot be read.
+        ImageReadError: a file that cannot be found.
     """
-    sources = _sources(images)
-    count = len(sources)
-    cameras = _per_view(intrinsics, count, "intrinsics", shared_shapes=((3, 3), (4,)), shared_path=True)
-    pose_list = _per_view(poses, count, "poses", shared_shapes=((4, 4),) if count == 1 else (), shared_path=count == 1)
-    depth_list = _per_view(depths, count, "depths", shared_ndim=2 if count == 1 else None, shared_path=count == 1)
+    shared = intrinsics if _is_one_camera(intrinsics) else None
+    views = find_views(_sources(images), replace(options, intrinsics=shared))
+    count, one = len(views), len(views) == 1
+    cameras = [shared] * count if shared is not None else _per_view(intrinsics, count, "intrinsics")
+    pose_list = _per_view(poses, count, "poses", ((4, 4), (3, 4)) if one else (), shared_path=one)
+    depth_list = _per_view(depths, count, "depths", shared_ndim=2 if one else None, shared_path=one)
+    mask_list = _masks(masks, views)
     metric_list = _flags(metric, count)
     scales = _per_view(depth_scale, count, "depth_scale", shared_shapes=((),))
-    views: list[RawView] = []
-    read = in_order(lambda index: _image(sources[index], f"view {index}: image"), range(count))
-    for index, (source, (image, turned)) in enumerate(zip(sources, read, strict=True)):
+    result = []
+    for index, view in enumerate(views):
         where = f"view {index}"
-        if copy and isinstance(image, np.ndarray):
-            image = image.copy()
-        size = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
-        camera, depth, pose = cameras[index], depth_list[index], pose_list[index]
-        if camera is not None:
-            camera = camera_matrix(camera, f"{where}: intrinsics")
-            check_camera_of_image(camera, size, turned, f"{where}: intrinsics")
-        if depth is not None:
-            if camera is None:
-                raise InputError(f"{where}: {NO_CAMERA}; give its intrinsics or leave the depth out")
-            depth = _depth(depth, scales[index], size, turned, f"{where}: depth")
-        if pose is not None:
-            pose = pose_matrix(pose, f"{where}: pose")
-        name = Path(source).name if isinstance(source, str | os.PathLike) else where
-        views.append(RawView(image, camera, depth, pose, metric_list[index], name))
-    return views
+        changes: dict[str, Any] = {}
+        if metric_list[index] is not None:
+            changes["metric"] = metric_list[index]
+        if cameras[index] is not None:
+            matrix = camera_matrix(cameras[index], f"{where}: intrinsics")
+            changes |= {"intrinsics": matrix, "lens": None, "camera_size": None}
+        if depth_list[index] is not None:
+            changes |= {"depth": depth_list[index], "depth_scale": None, "points": None}
+        if scales[index] is not None:
+            changes["depth_scale"] = scales[index]
+        if pose_list[index] is not None:
+            changes["pose"] = pose_matrix(pose_list[index], f"{where}: pose")
+        if mask_list[index] is not None:
+            changes["mask"] = mask_list[index]
+        view = _given(replace(view, **changes), options)
+        if view.depth is not None and view.intrinsics is None:
+            raise InputError(f"{where}: {NO_CAMERA}; give its intrinsics or leave the depth out")
+        name = view.name or (Path(view.image).name if isinstance(view.image, str | os.PathLike) else where)
+        result.append(StoredView(view, where, name, options.depth_resize))
+    return result
 
 
-def camera_matrix(value: Any, where: str) -> Array:
-    """Return intrinsics (3, 3) float32 of a matrix, four numbers or a text file."""
-    where, value = _numbers(value, (3, 3), where)
-    numbers = as_array(value, where)
-    if numbers.shape == (4,):
-        fx, fy, cx, cy = numbers
-        numbers = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-    return camera_intrinsics(numbers, (), where, np.float32, "3x3 numbers or [fx, fy, cx, cy]").copy()
+def read_views(images: Any, *known: Any, **more: Any) -> list[RawView]:
+    """Read the views of one call at their full size; arguments and errors as :func:`open_views`.
+
+    No array of the caller is kept, who may fill it anew before the views are used.
+
+    Raises:
+        ImageReadError: an image or depth file that cannot be read.
+    """
+
+    def read(view: StoredView) -> RawView:
+        result = view.read()
+        return replace(result, image=result.image.copy()) if isinstance(result.image, np.ndarray) else result
+
+    return list(in_order(read, open_views(images, *known, **more)))
 
 
-def pose_matrix(value: Any, where: str) -> Array:
-    """Return a camera-to-world matrix (4, 4) float64 of a matrix or a text file."""
-    where, value = _numbers(value, (4, 4), where)
-    matrix = finite_array(value, (4, 4), where, np.float64, "4x4 numbers")
-    camera_pose(matrix, (), where)
-    return matrix.copy()
+def read_listed_views(views: Sequence[ViewFiles]) -> list[RawView]:
+    """Read the views that a format found; errors as :func:`read_views`."""
+    return read_views(views)
 
 
-def _numbers(value: Any, shape: tuple[int, int], where: str) -> tuple[str, Any]:
-    """The place and the numbers of a text file, as an array of ``shape``; anything else as it is."""
-    if not isinstance(value, str | os.PathLike):
-        return where, value
-    where, needed = f"{where}: {os.fspath(value)}", f"{shape[0]}x{shape[1]} numbers"
-    try:
-        with open(value, "rb") as file:
-            text = file.read(_LARGEST_TEXT).decode("utf-8-sig")
-        numbers = np.array([float(word) for word in text.replace(",", " ").split()])
-    except OSError as error:
-        raise InputError(f"{where}: cannot be read: {error.strerror or error}") from error
-    except ValueError:
-        raise InputError(f"{where}: is not a text file of {needed}") from None
-    if numbers.size != shape[0] * shape[1]:
-        raise InputError(f"{where}: holds {numbers.size} numbers; it must be {needed}")
-    return where, numbers.reshape(shape)
+def _given(view: ViewFiles, options: ReadOptions) -> ViewFiles:
+    """A view with what the network gets of it. Intrinsics stay where depth needs them: infer ignores them then."""
+    if not options.gives("depth"):
+        view = replace(view, depth=None, depth_scale=None, points=None)
+    if not options.gives("poses"):
+        view = replace(view, pose=None)
+    if not options.gives("intrinsics") and view.depth is None and view.points is None:
+        # The lens stays: its image is undistorted all the same, unless it is a fisheye's, which keeps its image.
+        keeps = view.lens is not None and not view.lens.fisheye
+        view = view if keeps else replace(view, intrinsics=None, lens=None)
+    return view
 
 
-def _image(source: Any, where: str) -> tuple[Image.Image | npt.NDArray[np.uint8], bool]:
-    """The upright image, and whether EXIF turned it sideways from how it is stored."""
-    if isinstance(source, str | os.PathLike | Image.Image):
-        try:
-            return upright(source) if isinstance(source, Image.Image) else read_upright(source)
-        except MapEngineError as error:
-            raise type(error)(f"{where}: {error}") from error
-    if source is None or isinstance(source, bytes | Mapping):
-        raise InputError(f"{where} is a {type(source).__name__}; give a path, a Pillow image or an array (H, W, 3)")
-    pixels = as_array(source, where)
-    if pixels.ndim != 3 or pixels.shape[-1] != 3 or 0 in pixels.shape:
-        raise InputError(f"{where} has shape {pixels.shape}; give colour arrays (H, W, 3)")
-    return pixels if pixels.dtype == np.uint8 else _to_uint8(pixels, where), False
-
-
-def _to_uint8(pixels: Array, where: str) -> npt.NDArray[np.uint8]:
-    """Floats in 0..1 or 0..255 as uint8, truncated as upstream does."""
-    if pixels.dtype.kind != "f":
-        raise InputError(f"{where} holds {pixels.dtype} values; give uint8, or floats in 0..1 or 0..255")
-    low, high = finite_range(pixels, where)
-    if low < 0 or high > 255:
+def _masks(masks: Any, views: Sequence[ViewFiles]) -> list[Any]:
+    """One mask (or None) per view, of a list or of a folder."""
+    if not isinstance(masks, str | os.PathLike) or not Path(masks).is_dir():
+        return _per_view(masks, len(views), "masks", shared_ndim=2 if len(views) == 1 else None, shared_path=True)
+    folder = Path(masks)
+    found = [_mask_in(folder, view) for view in views]
+    if not any(found):
         raise InputError(
-            f"{where} has values from {low:.4g} to {high:.4g}; give 0..1 or 0..255, before any mean or scale is applied"
+            f"{folder}: holds no mask for any view; name masks as their images, such as {_mask_name(views[0])}"
         )
-    # A resized picture overshoots 1 a little; a picture in 0..255 that stays below 1.5 would be black.
-    return np.asarray(np.minimum(pixels, 1) * 255 if high <= _UNIT_OVERSHOOT else pixels).astype(np.uint8)
+    return found
 
 
-def _depth(value: Any, scale: Any, size: tuple[int, int], turned: bool, where: str) -> Array:
-    """Depth (H, W) float32 metres of a file or an array, of an image of ``size`` = (W, H)."""
+def _mask_name(view: ViewFiles) -> Path:
+    name = view.name or (str(view.image) if isinstance(view.image, str | os.PathLike) else "")
+    return Path(name if name and not Path(name).is_absolute() else Path(name).name)
+
+
+def _mask_in(folder: Path, view: ViewFiles) -> Path | None:
+    """The mask of a view's name, with the ending of its image, another one, or both (as COLMAP has it)."""
+    name = _mask_name(view)
+    for stem in (name, Path(name.name)):
+        for file in (folder / stem, *(folder / f"{stem}{end}" for end in (".png", ".jpg"))):
+            if file.is_file():
+                return file
+        near = folder / stem.parent
+        others = near.glob(f"{glob.escape(stem.stem)}.*") if near.is_dir() else ()
+        for file in sorted(others):
+            if file.suffix.lower() in image_suffixes():
+                return file
+    return None
+
+
+def _is_one_camera(value: Any) -> bool:
+    """Whether it is the camera of all views, not a list of one per view."""
+    if value is None:
+        return False
     if isinstance(value, str | os.PathLike):
-        try:
-            value = read_depth(value, scale)
-        except MapEngineError as error:
-            raise type(error)(f"{where}: {error}") from error
-    remedy = "resize it to the image"
-    if turned and tuple(getattr(value, "shape", ()))[:2] == size:
-        remedy = "the EXIF orientation turns the image but not the depth: turn the depth map too"
-    return depth_map(value, size[::-1], where, fill_missing=True, remedy=remedy)
+        return True
+    shape = _shape(value)
+    return shape in _MATRICES or (shape == (4, 4) and is_4x4_camera(np.asarray(value)))
 
 
 def _sources(images: Any) -> list[Any]:
-    """The images one by one; folders are listed."""
-    if isinstance(images, str | os.PathLike):
-        folder = Path(images)
-        if not folder.is_dir():
-            return [images]
-        try:
-            files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_EXTENSIONS and f.is_file())
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be listed as a folder of images: {error.strerror}") from error
-        if not files:
-            raise InputError(f"{folder}: holds no images ({' '.join(IMAGE_EXTENSIONS)}); check the folder")
-        return list(files)
-    if isinstance(images, Image.Image) or getattr(images, "ndim", None) == 3:
+    """What is given, one by one."""
+    if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", None) == 3:
         return [images]
     if getattr(images, "ndim", 4) != 4:
         raise InputError(f"images has shape {tuple(images.shape)}; give (H, W, 3), (V, H, W, 3) or a list of images")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import InputError
+from ..errors import InputError, MemoryLimitError
 from ..system.machine import attainable_bytes
-from ..system.sizes import parse_bytes
+from ..system.sizes import gigabytes, parse_bytes
+from ..system.threads import threads_in_order
 from .model import MemoryModel, known_model
+
+_BYTES_PER_PIXEL = 28  # of a prepared view: image, rays and depth in float32
 
 
 @dataclass(frozen=True)
@@ -19,10 +22,31 @@ class MemoryGuard:
 
     def check(self, views: int, width: int, height: int, *, geometry: bool, collect: bool) -> None:
         """Refuse a call that does not fit; see :meth:`.MemoryModel.check`."""
-        limit = self.limit
-        if limit is None:
-            limit = attainable_bytes()  # the model includes what this process has already
-        self.model.check(limit, views, width, height, geometry=geometry, collect=collect)
+        self.model.check(self._bytes(), views, width, height, geometry=geometry, collect=collect)
+
+    def check_reading(self, views: int, width: int, height: int, bytes_each: int) -> None:
+        """Refuse views that cannot be read: some of them are decoded at a time, the others small already.
+
+        Args:
+            views, width, height: of the call.
+            bytes_each: memory that reading the largest view takes.
+
+        Raises:
+            MemoryLimitError: with what would help.
+        """
+        limit = self._bytes()
+        loaded = self.model.peaks(1, width, height)["load"]
+        small = views * width * height * _BYTES_PER_PIXEL
+        needed = loaded + small + min(views, threads_in_order()) * bytes_each
+        if needed > limit:
+            raise MemoryLimitError(
+                f"reading the views needs {gigabytes(needed)} of memory, {gigabytes(bytes_each)} of it for each that "
+                f"is decoded at a time, and {gigabytes(limit)} are there; give smaller images, or allow more memory"
+            )
+
+    def _bytes(self) -> int:
+        # The model includes what this process has already.
+        return attainable_bytes() if self.limit is None else self.limit
 
 
 def guard_for(bundle: str, backend: str, version: str, device: str, limit: int | str | None) -> MemoryGuard | None:

@@ -57,6 +57,11 @@ class Scene(SceneArrays):
         InputError: arrays whose shapes do not fit together.
     """
 
+    def __repr__(self) -> str:
+        count, height, width = self.mask.shape
+        points = int(self.mask.sum())
+        return f"Scene({count} views of {width}x{height}, {points} points, metric_scale={self.metric_scale:.4g})"
+
     @classmethod
     def from_predictions(
         cls, predictions: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None, batch_index: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,15 @@ from ..errors import InputError
 from ..writing.files import atomic_write, output_error
 
 
-def save_views(folder: str | os.PathLike[str], predictions: Iterable[Mapping[str, NDArray[Any]]]) -> list[Path]:
+def save_views(
+    folder: str | os.PathLike[str],
+    predictions: Iterable[Mapping[str, NDArray[Any]]],
+    names: Sequence[str] | None = None,
+) -> list[Path]:
     """Write ``view-0000.npz``, ``view-0001.npz``, ... with the keys, shapes and types that ``infer_stream`` gives.
 
     Args:
+        names: one per view, such as that of its image, which each file then holds as ``name``.
         folder: is made if it is not there; files of an earlier run must not be in it.
         predictions: one dictionary per view.
 
@@ -39,6 +44,8 @@ def save_views(folder: str | os.PathLike[str], predictions: Iterable[Mapping[str
         path = target / f"view-{index:04d}.npz"
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             contents: dict[str, Any] = {name: np.asarray(value) for name, value in prediction.items()}
+            if names is not None:
+                contents["name"] = np.array(names[index], dtype=np.str_)
             np.savez(file, **contents)
         written.append(path)
     return written

@@ -143,6 +143,15 @@ def finish_view(
     return result
 
 
+def outside_masked(prediction: Mapping[str, Array], mask: Array) -> dict[str, Array]:
+    """Return what :func:`finish_view` gave without points and depth where ``mask`` (B, H, W) bool is False."""
+    result = dict(prediction)
+    result["mask"] = result.get("mask", result["non_ambiguous_mask"][..., None]) & mask[..., None]
+    for key in ("pts3d", "pts3d_cam", "depth_along_ray", "depth_z"):
+        result[key] = np.where(mask[..., None], result[key], result[key].dtype.type(0))
+    return result
+
+
 def halved(prediction: Mapping[str, Array]) -> dict[str, Array]:
     """Return a view with float16 for what has a value per pixel; values beyond its range become the largest one."""
     most = np.finfo(np.float16).max

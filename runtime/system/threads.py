@@ -15,12 +15,17 @@ MOST_THREADS = 8
 """Each may hold a decoded photo."""
 
 
+def threads_in_order() -> int:
+    """Return how many items :func:`in_order` works on at a time."""
+    return min(MOST_THREADS, usable_processors())
+
+
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Results of ``function`` in the order of the items, as ``map`` gives them.
 
     The first item that fails raises, whatever happened to later ones, and what has not begun by then is not done.
     """
-    with ThreadPoolExecutor(min(MOST_THREADS, usable_processors())) as pool:
+    with ThreadPoolExecutor(threads_in_order()) as pool:
         try:
             yield from pool.map(function, items)
         finally:

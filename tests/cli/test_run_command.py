@@ -42,12 +42,13 @@ def test_photos_to_every_format(tiny_bundle: Path, samples: Path, tmp_path: Path
 
 
 def test_a_folder_is_its_images(cli: Any, tiny_bundle: Path, samples: Path, quick: tuple[str, ...]) -> None:
-    result = cli("run", tiny_bundle, samples, *quick)
+    result = cli("run", tiny_bundle, samples, "--ignore", "intrinsics,depth,poses", *quick)
     assert result.code == 0
     assert "2 (sample_0.png, sample_1.png)" in result.out
     assert "nothing" in result.out
     assert "--out scene.glb" in result.out
     assert "geometry" not in result.err
+    assert "geometry encoder" in cli("run", tiny_bundle, samples, *quick).err  # what its views.json knows
 
 
 def test_a_view_list_brings_cameras_depth_and_poses(
@@ -57,7 +58,8 @@ def test_a_view_list_brings_cameras_depth_and_poses(
     assert result.code == 0
     assert "geometry encoder: 2 of 2 views" in result.err
     with_geometry = Scene.load(tmp_path / "s.npz")
-    assert cli("run", tiny_bundle, samples, "--out", tmp_path / "i.npz", *quick).code == 0
+    images = [samples / "sample_0.png", samples / "sample_1.png"]
+    assert cli("run", tiny_bundle, *images, "--out", tmp_path / "i.npz", *quick).code == 0
     assert not np.allclose(with_geometry.points, Scene.load(tmp_path / "i.npz").points)
 
 
@@ -217,9 +219,11 @@ def test_images_of_any_kind_and_size_together(cli: Any, tiny_bundle: Path, tmp_p
     Image.new("RGB", (1, 1)).save(tmp_path / "a.png")
     Image.new("L", (300, 100)).save(tmp_path / "b.png")
     Image.new("RGBA", (100, 300)).save(tmp_path / "c.png")
-    Image.fromarray(np.full((60, 80), 40000, np.uint16)).save(tmp_path / "d.png")
+    Image.new("P", (80, 60)).save(tmp_path / "d.gif")
+    Image.fromarray(np.full((60, 80), 40000, np.uint16)).save(tmp_path / "depth.png")
     result = cli("run", tiny_bundle, tmp_path, "--size", "56x56", "--out", tmp_path / "s.npz")
     assert result.code == 0
+    assert "left out 1 16-bit depth map (depth.png)" in result.err
     assert Scene.load(tmp_path / "s.npz").points.shape == (4, 56, 56, 3)
 
 

@@ -12,7 +12,8 @@ from mapengine.calibration.data.samples import SAMPLE_SEED, SAMPLE_SIZE, sample_
 from mapengine.calibration.evaluation import HELD_OUT_SEED
 from mapengine.calibration.scenes import MAX_VIEWS, render_scene
 from mapengine.runtime.errors import InputError, OutputError
-from mapengine.runtime.inputs.view_lists import load_view_list, read_listed_views
+from mapengine.runtime.inputs.formats.view_lists import load_view_list
+from mapengine.runtime.inputs.sources import read_listed_views
 
 SMALL = (70, 56)
 WITH_SKY = HELD_OUT_SEED  # an outdoor scene

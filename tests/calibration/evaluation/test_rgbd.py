@@ -100,7 +100,7 @@ def test_a_view_list_without_something(tmp_path: Path, key: str) -> None:
             del views[1]["depth"]
 
     folder = edit(tmp_path / "samples", remove)
-    refused(InputError, f"views.json|view 1|{key}", lambda: load_rgbd(folder, SIZE))
+    refused(InputError, f"samples|view 1|{key}", lambda: load_rgbd(folder, SIZE))
 
 
 def test_a_view_list_that_is_not_metric(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_folders_that_are_no_recording(recording: Path, tmp_path: Path) -> None:
     refused(InputError, "empty|no RGB-D views|views.json", lambda: load_rgbd(tmp_path / "empty", SIZE))
     refused(InputError, "nowhere|no such", lambda: load_rgbd(tmp_path / "nowhere", SIZE))
     photo = recording / "frame-000000.color.png"
-    refused(InputError, "not valid JSON", lambda: load_rgbd(photo, SIZE))
+    refused(InputError, "no RGB-D views", lambda: load_rgbd(photo, SIZE))
     shutil.copy(recording / "camera-intrinsics.txt", recording / "frame-000002.pose.txt")
     refused(InputError, "frame-000002.pose.txt|4x4", lambda: load_rgbd(recording, SIZE))
 

@@ -288,7 +288,7 @@ def changed(**entries: Any) -> list[dict[str, Any]]:
         (changed(intrinsics=np.eye(3), ray_directions=RAYS), "view 1: has both intrinsics and ray_directions"),
         (changed(ray_directions=RAYS[:5]), r"view 1: ray_directions has shape \(5, 30, 3\)"),
         (changed(ray_directions=RAYS + np.inf), "view 1: ray_directions holds NaN"),
-        (changed(ray_directions=RAYS), "view 1: ray_directions fits no pinhole camera"),
+        (changed(ray_directions=RAYS), "view 1: ray_directions are all the same"),
         (changed(camera_poses=np.eye(3)), r"view 1: camera_poses has shape \(3, 3\)"),
         (changed(camera_poses=np.full((4, 4), np.nan)), "view 1: camera_poses holds NaN"),
         (changed(camera_poses=(np.zeros(3), np.zeros(3))), r"view 1: camera_poses has shape"),

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mapengine.runtime.errors import ImageReadError, InputError
+from mapengine.runtime.inputs.formats.view_files import ViewFiles
+from mapengine.runtime.inputs.formats.view_lists import load_view_list
 from mapengine.runtime.inputs.preprocess import preprocess_views
-from mapengine.runtime.inputs.view_lists import ViewFiles, load_view_list, read_listed_views
+from mapengine.runtime.inputs.sources import read_listed_views
 
 from .view_files import DEPTH, POSE, K
 
@@ -88,10 +90,10 @@ GOOD = {"image": "a.png"}
             [GOOD, {**GOOD, "intrinsic": [1, 2, 3, 4]}],
             r"view 1: has the unknown field 'intrinsic' \(did you mean 'intrinsics'\?\)",
         ),
-        ([{**GOOD, "xyz": 1}], "known are image, intrinsics, depth, depth_scale, pose, metric"),
+        ([{**GOOD, "xyz": 1}], "known are image, intrinsics, depth, depth_scale, pose, metric, mask"),
         (
             [{**GOOD, "intrinsics": [1, 2, 3]}],
-            r"view 0: intrinsics has shape \(3,\); it must be 3x3 numbers or \[fx, fy",
+            r"view 0: intrinsics has shape \(3,\); it must be 3x3 numbers, 4x4 numbers or \[fx, fy",
         ),
         ([{**GOOD, "intrinsics": [[1, 2], [3]]}], "view 0: intrinsics is not a rectangular array"),
         ([{**GOOD, "intrinsics": ["a", "b", "c", "d"]}], "view 0: intrinsics"),
@@ -100,7 +102,7 @@ GOOD = {"image": "a.png"}
         ([{**GOOD, "intrinsics": [1e300, 50, 28, 21]}], "view 0: intrinsics holds NaN or infinite"),
         ([{**GOOD, "intrinsics": [-50, 50, 28, 21]}], "view 0: intrinsics has the focal length -50"),
         ([{**GOOD, "intrinsics": "missing.txt"}], "view 0: intrinsics: there is no file"),
-        ([{**GOOD, "intrinsics": "pose.txt"}], "holds 16 numbers; it must be 3x3 numbers"),
+        ([{**GOOD, "intrinsics": "pose.txt"}], r"has shape \(4, 4\); it must be 3x3 numbers"),
         ([{**GOOD, "intrinsics": "a.png"}], "is not a text file of 3x3 numbers"),
         ([{**GOOD, "pose": K.tolist()}], r"view 0: pose has shape \(3, 3\); it must be 4x4 numbers"),
         ([{**GOOD, "pose": True}], "view 0: pose"),

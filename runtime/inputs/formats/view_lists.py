@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from numpy.typing import NDArray
+from ...errors import ImageReadError, InputError
+from ...typed_json.codec import Fail, decode
+from ...typed_json.fields import Text
+from ...typed_json.text import Document, parse_json
+from .values import camera_matrix, pose_matrix
+from .view_files import InputFormat, ReadOptions, ViewFiles
 
-from ..errors import ImageReadError, InputError
-from ..typed_json.codec import Fail, decode
-from ..typed_json.fields import Text
-from ..typed_json.text import Document, parse_json
-from .raw_view import RawView
-from .sources import NO_CAMERA, camera_matrix, pose_matrix, read_views
-
-Array = NDArray[Any]
-
+FILE_NAME = "views.json"
+NO_CAMERA = "has a depth map but no intrinsics"
 _LARGEST_LIST = 64 * 1024 * 1024
 _FileName = Annotated[str, Text("the path of a file", r"[^\0]+", printable=False)]
 _Numbers = tuple[Any, ...]
@@ -35,6 +32,7 @@ class _View:
     depth_scale: float | None = None
     pose: _FileName | _Numbers | None = None
     metric: bool | None = None
+    mask: _FileName | None = None
 
     def check_fields(self, fail: Fail) -> None:
         """Refuse parts without what they need."""
@@ -44,34 +42,13 @@ class _View:
             fail("", f"{NO_CAMERA}, which it needs")
 
 
-@dataclass(frozen=True)
-class ViewFiles:
-    """One view of a view list.
-
-    Attributes:
-        image: path of the image.
-        intrinsics: (3, 3) float32 pixels of the upright image, pixel centres at integers, or None.
-        depth: path of the depth map, or None.
-        depth_scale: metres per stored unit of the depth map; None: millimetres for integers, metres for floats.
-        pose: (4, 4) float64 camera-to-world in OpenCV axes, or None.
-        metric: whether depth and pose are in metres; None: yes.
-    """
-
-    image: Path
-    intrinsics: Array | None = None
-    depth: Path | None = None
-    depth_scale: float | None = None
-    pose: Array | None = None
-    metric: bool | None = None
-
-
 def load_view_list(path: str | os.PathLike[str]) -> list[ViewFiles]:
     """Read a JSON list of views, or an object ``{"views": [...]}``.
 
-    Each view is an object with ``image`` and, if known, ``intrinsics`` (3x3 list, ``[fx, fy, cx, cy]``, or a text file
-    with 3x3 numbers), ``depth`` (file) and ``depth_scale``, ``pose`` (4x4 list or a text file, camera-to-world) and
-    ``metric`` (bool). Paths are relative to the JSON file. A key with null counts as absent. The files of images and
-    depth must exist; they are read later, by :func:`read_listed_views`.
+    Each view is an object with ``image`` and, if known, ``intrinsics`` (what :func:`.values.camera_matrix` takes),
+    ``depth`` (file) and ``depth_scale``, ``pose`` (what :func:`.values.pose_matrix` takes, camera-to-world), ``metric``
+    (bool) and ``mask`` (file; white counts). Paths are relative to the JSON file. A key with null counts as absent. The
+    files of images and depth must exist; they are read later, by :func:`..sources.read_views`.
 
     Raises:
         InputError: not such a list; the message names view and key.
@@ -80,18 +57,6 @@ def load_view_list(path: str | os.PathLike[str]) -> list[ViewFiles]:
     path = Path(path)
     views = _read_views(path)
     return [_view_files(view, path, f"{path}: view {index}") for index, view in enumerate(views)]
-
-
-def read_listed_views(views: Sequence[ViewFiles]) -> list[RawView]:
-    """Read the files of a view list; errors as :func:`.sources.read_views`."""
-    return read_views(
-        [view.image for view in views],
-        intrinsics=[view.intrinsics for view in views],
-        poses=[view.pose for view in views],
-        depths=[view.depth for view in views],
-        metric=[view.metric for view in views],
-        depth_scale=[view.depth_scale for view in views],
-    )
 
 
 def _read_views(path: Path) -> list[_View]:
@@ -142,4 +107,16 @@ def _view_files(view: _View, path: Path, where: str) -> ViewFiles:
         depth_scale=view.depth_scale,
         pose=pose,
         metric=view.metric,
+        mask=None if view.mask is None else file("mask", view.mask, ImageReadError),
     )
+
+
+def _matches(path: Path) -> bool:
+    return (path / FILE_NAME).is_file() if path.is_dir() else path.suffix.lower() == ".json"
+
+
+def _read(path: Path, options: ReadOptions) -> list[ViewFiles]:
+    return load_view_list(path / FILE_NAME if path.is_dir() else path)
+
+
+VIEW_LIST = InputFormat("view list", _matches, _read)
