@@ -33,7 +33,7 @@ HEADS, HEAD_DIM = 24, 64
 MODEL = "preset:nano"
 """The trained network whose inputs decide how much a sparse kernel may drop."""
 VIEWS = (1, 2, 4, 8, 16, 32, 64)
-TRAINED_VIEWS, TRAINED_SIDE = 8, 518
+TRAINED_SIDE = 518
 THRESHOLDS = (0.5, 0.7, 0.9, 0.95)
 KERNELS = ("dense-fp16", "int8-fp16", "int8-fp8-fp16", "sparse-fp16", "sparse-int8-fp16", "sparse-int8-fp8-fp16")
 
@@ -225,19 +225,19 @@ def trained_qkv(views: int, side: int) -> tuple[Any, Any, Any]:
     return query, key, value
 
 
-def trained(rounds: int) -> dict[str, Any]:
+def trained(views: int, rounds: int) -> dict[str, Any]:
     """Return what sparse attention keeps on the inputs of a trained network, and with a GPU its times."""
     import torch
 
     from mapengine.kernels import Selection, dense_attention, sparse_attention
     from mapengine.kernels.selection import select_reference
 
-    qkv = trained_qkv(TRAINED_VIEWS, TRAINED_SIDE)
+    qkv = trained_qkv(views, TRAINED_SIDE)
     choices = {t: Selection(t, 0.0, view_tokens=TOKENS, extra_tokens=1) for t in THRESHOLDS}
     kept = {t: float(select_reference(*qkv[:2], choice).float().mean()) for t, choice in choices.items()}
     result: dict[str, Any] = {
         "model": MODEL,
-        "views": TRAINED_VIEWS,
+        "views": views,
         "length": qkv[0].shape[1],
         "heads": qkv[0].shape[2],
         "thresholds": {str(t): {"kept": share} for t, share in kept.items()},
@@ -287,6 +287,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernels", type=Path, default=Path("build/kernels"), help="folder of `make kernels`")
     parser.add_argument("--views", type=int, nargs="+", default=list(VIEWS))
+    parser.add_argument("--trained-views", type=int, default=8, help="views of the scene that the trained network sees")
     parser.add_argument("--threshold", type=float, default=0.9, help="of the sparse kernels")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", type=Path, default=Path("build/attention.json"), help="where to write the record")
@@ -303,7 +304,7 @@ def main() -> int:
         "compiler": read_manifest(args.kernels).get("versions", {}),
         "compiled": kernels,
         "work": {str(v): {kernel: work(v, kernel) for kernel in KERNELS[:3]} for v in args.views},
-        "trained": trained(args.rounds),
+        "trained": trained(args.trained_views, args.rounds),
         "speed": "not measured: there is no GPU",
     }
     record["machine"]["gpu"] = device

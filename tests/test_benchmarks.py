@@ -107,9 +107,10 @@ def test_precision(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_precision_range(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     graphs = shutil.copytree(tiny_bundle, tmp_path / "graphs")
-    options = ("--exported", str(graphs), "--size", "42x28", "--cases", "mixed")
+    options = ("--exported", str(graphs), "--size", "42x28", "--cases", "mixed", "--places", "mlp", "dense head")
     record = run("studies/precision_range.py", *options, "--json", str(tmp_path / "range.json"))
     check(record, tables)
+    assert list(record["results"]) == ["mlp", "dense head"]
     for results in record["results"].values():
         assert results["fp16"]["without"] is None  # not finite
         assert results["fp16"]["with"]["depth_abs_rel"] < 1e-2
@@ -122,7 +123,7 @@ def test_attention(tables: ModuleType, tmp_path: Path) -> None:
     choice = ("--arch", "87", "--head-dim", "64", "--kernel", "dense-fp16", "--jobs", "1")
     command = [sys.executable, "-m", "mapengine.kernels", "compile", "--out", str(kernels), *choice]
     subprocess.run(command, check=True, capture_output=True, timeout=600)
-    options = ("--kernels", str(kernels), "--views", "1", "--rounds", "1")
+    options = ("--kernels", str(kernels), "--views", "1", "--trained-views", "2", "--rounds", "1")
     record = run("attention.py", *options, "--json", str(tmp_path / "record.json"))
     check(record, tables)
     figures = record["compiled"]["dense-fp16"]["87"]

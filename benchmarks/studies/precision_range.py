@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--model", default="preset:tiny")
     parser.add_argument("--size", default="140x112", type=parse_pixels)
     parser.add_argument("--cases", nargs="+", default=["mixed", "all inputs"], help="names of parity cases")
+    parser.add_argument("--places", nargs="+", default=PLACES, choices=PLACES, help="what passes the range")
     parser.add_argument("--exported", type=Path, help="folder with the float32 stages; exported anew without it")
     parser.add_argument(
         "--json", type=Path, default=Path("build/precision_range.json"), help="where to write the record"
@@ -62,7 +63,7 @@ def main() -> None:
         folder = Path(scratch)
         exported = args.exported or export_float32(args.model, folder / "fp32")
         cases = {name: parity_cases("dinov2", args.size)[name] for name in args.cases}
-        results = {place: measure(exported, folder / str(i), place, cases) for i, place in enumerate(PLACES)}
+        results = {place: measure(exported, folder / str(i), place, cases) for i, place in enumerate(args.places)}
     record = {
         "benchmark": "precision_range",
         "model": args.model,
