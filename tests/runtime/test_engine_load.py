@@ -30,6 +30,7 @@ from mapengine.runtime.errors import (
 from ..engine_views import close, views_of
 
 
+@pytest.mark.slow
 def test_the_golden_check_runs_once_per_backend(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_newer_backend_than_installed_is_refused(rewritten: Callable[..., Path
         Engine.load(rewritten(newer), "onnxruntime")
 
 
+@pytest.mark.slow
 def test_auto_takes_the_fastest_that_is_installed(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, rewritten: Callable[..., Path]
 ) -> None:
@@ -156,6 +158,7 @@ def test_verify_measures_parity(engine: Engine) -> None:
     assert repr(engine) == f"Engine('preset:tiny', fp32, {engine.backend} on {engine.device})"
 
 
+@pytest.mark.slow
 def test_a_whole_run_without_torch_and_onnx(tiny_bundle: Path, tmp_path: Path) -> None:
     """As on a machine that has the runtime and one backend only."""
     Image.fromarray(sample_views(1, width=80, height=60)[0].image).save(tmp_path / "a.png")

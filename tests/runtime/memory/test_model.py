@@ -126,6 +126,7 @@ def test_models_are_kept_and_damaged_ones_are_not_believed(tmp_path: Path, monke
     assert model_module.known_model(KEY) is None
 
 
+@pytest.mark.slow
 @linux
 def test_a_probe_sees_what_a_call_takes(tiny_bundle: Path) -> None:
     few = probe(tiny_bundle, "onnxruntime", 1, *SIZE)
@@ -176,6 +177,7 @@ def test_gpu_bundles_and_other_systems_are_told_so(tiny_bundle: Path, monkeypatc
         measurement.measure(Bundle.open(tiny_bundle), "onnxruntime")
 
 
+@pytest.mark.slow
 @linux
 def test_measuring_makes_a_model(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAPENGINE_CACHE", str(tmp_path))
