@@ -18,6 +18,7 @@ from PIL import Image
 
 from ..errors import ImageReadError, InputError, warn
 from ..geometry import intrinsics_from_rays
+from ..system.reading import PathLike
 from ..system.threads import in_order
 from .checks import (
     as_array,
@@ -31,7 +32,7 @@ from .checks import (
     unit_rays,
 )
 from .encoded import snapshot
-from .images import IMAGE_EXTENSIONS, PathLike, image_size, read_image, to_rgb
+from .images import IMAGE_EXTENSIONS, image_size, read_image, to_rgb
 from .normalization import norm_constants, normalize_image
 from .raw_view import AnyView, RawView
 from .resizing import resize_and_crop

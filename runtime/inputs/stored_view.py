@@ -15,8 +15,9 @@ from PIL import Image
 from ..errors import InputError, MapEngineError
 from ..geometry import Array
 from .checks import as_array, check_camera_of_image, depth_map, finite_range
+from .files.depth import read_depth
 from .formats.view_files import ViewFiles
-from .images import Picture, image_size, picture_of, read_depth, read_picture
+from .images import Picture, image_size, picture_of, read_picture
 from .lenses import Undistortion, scaled_camera
 from .raw_view import RawView, Remark
 from .resolutions import Size
@@ -191,7 +192,7 @@ class StoredView:
         value, where = self.files.depth, f"{self.where}: depth"
         if isinstance(value, str | os.PathLike):
             try:
-                value = read_depth(value, self.files.depth_scale)
+                value = read_depth(value, self.files.depth_scale, size)
             except MapEngineError as error:
                 raise type(error)(f"{where}: {error}") from error
         shape = tuple(getattr(value, "shape", ()))[:2]

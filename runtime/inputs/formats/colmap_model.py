@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...geometry import Array, quaternion_to_matrix
+from ...system.reading import read_file
 from ..lenses import Lens
 from ..resolutions import Size
 
@@ -23,6 +24,7 @@ _MODELS = (
 )  # fmt: skip
 """COLMAP's camera models by their number, with the number of their parameters."""
 _ONE_FOCAL = ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE")
+_LARGEST = 2**34  # bytes; a large city has fewer
 _OBSERVATION = np.dtype([("xy", "<f8", 2), ("point", "<i8")])
 
 
@@ -74,7 +76,7 @@ def read_model(folder: Path, points: bool) -> Model:
     for name in ("cameras", "images", "points3D") if points else ("cameras", "images"):
         path = folder / f"{name}.{end}"
         try:
-            content = path.read_bytes()
+            content = read_file(path, _LARGEST)
             found.append(readers[name](content if end == "bin" else content.decode("utf-8-sig"), str(path)))
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error

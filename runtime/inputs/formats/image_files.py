@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from ...errors import ImageReadError, InputError, warn
-from ..images import IMAGE_EXTENSIONS, VIDEO_SUFFIXES, has_depth_pixels, image_suffixes, missing_extra
+from ..files.opening import VIDEO_SUFFIXES
+from ..images import IMAGE_EXTENSIONS, has_depth_pixels, image_suffixes, missing_extra
 from .selection import listed, natural_key
 from .view_files import InputFormat, ReadOptions, ViewFiles
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from ...errors import ImageReadError, InputError
 from ...geometry import Array
+from ...system.reading import read_file, shown_path
 from ...typed_json.text import Document, parse_json
 from ..images import image_size
 from ..lenses import Lens
@@ -42,8 +44,7 @@ def _read(path: Path, options: ReadOptions) -> list[ViewFiles]:
         path = next(path / name for name in _NAMES if (path / name).is_file())
     document = Document(str(path), "correct the file", InputError, root="")
     try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST)
+        content = read_file(path, _LARGEST)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     shared = parse_json(content, document)
@@ -132,12 +133,11 @@ def _file(values: Mapping[str, Any], key: str, path: Path, where: str) -> Path |
         raise InputError(f"{where}: {key} is {name!r}; it must be the path of a file")
     for ending in _ENDINGS:
         found = path.parent / f"{name}{ending}"
-        try:
-            if found.is_file():
-                return found
-        except OSError:  # such as a name that is too long
-            break
-    raise ImageReadError(f"{where}: {key}: there is no file {path.parent / name}; paths are relative to the JSON file")
+        if os.path.isfile(found):  # unlike Path.is_file, false for a name that is too long
+            return found
+    raise ImageReadError(
+        f"{where}: {key}: there is no file {shown_path(path.parent / name)}; paths are relative to the JSON file"
+    )
 
 
 TRANSFORMS = InputFormat("transforms.json", _matches, _read)

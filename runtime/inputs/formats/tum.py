@@ -8,6 +8,7 @@ import numpy as np
 
 from ...errors import ImageReadError, InputError, warn
 from ...geometry import Array, pose_matrix
+from ...system.reading import read_file
 from ..checks import camera_pose
 from .selection import listed
 from .seven_scenes import CAMERA_FILE, recording_camera
@@ -16,6 +17,7 @@ from .view_files import InputFormat, ReadOptions, ViewFiles
 DEPTH_SCALE = 1 / 5000
 """Metres per unit of TUM's depth maps."""
 _CAMERA_FILES = (CAMERA_FILE, "intrinsics.txt", "camera.txt", "calibration.txt", "K.txt")
+_LARGEST = 2**28  # bytes of a list
 _NEAR = 0.02  # seconds, as TUM's own tool for association has it
 
 
@@ -70,7 +72,7 @@ def _read(folder: Path, options: ReadOptions) -> list[ViewFiles]:
 def _rows(path: Path, columns: int) -> list[tuple[float, list[str]]]:
     """Lines of a timestamp and further columns, in the order of time."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_file(path, _LARGEST).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a list with timestamps ({error}); check the file") from error
     rows = []

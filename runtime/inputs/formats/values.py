@@ -9,6 +9,7 @@ import numpy as np
 
 from ...errors import InputError
 from ...geometry import Array
+from ...system.reading import read_file, shown_path
 from ..checks import as_array, camera_intrinsics, camera_pose, finite_array
 
 _LARGEST_TEXT = 65536  # bytes; a matrix of 16 numbers needs far less
@@ -49,10 +50,9 @@ def _numbers(value: Any, shapes: dict[int, tuple[int, ...]], usual: str, needed:
     """The place and the numbers of a text file, in the shape of their number; anything else as it is."""
     if not isinstance(value, str | os.PathLike):
         return where, value
-    where = f"{where}: {os.fspath(value)}"
+    where = f"{where}: {shown_path(value)}"
     try:
-        with open(value, "rb") as file:
-            text = file.read(_LARGEST_TEXT).decode("utf-8-sig")
+        text = read_file(value, _LARGEST_TEXT).decode("utf-8-sig")
         lines = (line.partition("#")[0] for line in text.splitlines())
         numbers = np.array([float(word) for line in lines for word in line.translate(_BRACKETS).split()])
     except OSError as error:

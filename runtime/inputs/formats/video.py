@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from ...errors import BackendUnavailableError, ImageReadError
-from ..images import VIDEO_SUFFIXES
+from ..files.opening import VIDEO_SUFFIXES
 from ..resolutions import Size
 from .view_files import InputFormat, ReadOptions, ViewFiles
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ...errors import ImageReadError, InputError
+from ...system.reading import read_file, shown_path
 from ...typed_json.codec import Fail, decode
 from ...typed_json.fields import Text
 from ...typed_json.text import Document, parse_json
@@ -56,41 +57,36 @@ def load_view_list(path: str | os.PathLike[str]) -> list[ViewFiles]:
     """
     path = Path(path)
     views = _read_views(path)
-    return [_view_files(view, path, f"{path}: view {index}") for index, view in enumerate(views)]
+    return [_view_files(view, path, f"{shown_path(path)}: view {index}") for index, view in enumerate(views)]
 
 
 def _read_views(path: Path) -> list[_View]:
-    document = Document(str(path), "correct the file", InputError, root="", defaults=True)
+    name = shown_path(path)
+    document = Document(name, "correct the file", InputError, root="", defaults=True)
     try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST_LIST + 1)
+        text = read_file(path, _LARGEST_LIST)
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such view list; check the path") from None
+        raise InputError(f"{name}: there is no such view list; check the path") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read as a view list: {error.strerror or error}") from error
-    if len(text) > _LARGEST_LIST:
-        raise InputError(f"{path}: is larger than any view list; pass a JSON file")
+        raise InputError(f"{name}: cannot be read as a view list: {error.strerror or error}; check the path") from error
     entries = parse_json(text.removeprefix(codecs.BOM_UTF8), document)
     if isinstance(entries, dict):
         if set(entries) != {"views"}:
-            raise InputError(f'{path}: must be a list of views or an object {{"views": [...]}} without other keys')
+            raise InputError(f'{name}: must be a list of views or an object {{"views": [...]}} without other keys')
         entries = entries["views"]
     if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path}: holds no list of views; give at least one object with an image")
+        raise InputError(f"{name}: holds no list of views; give at least one object with an image")
     return [
-        decode(_View, entry, replace(document, name=f"{path}: view {index}")) for index, entry in enumerate(entries)
+        decode(_View, entry, replace(document, name=f"{name}: view {index}")) for index, entry in enumerate(entries)
     ]
 
 
 def _view_files(view: _View, path: Path, where: str) -> ViewFiles:
     def file(key: str, name: str, error: type[InputError]) -> Path:
         found = path.parent / name
-        try:
-            if found.is_file():
-                return found
-        except OSError:  # such as a name that is too long
-            pass
-        raise error(f"{where}: {key}: there is no file {found}; paths are relative to the view list")
+        if os.path.isfile(found):  # unlike Path.is_file, false for a name that is too long
+            return found
+        raise error(f"{where}: {key}: there is no file {shown_path(found)}; paths are relative to the view list")
 
     def values(key: str, given: Any) -> Any:
         return file(key, given, InputError) if isinstance(given, str) else given

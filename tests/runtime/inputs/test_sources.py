@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import os
 from pathlib import Path
 from typing import Any
 
@@ -151,14 +152,20 @@ def test_exif_rotation_is_applied_and_geometry_must_follow(folder: Path) -> None
 
 def test_every_file_is_opened_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    real = builtins.open
+    real, descriptor = builtins.open, os.open
 
     def counting(file: Any, *args: Any, **kwargs: Any) -> Any:
         if Path(file).parent == folder:  # and none of the system's
             opened.append(Path(file).name)
         return real(file, *args, **kwargs)
 
+    def counting_descriptors(file: Any, *args: Any) -> int:
+        if Path(file).parent == folder:
+            opened.append(Path(file).name)
+        return descriptor(file, *args)
+
     monkeypatch.setattr(builtins, "open", counting)
+    monkeypatch.setattr(os, "open", counting_descriptors)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(IMAGE).save(folder / "c.jpg", exif=exif)
