@@ -50,6 +50,7 @@ def manifest_of(sources: Path) -> dict[str, Any]:
 CHOICE = ("--arch", "80", "89", "--head-dim", "64", "--kernel", "pool-keys-fp16", "int8-fp8-fp16")
 
 
+@pytest.mark.slow
 def test_builds_once_and_again_only_what_changed(python: Python, sources: Path) -> None:
     assert "3 compiled, 0 unchanged, 1 not applicable (FP8 before sm_89), 0 refused" in compile_in(
         python, sources, *CHOICE
@@ -103,6 +104,7 @@ def test_builds_once_and_again_only_what_changed(python: Python, sources: Path) 
     assert "1 compiled, 2 unchanged" in compile_in(python, sources, *CHOICE)
 
 
+@pytest.mark.slow
 def test_a_chip_that_the_compiler_does_not_know_is_named(python: Python, sources: Path) -> None:
     options = (
         "--out",
@@ -134,6 +136,7 @@ def test_interpreted_kernels_are_not_compiled(capsys: pytest.CaptureFixture[str]
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_without_triton_it_says_what_to_install(python: Python, tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['triton'] = None\n"
@@ -152,6 +155,7 @@ def test_without_triton_it_says_what_to_install(python: Python, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_without_pytorch_kernels_are_compiled_but_not_run(python: Python, tmp_path: Path) -> None:
     blocked = tmp_path / "blocked"  # the compiler's processes get the path as well
     blocked.mkdir()

@@ -25,7 +25,7 @@ SHAPES = [  # batch, length, heads, head size
     (2, 97, 3, 64),
     (1, 128, 1, 64),
     (1, 129, 1, 32),
-    (1, 1370, 1, 64),
+    pytest.param((1, 1370, 1, 64), marks=pytest.mark.slow),
 ]
 
 

@@ -19,9 +19,9 @@ SHAPES = [  # batch, length, heads, head size, dtype
     (1, 1, 1, 64, torch.float16),
     (1, 15, 2, 32, torch.bfloat16),
     (1, 64, 1, 128, torch.float16),
-    (2, 97, 2, 64, torch.float16),
+    pytest.param((2, 97, 2, 64, torch.float16), marks=pytest.mark.slow),
     (1, 97, 1, 128, torch.bfloat16),
-    (1, 1370, 1, 64, torch.float16),
+    pytest.param((1, 1370, 1, 64, torch.float16), marks=pytest.mark.slow),
 ]
 
 
@@ -65,6 +65,7 @@ def test_smoothing_takes_a_shared_bias_off_the_keys() -> None:
     assert smoothed < 0.2 * errors(plain, expected)[1]
 
 
+@pytest.mark.slow
 @FP8
 def test_strides_do_not_matter(fp8: bool) -> None:
     packed = random_qkv(2, 70, 2, 64)

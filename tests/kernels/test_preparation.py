@@ -94,6 +94,7 @@ SELECTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selection", SELECTIONS, ids=str)
 @pytest.mark.parametrize("kind", ["views", "random"])
 def test_selection_is_that_of_sorting(selection: Selection, kind: str) -> None:

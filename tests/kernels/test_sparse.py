@@ -34,6 +34,7 @@ def check_sparse(qkv: Qkv, selection: Selection, int8: bool = False, fp8: bool =
     check(found, peer, exact(qkv, token_mask(kept, qkv[0].shape[1])))
 
 
+@pytest.mark.slow
 @modes
 @pytest.mark.parametrize("shape", [(1, 97, 2, 64), (1, 256, 1, 32), (1, 1, 1, 128)], ids=str)
 def test_threshold_one_is_the_dense_kernel_bit_by_bit(shape: tuple[int, int, int, int], int8: bool, fp8: bool) -> None:
@@ -45,17 +46,19 @@ def test_threshold_one_is_the_dense_kernel_bit_by_bit(shape: tuple[int, int, int
         assert (counts == -(-shape[1] // 64)).all()
 
 
+@pytest.mark.slow
 @modes
 def test_errs_at_most_twice_as_much_as_its_twin(int8: bool, fp8: bool) -> None:
     selection = Selection(0.6, 0.1, view_tokens=82, extra_tokens=1)
     check_sparse(view_qkv(6, 81, 2, 64), selection, int8, fp8)
 
 
-@pytest.mark.parametrize("length", [1, 15, 64, 97, 1370])
+@pytest.mark.parametrize("length", [1, 15, 64, 97, pytest.param(1370, marks=pytest.mark.slow)])
 def test_odd_lengths(length: int) -> None:
     check_sparse(random_qkv(1, length, 1, 64, torch.bfloat16), Selection(0.5, 0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [32, 128])
 def test_head_sizes(dim: int) -> None:
     check_sparse(random_qkv(2, 331, 1, dim), Selection(0.5, 0.0))
@@ -68,6 +71,7 @@ def test_two_views_of_the_largest_size() -> None:
     check_sparse(qkv, Selection(0.6, 0.1, view_tokens=1370, extra_tokens=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("int8", "fp8"), MODES[::2], ids=["16-bit", "INT8 and FP8"])
 @pytest.mark.parametrize("name", EXTREMES)
 def test_extreme_values(name: str, int8: bool, fp8: bool) -> None:

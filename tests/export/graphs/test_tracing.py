@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from onnx import TensorProto, numpy_helper, shape_inference
 
 from mapengine.export.graphs.stages import HEIGHT, WIDTH, make_stages
 from mapengine.export.graphs.tracing import export_stages
+from mapengine.export.model.network import MapAnythingNetwork
 from mapengine.export.model.network.transformer import Attention
 from mapengine.export.model.reference import MapAnything
 from mapengine.runtime.backends.contract import ChunkSizes, StageRunner
@@ -222,16 +224,19 @@ def test_matmul_form_keeps_to_the_operators_of_old_parsers(exported: Exported) -
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["attention", "matmul"])
 def test_layers_for_our_kernels_are_mha_in_every_form(form: Any, tiny: MapAnything, tmp_path: Path) -> None:
-    layers = [f"info_sharing.self_attention_blocks.{block}.attn" for block in (0, 4)]
-    written = {stage.name: stage for stage in export_stages(tiny, tmp_path, attention=form, mha_layers=layers)}
+    aggregator = replace(tiny.config.aggregator, depth=3, taps=(0, 1))
+    network = MapAnythingNetwork(replace(tiny.config, aggregator=aggregator)).eval()
+    layer = "info_sharing.self_attention_blocks.0.attn"
+    (written,) = export_stages(network, tmp_path, attention=form, mha_layers=[layer], stages=["aggregator"])
     operators = (*ATTENTION_OPERATORS.values(),)
     found = {
         node.name.rpartition("/")[0]: node.op_type
-        for node in onnx.load(written["aggregator"].path).graph.node
+        for node in onnx.load(written.path).graph.node
         if node.op_type in operators
     }
-    assert {name for name, operator in found.items() if operator == "MultiHeadAttention"} == set(layers)
-    assert [operator for name, operator in found.items() if name not in layers] == [ATTENTION_OPERATORS[form]] * 4
+    assert {name for name, operator in found.items() if operator == "MultiHeadAttention"} == {layer}
+    # One over the tokens of a view, and one over all as well.
+    assert [operator for name, operator in found.items() if name != layer] == [ATTENTION_OPERATORS[form]] * 2
 
 
 @pytest.mark.slow
@@ -302,7 +307,7 @@ def test_failed_trace_is_one_sentence(tiny: MapAnything, tmp_path: Path, monkeyp
 # The numbers
 
 
-@pytest.mark.parametrize("count", [*range(1, 10), 48, 64])
+@pytest.mark.parametrize("count", [*range(1, 10), *(pytest.param(count, marks=pytest.mark.slow) for count in (48, 64))])
 @pytest.mark.parametrize("mix", [random_views, mixed_views], ids=["all inputs", "mixed"])
 def test_any_view_count_is_exact(count: int, mix: Callable[..., Views], engine: Pipeline, tiny: MapAnything) -> None:
     views = mix(count, width=42, height=28)
@@ -316,6 +321,7 @@ def test_image_only_input_has_no_nan(count: int, engine: Pipeline, tiny: MapAnyt
     assert_close(run(engine, views), tiny.predict(views))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", RESOLUTION_TABLES[518].values(), ids=lambda size: f"{size[0]}x{size[1]}")
 def test_every_size_of_the_table_is_exact(size: tuple[int, int], engine: Pipeline, tiny: MapAnything) -> None:
     views = random_views(1, width=size[0], height=size[1])

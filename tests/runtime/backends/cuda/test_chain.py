@@ -152,6 +152,7 @@ def test_the_order_in_which_the_gpu_works_does_not_matter(
         assert_near(engine.predict(mixed_views(3)), small.predict(mixed_views(3)))
 
 
+@pytest.mark.slow
 def test_everything_is_given_back(load: Callable[..., Engine], driver: StandInDriver) -> None:
     engine = load()
     engine.predict(mixed_views(2))
@@ -162,6 +163,7 @@ def test_everything_is_given_back(load: Callable[..., Engine], driver: StandInDr
     assert driver.calls["cuModuleUnload"] == modules == 10
 
 
+@pytest.mark.slow
 def test_a_kernel_that_fails(load: Callable[..., Engine], small: Engine, driver: StandInDriver) -> None:
     engine = load()
     driver.faults["cuLaunchKernel"] = 1
