@@ -25,7 +25,7 @@ from mapengine.kernels.compile import read_manifest
 from mapengine.kernels.costs import attention_cost
 from mapengine.kernels.tuning import ARCHITECTURES, QUERY_BLOCK
 from mapengine.runtime.system.origin import record_origin
-from mapengine.runtime.writing.files import write_json
+from mapengine.runtime.writing.files import write_record
 
 TOKENS = 1370
 """Tokens of a view of 518 x 518 pixels: 37 x 37 patches and the class token."""
@@ -311,7 +311,7 @@ def main() -> int:
     if device is not None:
         record["threshold"], record["rounds"] = args.threshold, args.rounds
         record["speed"] = {str(v): timed(v, args.threshold, args.rounds) for v in args.views}
-    write_json(args.json, record)
+    write_record(args.json, record)
     return 0
 
 

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from mapengine.kernels.speeds import SPEEDS
-from mapengine.runtime.writing.files import write_json
+from mapengine.runtime.writing.files import write_text
 
 NATIVE = ("torch flash", "torch cuDNN", "torch efficient")
 OURS = {"dense": "flash", "int8": "int8"}
@@ -34,7 +34,7 @@ def main() -> None:
     stored = json.loads(SPEEDS.read_text(encoding="utf-8")) if SPEEDS.is_file() else {}
     architecture = gpu["compute_capability"].replace(".", "")
     stored[architecture] = {"gpu": gpu["name"], "commit": record["commit"], "lengths": lengths}
-    write_json(SPEEDS, dict(sorted(stored.items())))
+    write_text(SPEEDS, None, json.dumps(dict(sorted(stored.items())), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from mapengine.kernels.tuning import KEY_BLOCK, KINDS, QUERY_BLOCK, TUNED, Tile
 from mapengine.runtime.system.children import WorkerPool
 from mapengine.runtime.system.machine import usable_processors
 from mapengine.runtime.system.origin import record_origin
-from mapengine.runtime.writing.files import atomic_write, write_json
+from mapengine.runtime.writing.files import write_record, write_text
 
 HEAD_DIM = 64
 KERNELS = ("dense", "int8", "int8-fp8", "sparse", "sparse-int8", "sparse-int8-fp8")
@@ -108,8 +108,7 @@ def store(results: list[dict[str, Any]], capability: str) -> None:
         if result["kernel"] in KINDS and result["keys"] == KEY_BLOCK:
             of_size = tuned.setdefault(capability.replace(".", ""), {}).setdefault(str(result["head_dim"]), {})
             of_size[result["kernel"]] = {"warps": result["warps"], "stages": result["stages"]}
-    with atomic_write(TUNED) as temporary:
-        temporary.write_text(json.dumps(tuned, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(TUNED, None, json.dumps(tuned, indent=1, sort_keys=True) + "\n")
 
 
 def main() -> int:
@@ -147,7 +146,7 @@ def main() -> int:
         "results": timed(usable, args.views, args.rounds),
     }
     record["machine"]["gpu"] = device
-    write_json(args.json, record)
+    write_record(args.json, record)
     if args.store:
         store(record["results"], device["compute_capability"])
     return 0

@@ -27,7 +27,7 @@ from mapengine.runtime.system.children import child_command, child_environment
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels, parse_view_counts
 from mapengine.runtime.typed_json.codec import encode
-from mapengine.runtime.writing.files import write_json
+from mapengine.runtime.writing.files import write_record
 
 BACKEND = "tensorrt-rtx"
 REQUESTS = ("1:4:32/all", "1:8:64/518x518")
@@ -140,7 +140,7 @@ def main() -> None:
         **record_origin("mapengine", "tensorrt_rtx", "torch", "onnx-ir", "numpy"),
         "results": results,
     }
-    write_json(args.json, record)
+    write_record(args.json, record)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from mapengine.runtime.system.children import Worker
 from mapengine.runtime.system.machine import private_bytes, usable_processors
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
-from mapengine.runtime.writing.files import write_json
+from mapengine.runtime.writing.files import write_record
 
 BASELINE = "pytorch-eager"
 CONTENDERS = ("onnxruntime", "openvino")
@@ -121,7 +121,7 @@ def main() -> None:
         **record_origin("mapengine", "torch", "onnxruntime", "openvino", "numpy"),
         "results": results,
     }
-    write_json(args.json, record)
+    write_record(args.json, record)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from mapengine.cli.eval_command import load_predictor
 from mapengine.runtime.backend_table import PACKAGES
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
-from mapengine.runtime.writing.files import write_json
+from mapengine.runtime.writing.files import write_record
 
 
 def show_progress(done: int, total: int, task: str) -> None:
@@ -137,7 +137,7 @@ def main() -> None:
         for (task, metric), error in retention_errors(evaluation.scores, load_scores(args.against)).items():
             errors.setdefault(task, {})[metric] = float(f"{error:.2g}")
         record["kept_errors"] = errors
-    write_json(args.json, record)
+    write_record(args.json, record)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from mapengine.runtime.backends.cuda.driver import driver_problem
 from mapengine.runtime.backends.registry import available_backends
 from mapengine.runtime.errors import MapEngineError
 from mapengine.runtime.system.origin import record_origin
-from mapengine.runtime.writing.files import write_json
+from mapengine.runtime.writing.files import write_record
 
 CASES = ("fp32", "fp16", "bf16", "fp16 flash", "bf16 flash", "fp16 int8", "fp16 sparse:1")
 """Precision, and the kernels of ours that compute attention over all views, if any."""
@@ -188,7 +188,7 @@ def main() -> int:
                 print(f"{name} {case} ...", flush=True)
                 results[f"{name} {case}"] = run(name, case, model, args.bundles or Path(scratch))
                 print(f"{name} {case}: {results[f'{name} {case}']['status']}", flush=True)
-                write_json(args.json, record)  # as far as it is: the next one may take the process with it
+                write_record(args.json, record)  # as far as it is: the next one may take the process with it
     return 0 if all(result["status"] == "passed" for result in results.values()) else 1
 
 

@@ -23,7 +23,7 @@ from mapengine.runtime.inputs.normalization import norm_constants
 from mapengine.runtime.inputs.resolutions import target_size
 from mapengine.runtime.system.machine import usable_processors
 from mapengine.runtime.system.origin import record_origin
-from mapengine.runtime.writing.files import write_json
+from mapengine.runtime.writing.files import write_record
 
 WIDTH, HEIGHT, PHOTOS = 4032, 3024, 8
 
@@ -88,7 +88,7 @@ def main() -> None:
             "largest_difference": worst,
         },
     }
-    write_json(args.json, record)
+    write_record(args.json, record)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from mapengine.runtime.memory.model import MemoryModel
 from mapengine.runtime.memory.probe import probe
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
-from mapengine.runtime.writing.files import write_json
+from mapengine.runtime.writing.files import write_record
 
 VIEWS = (1, 8, 48, 64, 128, 300)
 
@@ -69,7 +69,7 @@ def main() -> None:
         **record_origin("mapengine", "onnxruntime", "openvino", "numpy"),
         "results": results,
     }
-    write_json(args.json, record)
+    write_record(args.json, record)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import numpy as np  # noqa: E402
 from mapengine.runtime.geometry import rays_from_intrinsics  # noqa: E402
 from mapengine.runtime.postprocessing.predictions import finish_predictions, forward_outputs  # noqa: E402
 from mapengine.runtime.system.origin import record_origin  # noqa: E402
-from mapengine.runtime.writing.files import write_json  # noqa: E402
+from mapengine.runtime.writing.files import write_record  # noqa: E402
 
 Array = Any
 MEAN = np.asarray((0.485, 0.456, 0.406), np.float32)
@@ -219,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
         **record_origin("mapengine", "numpy"),
         "results": results,
     }
-    write_json(options.json, record)
+    write_record(options.json, record)
     return 0
 
 

@@ -15,7 +15,7 @@ from mapengine.runtime.system.children import WorkerPool
 from mapengine.runtime.system.machine import usable_processors
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
-from mapengine.runtime.writing.files import write_json
+from mapengine.runtime.writing.files import write_record
 
 
 def _render(seeds: range, width: int, height: int) -> dict[str, float]:
@@ -60,7 +60,7 @@ def main() -> None:
         "views_per_second": {"median": statistics.median(rates), "min": min(rates), "max": max(rates)},
         **record_origin("mapengine", "numpy"),
     }
-    write_json(options.json, record)
+    write_record(options.json, record)
 
 
 if __name__ == "__main__":

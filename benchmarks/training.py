@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from mapengine.runtime.system.origin import source_commit
-from mapengine.runtime.writing.files import atomic_write, write_json
+from mapengine.runtime.writing.files import atomic_write, write_record
+from mapengine.runtime.writing.recognition import marker
 
 _POINTS = 100
 _SHOWN = {"depth_abs_rel": "depth AbsRel", "rotation_degrees": "rotation error (degrees)"}
@@ -81,8 +82,8 @@ def plot(record: dict[str, Any], path: Path) -> None:
         axis.legend(fontsize=8, frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yscale("log")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    with atomic_write(path, "training plot") as temporary:
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": marker("training plot")})
     pyplot.close(figure)
 
 
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     record = summary(options.run)
-    write_json(options.json, record)
+    write_record(options.json, record)
     if options.plot:
         plot(record, options.plot)
     print(f"{record['steps']} steps in {record['minutes']} minutes")

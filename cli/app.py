@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from .console import one_line, problem
+from .console import one_line, open_closed_streams, problem
 from .signals import interrupt_on_end
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _main(arguments: Sequence[str]) -> int:
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # A file name that the terminal's encoding lacks is no reason to fail.
@@ -81,13 +82,14 @@ def _main(arguments: Sequence[str]) -> int:
         return 0
     except typer.Exit as leave:
         return leave.exit_code if arguments else _USAGE
-    except KeyboardInterrupt:
-        problem("Interrupted", "nothing half-written is left")
+    except KeyboardInterrupt as interrupt:
+        problem("Interrupted", str(interrupt) or "nothing half-written is left")
         return _INTERRUPTED
     except BrokenPipeError:
         # The reader of the output left. Python would complain once more when it flushes at the end.
         with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return _FAILED
     except Exception as error:
         if debug:

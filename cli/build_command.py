@@ -11,7 +11,7 @@ from mapengine.runtime.backend_table import BACKENDS, CPU_BACKENDS, NAMES, PRECI
 from mapengine.runtime.bundle.manifest import ATTENTIONS, Manifest
 from mapengine.runtime.bundle.store import files_of_old_bundle
 from mapengine.runtime.system.sizes import parse_bytes, parse_view_counts
-from mapengine.runtime.writing.output_checks import check_writable
+from mapengine.runtime.writing.output_checks import InputPaths
 
 from .console import Steps, say
 from .extras import needs
@@ -23,6 +23,7 @@ from .options import (
     parse_sizes,
     value_of,
 )
+from .outputs import check_folder
 from .tables import show_layers, show_parity, show_precision, show_quantization
 
 _VIEWS = "1:4:32"
@@ -151,8 +152,8 @@ def build(
         raise typer.BadParameter("it is for int8; give --precision int8 too", param_hint="--weights-only")
     if weights_only and calibration is not None:
         raise typer.BadParameter("it is for activations, which --weights-only leaves", param_hint="--calibration")
-    check_writable(out, folder=True)  # refused before a model is loaded
-    files_of_old_bundle(out)
+    read = InputPaths([model, *([] if calibration is None else [calibration])], [model] if bundled else [])
+    check_folder(out, "engine bundle", read, ours=files_of_old_bundle)  # refused before a model is loaded
     settings = PlanSettings(
         tuple(part.strip() for part in target.split(",")) if target else (), limit, optimization_level
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -10,14 +9,16 @@ import typer
 
 from mapengine.calibration.data.cases import folder_cases, rendered_cases
 from mapengine.calibration.ranges import METHODS, Calibration, load_calibration, save_calibration
+from mapengine.calibration.ranges.record import UNFINISHED
 from mapengine.calibration.ranges.selection import Method
 from mapengine.runtime.backend_table import EIGHT_BIT
 from mapengine.runtime.errors import CalibrationError
-from mapengine.runtime.writing.output_checks import check_writable
+from mapengine.runtime.writing.output_checks import InputPaths, check_writable
 
 from .console import Steps, say, show_table
 from .extras import needs
 from .options import AccuracyMetric, Model, Revision, one_of, parse_size
+from .outputs import check_files
 
 
 def calibrate(
@@ -83,9 +84,10 @@ def calibrate(
         raise typer.BadParameter("it belongs to --accuracy or --compare, which are not given", param_hint="--metric")
     if scenes is not None and not by_geometry:
         raise typer.BadParameter("it belongs to --metric geometry, which is not given", param_hint="--scenes")
-    if os.path.realpath(out) in {os.path.realpath(path) for path in (model, data) if path is not None}:
-        raise typer.BadParameter(f"{out} is what is read; choose another name", param_hint="OUT")
-    check_writable(out)
+    unfinished = out.with_name(f"{out.name}.unfinished.npz")
+    read = InputPaths([model, *([] if data is None else [data])])
+    check_files({"OUT": (out, "calibration")}, read)
+    check_writable(unfinished, UNFINISHED)
     with needs("export"):
         from mapengine.export.model.reference import load_model
         from mapengine.export.quantization import CalibrationOptions, GeometryQuality, OutputQuality
@@ -115,7 +117,6 @@ def calibrate(
             if by_geometry:
                 step(f"measuring the {measure}")
                 quality = GeometryQuality(network, count, shown_size)
-            unfinished = out.with_name(f"{out.name}.unfinished.npz")
             found = find_ranges(
                 network, prepared, options, quality=quality, report=step, fraction=step.part, unfinished=unfinished
             )

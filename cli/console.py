@@ -1,12 +1,14 @@
-"""What people see: consoles, tables, progress, and one-line messages."""
+"""What people see: standard streams, consoles, tables, progress, and one-line messages."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
+from typing import Any, TextIO, cast
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -177,3 +179,46 @@ def stage_progress(views: int, with_geometry: int) -> Iterator[StageProgress]:
     )
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
         yield StageProgress(bars, console, views, with_geometry)
+
+
+def open_closed_streams() -> None:
+    """Treat closed standard streams as the null device, and never fail because of what is said on stderr.
+
+    The descriptors are filled, too: a result that is opened next would otherwise get the number of a standard stream,
+    and what a library prints would be written into it.
+    """
+    for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, mode)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for the life of the process
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if not isinstance(sys.stderr, _Forgiving) and hasattr(sys.stderr, "buffer"):
+        sys.stderr = cast(TextIO, _Forgiving(sys.stderr))
+
+
+class _Forgiving:
+    """A stream for progress and messages: where it cannot be written to, the work goes on and the exit code tells."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            return int(self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -20,13 +19,15 @@ from mapengine.runtime.bundle.requests import ServedRequests
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import BackendUnavailableError, ProfileError
 from mapengine.runtime.inputs.resolutions import target_size
-from mapengine.runtime.writing.files import atomic_folder
+from mapengine.runtime.writing.folders import atomic_folder
+from mapengine.runtime.writing.output_checks import InputPaths
 
 from .console import Steps, megabytes, say, show_facts, show_table, stage_progress
 from .options import RANDOM_PRESETS, Backend, BundleArgument, Device, Threads, parse_size
-from .outputs import plan_outputs
+from .outputs import check_folder
 
 _GIVEN = ("images", "intrinsics", "poses", "depth")
+_KIND = "demonstration"
 _MOST_VIEWS, _USUAL_VIEWS = 8, 4
 _WARNING = "Random weights: this shows that the chain works, and the prediction means nothing."
 
@@ -91,7 +92,7 @@ def demo(
     target = None if size is None else parse_size(size, "--size")
     suffix = ".glb" if importlib.util.find_spec("trimesh") is not None else ".ply"
     names = ("demo.png", f"demo{suffix}", f"truth{suffix}")
-    _check_out(out, names, bundle)
+    check_folder(out, _KIND, InputPaths([], [bundle]), option="--out", names=names)
     # Cheap, and says what is wrong with the bundle before anything is rendered.
     opened = Bundle.open(bundle, verify=False)
     manifest = opened.manifest
@@ -138,7 +139,7 @@ def demo(
             f"{width}x{height}",
             _WARNING if manifest.model.id in RANDOM_PRESETS else "",
         )
-        with atomic_folder(out) as folder:
+        with atomic_folder(out, _KIND, names) as folder:
             picture.save(folder / names[0], format="PNG")
             comparison.save(folder, suffix)
     _summary(engine, comparison, f"{number} ({rendered.scene.kind}), {held_out}", task.inputs, [out / n for n in names])
@@ -157,19 +158,6 @@ def _given(give: Sequence[str]) -> set[str]:
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_GIVEN)}"
             raise typer.BadParameter(f"{word!r} cannot be given; {hint}", param_hint="--give")
     return set(words) - {"images"}
-
-
-def _check_out(out: Path, names: Sequence[str], bundle: Path) -> None:
-    """Refuse what writing would refuse, and to write into the bundle.
-
-    Raises:
-        typer.BadParameter: the bundle or a folder inside it.
-        OutputError: as when writing.
-    """
-    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(bundle)):
-        raise typer.BadParameter(f"{out} is inside the bundle; choose another folder", param_hint="--out")
-    picture, *scenes = (out / name for name in names)
-    plan_outputs(scenes, [], picture, [])
 
 
 def _usual_views(requests: ServedRequests) -> int:

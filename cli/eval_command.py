@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,14 +13,16 @@ from mapengine.calibration.evaluation.report import HEAD, described, fewer_scene
 from mapengine.runtime import Engine
 from mapengine.runtime.backend_table import PACKAGES
 from mapengine.runtime.errors import ProfileError
-from mapengine.runtime.inputs.formats.view_lists import FILE_NAME as VIEW_LIST
 from mapengine.runtime.system.origin import record_origin
-from mapengine.runtime.writing.files import atomic_write
+from mapengine.runtime.writing.files import write_markdown, write_record
+from mapengine.runtime.writing.output_checks import InputPaths
 
 from .console import Steps, say, show_facts, show_table
 from .extras import needs
 from .options import Backend, Revision, Threads, parse_size, value_of
 from .outputs import check_files
+
+EVALUATION = "evaluation"
 
 
 def eval_(
@@ -90,10 +91,11 @@ def eval_(
       mapengine eval preset:tiny --scenes 10 --tasks image-only-4,depth
       mapengine eval build/engine --rgbd recording/
     """
-    read: list[str | Path] = [model] if rgbd is None else [model, rgbd / VIEW_LIST if rgbd.is_dir() else rgbd]
     if intrinsics is not None and rgbd is None:
         raise typer.BadParameter("it belongs to --rgbd, which is not given", param_hint="--intrinsics")
-    check_files({"--json": json_file, "--markdown": markdown}, read)
+    files = {"--json": (json_file, f"{EVALUATION} record"), "--markdown": (markdown, EVALUATION)}
+    given_files = [] if intrinsics is None else [intrinsics]
+    check_files(files, InputPaths(given_files, [model] if rgbd is None else [model, rgbd]))
     if seed is not None and rgbd is not None:
         raise typer.BadParameter("it belongs to rendered scenes, and --rgbd names others", param_hint="--seed")
     target = parse_size(size, "--size")
@@ -117,17 +119,17 @@ def eval_(
             progress=lambda done, total, task: step.part(done / total, task),
         ).to_json()
         record = {
-            "benchmark": "evaluation",
+            "benchmark": EVALUATION,
             **facts,
             "data": "rendered" if rgbd is None else "rgbd",
             **record_origin(*PACKAGES),
             **evaluation,
         }
         table = f"# {facts['model']}\n\n{markdown_table(record)}"
-        for path, text in ((json_file, json.dumps(record, indent=2)), (markdown, table)):
-            if path is not None:
-                with atomic_write(path) as temporary:
-                    temporary.write_text(text + "\n", encoding="utf-8")
+        if json_file is not None:
+            write_record(json_file, record)
+        if markdown is not None:
+            write_markdown(markdown, EVALUATION, table)
     _show(record, left_out, [path for path in (json_file, markdown) if path is not None])
 
 

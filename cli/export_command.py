@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from mapengine.runtime.backend_table import EIGHT_BIT, PRECISIONS
-from mapengine.runtime.bundle.manifest import STAGES
-from mapengine.runtime.errors import OutputError
-from mapengine.runtime.writing.files import atomic_folder, output_error
-from mapengine.runtime.writing.output_checks import check_writable
+from mapengine.runtime.writing.folders import atomic_folder
+from mapengine.runtime.writing.output_checks import InputPaths
 
 from .console import Steps
 from .extras import needs
 from .options import AttentionOption, Model, Revision, one_of
+from .outputs import check_folder
 from .tables import StageRow, show_stages
 
 if TYPE_CHECKING:
     from mapengine.export.graphs.tracing import AttentionExport
+
+_KIND = "ONNX export"
 
 
 def export(
@@ -47,9 +48,7 @@ def export(
       mapengine export preset:tiny build/onnx --attention matmul --precision fp16
     """
 
-    known = {f"{stage}.onnx{suffix}" for stage in STAGES for suffix in ("", ".data")}
-    check_writable(out, folder=True)
-    _check_folder(out, known)
+    check_folder(out, _KIND, InputPaths([model]))
     with needs("export"):
         from mapengine.export.bundles.onnx import model_metadata, write_graphs
         from mapengine.export.model.reference import load_model
@@ -57,7 +56,7 @@ def export(
     with Steps() as step:
         step(f"loading {model}")
         network = load_model(model, revision)
-        with atomic_folder(out, stale=known) as folder:
+        with atomic_folder(out, _KIND) as folder:
             stages = write_graphs(
                 network,
                 folder,
@@ -81,14 +80,3 @@ def export(
         for stage in stages
     )
     print(f"Exported {network.model_id} ({precision}) to {out}")
-
-
-def _check_folder(out: Path, known: set[str]) -> None:
-    """Refuse a folder that holds anything but an older export."""
-
-    try:
-        others = sorted(entry.name for entry in out.iterdir() if entry.name not in known) if out.is_dir() else []
-    except OSError as error:
-        raise output_error(out, error) from error
-    if others:
-        raise OutputError(f"{out}: holds other files ({others[0]}); choose a new or empty folder")

@@ -137,7 +137,7 @@ def find_inputs(
 
 
 def read_files(inputs: Iterable[Path], views: Iterable[StoredView]) -> list[Path]:
-    """The files that are read, as far as they are there; text files of cameras and poses are not among them."""
+    """The files that are read, as far as they are there."""
     files = list(inputs)
     for folder in [path for path in files if path.is_dir()]:
         with suppress(OSError):  # reading the images says so

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -12,7 +12,17 @@ from pathlib import Path
 import typer
 
 from mapengine.runtime.errors import BackendUnavailableError
-from mapengine.runtime.writing.output_checks import check_writable
+from mapengine.runtime.outputs.colmap import COLMAP_NAMES
+from mapengine.runtime.writing.folders import Ours
+from mapengine.runtime.writing.output_checks import InputPaths, check_writable
+
+_WRITES = {
+    "glb": "point cloud",
+    "ply": "point cloud",
+    "npz": "scene",
+    "colmap": "COLMAP model",
+    "preview": "preview",
+}
 
 
 class Format(str, Enum):
@@ -31,9 +41,19 @@ class Output:
     path: Path
     kind: str
 
+    @property
+    def option(self) -> str:
+        """The option that names it."""
+        return "--preview" if self.kind == "preview" else "--out"
+
+    @property
+    def writes(self) -> str:
+        """What an older file or folder must be to be replaced."""
+        return _WRITES[self.kind]
+
 
 def plan_outputs(
-    out: Sequence[Path], formats: Sequence[Format], preview: Path | None, keep: Sequence[Path]
+    out: Sequence[Path], formats: Sequence[Format], preview: Path | None, keep: InputPaths
 ) -> list[Output]:
     """What is to be written, checked as far as that is possible without writing.
 
@@ -41,7 +61,7 @@ def plan_outputs(
         out: paths of the scene files.
         formats: none (suffixes decide), one for all of ``out``, or one for each.
         preview: path of the picture.
-        keep: files and folders that must not be written over.
+        keep: what is read, which must not be written over.
 
     Raises:
         typer.BadParameter: an unknown suffix, or formats that do not match the paths.
@@ -62,15 +82,12 @@ def plan_outputs(
         if preview.suffix.lower() != ".png":
             raise typer.BadParameter(f"{preview} is no .png file, and the preview is one", param_hint="--preview")
         outputs.append(Output(preview, "preview"))
-    kept = {os.path.realpath(path) for path in keep}
     for output in outputs:
-        real = os.path.realpath(output.path)
-        hint = "--preview" if output.kind == "preview" else "--out"
-        if real in kept:
-            raise typer.BadParameter(f"{output.path} is one of the inputs; choose another name", param_hint=hint)
-        if sum(os.path.realpath(other.path) == real for other in outputs) > 1:
-            raise typer.BadParameter(f"{output.path} is named twice", param_hint=hint)
-        check_writable(output.path, folder=output.kind == "colmap")
+        if sum(os.path.realpath(other.path) == os.path.realpath(output.path) for other in outputs) > 1:
+            raise typer.BadParameter(f"{output.path} is named twice", param_hint=output.option)
+    _refuse_inputs(outputs, keep)
+    for output in outputs:
+        check_writable(output.path, None, folder=output.kind == "colmap")
     if any(output.kind == "glb" for output in outputs) and importlib.util.find_spec("trimesh") is None:
         raise BackendUnavailableError(
             "writing .glb needs the package trimesh; install it with: pip install 'mapengine[viz]', or save as .ply"
@@ -78,51 +95,66 @@ def plan_outputs(
     return outputs
 
 
-def check_files(files: Mapping[str, Path | None], read: Iterable[str | os.PathLike[str]]) -> None:
+def check_files(files: Mapping[str, tuple[Path | None, str]], read: InputPaths) -> None:
     """Refuse files, by the option that names each, that would be written over each other or over what is read.
 
     Args:
-        files: paths by option; None for an option that is not given.
-        read: files, and folders with all that is in them.
+        files: path and kind by option; no path for an option that is not given.
+        read: what is read.
 
     Raises:
         typer.BadParameter: naming the option.
         OutputError: a path that cannot be written to.
     """
-    kept = [os.path.realpath(path) for path in read]
     options: dict[str, str] = {}
-    for option, path in files.items():
+    for option, (path, kind) in files.items():
         if path is None:
             continue
+        conflict = read.conflict(path)
+        if conflict is not None:
+            raise typer.BadParameter(conflict, param_hint=option)
         real = os.path.realpath(path)
         if real in options:
             raise typer.BadParameter(
                 f"{path} is also the file of {options[real]}; choose another name", param_hint=option
             )
-        if any(Path(real).is_relative_to(entry) for entry in kept):
-            raise typer.BadParameter(f"{path} is among what is read; choose another place", param_hint=option)
         options[real] = option
-        check_writable(path)
+        check_writable(path, kind)
 
 
-def keep_inputs(outputs: Sequence[Output], files: Iterable[Path]) -> None:
-    """Refuse outputs that would write over one of ``files``, or put a COLMAP folder's images among them.
+def check_folder(
+    out: Path,
+    kind: str,
+    read: InputPaths,
+    *,
+    option: str = "OUT",
+    names: Sequence[str] | None = None,
+    ours: Ours | None = None,
+) -> None:
+    """Refuse a folder that would be written over what is read, or cannot be written; errors as :func:`check_files`."""
+    conflict = read.conflict(out, folder=True, names=names)
+    if conflict is not None:
+        raise typer.BadParameter(conflict, param_hint=option)
+    check_writable(out, kind, folder=True, names=names, ours=ours)
+
+
+def check_outputs(outputs: Sequence[Output], read: InputPaths) -> None:
+    """Refuse outputs that would be written over what is read, or over anything but an older result of their kind.
 
     Raises:
         typer.BadParameter: naming the option.
+        OutputError: something else is there.
     """
-    kept = {os.path.realpath(file): file for file in files}
-    folders = {os.path.dirname(real): file for real, file in kept.items()}
+    _refuse_inputs(outputs, read)
     for output in outputs:
-        real, hint = os.path.realpath(output.path), "--preview" if output.kind == "preview" else "--out"
-        if real in kept:
-            raise typer.BadParameter(f"{output.path} is a file that is read; choose another name", param_hint=hint)
-        among = folders.get(os.path.realpath(output.path / "images")) if output.kind == "colmap" else None
-        if among is not None:
-            raise typer.BadParameter(
-                f"{output.path} would get its images beside {among}, which is read; choose another folder",
-                param_hint=hint,
-            )
+        check_writable(output.path, output.writes, folder=output.kind == "colmap", names=COLMAP_NAMES)
+
+
+def _refuse_inputs(outputs: Sequence[Output], read: InputPaths) -> None:
+    for output in outputs:
+        conflict = read.conflict(output.path, names=COLMAP_NAMES if output.kind == "colmap" else ())
+        if conflict is not None:
+            raise typer.BadParameter(conflict, param_hint=output.option)
 
 
 def _kind(path: Path) -> str:

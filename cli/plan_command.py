@@ -10,6 +10,7 @@ import typer
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.memory import measurement
 from mapengine.runtime.memory.model import known_model, model_path, table
+from mapengine.runtime.system.cached_records import cache_problem
 from mapengine.runtime.system.machine import attainable_bytes
 from mapengine.runtime.system.sizes import gigabytes, parse_bytes
 from mapengine.runtime.typed_json.codec import encode
@@ -88,7 +89,7 @@ def plan(
                     "call",
                     f"{width}x{height}, {what}; {'one prediction at a time' if stream else 'all predictions kept'}",
                 ),
-                ("measured", str(model_path(model.key) or "not kept: there is no cache folder")),
+                ("measured", _kept(model)),
             ]
         )
         heads = ["resident memory", *(f"{n} view{'s' if n > 1 else ''}" for n in counts)]
@@ -112,6 +113,11 @@ def _model(opened: Bundle, backend: str, measure: bool, quiet: bool) -> Any:
             say(f"measuring call {done + 1} of {total}" if done < total else "measured")
 
     return measurement.measure(opened, backend, progress)
+
+
+def _kept(model: Any) -> str:
+    problem = cache_problem()
+    return f"not kept: {problem}" if problem else str(model_path(model.key))
 
 
 def _default_size(requests: Any) -> tuple[int, int]:

@@ -20,14 +20,16 @@ from mapengine.runtime.profiling.accuracy import add_accuracy, check_evaluation
 from mapengine.runtime.profiling.report import markdown, rows
 from mapengine.runtime.system.machine import clocks
 from mapengine.runtime.system.origin import record_origin
-from mapengine.runtime.writing.files import atomic_write
+from mapengine.runtime.writing.files import write_markdown, write_record
+from mapengine.runtime.writing.output_checks import InputPaths
 
 from .console import say, show_table
 from .extras import needs
 from .options import Threads, parse_size
 from .outputs import check_files
-from .profile_plot import check_plots, plot
+from .profile_plot import PLOT, check_plots, plot
 
+PROFILE = "profile"
 _COLUMNS = ("contender", "precision", "views", "size", "p50", "p90", "p99", "min", "CV", "runs", "speed", "memory")
 
 
@@ -104,8 +106,12 @@ def profile(
       mapengine profile build/fp32 build/int8 --backends all --baselines pytorch,pytorch-bf16
       mapengine profile build/engine --compare profile.json
     """
-    files = {"--json": json_file, "--markdown": markdown_file, "--plot": plot_file}
-    check_files(files, [*bundles, *(accuracy or ()), *([] if compare is None else [compare])])
+    files = {
+        "--json": (json_file, f"{PROFILE} record"),
+        "--markdown": (markdown_file, PROFILE),
+        "--plot": (plot_file, PLOT),
+    }
+    check_files(files, InputPaths([*(accuracy or ()), *([] if compare is None else [compare])], bundles))
     if plot_file is not None:
         check_plots()
     if roofline:
@@ -123,7 +129,7 @@ def profile(
     with tempfile.TemporaryDirectory() as folder:
         measured = measure(contenders, _Photos(Path(folder)), settings, say)
     record: dict[str, Any] = {
-        "benchmark": "profile",
+        "benchmark": PROFILE,
         **record_origin(*PACKAGES),
         "clocks": [before, clocks()],
         **measured,
@@ -139,10 +145,10 @@ def profile(
     for entry in record["not_measured"]:
         say(f"Not measured: {entry['contender']}: {entry['why']}")
     say(record["boundary"])
-    for path, text in ((json_file, json.dumps(record, indent=1)), (markdown_file, markdown(record))):
-        if path is not None:
-            with atomic_write(path) as temporary:
-                temporary.write_text(text + "\n", encoding="utf-8")
+    if json_file is not None:
+        write_record(json_file, record)
+    if markdown_file is not None:
+        write_markdown(markdown_file, PROFILE, markdown(record))
     if plot_file is not None:
         plot(record, plot_file)
     if old is not None:

@@ -10,6 +10,9 @@ from typing import Any
 from mapengine.runtime.errors import BackendUnavailableError
 from mapengine.runtime.profiling.accuracy import pareto
 from mapengine.runtime.writing.files import atomic_write
+from mapengine.runtime.writing.recognition import marker
+
+PLOT = "profile plot"
 
 
 def check_plots() -> None:
@@ -60,8 +63,8 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=7, frameon=False)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    with atomic_write(path, PLOT) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": marker(PLOT)})
     pyplot.close(figure)
 
 

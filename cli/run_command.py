@@ -19,7 +19,7 @@ from mapengine.runtime.inputs.stored_view import StoredView
 from mapengine.runtime.options import LIMITS, InferOptions, option_help
 from mapengine.runtime.outputs.view_files import check_no_views, save_views
 from mapengine.runtime.system.sizes import parse_bytes
-from mapengine.runtime.writing.output_checks import check_writable
+from mapengine.runtime.writing.output_checks import InputPaths, check_writable
 
 from .console import Steps, megabytes, say, show_facts, stage_progress
 from .inputs import (
@@ -41,7 +41,7 @@ from .inputs import (
     read_options,
 )
 from .options import RANDOM_PRESETS, Backend, BundleArgument, Threads, parse_size, value_of
-from .outputs import Format, Output, keep_inputs, plan_outputs
+from .outputs import Format, Output, check_outputs, plan_outputs
 from .signals import interrupts_later
 
 
@@ -164,21 +164,23 @@ def run(
     if half and stream is None:
         raise typer.BadParameter("it belongs to --stream, which is not given", param_hint="--half")
     if stream is not None:
-        check_writable(stream, folder=True)
+        conflict = InputPaths(inputs, [bundle]).conflict(stream)
+        if conflict is not None:
+            raise typer.BadParameter(conflict, param_hint="--stream")
+        check_writable(stream, None, folder=True)
         check_no_views(stream)
     target = None if size is None else parse_size(size, "--size")
     with value_of("--memory"):
         limit = None if memory is None else parse_bytes(memory)
-    outputs = plan_outputs(out or [], formats or [], preview, [bundle, *inputs])
+    outputs = plan_outputs(out or [], formats or [], preview, InputPaths(inputs, [bundle]))
     # Cheap, and says what is wrong with the bundle before images are read.
     opened = Bundle.open(bundle, verify=False)
     requests = opened.manifest.requests
-    parts = [opened.folder / name for name in ("manifest.json", *(part.file for part in opened.manifest.files()))]
     with Steps() as step:
         step("finding the views")
         views = find_inputs(inputs, intrinsics, masks, depth_scale, metric, reading)
         files = read_files([*inputs, *([] if intrinsics is None else [intrinsics])], views)
-        keep_inputs(outputs, [*parts, *files] if outputs else [])
+        check_outputs(outputs, InputPaths(files))
         _check_count(requests, views, target)
         step("loading the engine")
         engine = Engine.load(opened, backend, threads=threads, memory_limit=limit)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mapengine.calibration.data.samples import SAMPLE_SEED, write_samples
+from mapengine.calibration.data.samples import SAMPLE_SEED, sample_names, write_samples
 from mapengine.runtime.writing.output_checks import check_writable
 
 
@@ -29,6 +29,6 @@ def samples(
       mapengine run build/engine build/samples --preview scene.png
     """
 
-    check_writable(out, folder=True)
+    check_writable(out, "samples", folder=True, names=sample_names(views))
     images = write_samples(out, views, seed=SAMPLE_SEED if seed is None else seed)
     print(f"Wrote {len(images)} views to {out}")

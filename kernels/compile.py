@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import triton_compiler
-from .errors import KernelCompileError, KernelInputError
-from .files import write_atomic
+from .errors import KernelCompileError, KernelInputError, KernelOutputError
+from .files import remove_partials, write_atomic
 from .processes import Job, compile_all, job_name
 from .tuning import ARCHITECTURES, FP8_FROM, HEAD_DIMS, SPLITS
 from .variants import variants
@@ -99,6 +100,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest if usable else empty
 
 
+def check_folder(folder: Path, jobs: list[Job]) -> None:
+    """Refuse a folder in which something else than older kernels has the names of what would be written.
+
+    Raises:
+        KernelOutputError: naming it.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        manifest = None
+    if isinstance(manifest, dict) and {"schema", "kernels"} <= set(manifest):
+        return
+    names = [MANIFEST, *(f"{job_name(job)}.cubin" for job in jobs), *(f"{job[0].name}.ptx" for job in jobs)]
+    for name in names:
+        if os.path.lexists(folder / name):
+            raise KernelOutputError(f"{folder / name}: is there already and not ours; choose another folder")
+
+
 def _intact(folder: Path, entry: Entry) -> bool:
     """Return whether the files of ``entry`` are there and are those it was written for."""
     try:
@@ -131,6 +150,8 @@ def build(
         KernelOutputError: a file could not be written.
     """
     versions = triton_compiler.versions()
+    check_folder(folder, jobs)
+    remove_partials(folder)
     manifest = read_manifest(folder)
     known: dict[str, Entry] = manifest["kernels"]
     report, todo = Report(), []
@@ -147,6 +168,8 @@ def build(
             report.kept.append(name)
         else:
             todo.append(job)
+    # At the beginning, too: what a killed build leaves is then known as ours.
+    write_atomic(folder / MANIFEST, (json.dumps({"alignment": ALIGNMENT, "splits": SPLITS} | manifest) + "\n").encode())
     # The slowest first, so that no worker is left with one at the end.
     todo.sort(key=lambda job: (not job[0].is_attention, -job[0].head_dim))
     try:

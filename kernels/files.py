@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from .errors import KernelOutputError
+
+_PARTIAL = re.compile(r"\..+\.(cubin|ptx|json)-[0-9a-f]{8}")
+_STALE_SECONDS = 3600
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what builds that were killed long ago have left half-written."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if _PARTIAL.fullmatch(path.name) and time.time() - path.lstat().st_mtime > _STALE_SECONDS:
+                path.unlink()
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -28,7 +28,7 @@ from mapengine.kernels.selection import select_reference
 from mapengine.kernels.sparse import sparse_attention_reference
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
-from mapengine.runtime.writing.files import write_json
+from mapengine.runtime.writing.files import write_record
 
 MODEL = "preset:nano"
 VIEWS = (2, 4, 8)
@@ -117,7 +117,7 @@ def main() -> None:
         undo = with_attention(network, attend)
         measure(name)
         undo()
-    write_json(args.json, record)
+    write_record(args.json, record)
 
 
 if __name__ == "__main__":

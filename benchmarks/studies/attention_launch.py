@@ -27,7 +27,7 @@ from mapengine.runtime.backends.cuda.driver import Device
 from mapengine.runtime.bundle.kernel_attention import KERNELS, KernelAttention, KernelCode
 from mapengine.runtime.bundle.store import BundleWriter
 from mapengine.runtime.system.origin import record_origin
-from mapengine.runtime.writing.files import write_json
+from mapengine.runtime.writing.files import write_record
 
 HEADS, DIM, VIEW_TOKENS = 24, 64, 1370
 CASES: tuple[tuple[str, float | None], ...] = (
@@ -181,7 +181,7 @@ def main() -> None:
     }
     record["machine"]["gpu"] = {"name": device.name, "compute_capability": device.compute_capability}
     record["machine"]["gpu"]["cuda"] = device.driver_version
-    write_json(args.json, record)
+    write_record(args.json, record)
 
 
 if __name__ == "__main__":

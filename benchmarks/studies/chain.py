@@ -34,7 +34,7 @@ from mapengine.runtime.bundle.manifest import StageSpec
 from mapengine.runtime.bundle.requests import PATCH_SIZE
 from mapengine.runtime.bundle.store import BundleWriter
 from mapengine.runtime.system.origin import record_origin
-from mapengine.runtime.writing.files import write_json
+from mapengine.runtime.writing.files import write_record
 
 STAGE, BACKEND = "aggregator", OnnxRuntimeCudaBackend.name
 WARM_UP = 2
@@ -176,7 +176,7 @@ def main() -> None:
         "results": results,
     }
     record["machine"]["gpu"] = {"name": device.name, "compute_capability": device.compute_capability}
-    write_json(args.json, record)
+    write_record(args.json, record)
 
 
 if __name__ == "__main__":

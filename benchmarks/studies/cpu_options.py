@@ -24,7 +24,7 @@ from mapengine.runtime.system.children import Worker
 from mapengine.runtime.system.machine import private_bytes, usable_processors
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
-from mapengine.runtime.writing.files import write_json
+from mapengine.runtime.writing.files import write_record
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[[Arrays], np.ndarray]
@@ -169,7 +169,7 @@ def main() -> None:
         **record_origin("mapengine", "onnxruntime", "openvino", "numpy"),
         "results": {stage: measure(bundle, stage, args) for stage in args.stages},
     }
-    write_json(args.json, record)
+    write_record(args.json, record)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from mapengine.export.quantization.budget import quantized_share
 from mapengine.export.quantization.outliers import CHANNELS, FACTOR, VALUE_FACTOR, with_outlier_channels
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
-from mapengine.runtime.writing.files import write_json
+from mapengine.runtime.writing.files import write_record
 
 PREDICTIONS = (
     "ray_directions", "depth_along_ray", "conf", "non_ambiguous_mask_logits", "cam_trans", "cam_quats",
@@ -118,7 +118,7 @@ def main() -> None:
             found = measure(subject, quality, predictions, CalibrationOptions(precision, **METHODS[name]), given)
             results.setdefault(precision, {})[name] = found
             print(f"{precision} {name}: {found}", file=sys.stderr, flush=True)
-            write_json(args.json, record)  # a full-size network takes minutes per row
+            write_record(args.json, record)  # a full-size network takes minutes per row
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from mapengine.runtime.inputs.prepared import prepare_views
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.typed_json.codec import encode
-from mapengine.runtime.writing.files import write_json
+from mapengine.runtime.writing.files import write_record
 
 Arrays = dict[str, np.ndarray]
 Calls = dict[str, list[tuple[Arrays, Arrays]]]
@@ -220,7 +220,7 @@ def main() -> None:
         **record_origin("mapengine", "onnx", "onnx-ir", "onnxruntime", "numpy"),
         "results": results,
     }
-    write_json(args.json, record)
+    write_record(args.json, record)
 
 
 def measure(

@@ -21,7 +21,7 @@ from mapengine.export.precision.stress import PLACES, Place, write_stressed
 from mapengine.runtime.bundle.manifest import STAGES
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
-from mapengine.runtime.writing.files import write_json
+from mapengine.runtime.writing.files import write_record
 
 PRECISIONS = ("fp16", "bf16")
 
@@ -72,7 +72,7 @@ def main() -> None:
         **record_origin("mapengine", "onnx", "onnx-ir", "onnxruntime", "numpy"),
         "results": results,
     }
-    write_json(args.json, record)
+    write_record(args.json, record)
 
 
 if __name__ == "__main__":

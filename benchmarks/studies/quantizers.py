@@ -38,7 +38,7 @@ from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.system.origin import record_origin
-from mapengine.runtime.writing.files import write_json
+from mapengine.runtime.writing.files import write_record
 
 STAGES = ("image_encoder", "aggregator")
 ATTENTION = "matmul"
@@ -210,7 +210,7 @@ def main() -> None:
         **record_origin("mapengine", "nncf", "nvidia-modelopt", "onnxruntime", "onnx", "torch", "numpy"),
         "results": results,
     }
-    write_json(args.json, record)
+    write_record(args.json, record)
 
 
 if __name__ == "__main__":

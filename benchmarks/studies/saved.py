@@ -12,7 +12,7 @@ from mapengine.export.diagnosis.costs import CallShape, stage_costs, total
 from mapengine.export.model.config_json import parse_config
 from mapengine.export.model.presets import preset_config
 from mapengine.runtime.system.origin import record_origin
-from mapengine.runtime.writing.files import write_json
+from mapengine.runtime.writing.files import write_record
 
 ROWS, COLUMNS = 28, 37
 VIEWS = (2, 4, 8, 16, 32, 64)
@@ -40,7 +40,7 @@ def main() -> None:
         **record_origin("mapengine", "numpy"),
         "results": results,
     }
-    write_json(args.json, record)
+    write_record(args.json, record)
 
 
 if __name__ == "__main__":

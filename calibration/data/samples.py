@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mapengine.runtime.errors import InputError
-from mapengine.runtime.writing.files import atomic_folder
+from mapengine.runtime.writing.folders import atomic_folder
 
 from ..scenes import MAX_VIEWS, RenderedScene, render_scene
 
@@ -71,6 +71,11 @@ def sample_views(
     return [different[index % MAX_VIEWS] for index in range(count)]
 
 
+def sample_names(count: int) -> list[str]:
+    """Return what :func:`write_samples` writes into its folder itself."""
+    return ["views.json", "depth", *(f"sample_{index}.png" for index in range(count))]
+
+
 def write_samples(
     folder: str | os.PathLike[str],
     count: int = SAMPLE_VIEWS,
@@ -91,7 +96,7 @@ def write_samples(
         OutputError: the folder could not be written.
     """
     entries = []
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, "samples", sample_names(count)) as temporary:
         scene = sample_scene(count, width, height, seed)
         (temporary / "depth").mkdir()
         for index in range(count):

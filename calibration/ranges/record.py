@@ -13,13 +13,16 @@ from mapengine.runtime.errors import CalibrationError
 from mapengine.runtime.typed_json.codec import Fail, encode, read_json
 from mapengine.runtime.typed_json.fields import Bounds, Count, Key, KeyedBy, Measure, OneOf, Sha256
 from mapengine.runtime.typed_json.text import Document
-from mapengine.runtime.writing.files import atomic_write
+from mapengine.runtime.writing.files import write_text
 
 from .rounding import FORMATS
 from .selection import METHODS
 
 SCHEMA_VERSION = 1
 _LARGEST_EXPONENT = 64
+
+UNFINISHED = "unfinished calibration"
+"""What the file of an interrupted calibration is."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,7 @@ def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> 
     # A layer per line: with indentation the lists of channels would be a number per line.
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(layer)}" for name, layer in layers.items())
     head = json.dumps(document, indent=1, allow_nan=False).removesuffix("\n}")
-    with atomic_write(path) as temporary:
-        temporary.write_text(f'{head},\n "layers": {{\n{lines}\n }}\n}}\n', encoding="utf-8")
+    write_text(path, "calibration", f'{head},\n "layers": {{\n{lines}\n }}\n}}\n')
 
 
 def load_calibration(path: str | os.PathLike[str]) -> Calibration:

@@ -12,14 +12,12 @@ weights add detail of a few per cent.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,17 +26,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mapengine.runtime.errors import ModelNotFoundError, OutputError
 from mapengine.runtime.system.machine import usable_processors
+from mapengine.runtime.writing.folders import atomic_folder
+from mapengine.runtime.writing.recognition import marker
 
 from .checkpoint import expected_tensors, read_checkpoint
 from .config import ModelConfig
 from .config_json import ADAPTOR_OPTIONS, parse_config
 
 PREFIX = "preset:"
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
 TRAINED = {"nano": Path(__file__).parents[1] / "weights" / "nano"}
 """Folders of the presets whose weights were learned (:mod:`mapengine.export.training`); each has a model card,
@@ -112,31 +113,39 @@ def save_model(
 ) -> Path:
     """Write a folder in upstream's format (``config.json``, ``model.safetensors``) and return it.
 
-    Raises OutputError if the folder cannot be written; files already there are replaced only once their successors are
-    complete.
+    An older model that was written here is replaced. Raises OutputError if the folder cannot be written, or holds
+    files of these names that are not ours.
     """
     folder = Path(folder)
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-
-    def weights(path: Path) -> None:
-        save_file(tensors, path, metadata={"format": "pt"})
-        path.chmod(0o644)  # safetensors lets only the owner read what it writes
-
-    steps: list[tuple[str, Callable[[Path], object]]] = [
-        ("model.safetensors", weights),
-        ("config.json", lambda path: path.write_text(text, encoding="utf-8")),
-    ]
-    temporary = folder / f".{os.getpid()}.part"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, write in steps:
-            write(temporary)
-            os.replace(temporary, folder / file)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise OutputError(f"{folder}: cannot write the {what} ({error})") from None
+    kind = f"{what} weights"
+    with atomic_folder(folder, kind, ours=lambda old: _our_files(old, kind)) as temporary:
+        weights = temporary / _WEIGHTS
+        try:
+            save_file(tensors, weights, metadata={"format": "pt", "generator": marker(kind)})
+        except SafetensorError as error:
+            raise OutputError(f"{folder}: cannot write the {what} ({error})") from None
+        weights.chmod(0o644)  # safetensors lets only the owner read what it writes
+        (temporary / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return folder
+
+
+def _our_files(folder: Path, kind: str) -> list[str]:
+    """Return which files of an older model folder :func:`save_model` wrote.
+
+    Raises:
+        OutputError: weights or a configuration that it did not write.
+    """
+    there = [name for name in (_CONFIG, _WEIGHTS) if os.path.lexists(folder / name)]
+    if not there:
+        return []
+    try:
+        with safe_open(folder / _WEIGHTS, framework="np") as weights:
+            ours = (weights.metadata() or {}).get("generator") == marker(kind)
+    except (OSError, SafetensorError):
+        ours = False
+    if not ours:
+        raise OutputError(f"{folder}: holds {there[0]}, which mapengine did not write; choose another folder")
+    return there
 
 
 def preset_config(name: str) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from mapengine.calibration.data.cases import Cases, Views
 from mapengine.calibration.ranges import Histogram
+from mapengine.calibration.ranges.record import UNFINISHED
 from mapengine.runtime.errors import CalibrationError, InputError
 from mapengine.runtime.inputs.prepared import prepare_views
-from mapengine.runtime.writing.files import atomic_write
+from mapengine.runtime.writing.files import write_npz
 
 from ..model.reference import MapAnything
 from .layers import LinearLayer, linear
@@ -149,8 +150,7 @@ class Observer:
             if found.largest is not None:
                 arrays[f"{name}|largest"] = found.largest
                 arrays[f"{name}|rows"] = np.concatenate(found.rows)
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
+        write_npz(path, UNFINISHED, arrays)
 
     def _restore(self, path: Path, key: str) -> None:
         if not path.exists():

@@ -83,7 +83,7 @@ def build_plan(
     warnings = check_graph(name, flavour, graph, profiles)
     report = progress or (lambda fraction, phase: None)
     start = time.perf_counter()
-    with atomic_write(plan_path) as temporary:
+    with atomic_write(plan_path, "plan") as temporary:
         request = PlanRequest(
             backend=flavour.name,
             name=name,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mapengine.calibration.scenes import MAX_VIEWS, render_scene
 from mapengine.runtime.system.children import WorkerPool
 from mapengine.runtime.system.machine import usable_processors
-from mapengine.runtime.writing.files import atomic_write
+from mapengine.runtime.writing.files import write_npz
 
 SHARD = 50
 """Scenes per file."""
@@ -32,14 +32,13 @@ def render_shard(path: Path, first: int, count: int, width: int, height: int) ->
     if path.exists():
         return path
     scenes = [render_scene(seed, MAX_VIEWS, width, height) for seed in range(first, first + count)]
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            images=np.stack([scene.images for scene in scenes]),
-            depth_z=np.stack([scene.depth_z for scene in scenes]).astype(np.float16),
-            intrinsics=np.stack([scene.intrinsics for scene in scenes]),
-            poses=np.stack([scene.poses for scene in scenes]),
-        )
+    arrays = {
+        "images": np.stack([scene.images for scene in scenes]),
+        "depth_z": np.stack([scene.depth_z for scene in scenes]).astype(np.float16),
+        "intrinsics": np.stack([scene.intrinsics for scene in scenes]),
+        "poses": np.stack([scene.poses for scene in scenes]),
+    }
+    write_npz(path, "rendered scenes", arrays)
     return path
 
 

@@ -21,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mapengine.calibration.evaluation import evaluate
-from mapengine.runtime.errors import CheckpointError, MapEngineError
+from mapengine.runtime.errors import CheckpointError, ConfigError, MapEngineError, OutputError
 from mapengine.runtime.system.machine import cpu_name, usable_processors
-from mapengine.runtime.writing.files import atomic_write
+from mapengine.runtime.writing.files import atomic_write, write_text
 
 from ..model.config_json import parse_config
 from ..model.presets import save_model
@@ -82,10 +82,12 @@ class Trainer:
             start: a model whose weights a new run begins with, as :func:`mapengine.export.load_model` takes it.
 
         Raises:
+            OutputError: files of the names that a run has, which are of no run.
             CheckpointError: a damaged checkpoint, or a ``start`` of another shape.
             ModelNotFoundError, ConfigError: as ``load_model`` for ``start``.
         """
         self.config, self.folder, self.device, self._report = config, folder, torch.device(device), report
+        _check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         torch.backends.cudnn.benchmark = True  # all batches have the same number of views
         torch.backends.cudnn.allow_tf32 = False  # convolutions outside of autocast are there to be exact
@@ -134,7 +136,7 @@ class Trainer:
             "step": self.step,
             "seconds": self._seconds,
         }
-        with atomic_write(self.folder / "checkpoint.pt") as temporary:
+        with atomic_write(self.folder / "checkpoint.pt", None) as temporary:
             torch.save(state, temporary)
 
     def _origin(self) -> dict[str, Any]:
@@ -163,8 +165,7 @@ class Trainer:
         """
         config, clock = self.config, clock or Clock()
         if self._rank == 0:
-            with atomic_write(self.folder / "config.json") as temporary:
-                temporary.write_text(json.dumps(config.to_json(), indent=1) + "\n", encoding="utf-8")
+            write_text(self.folder / "config.json", None, json.dumps(config.to_json(), indent=1) + "\n")
             self._log({"run": self._origin()})
         store = SceneStore(config.scenes, config.width, config.height, self.device)
         if first_scenes is None:
@@ -311,3 +312,16 @@ class _OnHost:
 
     def infer(self, views: Sequence[Mapping[str, Any]], **options: Any) -> list[dict[str, Any]]:
         return [{key: value.cpu() for key, value in p.items()} for p in self._network.infer(views, **options)]
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder whose files would be replaced or continued although they are of no training run."""
+    there = [name for name in ("config.json", "checkpoint.pt", "log.jsonl") if (folder / name).exists()]
+    if not there:
+        return
+    try:
+        TrainingConfig.read(folder / "config.json")
+    except ConfigError:
+        raise OutputError(
+            f"{folder}: holds {there[0]} and no training run; choose another folder, or empty it"
+        ) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -30,9 +31,12 @@ from ..errors import (
 )
 from ..system.machine import usable_processors
 from ..typed_json.text import parse_json
-from ..writing.files import atomic_folder, output_error
+from ..writing.files import output_error
+from ..writing.folders import atomic_folder
+from ..writing.replacement import is_staging
+from ..writing.staging import recover_folder
 from .file_record import MANIFEST_NAME, FileRecord
-from .manifest import Manifest, manifest_document
+from .manifest import STAGES, Manifest, manifest_document
 
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_GOLDEN_BYTES = 512 * 2**20
@@ -40,6 +44,10 @@ MAX_GOLDEN_BYTES = 512 * 2**20
 HASH_BLOCK = 4 * 2**20
 HASH_THREADS = 8
 """hashlib releases the GIL on large blocks; more threads than files or cores gain nothing."""
+_STAGE = rf"(?:{'|'.join(STAGES)})"
+_OUR_NAMES = re.compile(rf"{re.escape(MANIFEST_NAME)}|golden\.npz|{_STAGE}(?:_\d+)?\.(?:onnx|onnx\.data|plan)")
+_LISTED_NAMES = re.compile(rf"{_STAGE}[\w.-]*\.(?:onnx|data|plan)|[\w.-]+\.(?:cubin|ptx)")
+"""What else the files of a bundle are called; whatever other names a manifest lists are not removed with it."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,7 @@ class Bundle:
             IntegrityError: a file has another size or SHA-256, or is a link that leaves the folder.
         """
         folder = Path(path)
+        recover_folder(folder)
         raw = _read_manifest(folder)
         name = str(folder / MANIFEST_NAME)
         manifest = Manifest.from_json(parse_json(raw, manifest_document(name)), name)
@@ -187,8 +196,7 @@ def write_bundle(path: str | os.PathLike[str]) -> Iterator[BundleWriter]:
     Raises:
         OutputError: ``path`` holds something else than a bundle, or could not be written (disk full, no permission).
     """
-    stale = files_of_old_bundle(Path(path))
-    with atomic_folder(path, stale) as folder:
+    with atomic_folder(path, "engine bundle", ours=files_of_old_bundle) as folder:
         writer = BundleWriter(folder)
         yield writer
         if writer.bundle is None:
@@ -202,14 +210,14 @@ def files_of_old_bundle(target: Path) -> list[str]:
         OutputError: there is something else than a bundle, which a new one must not replace.
     """
     try:
-        if not target.is_dir() or not any(target.iterdir()):
+        if not target.is_dir() or all(is_staging(entry.name) for entry in target.iterdir()):
             return []
         document = parse_json(_read_manifest(target), manifest_document())
     except BundleError:
         document = None
     except OSError as error:
         raise output_error(target, error) from error
-    if not isinstance(document, dict) or not {"schema_version", "stages"} <= set(document):
+    if not isinstance(document, dict) or not _is_manifest(document):
         raise OutputError(
             f"{target}: could not be written: the folder is not empty and holds no engine bundle; "
             f"choose another folder or empty it."
@@ -221,8 +229,16 @@ def files_of_old_bundle(target: Path) -> list[str]:
         if isinstance(value, dict) and isinstance(value.get("file"), str):
             names.add(value["file"])
         queue.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
-    # Only plain names: a manifest that was tampered with must not get other files removed.
-    return sorted(name for name in names if Path(name).name == name and (target / name).is_file())
+    # Only names that we give: a manifest that was tampered with must not get other files removed.
+    ours = {name for name in names if _LISTED_NAMES.fullmatch(name)}
+    ours |= {entry.name for entry in target.iterdir() if _OUR_NAMES.fullmatch(entry.name)}
+    return sorted(name for name in ours if (target / name).is_file())
+
+
+def _is_manifest(document: dict[str, Any]) -> bool:
+    """Whether a JSON object is a manifest of ours, of any schema version."""
+    stages = document["stages"] if {"schema_version", "created_by", "stages"} <= set(document) else None
+    return isinstance(stages, dict) and any(name in STAGES for name in stages)
 
 
 def _read_manifest(folder: Path) -> bytes:

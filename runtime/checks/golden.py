@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from ..bundle.store import Bundle
 from ..errors import IntegrityError, ParityError
 from ..inputs.prepared import prepare_views
 from ..system.cached_records import keep_record, kept_record
+from ..typed_json.fields import OneOf
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -111,9 +112,15 @@ _CACHE_ROOM = "verified"
 
 @dataclass(frozen=True)
 class GoldenRecord:
-    """A golden check that was passed: by which bundle, with which backend and version, on which device."""
+    """A golden check that was passed.
+
+    Attributes:
+        key: by which bundle (the digest of its manifest), with which backend and version, on which device.
+        passed: what was checked.
+    """
 
     key: Mapping[str, str]
+    passed: Annotated[str, OneOf(("golden check",))] = "golden check"
 
 
 def has_golden_record(digest: str, backend: str, version: str, device: str) -> bool:

@@ -8,7 +8,7 @@ are fitted to measured calls and kept in a readable file in the user's cache fol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +28,8 @@ _ROOM = "memory"
 _KINDS = ((False, False), (False, True), (True, False), (True, True))
 """Whether views bring geometry, and whether all predictions are kept."""
 _MOST_VIEWS = 2**16
+_LARGEST = 2**56
+"""More bytes than any machine has."""
 
 Progress = Callable[[int, int], None]
 
@@ -43,6 +45,11 @@ class Sample:
     geometry: bool
     collect: bool
     peaks: Annotated[Mapping[Annotated[str, OneOf(STAGES)], Count], EVERY_KEY]
+
+    def numbers(self) -> Iterator[int]:
+        """Yield the numbers that the fit divides by."""
+        yield from (self.views, self.width, self.height)
+        yield from (peak for stage, peak in self.peaks.items() if self.geometry or stage != "geometry_encoder")
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,15 @@ class MemoryModel:
         """Refuse samples that a model cannot be fitted to."""
         if len({(sample.geometry, sample.collect) for sample in self.samples}) < len(_KINDS):
             fail("samples", "must have calls of every kind")
+        if any(not 0 < number <= _LARGEST for sample in self.samples for number in sample.numbers()):
+            fail("samples", "must have sizes and peaks that a machine can have")
+        for geometry, collect in _KINDS:
+            try:
+                peaks = self.peaks(1, PATCH_SIZE, PATCH_SIZE, geometry=geometry, collect=collect).values()
+            except (np.linalg.LinAlgError, ArithmeticError, ValueError):
+                peaks = ()  # type: ignore[assignment]
+            if not peaks or min(peaks) <= 0:
+                fail("samples", "cannot be fitted")
 
 
 def _fit(rows: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -20,12 +20,13 @@ from PIL import Image
 
 from ..errors import InputError
 from ..geometry import matrix_to_quaternion, quaternion_to_matrix
-from ..writing.files import atomic_folder
+from ..writing.folders import atomic_folder
 from .scene_arrays import SceneArrays
 
+COLMAP_NAMES = ("sparse", "images")
+"""What is written into a COLMAP folder itself."""
+
 _PINHOLE = 1  # COLMAP's number for the model with parameters fx, fy, cx, cy
-# Files of newer COLMAP versions that would contradict a model written over an older one.
-_STALE = tuple(f"sparse/0/{name}.{suffix}" for name in ("rigs", "frames") for suffix in ("bin", "txt"))
 _POINT = np.dtype(
     [
         ("id", "<u8"),
@@ -65,7 +66,8 @@ def write_colmap(folder: str | os.PathLike[str], scene: SceneArrays, selection: 
 
     Raises:
         InputError: a camera without finite intrinsics and pose.
-        OutputError: the folder could not be written; an existing model is then unchanged.
+        OutputError: the folder could not be written, or holds something else than an older model of ours; it is then
+            unchanged.
     """
     names = image_names(scene.names)
     views: list[_View] = []
@@ -74,7 +76,7 @@ def write_colmap(folder: str | os.PathLike[str], scene: SceneArrays, selection: 
         view = _view(scene, selection[index], index, name, first)
         first += len(view.points)
         views.append(view)
-    with atomic_folder(folder, stale=_STALE) as temporary:
+    with atomic_folder(folder, "COLMAP model", COLMAP_NAMES) as temporary:
         sparse = temporary / "sparse" / "0"
         sparse.mkdir(parents=True)
         (temporary / "images").mkdir()

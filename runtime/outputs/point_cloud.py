@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -10,10 +11,12 @@ from numpy.typing import NDArray
 
 from ..errors import BackendUnavailableError
 from ..writing.files import atomic_write
+from ..writing.recognition import marker
 
 Points = NDArray[np.float32]
 Colors = NDArray[np.uint8]
 
+_KIND = "point cloud"
 # OpenCV (x right, y down, z forward) to glTF (x right, y up, z backward).
 _OPENCV_TO_GLTF = np.diag([1.0, -1.0, -1.0, 1.0])
 
@@ -34,13 +37,14 @@ def write_ply(path: str | os.PathLike[str], points: Points, colors: Colors) -> N
     header = [
         "ply",
         "format binary_little_endian 1.0",
+        f"comment {marker(_KIND)}",
         "comment OpenCV axes: x right, y down, z forward; metres",
         f"element vertex {len(vertices)}",
         *(f"property float {axis}" for axis in "xyz"),
         *(f"property uchar {color}" for color in ("red", "green", "blue")),
         "end_header",
     ]
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path, _KIND) as temporary, temporary.open("wb") as file:
         file.write(("\n".join(header) + "\n").encode("ascii"))
         file.write(vertices.tobytes())
 
@@ -87,9 +91,13 @@ def write_glb(
         mesh = trimesh.Trimesh(vertices=vertices, faces=faces, vertex_colors=shades, process=False)
         scene.add_geometry(mesh, node_name=f"camera_{index}", geom_name=f"camera_{index}")
     # trimesh refuses a scene without geometry; one black point at the origin would be a made-up measurement.
-    content = scene.export(file_type="glb") if scene.geometry else _EMPTY_GLB
-    with atomic_write(path) as temporary:
+    content = scene.export(file_type="glb", tree_postprocessor=_sign) if scene.geometry else _EMPTY_GLB
+    with atomic_write(path, _KIND) as temporary:
         temporary.write_bytes(content)
+
+
+def _sign(document: dict[str, Any]) -> None:
+    document["asset"]["generator"] = marker(_KIND)
 
 
 def _trimesh() -> Any:
@@ -103,7 +111,8 @@ def _trimesh() -> Any:
 
 
 def _empty_glb() -> bytes:
-    document = b'{"asset":{"version":"2.0","generator":"mapengine"},"scene":0,"scenes":[{}]}'
+    asset = {"version": "2.0", "generator": marker(_KIND)}
+    document = json.dumps({"asset": asset, "scene": 0, "scenes": [{}]}).encode()
     document += b" " * (-len(document) % 4)
     chunk = len(document).to_bytes(4, "little") + b"JSON" + document
     return b"glTF" + (2).to_bytes(4, "little") + (12 + len(chunk)).to_bytes(4, "little") + chunk

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InputError
 from ..writing.files import atomic_write, output_path
+from ..writing.recognition import png_mark
 from .drawing import (
     BACKGROUND,
     CONFIDENCE_STOPS,
@@ -90,8 +91,8 @@ def write_preview(path: str | os.PathLike[str], scene: SceneArrays, max_width: i
     if not isinstance(max_width, numbers.Integral) or not _MIN_WIDTH <= max_width <= _MAX_WIDTH:
         raise InputError(f"max_width is {max_width!r}; choose {_MIN_WIDTH} to {_MAX_WIDTH} pixels")
     picture = draw_preview(scene, max_width)
-    with atomic_write(target) as temporary:
-        picture.save(temporary, format="PNG")
+    with atomic_write(target, "preview") as temporary:
+        picture.save(temporary, format="PNG", pnginfo=png_mark("preview"))
     return target
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..writing.files import atomic_write, output_path
+from ..writing.files import output_path, write_npz
 from .colmap import write_colmap
 from .point_cloud import write_glb, write_ply
 from .preview import write_preview
@@ -157,7 +157,8 @@ class Scene(SceneArrays):
 
         Raises:
             InputError: an unknown suffix or format, or an option outside its range.
-            OutputError: it could not be written; nothing half-written is left.
+            OutputError: it could not be written, or something that is not an older result of this kind is there;
+                nothing half-written is left.
             BackendUnavailableError: ``.glb`` without trimesh.
         """
         path = output_path(path)
@@ -219,8 +220,8 @@ class Scene(SceneArrays):
     def _save_npz(self, path: Path) -> None:
         values: dict[str, Any] = {name: getattr(self, name) for name in SHAPES}
         values["names"] = np.array(self.names, dtype=np.str_)
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, version=np.int64(_VERSION), metric_scale=np.float64(self.metric_scale), **values)
+        values |= {"version": np.int64(_VERSION), "metric_scale": np.float64(self.metric_scale)}
+        write_npz(path, "scene", values)
 
 
 def _format_of(path: Path, format: str | None) -> str:

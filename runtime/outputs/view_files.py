@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
-from ..writing.files import atomic_write, output_error
+from ..errors import InputError, OutputError
+from ..writing.files import output_error, output_path, write_npz
 
 
 def save_views(
@@ -33,22 +33,31 @@ def save_views(
         InputError: the folder has such files already.
         OutputError: a file could not be written.
     """
-    target = Path(folder)
+    target = output_path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise output_error(target, error) from error
     check_no_views(target)
-    written = []
-    for index, prediction in enumerate(predictions):
-        path = target / f"view-{index:04d}.npz"
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
+    written: list[Path] = []
+    try:
+        for index, prediction in enumerate(predictions):
+            path = target / f"view-{index:04d}.npz"
             contents: dict[str, Any] = {name: np.asarray(value) for name, value in prediction.items()}
             if names is not None:
                 contents["name"] = np.array(names[index], dtype=np.str_)
-            np.savez(file, **contents)
-        written.append(path)
+            write_npz(path, "view", contents)
+            written.append(path)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{_complete(written, target)}; nothing half-written is left") from None
+    except OutputError as error:
+        raise OutputError(f"{error}; {_complete(written, target)}") from error
     return written
+
+
+def _complete(written: Sequence[Path], folder: Path) -> str:
+    count = len(written)
+    return f"{count or 'no'} view{'' if count == 1 else 's'} {'is' if count == 1 else 'are'} complete in {folder}"
 
 
 def check_no_views(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """What is kept in the user's cache folder to save time.
 
-Nothing here ever raises: what is missing, damaged, too large or cannot be written is as good as not kept.
+Nothing here ever raises: what is missing, damaged, too large, of another user or cannot be written is as good as not
+kept.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Protocol, TypeVar
 from ..errors import MapEngineError
 from ..typed_json.codec import encode, read_json
 from ..typed_json.text import Document
-from ..writing.files import atomic_write
 from .cache import cache_folder
+from .private_files import private_folder
 
 MAX_RECORD_BYTES = 2**20
 
@@ -40,11 +41,12 @@ def cache_path(room: str, key: Mapping[str, str], suffix: str = ".json") -> Path
 
 
 def read_cached(path: Path | None, most: int) -> bytes | None:
-    """Return the content of a cached file; None without a readable one of at most ``most`` bytes."""
+    """Return the content of a cached file; None without one of at most ``most`` bytes that only this user can write."""
     try:
-        if path is None or not path.is_file() or path.stat().st_size > most:
+        if path is None:
             return None
-        return path.read_bytes()
+        with private_folder(*_folders(path)) as folder:
+            return folder.read(path.name, most)
     except (OSError, ValueError):
         return None
 
@@ -54,11 +56,33 @@ def write_cached(path: Path | None, content: bytes) -> bool:
     try:
         if path is None:
             return False
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(content)
-    except (OSError, ValueError, MapEngineError):
+        with private_folder(*_folders(path), make=True) as folder:
+            folder.write(path.name, content)
+    except (OSError, ValueError):
         return False
     return True
+
+
+def cache_problem() -> str | None:
+    """Return why nothing can be kept in the user's cache folder, or None."""
+    root = cache_folder()
+    if root is None:
+        return "there is no cache folder"
+    try:
+        with private_folder(root, make=True):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+    except ValueError:
+        return f"{root!s:.200} is no path"
+
+
+def _folders(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """The folder whose owner and mode are checked first, and the rooms in it that lead to a cached file."""
+    root = cache_folder()
+    if root is not None and path.parent.parent == root:
+        return root, (path.parent.name,)
+    return path.parent, ()
 
 
 def keep_record(room: str, record: KeyedRecord) -> None:
@@ -74,6 +98,6 @@ def kept_record(room: str, kind: type[R], key: Mapping[str, str]) -> R | None:
         return None
     try:
         record = read_json(kind, content, Document(str(path), "remove the file", MapEngineError))
-    except MapEngineError:
+    except (MapEngineError, ValueError, ArithmeticError):  # numbers that no arithmetic can bear among them
         return None
     return record if dict(record.key) == dict(key) else None

@@ -1,8 +1,8 @@
-"""Writing results so that a reader never meets half of one.
+"""Writing files so that a reader never meets half of one, and nothing is lost that is not ours.
 
-Everything is written under a temporary name in the same folder (so on the same disk) and moved into place with
-``os.replace`` when it is complete. Whatever fails on the way, the temporary files are removed, an older result stays as
-it was, and the caller gets one :class:`~.errors.OutputError`.
+Everything is written in a staging folder beside its target (so on the same disk) and moved into place when it is
+complete. Whatever fails on the way, the staging folder is removed, an older result stays as it was, and the caller gets
+one :class:`~.errors.OutputError`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import MapEngineError, OutputError
+from .recognition import check_ours, mark_npz, marker, record_kind
+from .staging import staging
 
 _REASONS = {
     errno.EACCES: "there is no permission to write there; choose another place or change its permissions",
@@ -61,88 +64,83 @@ def output_path(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` with the same suffix; move it onto ``path`` if the block succeeds.
+def atomic_write(path: str | os.PathLike[str], kind: str | None) -> Iterator[Path]:
+    """Yield a temporary path with the suffix of ``path``; move it onto ``path`` if the block succeeds.
 
-    Missing parent folders are created. A symbolic link is followed, an existing file is replaced. The block must create
-    the temporary file.
+    Missing parent folders are created. A symbolic link is followed. An existing file is replaced if it is an older one
+    of the same kind. The block must create the temporary file, with the mark of its kind.
+
+    Args:
+        kind: of the content, as :mod:`.recognition` knows it; None for a source file of this project.
 
     Raises:
-        OutputError: no permission, full disk, a folder or a device in the way, or any other failure to write.
-            Errors of the block that are not about writing pass through. In both cases nothing half-written remains.
+        OutputError: an existing file that is not ours, no permission, full disk, a folder or a device in the way, or
+            any other failure to write. Errors of the block that are not about writing pass through. In all cases
+            nothing half-written remains.
     """
     target = output_path(path)
-    made: list[Path] = []
-    temporary: Path | None = None
-    try:
-        target = Path(os.path.realpath(target))
+    with writing(path) as made:
+        target = real_path(target)
         check_file_target(target)
-        made = _make_folders(target.parent)
-        temporary = target.parent / f".mapengine-{secrets.token_hex(6)}{target.suffix}"
-        yield temporary
-        _flush(temporary)
-        if target.exists():
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
-    except BaseException as error:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink()
-        _remove_empty(made)
-        if isinstance(error, OSError) and not isinstance(error, MapEngineError):
-            raise output_error(Path(path), error) from error
-        raise
+        check_ours(target, kind)
+        made += make_folders(target.parent)
+        with staging(target) as place:
+            yield place.new
+            flush(place.new)
+            if target.exists():
+                shutil.copymode(target, place.new)
+            check_file_target(target)
+            check_ours(target, kind)  # once more: something may have come there meanwhile
+            os.replace(place.new, target)
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write a value as indented JSON in one step.
+def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """Write a record, which names its ``benchmark``, as indented JSON in one step; errors as :func:`atomic_write`."""
+    kind = record_kind(record)
+    write_text(path, kind, json.dumps({"generator": marker(kind), **record}, indent=1) + "\n")
 
-    Raises:
-        OutputError: as :func:`atomic_write`.
-    """
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+def write_text(path: str | os.PathLike[str], kind: str | None, text: str) -> None:
+    """Write a text in UTF-8 in one step; errors as :func:`atomic_write`."""
+    with atomic_write(path, kind) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_markdown(path: str | os.PathLike[str], kind: str, text: str) -> None:
+    """Write a text in Markdown in one step; errors as :func:`atomic_write`."""
+    write_text(path, kind, f"<!-- {marker(kind)} -->\n\n{text}\n")
+
+
+def write_npz(path: str | os.PathLike[str], kind: str, arrays: Mapping[str, Any]) -> None:
+    """Write arrays as ``.npz`` in one step, whatever the suffix of ``path``; errors as :func:`atomic_write`."""
+    with atomic_write(path, kind) as temporary:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        mark_npz(temporary, kind)
 
 
 @contextmanager
-def atomic_folder(path: str | os.PathLike[str], stale: Iterable[str] = ()) -> Iterator[Path]:
-    """Yield an empty temporary folder; when the block succeeds its content becomes the content of ``path``.
+def writing(path: str | os.PathLike[str]) -> Iterator[list[Path]]:
+    """Turn errors of the system into :class:`OutputError` about ``path``.
 
-    A new folder appears in one step. In an existing folder, files of the same name are replaced, the files named by
-    ``stale`` (relative paths that would contradict the new result) are removed and all others are left alone; if that
-    fails half-way, every file is put back.
-
-    Raises:
-        OutputError: as :func:`atomic_write`; also where ``path`` or a folder of the result is an existing file.
+    Yields:
+        A list for folders that the block makes, deepest first; those that are empty go when it fails.
     """
-    target = output_path(path)
     made: list[Path] = []
-    temporary: Path | None = None
     try:
-        target = Path(os.path.realpath(target))
-        if target.exists() and not target.is_dir():
-            raise no_folder(path)
-        existing = target.is_dir()
-        # Inside an existing folder, since that may be a mount point or have a parent that is not writable.
-        parent = target if existing else target.parent
-        made = _make_folders(parent)
-        temporary = parent / f".mapengine-{secrets.token_hex(6)}"
-        (temporary / "new").mkdir(parents=True)
-        yield temporary / "new"
-        for file in _files_below(temporary / "new"):
-            _flush(temporary / "new" / file)
-        if existing:
-            _merge(temporary / "new", target, temporary / "old", stale)
-        else:
-            os.replace(temporary / "new", target)
+        yield made
     except BaseException as error:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        _remove_empty(made)
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
         if isinstance(error, OSError) and not isinstance(error, MapEngineError):
             raise output_error(Path(path), error) from error
         raise
-    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def real_path(path: Path) -> Path:
+    """Return where a path leads, with all links followed."""
+    return Path(os.path.realpath(path))
 
 
 def check_file_target(target: Path) -> None:
@@ -159,58 +157,24 @@ def check_file_target(target: Path) -> None:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(target))
 
 
-def _make_folders(folder: Path) -> list[Path]:
-    """Create ``folder`` and its missing parents; the created ones, deepest first."""
+def make_folders(folder: Path) -> list[Path]:
+    """Create ``folder`` and its missing parents; return the created ones, deepest first."""
     missing = [folder, *folder.parents]
     missing = missing[: next((i for i, f in enumerate(missing) if f.exists()), len(missing))]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        _remove_empty(missing)
+        for made in missing:
+            with suppress(OSError):
+                made.rmdir()
         raise
     return missing
 
 
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
-
-
-def _flush(file: Path) -> None:
+def flush(file: Path) -> None:
     """Force the file onto the disk: some file systems report a full disk only then."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _files_below(folder: Path) -> list[Path]:
-    return sorted(f.relative_to(folder) for f in folder.rglob("*") if not f.is_dir())
-
-
-def _merge(new: Path, target: Path, old: Path, stale: Iterable[str]) -> None:
-    """Move the files of ``new`` into ``target``, replaced and stale ones into ``old``; undo all of it on a failure."""
-    undo: list[tuple[Path, Path]] = []
-    made: list[Path] = []
-
-    def move(source: Path, destination: Path) -> None:
-        made[:0] = _make_folders(destination.parent)
-        os.replace(source, destination)
-        undo.append((destination, source))
-
-    try:
-        files = _files_below(new)
-        for file in [*files, *(Path(s) for s in stale)]:
-            if (target / file).is_dir():
-                raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(target / file))
-            if (target / file).exists() or (target / file).is_symlink():
-                move(target / file, old / file)
-        for file in files:
-            move(new / file, target / file)
-    except BaseException:
-        for destination, source in reversed(undo):
-            os.replace(destination, source)
-        _remove_empty(made)
-        raise

@@ -15,8 +15,9 @@ from PIL import Image
 from mapengine.calibration.data.samples import sample_scene
 from mapengine.cli import demo_command
 from mapengine.runtime import Engine
+from mapengine.runtime.writing.recognition import RECORD
 
-FILES = ["demo.glb", "demo.png", "truth.glb"]
+FILES = ["demo.glb", "demo.png", RECORD, "truth.glb"]
 QUICK = ("--size", "70x56", "--backend", "onnxruntime", "--threads", "1")
 
 
@@ -38,7 +39,7 @@ def test_a_picture_and_two_scenes(cli: Any, tiny_bundle: Path, tmp_path: Path) -
     for words in ("preset:tiny", "4 of 70x56", "images", "depth AbsRel", "rotation, degrees", "metric scale AbsRel"):
         assert words in result.out
     assert "Note: Random weights" in result.out
-    for name in FILES:
+    for name in set(FILES) - {RECORD}:
         assert f"Wrote {out / name} (" in result.out
     assert "geometry" not in result.err
     with Image.open(out / "demo.png") as picture:
@@ -144,16 +145,21 @@ def test_without_trimesh_the_scenes_are_ply(
 ) -> None:
     monkeypatch.setattr("mapengine.cli.demo_command.importlib.util.find_spec", lambda name: None)
     assert cli("demo", tiny_bundle, "--out", tmp_path, "--views", "1", *QUICK).code == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.ply", "demo.png", "truth.ply"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.ply", "demo.png", RECORD, "truth.ply"]
     assert (tmp_path / "truth.ply").read_bytes().startswith(b"ply")
 
 
 def test_an_older_demonstration_is_replaced_and_other_files_stay(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    (tmp_path / "demo.png").write_text("older")
     assert cli("demo", tiny_bundle, "--out", tmp_path, "--views", "1", *QUICK).code == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == [*FILES[:2], "mine.txt", FILES[2]]
-    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    older = (tmp_path / "demo.png").read_bytes()
+    assert cli("demo", tiny_bundle, "--out", tmp_path, "--views", "2", *QUICK).code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*FILES[:3], "mine.txt", FILES[3]]
+    assert (tmp_path / "demo.png").read_bytes() != older
+    (tmp_path / "truth.glb").write_bytes(b"mine")
+    refused = cli("demo", tiny_bundle, "--out", tmp_path, "--views", "1", *QUICK)
+    assert refused.code == 1
+    assert "truth.glb: was changed since mapengine wrote it" in refused.problems[0]
 
 
 @pytest.mark.parametrize(
@@ -166,8 +172,8 @@ def test_an_older_demonstration_is_replaced_and_other_files_stay(cli: Any, tiny_
         (("--views", "9"), "--views"),
         (("--seed", "-1"), "--seed"),
         (("--size", "100x112"), "98x112"),
-        (("--out", "bundle"), "inside the bundle"),
-        (("--out", "bundle/demo"), "inside the bundle"),
+        (("--out", "bundle"), "one of the inputs that are read"),
+        (("--out", "bundle/demo"), "among what is read"),
     ],
 )
 def test_usage_errors(
@@ -195,9 +201,9 @@ def test_bundles_and_places_that_are_none(
         (tmp_path / "none", tmp_path / "x", "does not exist"),
         (tmp_path / "empty", tmp_path / "x", "no engine bundle"),
         (tmp_path / "file", tmp_path / "x", "is a file"),
-        (tiny_bundle, tmp_path / "file", "a part of the path is a file"),
+        (tiny_bundle, tmp_path / "file", "it is a file, not a folder"),
         (tiny_bundle, tmp_path / "file" / "deeper", "a part of the path is a file"),
-        (tiny_bundle, tmp_path / "taken", "it is a folder"),
+        (tiny_bundle, tmp_path / "taken", "demo.png: is there already"),
     ):
         result = cli("demo", bundle, "--out", out)
         assert (result.code, result.out) == (1, "")
@@ -224,6 +230,7 @@ def test_samples(cli: Any, tmp_path: Path) -> None:
     assert (result.code, result.out) == (0, f"Wrote 2 views to {tmp_path / 'a'}\n")
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
         "depth",
+        RECORD,
         "sample_0.png",
         "sample_1.png",
         "views.json",

@@ -15,6 +15,8 @@ from mapengine.calibration.evaluation import METRICS, TASKS, ConstantDepth
 QUICK = ("--scenes", "1", "--size", "56x42")
 ENGINE = (*QUICK, "--backend", "onnxruntime", "--threads", "1")
 
+OLDER = '{"generator": "mapengine evaluation record"}'
+
 
 def test_a_bundle_and_pytorch_get_the_same_figures(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     engine, reference, table = tmp_path / "new" / "engine.json", tmp_path / "reference.json", tmp_path / "table.md"
@@ -39,7 +41,7 @@ def test_a_bundle_and_pytorch_get_the_same_figures(cli: Any, tiny_bundle: Path, 
             # Shares of pixels and pairs jump where a pixel crosses its limit.
             assert value is None or value == pytest.approx(other, rel=1e-3, abs=2e-3), f"{name}: {metric}"
     text = table.read_text(encoding="utf-8")
-    assert text.startswith("# preset:tiny\n")
+    assert text.startswith("<!-- mapengine evaluation -->\n\n# preset:tiny\n")
     assert text.count("\n|") == 2 + len(TASKS) + 4
 
 
@@ -134,7 +136,7 @@ def test_a_failure_leaves_nothing_and_an_older_result_alone(
     cli: Any, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older = tmp_path / "a.json"
-    older.write_text("older", encoding="utf-8")
+    older.write_text(OLDER, encoding="utf-8")
     mode = stat.S_IMODE(older.stat().st_mode)
 
     def fail(*_: Any, **__: Any) -> None:
@@ -144,7 +146,7 @@ def test_a_failure_leaves_nothing_and_an_older_result_alone(
     result = cli("eval", tiny_bundle, *ENGINE, "--json", older, "--markdown", tmp_path / "b" / "c.md")
     assert result.code == 130
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-    assert older.read_text(encoding="utf-8") == "older"
+    assert older.read_text(encoding="utf-8") == OLDER
     assert stat.S_IMODE(older.stat().st_mode) == mode
 
 

@@ -95,7 +95,7 @@ def test_profiles(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
     assert found["results"][0]["accuracy"]["scenes"] == 1
     assert "| yes |" in table.read_text()
     assert "files on disk to a Scene" in result.out
-    assert table.read_text().startswith("| contender |")
+    assert table.read_text().startswith("<!-- mapengine profile -->\n\n| contender |")
     assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
     again = cli("profile", tiny_bundle, *options, "--baselines", "none", "--no-roofline", "--compare", record)
     assert again.code == 0, again.err

@@ -11,11 +11,13 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from ...system.cache import cache_folder
 from ...system.cached_records import read_cached, write_cached
+from ...system.private_files import private_folder
 from .plans import Plan
 
 MAX_BYTES = 512 * 2**20
@@ -76,7 +78,7 @@ class RuntimeCaches:
 
 def _remove_old(folder: Path, name: str) -> None:
     """Keep the newest caches of a stage: each build of a bundle and each GPU makes one of its own."""
-    with contextlib.suppress(OSError):
-        caches = [path for path in folder.glob(f"{name}.*.cache") if path.is_file()]
-        for path in sorted(caches, key=lambda path: path.stat().st_mtime, reverse=True)[MOST_FILES:]:
-            path.unlink()
+    with contextlib.suppress(OSError), private_folder(folder) as opened:
+        caches = [(changed, file) for file, changed in opened.names() if fnmatch(file, f"{name}.*.cache")]
+        for _, file in sorted(caches, reverse=True)[MOST_FILES:]:
+            opened.remove(file)

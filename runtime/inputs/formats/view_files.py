@@ -52,6 +52,7 @@ class ViewFiles:
         points: (N, 3) float64, points that the view sees, in the camera's frame: sparse depth, or None.
         name: of the view; that of the file if empty.
         time: seconds, where views have a time.
+        camera_files: text files that ``intrinsics`` and ``pose`` were read from.
     """
 
     image: Any
@@ -66,10 +67,12 @@ class ViewFiles:
     points: Array | None = None
     name: str = ""
     time: float | None = None
+    camera_files: tuple[Path, ...] = ()
 
     def files(self) -> Iterator[Path]:
         """Yield the files that are read for this view."""
         yield from (value for value in (self.image, self.depth, self.mask) if isinstance(value, Path))
+        yield from self.camera_files
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,7 @@ def _view_files(view: _View, path: Path, where: str) -> ViewFiles:
         pose=pose,
         metric=view.metric,
         mask=None if view.mask is None else file("mask", view.mask, ImageReadError),
+        camera_files=tuple(path.parent / name for name in (view.intrinsics, view.pose) if isinstance(name, str)),
     )
 
 

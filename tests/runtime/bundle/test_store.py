@@ -248,19 +248,36 @@ def test_golden_that_is_no_archive_of_numbers(bundle_folder: Path, monkeypatch: 
 def test_writing_replaces_a_bundle_and_keeps_other_files(bundle_folder: Path, fill_bundle: Fill) -> None:
     (bundle_folder / "scene.glb").write_bytes(b"a result of the user")
     (bundle_folder / "manifest.json").write_text(
-        json.dumps({"schema_version": 99, "stages": {"x": {"file": "old.plan"}, "y": {"file": "../sibling"}}})
+        json.dumps(
+            {
+                "schema_version": 99,
+                "created_by": "9.0",
+                "stages": {
+                    "aggregator": {"file": "aggregator.plan", "kernel": {"file": "dense_64.sm_90.cubin"}},
+                    "y": {"file": "../sibling"},
+                    "z": {"file": "thesis.docx"},
+                },
+            }
+        )
     )
-    (bundle_folder / "old.plan").write_bytes(b"old")
+    for name in ("aggregator.plan", "dense_64.sm_90.cubin"):
+        (bundle_folder / name).write_bytes(b"old")
+    (bundle_folder / "thesis.docx").write_bytes(b"years of work")
     (bundle_folder.parent / "sibling").write_bytes(b"not ours")
     with write_bundle(bundle_folder) as writer:
         fill_bundle(writer)
     Bundle.open(bundle_folder)
     assert (bundle_folder / "scene.glb").exists()
     assert (bundle_folder.parent / "sibling").exists()
-    assert not (bundle_folder / "old.plan").exists()
+    assert (bundle_folder / "thesis.docx").read_bytes() == b"years of work"
+    assert not list(bundle_folder.glob("*.plan")) + list(bundle_folder.glob("*.cubin"))
+    assert [path.name for path in bundle_folder.parent.iterdir() if path.name.startswith(".")] == []
 
 
-@pytest.mark.parametrize("manifest", [None, "", "[]", '{"name": "web app"}'])
+OTHER_MANIFEST = '{"schema_version": 1, "created_by": "x", "stages": {"compile": {"file": "photo.jpg"}}}'
+
+
+@pytest.mark.parametrize("manifest", [None, "", "[]", '{"name": "web app"}', OTHER_MANIFEST])
 def test_writing_refuses_a_folder_with_something_else(tmp_path: Path, manifest: str | None) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"x")
     if manifest is not None:

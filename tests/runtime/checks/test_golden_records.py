@@ -59,6 +59,7 @@ def test_a_cache_that_cannot_be_used(cache: Path, monkeypatch: pytest.MonkeyPatc
     assert cache.read_text() == "a file where the folder should be"
     cache.unlink()
     with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", _refuse)
         patch.setattr(os, "replace", _refuse)
         write_golden_record(*KEY)
     assert not has_golden_record(*KEY)
@@ -75,5 +76,5 @@ def test_a_cache_that_cannot_be_used(cache: Path, monkeypatch: pytest.MonkeyPatc
         assert not has_golden_record(*KEY)
 
 
-def _refuse(*_: object) -> None:
+def _refuse(*_: object, **__: object) -> None:
     raise OSError(errno.EROFS, os.strerror(errno.EROFS))

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mapengine.runtime.errors import InputError
+from mapengine.runtime.errors import InputError, OutputError
 from mapengine.runtime.outputs.colmap import image_names
 from mapengine.runtime.outputs.scene import COLMAP_MAX_POINTS, Scene
+from mapengine.runtime.outputs.scene_arrays import SHAPES
 
 Predictions = list[dict[str, Any]]
 
@@ -106,19 +107,33 @@ def test_at_most_the_documented_number_of_points(room_predictions: Callable[...,
 
 
 def test_an_older_model_is_replaced_and_nothing_else(scene: Scene, tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "mine.jpg").write_bytes(b"mine")
-    sparse = tmp_path / "sparse" / "0"
-    sparse.mkdir(parents=True)
-    for name in ("rigs.bin", "frames.txt", "cameras.bin", "project.ini"):
-        (sparse / name).write_bytes(b"old")
-    scene.save(tmp_path)
-    assert (tmp_path / "images" / "mine.jpg").read_bytes() == b"mine"
-    assert {f.name for f in sparse.iterdir()} == {
-        *(f"{name}.{suffix}" for name in ("cameras", "images", "points3D") for suffix in ("txt", "bin")),
-        "project.ini",
-    }
-    assert pycolmap.Reconstruction(sparse).num_reg_images() == 2
+    folder = tmp_path / "model"
+    scene.save(folder)
+    (folder / "images" / "mine.jpg").write_bytes(b"mine")
+    (folder / "sparse" / "0" / "project.ini").write_bytes(b"mine")
+    one = Scene(**{name: getattr(scene, name)[:1] for name in (*SHAPES, "names")}, metric_scale=1.0)
+    one.save(folder)
+    assert (folder / "images" / "mine.jpg").read_bytes() == b"mine"
+    assert (folder / "sparse" / "0" / "project.ini").read_bytes() == b"mine"
+    assert len(list((folder / "images").iterdir())) == 2  # that of the second view is gone
+    assert pycolmap.Reconstruction(folder / "sparse" / "0").num_reg_images() == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_somebody_elses_model_is_left_alone(scene: Scene, tmp_path: Path) -> None:
+    """Nothing of it, nor of one of ours that was improved since, is replaced."""
+    theirs = tmp_path / "theirs"
+    for name in ("sparse/0/cameras.bin", "sparse/0/project.ini", "images/a.png"):
+        (theirs / name).parent.mkdir(parents=True, exist_ok=True)
+        (theirs / name).write_bytes(b"a week of work")
+    with pytest.raises(OutputError, match="no COLMAP model that mapengine wrote"):
+        scene.save(theirs)
+    assert {path.read_bytes() for path in theirs.rglob("*") if path.is_file()} == {b"a week of work"}
+    ours = scene.save(tmp_path / "ours")
+    (ours / "sparse" / "0" / "cameras.bin").write_bytes(b"bundle adjustment")
+    with pytest.raises(OutputError, match=r"cameras\.bin: was changed since mapengine wrote it"):
+        scene.save(ours)
+    assert (ours / "sparse" / "0" / "cameras.bin").read_bytes() == b"bundle adjustment"
 
 
 def test_camera_without_focal_length_is_refused(scene: Scene, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from mapengine.runtime import Engine
 from mapengine.runtime.backends.tensorrt import runtime_cache
 from mapengine.runtime.system import cached_records
 from mapengine.runtime.system.cache import cache_folder
-from mapengine.runtime.writing.files import atomic_write
+from mapengine.runtime.system.private_files import PrivateFolder
 
 from ....random_views import assert_close, random_views
 from .conftest import copy_bundle
@@ -130,14 +131,14 @@ def test_old_caches_go(bundle: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = atomic_write
+    original = cached_records.private_folder
 
-    def refuse(path: Path):  # type: ignore[no-untyped-def]
-        if path.parent == bundle:
+    def refuse(root: Path, rooms: tuple[str, ...] = (), **options: bool) -> AbstractContextManager[PrivateFolder]:
+        if root == bundle:
             raise PermissionError
-        return original(path)
+        return original(root, rooms, **options)
 
-    monkeypatch.setattr(cached_records, "atomic_write", refuse)
+    monkeypatch.setattr(cached_records, "private_folder", refuse)
     assert run(bundle) == 4
     assert caches(bundle) == []
     home = cache_folder()
@@ -149,7 +150,7 @@ def test_a_folder_that_cannot_be_written(bundle: Path, monkeypatch: pytest.Monke
 def test_nowhere_to_write(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MAPENGINE_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(cached_records, "atomic_write", lambda path: (_ for _ in ()).throw(OSError))
+    monkeypatch.setattr(cached_records, "private_folder", lambda *_, **__: (_ for _ in ()).throw(OSError))
     assert run(bundle) == 4
     assert run(bundle) == 4
     assert caches(bundle) == []
