@@ -59,7 +59,7 @@ def replace_folder(place: Path, new_folder: Path, target: Path, inside: bool, ou
     """
     old, new = target.stat(), new_folder.stat()
     names = files_below(new_folder)
-    facts = {"target": target.name, "inside": inside, "ours": sorted(ours)}
+    facts: dict[str, Any] = {"target": target.name, "inside": inside, "ours": sorted(ours)}
     _check_free(target, names, facts["ours"])
     if not inside and not _is_current(target):
         shutil.copymode(target, new_folder)
