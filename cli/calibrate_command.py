@@ -117,9 +117,14 @@ def calibrate(
             if by_geometry:
                 step(f"measuring the {measure}")
                 quality = GeometryQuality(network, count, shown_size)
-            found = find_ranges(
-                network, prepared, options, quality=quality, report=step, fraction=step.part, unfinished=unfinished
-            )
+            try:
+                found = find_ranges(
+                    network, prepared, options, quality=quality, report=step, fraction=step.part, unfinished=unfinished
+                )
+            except KeyboardInterrupt:
+                if not unfinished.exists():
+                    raise
+                raise KeyboardInterrupt(f"{unfinished} has what was done; the same command goes on there") from None
             save_calibration(found, out)
             done = f"Calibrated {network.model_id} for {precision} in {out}"
         else:

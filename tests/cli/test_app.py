@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import typer
+from PIL import Image
 
 from mapengine.cli import app as app_module
 from mapengine.runtime.backend_table import EIGHT_BIT, NAMES, PRECISIONS
@@ -197,6 +199,24 @@ def test_output_to_a_full_disk() -> None:
         result = subprocess.run([PROGRAM, "--version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr == "Error: No space left on device\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="the shell of POSIX closes streams")
+def test_closed_and_full_streams_do_not_lose_the_result(tmp_path: Path) -> None:
+    """What is written gets no number of a closed stream, and progress that nobody reads is no reason to fail."""
+    for number, streams in enumerate((">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full")):
+        out = tmp_path / str(number)
+        command = f'exec "$0" samples "$1" --views 1 {streams}'
+        result = subprocess.run(["sh", "-c", command, PROGRAM, str(out)], capture_output=True, text=True, check=False)
+        assert (result.returncode, result.stderr) == (0, "")
+        with Image.open(out / "sample_0.png") as image:
+            image.load()
+        assert json.loads((out / "views.json").read_text())
+    refused = subprocess.run(
+        ["sh", "-c", 'exec "$0" samples "$1" --views 1 2>&-', PROGRAM, str(tmp_path / "0" / "views.json")], check=False
+    )
+    assert refused.returncode == 1
 
 
 def test_tables_in_a_pipe_are_whole_and_any_encoding_will_do(bundle_folder: Path) -> None:
