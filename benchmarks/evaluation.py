@@ -33,7 +33,7 @@ from mapengine.cli.eval_command import load_predictor
 from mapengine.runtime.backend_table import PACKAGES
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
-from mapengine.runtime.writing.files import write_record
+from mapengine.runtime.writing.files import write_npz, write_record
 
 
 def show_progress(done: int, total: int, task: str) -> None:
@@ -82,8 +82,7 @@ def save_scores(scores: Mapping[str, Sequence[SceneScore]], path: Path) -> None:
         values = [[entry.values[metric.key] for metric in METRICS] for entry in entries]
         arrays[f"{task}/values"] = np.array(values, np.float64)  # None becomes NaN
         arrays[f"{task}/rotation"] = np.stack([entry.rotation_errors for entry in entries])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **arrays)
+    write_npz(path, "scores", arrays)
 
 
 def load_scores(path: Path) -> dict[str, list[SceneScore]]:
