@@ -6,14 +6,11 @@ that its ``model.safetensors`` keeps. All tensors are float32 once read.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
-import pickle
 import re
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,11 +24,12 @@ from mapengine.runtime.errors import CheckpointError, ModelNotFoundError
 from mapengine.runtime.system.machine import usable_processors
 
 from .config import PATCH_SIZE, BlockConfig, ModelConfig
+from .pickles import PICKLE_SUFFIXES, read_pickle
 
 Shapes = dict[str, tuple[int, ...]]
 
-PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_WRAPPERS = ("module.", "model.", "_orig_mod.")
 _NAMED = 3
 """How many tensors of each kind an error message names."""
 
@@ -190,9 +188,11 @@ def read_checkpoint(path: str | Path, config: ModelConfig) -> dict[str, torch.Te
     """Read all weights: canonical name -> float32 CPU tensor, in the order of :func:`expected_tensors`.
 
     ``path`` is a folder with ``model.safetensors`` (or its shards and ``model.safetensors.index.json``), a
-    ``.safetensors`` file, or a ``.pth``, ``.pt`` or ``.bin`` file that holds a state dict, bare or under ``model``.
+    ``.safetensors`` file, or a ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` file that holds a state dict, bare or under
+    ``model`` or ``state_dict``. Prefixes that all names share, as wrappers of a network leave them, are taken off.
     Files are mapped into memory, not copied, so float32 weights take no memory of their own until they are used.
-    Pickles are read in PyTorch's weights-only mode: code in them is refused, never run.
+    Pickles are read in PyTorch's weights-only mode: what training scripts store beside the weights (OmegaConf, paths,
+    callbacks) becomes inert, and any other code in them is refused, never run.
 
     Raises ModelNotFoundError if there are no weights at ``path`` and CheckpointError if they are damaged or do not
     fit ``config`` (see :func:`check_tensors`).
@@ -210,8 +210,9 @@ def check_tensors(tensors: Mapping[str, Any], config: ModelConfig, where: str) -
     expected = expected_tensors(config)
     found: dict[str, torch.Tensor] = {}
     spelled: dict[str, str] = {}
+    shared = len(_shared_prefix([str(name) for name in tensors]))
     for name, tensor in tensors.items():
-        canonical = canonical_name(str(name))
+        canonical = canonical_name(str(name)[shared:])
         if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(f"{where}: {name} is a {type(tensor).__name__}, not a tensor")
         if canonical not in found:
@@ -222,6 +223,17 @@ def check_tensors(tensors: Mapping[str, Any], config: ModelConfig, where: str) -
             )
     _check_shapes(expected, {name: tuple(tensor.shape) for name, tensor in found.items()}, where)
     return {name: _as_float32(found.pop(name), f"{where}: {spelled[name]}") for name in expected}
+
+
+def _shared_prefix(names: list[str]) -> str:
+    """What wrappers (DataParallel, Lightning, torch.compile) put before all names, one in the other."""
+    prefix = ""
+    while names:
+        added = next((p for p in _WRAPPERS if all(name.startswith(prefix + p) for name in names)), None)
+        if added is None:
+            break
+        prefix += added
+    return prefix
 
 
 def weights_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -283,7 +295,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in PICKLE_SUFFIXES:
-        return _read_pickle(path)
+        return read_pickle(path)
     raise CheckpointError(f"{path}: weights are read from .safetensors, {', '.join(PICKLE_SUFFIXES)} files only")
 
 
@@ -296,48 +308,6 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     except OSError as error:
         reason = f"cannot be read ({error.strerror or error})"
     raise CheckpointError(f"{path}: {reason}")
-
-
-def _read_pickle(path: Path) -> dict[str, Any]:
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
-    try:
-        with warnings.catch_warnings():  # about unusual pickle protocols, before the same file is refused or read
-            warnings.simplefilter("ignore")
-            data = _torch_load(path)
-    except pickle.UnpicklingError as error:
-        if re.search(r"Unsupported (global|class)|Trying to|Can only", str(error)):  # torch names a call it withholds
-            raise CheckpointError(
-                f"{path}: refused, because it would run code while loading; save its state dict as .safetensors instead"
-            ) from None
-        raise CheckpointError(f"{path}: damaged, truncated or not a PyTorch checkpoint") from None
-    except (OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, ImportError):
-        raise CheckpointError(f"{path}: damaged, truncated or not a PyTorch checkpoint") from None
-    if isinstance(data, Mapping) and isinstance(data.get("model"), Mapping):
-        data = data["model"]
-    if not isinstance(data, Mapping) or not any(isinstance(value, torch.Tensor) for value in data.values()):
-        raise CheckpointError(f"{path}: no state dict in it; expected tensors by name, bare or under the key 'model'")
-    return dict(data)
-
-
-_PLAIN_DATA = [argparse.Namespace, np.dtype, type(np.dtype("f8")), type(np.dtype("f4")), type(np.dtype("i8"))]
-"""What training scripts store beside the weights (their arguments, the best loss). Rebuilding one runs no code of the
-file: a namespace only holds values, and a NumPy scalar is a type and bytes."""
-
-
-def _torch_load(path: Path) -> Any:
-    # NumPy 2 moved the function that rebuilds a scalar; files name either place.
-    scalar = np.float64(0).__reduce__()[0]
-    names: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    with torch.serialization.safe_globals([*_PLAIN_DATA, *names]):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-        return torch.load(path, map_location="cpu", weights_only=True)  # the pre-1.6 format cannot be mapped
 
 
 # ---- checks ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ HUB_FILES = ["config.json", "model.safetensors", "model-*.safetensors", "model.s
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_FILE_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES, ".json", ".zip", ".onnx", ".ckpt")
+_FILE_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES, ".json", ".zip", ".onnx")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from mapengine.export.model.checkpoint import (
@@ -239,6 +241,35 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, config: ModelCo
     with pytest.raises(CheckpointError, match=r"model\.pth: (refused|damaged)"):
         read_checkpoint(path, config)
     assert not trap.exists()
+
+
+def test_what_training_scripts_store_beside_the_weights(tmp_path: Path, config: ModelConfig, tensors: Tensors) -> None:
+    """OmegaConf, paths and counters become inert, so that the tensors load without running code."""
+    args = OmegaConf.create({"model": {"name": "mapanything", "sizes": [1, 2.5, None]}, "path": "${model.name}"})
+    extra = {"args": args, "epoch": 3, "folder": Path("runs"), "counts": Counter(a=1), "default": defaultdict(list)}
+    for name, key in (("a.pth", "model"), ("b.ckpt", "state_dict")):
+        torch.save({**extra, key: tensors}, tmp_path / name)
+        read = read_checkpoint(tmp_path / name, config)
+        assert all(torch.equal(read[canonical_name(k)], v.float()) for k, v in tensors.items())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod.", "model.module."])
+def test_prefixes_that_all_names_share(tmp_path: Path, config: ModelConfig, tensors: Tensors, prefix: str) -> None:
+    torch.save({"state_dict": {prefix + name: value for name, value in tensors.items()}}, tmp_path / "a.ckpt")
+    assert list(read_checkpoint(tmp_path / "a.ckpt", config)) == list(expected_tensors(config))
+
+
+def test_a_prefix_that_one_name_lacks_stays(config: ModelConfig, tensors: Tensors) -> None:
+    first, *rest = tensors
+    odd = {first: tensors[first], **{f"module.{name}": tensors[name] for name in rest}}
+    with pytest.raises(CheckpointError, match="missing"):
+        check_tensors(odd, config, "odd")
+
+
+def test_a_file_without_a_state_dict_names_its_keys(tmp_path: Path, config: ModelConfig) -> None:
+    torch.save({"optimizer": {}, "epoch": 3}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"its keys: optimizer, epoch\); expected tensors .* state_dict"):
+        read_checkpoint(tmp_path / "a.pt", config)
 
 
 @pytest.mark.parametrize("data", [3, {"model": 3}, {}, {"a": 1}, [torch.zeros(2)]])
