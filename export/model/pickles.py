@@ -46,10 +46,10 @@ def read_pickle(path: Path) -> dict[str, Any]:
     if isinstance(data, Mapping):
         data = next((data[key] for key in _STATE_DICTS if isinstance(data.get(key), Mapping)), data)
     if not isinstance(data, Mapping) or not any(isinstance(value, torch.Tensor) for value in data.values()):
-        keys = f" (its keys: {', '.join(str(key) for key in list(data)[:5])})" if isinstance(data, Mapping) and data else ""
+        names = ", ".join(str(key) for key in list(data)[:5]) if isinstance(data, Mapping) else ""
         raise CheckpointError(
-            f"{path}: no state dict in it{keys}; expected tensors by name, bare or under {', '.join(_STATE_DICTS)}: save "
-            "that part of it"
+            f"{path}: no state dict in it{f' (its keys: {names})' if names else ''}; expected tensors by name, bare or "
+            f"under {', '.join(_STATE_DICTS)}: save that part of it"
         )
     return dict(data)
 

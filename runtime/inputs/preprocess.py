@@ -232,7 +232,7 @@ def _warn_of(views: Sequence[RawView]) -> None:
         noticed["poses"] = [far]
     for found in noticed.values():
         index, text = found[0]
-        others = f" (and {len(found) - 1} more views)" if len(found) > 1 else ""
+        others = f" and {len(found) - 1} more" if len(found) > 1 else ""
         name = views[index].name
         label = f"view {index}" if name in ("", f"view {index}") else f"view {index} ({name})"
         warn(f"{label}{others}: {text}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -225,10 +226,8 @@ def test_damaged_models(tmp_path: Path, name: str, text: bool) -> None:
     content = path.read_bytes()
     for damaged in (content[: len(content) // 2], b"\xff" * 40, content.replace(b"1", b"x")):
         path.write_bytes(damaged)
-        try:
-            read_views(project.folder)  # a part of a text file may be a smaller model
-        except InputError as error:
-            assert "Traceback" not in str(error)
+        with contextlib.suppress(InputError):  # a part of a text file may be a smaller model
+            read_views(project.folder)
 
 
 def test_a_model_without_its_images(tmp_path: Path) -> None:
