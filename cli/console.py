@@ -19,11 +19,11 @@ from rich.table import Table
 _UNLIMITED = 100_000
 
 
-def make_console(stderr: bool = False) -> Console:
-    """A console without markup. Only a terminal limits its width: a table in a file or a pipe is never cut."""
+def make_console(stderr: bool = False, quiet: bool = False) -> Console:
+    """A console without markup, or one that shows nothing. Only a terminal limits its width: a table in a file or a pipe is never cut."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _UNLIMITED
-    return Console(stderr=stderr, width=width, markup=False, highlight=False, emoji=False)
+    return Console(stderr=stderr, quiet=quiet, width=width, markup=False, highlight=False, emoji=False)
 
 
 def say(text: str) -> None:
@@ -80,12 +80,12 @@ def megabytes(size: int) -> str:
 
 
 class Steps:
-    """Shows which step runs, on stderr: with a spinner on a terminal, else as one line per step."""
+    """Shows which step runs, on stderr: with a spinner on a terminal, else as one line per step; or nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
         self.seconds: dict[str, float] = {}
         """How long each finished step took."""
-        self._console = make_console(stderr=True)
+        self._console = make_console(stderr=True, quiet=quiet)
         self._status: Status | None = None
         self._step = ""
         self._start = 0.0
@@ -164,9 +164,9 @@ class StageProgress:
 
 
 @contextmanager
-def stage_progress(views: int, with_geometry: int) -> Iterator[StageProgress]:
+def stage_progress(views: int, with_geometry: int, quiet: bool = False) -> Iterator[StageProgress]:
     """A :class:`StageProgress` for ``views`` views, ``with_geometry`` of which go through the geometry encoder."""
-    console = make_console(stderr=True)
+    console = make_console(stderr=True, quiet=quiet)
     if not console.is_terminal:
         yield StageProgress(None, console, views, with_geometry)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +20,9 @@ from mapengine.runtime.inputs.stored_view import StoredView
 from mapengine.runtime.options import LIMITS, InferOptions, option_help
 from mapengine.runtime.outputs.view_files import check_no_views, save_views
 from mapengine.runtime.system.sizes import parse_bytes
+from mapengine.runtime.writing.files import write_text
 from mapengine.runtime.writing.output_checks import InputPaths, check_writable
+from mapengine.runtime.writing.recognition import marker
 
 from .console import Steps, megabytes, say, show_facts, stage_progress
 from .inputs import (
@@ -43,6 +46,9 @@ from .inputs import (
 from .options import RANDOM_PRESETS, Backend, BundleArgument, Threads, parse_size, value_of
 from .outputs import Format, Output, check_outputs, plan_outputs
 from .signals import interrupts_later
+
+SUMMARY = "summary"
+"""Kind of the file that ``--json`` writes."""
 
 
 def run(
@@ -143,6 +149,13 @@ def run(
             show_default=False,
         ),
     ] = None,
+    json_file: Annotated[
+        str | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Write the summary as JSON too; - prints it alone.", show_default=False
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")] = False,
 ) -> None:
     """Reconstruct a scene from INPUTS with BUNDLE.
 
@@ -169,6 +182,10 @@ def run(
             raise typer.BadParameter(conflict, param_hint="--stream")
         check_writable(stream, None, folder=True)
         check_no_views(stream)
+    if json_file not in (None, "-"):
+        given = [*inputs, *([] if intrinsics is None else [intrinsics])]
+        check_files({"--json": (Path(str(json_file)), SUMMARY)}, InputPaths(given, [bundle]))
+    quiet = quiet or json_file == "-"
     target = None if size is None else parse_size(size, "--size")
     with value_of("--memory"):
         limit = None if memory is None else parse_bytes(memory)
@@ -176,7 +193,7 @@ def run(
     # Cheap, and says what is wrong with the bundle before images are read.
     opened = Bundle.open(bundle, verify=False)
     requests = opened.manifest.requests
-    with Steps() as step:
+    with Steps(quiet) as step:
         step("finding the views")
         views = find_inputs(inputs, intrinsics, masks, depth_scale, metric, reading)
         files = read_files([*inputs, *([] if intrinsics is None else [intrinsics])], views)
@@ -192,23 +209,27 @@ def run(
         "confidence_percentile": confidence_percentile,
         "ignore_calibration_inputs": not reading.gives("intrinsics"),
     }
-    with Steps() as reconstruction:
+    with Steps(quiet) as reconstruction:
         # Without a line of its own: the bars of the stages show it.
         reconstruction.start_silently("reconstructing")
         with_geometry = sum(view.has_geometry for view in views)
-        with stage_progress(len(views), with_geometry) as progress:
+        with stage_progress(len(views), with_geometry, quiet) as progress:
             if stream is not None:
                 prepared = engine.preprocess(views, size=target)
                 dtype = "float16" if half else "float32"
                 predictions = engine.infer_stream(prepared, dtype=dtype, progress=progress, **options)
                 written = save_views(stream, predictions, [view.name for view in views])
-                say(f"{len(written)} views in {stream}, {megabytes(sum(file.stat().st_size for file in written))}")
+                size_of_all = sum(file.stat().st_size for file in written)
+                if not quiet:
+                    say(f"{len(written)} views in {stream}, {megabytes(size_of_all)}")
+                named = [{"name": view.name, "file": str(file)} for view, file in zip(views, written, strict=True)]
+                _write_json(json_file, {**_engine_facts(engine), "views": named, "bytes": size_of_all})
                 return
             scene = engine.reconstruct_views(views, size=target, progress=progress, **options)
     if any(output.kind == "glb" for output in outputs):
         with interrupts_later(), suppress(ImportError):  # saving says what is missing
             importlib.import_module("trimesh")
-    with Steps() as saving:
+    with Steps(quiet) as saving:
         for output in outputs:
             saving(f"saving {output.path}")
             if output.kind == "preview":
@@ -218,7 +239,10 @@ def run(
     seconds = {**step.seconds, **reconstruction.seconds}
     if outputs:
         seconds["saving"] = sum(saving.seconds.values())
-    _summary(engine, scene, outputs, seconds)
+    summary = _summary(engine, scene, outputs, seconds)
+    if not quiet:
+        _show(summary, scene.names, seconds, outputs)
+    _write_json(json_file, summary)
 
 
 def _check_count(requests: ServedRequests, views: Sequence[StoredView], target: tuple[int, int] | None) -> None:
@@ -234,31 +258,64 @@ def _check_count(requests: ServedRequests, views: Sequence[StoredView], target: 
         requests.check(len(views), height=target[1], width=target[0])
 
 
-def _summary(engine: Engine, scene: Scene, outputs: list[Output], seconds: dict[str, float]) -> None:
+def _engine_facts(engine: Engine) -> dict[str, Any]:
+    manifest = engine.manifest
+    facts = {"model": manifest.model.id, "precision": manifest.precision}
+    return {"engine": {**facts, "backend": engine.backend, "device": engine.device}}
+
+
+def _summary(engine: Engine, scene: Scene, outputs: list[Output], seconds: dict[str, float]) -> dict[str, Any]:
+    """What came out, for programs."""
     import numpy as np
 
-    count, height, width = scene.mask.shape
-    points = int(scene.mask.sum())
+    _, height, width = scene.mask.shape
     depths = scene.depth[scene.mask]
-    names = ", ".join(scene.names[:6]) + (", ..." if count > 6 else "")
-    manifest = engine.manifest
+    return {
+        **_engine_facts(engine),
+        "views": [{"name": name} for name in scene.names],
+        "width": width,
+        "height": height,
+        "points": int(scene.mask.sum()),
+        "pixels": scene.mask.size,
+        "metric_scale": scene.metric_scale,
+        "median_depth": float(np.median(depths)) if depths.size else None,
+        "seconds": seconds,
+        "saved": [{"path": str(output.path), "format": output.kind} for output in outputs],
+    }
+
+
+def _show(summary: dict[str, Any], names: Sequence[str], seconds: dict[str, float], outputs: list[Output]) -> None:
+    """The summary, for people."""
+    engine, points, pixels = summary["engine"], summary["points"], summary["pixels"]
+    listed = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+    depth = summary["median_depth"]
     print()
     show_facts(
         [
-            ("engine", f"{manifest.model.id}, {manifest.precision}, {engine.backend} on {engine.device}"),
-            ("views", f"{count} ({names})"),
-            ("size", f"{width}x{height}"),
-            ("points", f"{points:,} of {scene.mask.size:,} pixels ({points / scene.mask.size:.0%})"),
-            ("metric scale", f"{scene.metric_scale:.4g}"),
-            ("median depth", f"{float(np.median(depths)):.3f} m" if depths.size else "no valid depth"),
+            ("engine", f"{engine['model']}, {engine['precision']}, {engine['backend']} on {engine['device']}"),
+            ("views", f"{len(names)} ({listed})"),
+            ("size", f"{summary['width']}x{summary['height']}"),
+            ("points", f"{points:,} of {pixels:,} pixels ({points / pixels:.0%})"),
+            ("metric scale", f"{summary['metric_scale']:.4g}"),
+            ("median depth", "no valid depth" if depth is None else f"{depth:.3f} m"),
             ("seconds", ", ".join(f"{name} {time:.2f}" for name, time in seconds.items())),
             ("saved", "\n".join(_written(output) for output in outputs) or "nothing"),
         ]
     )
     if not outputs:
         say("To save the scene: --out scene.glb (or .ply, .npz, a folder for COLMAP); a picture: --preview scene.png")
-    if manifest.model.id in RANDOM_PRESETS:
-        say(f"Note: {manifest.model.id} has random weights: this shows that the chain works, not what the images show.")
+    if engine["model"] in RANDOM_PRESETS:
+        say(f"Note: {engine['model']} has random weights: this shows that the chain works, not what the images show.")
+
+
+def _write_json(file: str | None, summary: dict[str, Any]) -> None:
+    if file is None:
+        return
+    text = json.dumps({"generator": marker(SUMMARY), **summary}, indent=2)
+    if file == "-":
+        print(text)
+    else:
+        write_text(file, SUMMARY, text + "\n")
 
 
 def _written(output: Output) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mapengine.runtime import Scene
+from mapengine.runtime import Scene, load_view
 from mapengine.runtime.backends.host_pipeline import Pipeline
 
 PROGRAM = Path(sys.executable).parent / "mapengine"
@@ -61,6 +61,46 @@ def test_a_view_list_brings_cameras_depth_and_poses(
     images = [samples / "sample_0.png", samples / "sample_1.png"]
     assert cli("run", tiny_bundle, *images, "--out", tmp_path / "i.npz", *quick).code == 0
     assert not np.allclose(with_geometry.points, Scene.load(tmp_path / "i.npz").points)
+
+
+def test_a_summary_for_programs_and_silence(
+    cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]
+) -> None:
+    result = cli("run", tiny_bundle, samples, "--json", tmp_path / "s.json", "--quiet", *quick)
+    assert (result.code, result.out, result.err) == (0, "", "")
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert summary["views"] == [{"name": "sample_0.png"}, {"name": "sample_1.png"}]
+    assert summary["engine"]["model"] == "preset:tiny"
+    assert 0 < summary["points"] <= summary["pixels"] == 2 * summary["width"] * summary["height"]
+    stream = cli("run", tiny_bundle, samples, "--stream", tmp_path / "stream", "--json", "-", *quick)
+    named = json.loads(stream.out)["views"]
+    assert [entry["name"] for entry in named] == ["sample_0.png", "sample_1.png"]
+    assert [str(load_view(entry["file"])["name"]) for entry in named] == ["sample_0.png", "sample_1.png"]
+    refused = cli("run", tiny_bundle, samples, "--json", tiny_bundle / "manifest.json")
+    assert refused.code == 2
+
+
+def test_masked_pixels_give_no_points(
+    cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]
+) -> None:
+    (tmp_path / "masks").mkdir()
+    half = np.zeros((448, 560), np.uint8)
+    half[:, :280] = 255
+    Image.fromarray(half).save(tmp_path / "masks" / "sample_1.png")
+    out = ("--out", tmp_path / "s.npz")
+    assert cli("run", tiny_bundle, samples, "--masks", tmp_path / "masks", "--no-mask-edges", *out, *quick).code == 0
+    scene = Scene.load(tmp_path / "s.npz")
+    right = slice(scene.mask.shape[2] // 2 + 1, None)
+    assert scene.mask[0, :, right].any()
+    assert not scene.mask[1, :, right].any()
+    assert not scene.depth[1, :, right].any()
+    assert scene.mask[1].any()
+    options = ("--stream", tmp_path / "stream", "--masks", tmp_path / "masks")
+    assert cli("run", tiny_bundle, samples, *options, *quick).code == 0
+    view = load_view(tmp_path / "stream" / "view-0001.npz")
+    assert not view["mask"][0, :, right].any()
+    assert not view["pts3d"][0, :, right].any()
+    assert view["mask"].any()
 
 
 def test_intrinsics_for_all(cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]) -> None:
