@@ -20,7 +20,10 @@ _UNLIMITED = 100_000
 
 
 def make_console(stderr: bool = False, quiet: bool = False) -> Console:
-    """A console without markup, or one that shows nothing. Only a terminal limits its width: a table in a file or a pipe is never cut."""
+    """A console without markup, or one that shows nothing.
+
+    Only a terminal limits its width: a table in a file or a pipe is never cut.
+    """
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _UNLIMITED
     return Console(stderr=stderr, quiet=quiet, width=width, markup=False, highlight=False, emoji=False)

@@ -23,6 +23,7 @@ from .errors import (
     ProfileError,
 )
 from .inputs.encoded import EncodedView
+from .inputs.formats.view_files import ReadOptions
 from .inputs.preprocess import load_images, preprocess_inputs
 from .options import InferOptions
 from .outputs.scene import Scene
@@ -43,6 +44,7 @@ __all__ = [
     "OutputError",
     "ParityError",
     "ProfileError",
+    "ReadOptions",
     "Scene",
     "Session",
     "load_images",

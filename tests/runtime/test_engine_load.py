@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import subprocess
 import sys
@@ -192,3 +193,35 @@ def test_an_opened_bundle_is_hashed_as_a_folder_is(tiny_bundle: Path, tmp_path: 
     stage.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(IntegrityError, match=r"dense_head\.onnx differs from the hash"):
         Engine.load(opened, "onnxruntime")
+
+
+def test_a_pickled_engine_is_loaded_again(tiny_bundle: Path, small: Engine, tmp_path: Path) -> None:
+    views = views_of(("", "kd"))
+    again = pickle.loads(pickle.dumps(Engine.load(tiny_bundle, "onnxruntime", threads=1)))
+    assert (again.backend, again.digest) == ("onnxruntime", small.digest)
+    close(again.infer(views), small.infer(views))
+    folder = tmp_path / "moved"
+    shutil.copytree(tiny_bundle, folder)
+    pickled = pickle.dumps(Engine.load(folder, "onnxruntime", threads=1))
+    shutil.rmtree(folder)
+    with pytest.raises(BundleNotFoundError, match="moved"):
+        pickle.loads(pickled)
+
+
+@pytest.mark.slow
+def test_an_engine_works_in_a_spawned_process(tiny_bundle: Path) -> None:
+    program = """
+import multiprocessing, sys
+from mapengine.runtime import Engine
+
+def name(engine):
+    return engine.backend
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print(pool.apply(name, (Engine.load(sys.argv[1], "onnxruntime", threads=1),)))
+"""
+    path = tiny_bundle.parent / "spawning.py"
+    path.write_text(program)
+    result = subprocess.run([sys.executable, path, tiny_bundle], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout.strip()) == (0, "onnxruntime"), result.stderr
