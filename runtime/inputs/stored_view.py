@@ -192,7 +192,7 @@ class StoredView:
         value, where = self.files.depth, f"{self.where}: depth"
         if isinstance(value, str | os.PathLike):
             try:
-                value = read_depth(value, self.files.depth_scale, size)
+                value = read_depth(value, self.files.depth_scale, size, check_unit=False)
             except MapEngineError as error:
                 raise type(error)(f"{where}: {error}") from error
         shape = tuple(getattr(value, "shape", ()))[:2]

@@ -55,7 +55,11 @@ Stored = npt.NDArray[Any]
 
 
 def read_depth(
-    path: PathLike, depth_scale: float | None = None, image_size: tuple[int, int] | None = None
+    path: PathLike,
+    depth_scale: float | None = None,
+    image_size: tuple[int, int] | None = None,
+    *,
+    check_unit: bool = True,
 ) -> npt.NDArray[np.float32]:
     """Read a depth map as float32 metres, shape (H, W), 0 where there is no depth.
 
@@ -67,6 +71,7 @@ def read_depth(
     Args:
         depth_scale: metres per stored unit, e.g. 1/5000 for TUM RGB-D. Default 0.001 for integers, 1.0 for floats.
         image_size: (W, H) of its image; a map of more pixels is refused before it is unpacked.
+        check_unit: warn of distances that look like millimetres.
 
     Raises:
         InputError: ``depth_scale`` is not a positive number of metres per unit.
@@ -100,7 +105,7 @@ def read_depth(
     known = depth[depth > 0]
     if not known.size:
         warn(f"{shown_path(name)}: holds no depth above 0, so the view counts as one without depth")
-    elif is_float and depth_scale == 1 and np.median(known) > _LIKELY_MILLIMETRES:
+    elif check_unit and is_float and depth_scale == 1 and np.median(known) > _LIKELY_MILLIMETRES:
         warn(
             f"{shown_path(name)}: the median depth is {np.median(known):.0f} m; if these are millimetres, pass "
             "depth_scale=0.001"

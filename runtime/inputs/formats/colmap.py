@@ -13,7 +13,7 @@ from .colmap_model import ModelImage, has_model, read_model
 from .selection import listed, natural_key
 from .view_files import InputFormat, ReadOptions, ViewFiles
 
-_MODELS = ("sparse/0", "sparse", ".", "colmap/sparse/0", "distorted/sparse/0")
+_MODELS = ("sparse/0", "sparse", ".", "0", "colmap/sparse/0", "distorted/sparse/0")
 _IMAGES = ("images", "input", "rgb", ".")
 _ABOVE = 3  # folders from a model up to its project
 
@@ -41,9 +41,12 @@ def _read(path: Path, options: ReadOptions) -> list[ViewFiles]:
     model = read_model(folder, from_points)
     if not model.images:
         raise InputError(f"{folder}: has no image with a pose; reconstruct it with COLMAP first")
-    others = [m for m in folder.parent.iterdir() if m != folder and m.is_dir() and has_model(m)]
-    if others:
-        warn(f"{folder.parent}: left out the models {listed(sorted(m.name for m in others))}; give one of them by name")
+    beside = folder.parent.iterdir() if folder.parent.name == "sparse" else ()
+    others = [model for model in beside if model != folder and model.is_dir() and has_model(model)]
+    if others and path != folder:
+        warn(
+            f"{folder.parent}: left out the models {listed(sorted(model.name for model in others))}; give one of them by name"
+        )
     images = sorted(model.images, key=lambda image: natural_key(image.name))
     place = _image_folder(path, folder, images)
     _say_unregistered(place, images)
@@ -83,10 +86,12 @@ def _image_folder(path: Path, model: Path, images: list[ModelImage]) -> Path:
 
 
 def _say_unregistered(place: Path, images: list[ModelImage]) -> None:
+    if place.name not in _IMAGES:
+        return  # a folder of more than these images
     known = {Path(image.name) for image in images}
     files = [file.relative_to(place) for file in place.rglob("*") if file.suffix.lower() in image_suffixes()]
     absent = sorted((f for f in files if f not in known and not f.name.startswith(".")), key=natural_key)
-    if absent and place.name in _IMAGES:
+    if absent:
         names = listed(file.as_posix() for file in absent)
         warn(f"{place}: left out {len(absent)} images that the COLMAP model has no pose of ({names})")
 

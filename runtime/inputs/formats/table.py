@@ -98,11 +98,18 @@ def _named(views: list[ViewFiles]) -> list[ViewFiles]:
     count = Counter(names)
     files = {os.path.abspath(view.image) for view in views if isinstance(view.image, Path)}
     if len(files) > 1 and any(count[name] > 1 for name in names):
-        top = Path(os.path.commonpath(files))
+        top = _common_folder(files)
         names = [
             Path(os.path.abspath(view.image)).relative_to(top).as_posix()
-            if count[name] > 1 and isinstance(view.image, Path)
+            if top is not None and count[name] > 1 and isinstance(view.image, Path)
             else name
             for view, name in zip(views, names, strict=True)
         ]
     return [replace(view, name=name) for view, name in zip(views, names, strict=True)]
+
+
+def _common_folder(files: set[str]) -> Path | None:
+    try:
+        return Path(os.path.commonpath(files))
+    except ValueError:  # on several drives
+        return None
