@@ -28,7 +28,7 @@ def calibrate(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Images, or views.json with depth, cameras and poses, or the layout of 7-Scenes; sub-folders are "
+            help="Images, a recording, or what else `mapengine run` reads; sub-folders of a folder without images are "
             "sequences. Rendered views if not given.",
             show_default=False,
         ),
