@@ -44,9 +44,8 @@ def _read(path: Path, options: ReadOptions) -> list[ViewFiles]:
     beside = folder.parent.iterdir() if folder.parent.name == "sparse" else ()
     others = [model for model in beside if model != folder and model.is_dir() and has_model(model)]
     if others and path != folder:
-        warn(
-            f"{folder.parent}: left out the models {listed(sorted(model.name for model in others))}; give one of them by name"
-        )
+        names = listed(sorted(model.name for model in others))
+        warn(f"{folder.parent}: left out the models {names}; give one of them by name")
     images = sorted(model.images, key=lambda image: natural_key(image.name))
     place = _image_folder(path, folder, images)
     _say_unregistered(place, images)
