@@ -73,8 +73,8 @@ class _Video:
         if self._container is None or stamp <= self._position or key > self._position:
             if self._container is None:
                 self._container = self._opened()
+                self._stream(self._container).thread_type = "AUTO"
             stream = self._stream(self._container)
-            stream.thread_type = "AUTO"
             self._container.seek(key, stream=stream, backward=True)
             self._frames = self._container.decode(stream)
         for frame in self._frames:
