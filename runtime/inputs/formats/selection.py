@@ -13,6 +13,7 @@ from ...errors import InputError
 from .view_files import ReadOptions, ViewFiles
 
 Item = TypeVar("Item")
+_JITTER = 0.1  # of an interval that a view may come too early
 
 
 def natural_key(name: str | Path) -> list[Any]:
@@ -50,7 +51,7 @@ def _at_rate(views: list[ViewFiles], rate: float) -> list[ViewFiles]:
         if view.time is None:
             raise InputError(f"fps needs views with a time, as of a video, and {view.name} has none; use every instead")
         start = view.time if not taken else start
-        interval = int(np.floor((view.time - start) * rate + 1e-6))
+        interval = int(np.floor((view.time - start) * rate + _JITTER))
         if interval > last:
             taken.append(view)
             last = interval

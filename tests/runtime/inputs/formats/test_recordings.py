@@ -90,7 +90,8 @@ def test_transforms_of_instant_ngp(tmp_path: Path) -> None:
         {"file_path": frame["file_path"].removesuffix(".png"), "transform_matrix": frame["transform_matrix"][:3]}
         for frame in document["frames"]
     ]
-    (folder / "transforms.json").write_text(json.dumps({"camera_angle_x": angle, "frames": frames}))
+    centre = {key: document[key] for key in ("cx", "cy")}
+    (folder / "transforms.json").write_text(json.dumps({"camera_angle_x": angle, **centre, "frames": frames}))
     views = read_views(folder / "transforms.json")
     check_geometry(views, depth=None)
     assert [view.metric for view in views] == [False] * COUNT
