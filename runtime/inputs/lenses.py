@@ -17,7 +17,7 @@ from .resolutions import Size
 
 _ROWS = 256  # of an image that are undistorted at a time
 _CONVERGED = 1e-9
-_MOST_GROWTH = 4.0  # of the area, by undistortion; a lens that needs more is a fisheye
+_MOST_GROWTH = 4.0  # of the area, by undistortion, and the most shrinking; a lens that needs more is a fisheye
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ class Undistortion:
         left, right = np.ceil(straight["left"][0].max() - 1e-6), np.floor(straight["right"][0].min() + 1e-6)
         top, bottom = np.ceil(straight["top"][1].max() - 1e-6), np.floor(straight["bottom"][1].min() + 1e-6)
         new = int(right - left) + 1, int(bottom - top) + 1
-        if min(new) < 2 or new[0] * new[1] > _MOST_GROWTH * width * height:
+        growth = new[0] * new[1] / (width * height)
+        if min(new) < 2 or not 1 / _MOST_GROWTH < growth < _MOST_GROWTH:
             raise InputError(
                 f"the distortion {lens.name} leaves a pinhole image of {new[0]}x{new[1]} of one of {width}x{height}; "
                 "check its coefficients, or give the camera as a fisheye"

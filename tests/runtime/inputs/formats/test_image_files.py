@@ -41,7 +41,7 @@ def test_folders_in_natural_order_and_what_is_left_out(tmp_path: Path) -> None:
         assert names(tmp_path) == ["a.webp", "b.bmp", "frame2.png", "Frame3.jpg", "frame10.png"]
     (message,) = [str(warning.message) for warning in said]
     for words in (
-        "2 hidden files (.DS_Store, ._frame2.png)",
+        "2 hidden files (._frame2.png, .DS_Store)",
         "1 16-bit depth map (depth.png)",
         "1 video, to be given by its name (film.mp4)",
         "1 file that is no image (notes.txt)",
@@ -87,7 +87,9 @@ def test_photographs_of_phones(tmp_path: Path) -> None:
         assert np.abs(np.asarray(view.image).astype(int) - smooth).max() < 12
 
 
-@pytest.mark.parametrize(("name", "words"), [("a.exr", "read as depth only"), ("a.mp4", "is a video, not an image")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("a.exr", "read as a depth map and not"), ("a.mp4", "is a video, not an image")]
+)
 def test_files_that_are_no_images_are_called_what_they_are(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / name).write_bytes(b"\x76\x2f\x31\x01 and so on")
     with pytest.raises(ImageReadError, match=words):

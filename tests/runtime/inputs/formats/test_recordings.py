@@ -106,7 +106,8 @@ def test_transforms_of_instant_ngp(tmp_path: Path) -> None:
         ({"fl_x": "wide"}, "fl_x is 'wide'"),
         ({"fl_x": -3, "fl_y": -3}, "the focal length -3"),
         ({"camera_model": "EQUIRECTANGULAR"}, "camera_model EQUIRECTANGULAR, which is not read"),
-        ({"k1": 1000.0}, "folds the image's border over"),
+        ({"k1": 1000.0}, "leaves a pinhole image of"),
+        ({"k1": -5.0}, "folds the image's border over"),
     ],
 )
 def test_bad_transforms(tmp_path: Path, change: dict[str, object], words: str) -> None:
