@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from mapengine.runtime.errors import ImageReadError, InputError
+from mapengine.runtime.inputs.files.depth import read_depth
 from mapengine.runtime.inputs.formats.table import in_natural_order
 from mapengine.runtime.inputs.formats.values import camera_matrix, pose_matrix
 from mapengine.runtime.inputs.formats.view_files import ReadOptions
-from mapengine.runtime.inputs.images import read_depth, read_image
+from mapengine.runtime.inputs.images import read_image
 from mapengine.runtime.inputs.preprocess import preprocess_inputs, preprocess_views
 from mapengine.runtime.inputs.sources import open_views, read_views
 from mapengine.runtime.inputs.stored_view import enlarged_depth
