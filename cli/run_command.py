@@ -44,7 +44,7 @@ from .inputs import (
     read_options,
 )
 from .options import RANDOM_PRESETS, Backend, BundleArgument, Threads, parse_size, value_of
-from .outputs import Format, Output, check_outputs, plan_outputs
+from .outputs import Format, Output, check_files, check_outputs, plan_outputs
 from .signals import interrupts_later
 
 SUMMARY = "summary"
