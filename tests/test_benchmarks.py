@@ -135,6 +135,7 @@ def test_attention(tables: ModuleType, tmp_path: Path) -> None:
         assert "not measured" in record["speed"]
 
 
+@pytest.mark.slow
 def test_evaluation(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     options = (str(tiny_bundle), "--backend", "onnxruntime", "--scenes", "2", "--size", "56x42")
     some = ("--tasks", "image-only-2", "depth")

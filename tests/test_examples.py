@@ -39,6 +39,7 @@ def test_drop_in_infer(made_engine: Path, capsys: pytest.CaptureFixture[str]) ->
     assert all(re.match(rf"view {view}: [1-9]\d* points in metres", line) for view, line in enumerate(shown))
 
 
+@pytest.mark.slow
 def test_robot_poses_depth(made_engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("03_robot_poses_depth.py", made_engine / "build/engine", made_engine / "build/samples/views.json")
     shown = capsys.readouterr().out
@@ -48,6 +49,7 @@ def test_robot_poses_depth(made_engine: Path, capsys: pytest.CaptureFixture[str]
     assert "In the map they reach from" in shown
 
 
+@pytest.mark.slow
 def test_video(made_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("04_video.py", made_engine / "build/engine", made_engine / "build/samples", tmp_path / "video.npz")
     shown = capsys.readouterr().out

@@ -75,6 +75,7 @@ def test_the_wheel_holds_every_module_and_the_type_markers(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+@pytest.mark.slow
 def test_the_runtime_works_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
     installed = python("-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel))
@@ -97,6 +98,7 @@ def test_the_runtime_works_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> 
     assert "typed error" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["checkout", "elsewhere"])
 def test_the_wheel_as_a_program(folder: str, wheel: Path, tmp_path: Path) -> None:
     """Also in the folder of a checkout."""
@@ -114,6 +116,7 @@ def test_the_wheel_as_a_program(folder: str, wheel: Path, tmp_path: Path) -> Non
     assert (result.returncode, result.stdout) == (0, f"mapengine {PROJECT['project']['version']}\n"), result.stderr
 
 
+@pytest.mark.slow
 def test_the_checkout_as_a_program() -> None:
     script = "import mapengine, mapengine.runtime; print(mapengine.__version__, mapengine.runtime.__file__)"
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -94,6 +94,7 @@ def test_photos_at_the_size_of_the_table(engine: Engine, tmp_path: Path) -> None
     check_files(scene, tmp_path)
 
 
+@pytest.mark.slow
 def test_photos_with_their_camera(engine: Engine, tmp_path: Path) -> None:
     plain, calibrated = (engine.reconstruct(PHOTOS, intrinsics=k, size=SIZE) for k in (None, SCEAUX / "K.txt"))
     for scene in (plain, calibrated):
@@ -102,6 +103,7 @@ def test_photos_with_their_camera(engine: Engine, tmp_path: Path) -> None:
     check_files(calibrated, tmp_path)
 
 
+@pytest.mark.slow
 def test_upstreams_way_gives_the_same_scene(engine: Engine) -> None:
     views = load_images([str(path) for path in PHOTOS], resize_mode="fixed_size", size=SIZE)
     predictions = engine.infer(views)
@@ -187,6 +189,7 @@ KNOWN: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", list(KNOWN))
 def test_rgbd_views(engine: Engine, tmp_path: Path, known: str) -> None:
     scene = engine.reconstruct(COLORS, size=SIZE, **KNOWN[known])

@@ -183,6 +183,7 @@ def test_warnings_are_one_line(cli: Any, monkeypatch: pytest.MonkeyPatch, bundle
     assert warnings.showwarning is show
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_no_noise() -> None:
     process = subprocess.Popen([PROGRAM, "info", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -193,6 +194,7 @@ def test_a_reader_that_leaves_is_no_noise() -> None:
     assert (process.wait(), errors) == (1, "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
 def test_output_to_a_full_disk() -> None:
     with open("/dev/full", "w") as full:
@@ -219,6 +221,7 @@ def test_closed_and_full_streams_do_not_lose_the_result(tmp_path: Path) -> None:
     assert refused.returncode == 1
 
 
+@pytest.mark.slow
 def test_tables_in_a_pipe_are_whole_and_any_encoding_will_do(bundle_folder: Path) -> None:
     folder = bundle_folder.rename(bundle_folder.with_name("b\u00fcndel"))
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "20"}
@@ -267,6 +270,7 @@ def test_a_runtime_alone_runs_verifies_and_informs(
     assert scene.stat().st_size > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["build", "preset:tiny"], ["export", "preset:tiny"], ["verify", "--model=x"]])
 def test_what_needs_torch_says_so(without_torch: Any, tmp_path: Path, command: list[str]) -> None:
     result = without_torch(*command, tmp_path / "x")

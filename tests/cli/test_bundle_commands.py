@@ -103,6 +103,7 @@ def test_verify_against_pytorch(cli: Any, tiny_bundle: Path) -> None:
     assert "not metric" in result.out
 
 
+@pytest.mark.slow
 def test_verify_checks_every_installed_backend(cli: Any, tiny_bundle: Path) -> None:
     result = cli("verify", tiny_bundle)
     assert result.code == 0, result.err
@@ -121,6 +122,7 @@ def tighten(bundle: Path, out: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_verify_fails_outside_the_tolerance(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     result = cli("verify", tighten(tiny_bundle, tmp_path / "tight"))
     assert result.code == 1
@@ -155,6 +157,7 @@ def test_verify_refuses_another_model(cli: Any, tiny_bundle: Path) -> None:
     assert "preset:tiny" in result.problems[0]
 
 
+@pytest.mark.slow
 def test_verify_fails_far_from_pytorch(cli: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = Bundle.open(tiny_bundle).manifest.parity
     assert recorded is not None
@@ -241,6 +244,7 @@ def test_a_folder_with_other_things_is_left_alone(cli: Any, tmp_path: Path, comm
     assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["build", "export"])
 def test_a_full_disk_leaves_nothing(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     def full(network: object, folder: Path, **_: object) -> None:
@@ -276,6 +280,7 @@ def test_ctrl_c_during_a_build(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_samples(cli: Any, tmp_path: Path) -> None:
     result = cli("samples", tmp_path / "s", "--views", 2)
     assert result.code == 0

@@ -53,6 +53,7 @@ def test_what_was_measured_otherwise_is_measured_anew(cli: Any, tmp_path: Path) 
         assert "nothing to do" in cli(*asked, *metric).out
 
 
+@pytest.mark.slow
 def test_bad_data(cli: Any, tmp_path: Path) -> None:
     out, data = tmp_path / "calibration.json", tmp_path / "data"
 

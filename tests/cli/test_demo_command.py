@@ -54,6 +54,7 @@ def test_a_picture_and_two_scenes(cli: Any, tiny_bundle: Path, tmp_path: Path) -
     assert set(trimesh.load(out / "demo.glb").geometry) == set(truth.geometry)
 
 
+@pytest.mark.slow
 def test_random_weights_are_named_in_the_picture(
     cli: Any, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +83,7 @@ def test_random_weights_are_named_in_the_picture(
     assert nothing == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("give", "shown", "keys"),
     [
@@ -120,6 +122,7 @@ def test_what_is_given_arrives(
         assert set(view) - {"img", "data_norm_type", "is_metric_scale"} == keys
 
 
+@pytest.mark.slow
 def test_size_and_views_follow_the_bundle(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = changed_profile(
         tiny_bundle, tmp_path / "bundle", views={"min": 1, "opt": 1, "max": 2}, sizes=[[112, 42], [56, 42]]
@@ -140,6 +143,7 @@ def test_size_and_views_follow_the_bundle(cli: Any, tiny_bundle: Path, tmp_path:
     assert "9 views or more, and a rendered scene has at most 8; build it with --views 4:9:16" in few.problems[0]
 
 
+@pytest.mark.slow
 def test_without_trimesh_the_scenes_are_ply(
     cli: Any, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +153,7 @@ def test_without_trimesh_the_scenes_are_ply(
     assert (tmp_path / "truth.ply").read_bytes().startswith(b"ply")
 
 
+@pytest.mark.slow
 def test_an_older_demonstration_is_replaced_and_other_files_stay(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     assert cli("demo", tiny_bundle, "--out", tmp_path, "--views", "1", *QUICK).code == 0
@@ -213,6 +218,7 @@ def test_bundles_and_places_that_are_none(
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_nothing_half_written_remains(
     cli: Any, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +231,7 @@ def test_nothing_half_written_remains(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_samples(cli: Any, tmp_path: Path) -> None:
     result = cli("samples", tmp_path / "a", "--views", "2")
     assert (result.code, result.out) == (0, f"Wrote 2 views to {tmp_path / 'a'}\n")

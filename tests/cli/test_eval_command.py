@@ -18,6 +18,7 @@ ENGINE = (*QUICK, "--backend", "onnxruntime", "--threads", "1")
 OLDER = '{"generator": "mapengine evaluation record"}'
 
 
+@pytest.mark.slow
 def test_a_bundle_and_pytorch_get_the_same_figures(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     engine, reference, table = tmp_path / "new" / "engine.json", tmp_path / "reference.json", tmp_path / "table.md"
     result = cli("eval", tiny_bundle, *ENGINE, "--json", engine, "--markdown", table)
@@ -65,6 +66,7 @@ def test_recorded_views(cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Pa
     assert list(record["results"]) == ["image-only-1", "image-only-2", "registration"]
 
 
+@pytest.mark.slow
 def test_a_bundle_for_few_views_leaves_tasks_out_and_says_so(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, bundle)

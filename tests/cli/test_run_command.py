@@ -21,6 +21,7 @@ from mapengine.runtime.backends.host_pipeline import Pipeline
 PROGRAM = Path(sys.executable).parent / "mapengine"
 
 
+@pytest.mark.slow
 def test_photos_to_every_format(tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]) -> None:
     names = ["scene.glb", "scene.ply", "scene.npz", "colmap"]
     outputs = [word for name in names for word in ("--out", str(tmp_path / "made" / name))]
@@ -134,6 +135,7 @@ def test_options_that_choose_points(
     np.testing.assert_allclose(chunked.depth[chunked.mask & scene.mask], scene.depth[chunked.mask & scene.mask], 1e-3)
 
 
+@pytest.mark.slow
 def test_formats_by_option(cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]) -> None:
     out = ("--out", tmp_path / "a.bin", "--out", tmp_path / "b.bin")
     result = cli("run", tiny_bundle, samples, *quick, *out, "--format", "ply", "--format", "npz")
@@ -159,6 +161,7 @@ def _broken_images(folder: Path) -> None:
     (folder / "late.json").write_text(json.dumps([{"image": "ok.jpg"}, {"image": "ok.jpg", "pose": pose}]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -230,6 +233,7 @@ def test_what_is_read_is_not_written_over(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_results_may_stand_beside_the_inputs(
     cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]
 ) -> None:
@@ -255,6 +259,7 @@ def test_an_output_that_cannot_be_is_refused_at_once(
     assert words in result.err
 
 
+@pytest.mark.slow
 def test_images_of_any_kind_and_size_together(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     Image.new("RGB", (1, 1)).save(tmp_path / "a.png")
     Image.new("L", (300, 100)).save(tmp_path / "b.png")
@@ -299,6 +304,7 @@ def test_bundles_that_are_none(
     assert not (tmp_path / "scene.ply").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["scene.glb", "scene.ply", "scene.npz", "colmap", "preview.png"])
 @pytest.mark.parametrize("problem", ["full", "interrupt"])
 def test_nothing_half_written_remains(
@@ -326,6 +332,7 @@ def test_nothing_half_written_remains(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_the_network_runs(
     cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

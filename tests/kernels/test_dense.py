@@ -49,6 +49,7 @@ def test_extreme_values(name: str, dtype: torch.dtype) -> None:
     check(dense_attention(*qkv), dense_attention_reference(*qkv), exact(qkv))
 
 
+@pytest.mark.slow
 def test_strides_do_not_matter() -> None:
     packed = random_qkv(2, 97, 2, 64)
     expected = dense_attention(*packed)

@@ -41,6 +41,7 @@ def test_two_views_of_the_largest_size() -> None:
     check(int8_attention(*qkv), int8_attention_reference(*qkv), exact(qkv))
 
 
+@pytest.mark.slow
 @FP8
 @pytest.mark.parametrize("name", EXTREMES)
 def test_extreme_values(name: str, fp8: bool) -> None:

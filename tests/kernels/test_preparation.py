@@ -37,6 +37,7 @@ def test_statistics(shape: tuple[int, int, int, int]) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 @shapes
 def test_queries_and_keys_are_quantised_as_by_the_twin(shape: tuple[int, int, int, int]) -> None:
     query, key, _ = random_qkv(*shape)
@@ -67,6 +68,7 @@ def test_equal_keys_quantise_to_zeros_with_positive_scales() -> None:
     assert ((levels.float() * scales.repeat_interleave(64, 2)[:, :, :97, None]).abs() < 1e-5).all()
 
 
+@pytest.mark.slow
 @shapes
 def test_values_are_rounded_to_fp8_as_by_torch(shape: tuple[int, int, int, int]) -> None:
     _, _, value = random_qkv(*shape, torch.bfloat16)
@@ -124,6 +126,7 @@ def test_special_tokens() -> None:
     assert always_kept(601, Selection(0.5, 0.0)).nonzero().flatten().tolist() == [9]
 
 
+@pytest.mark.slow
 def test_equal_blocks_are_kept_together() -> None:
     query, key, _ = EXTREMES["all-equal keys"](random_qkv(1, 640, 1, 64))
     assert (select(query, key, Selection(0.5, 0.0))[1] == 10).all()

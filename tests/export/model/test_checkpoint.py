@@ -106,6 +106,7 @@ def test_generator_of_the_full_size_oracle_reproduces_the_stored_weights(folder:
     assert all(torch.equal(torch.from_numpy(made[name]).half(), stored[name]) for name in stored)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapped", [True, False])
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])

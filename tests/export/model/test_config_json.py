@@ -227,6 +227,7 @@ JSON_VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(field=st.sampled_from(_paths(FULL)), value=JSON_VALUES | st.just(...))
 def test_any_altered_field_gives_a_config_or_a_config_error(field: str, value: Any) -> None:

@@ -33,6 +33,7 @@ def metric(evaluation: Evaluation, task: str, name: str) -> float:
     return value
 
 
+@pytest.mark.slow
 def test_the_files_are_small_and_in_upstreams_format(nano: MapAnything) -> None:
     assert (FOLDER / "model.safetensors").stat().st_size <= 12_000_000
     with safe_open(FOLDER / "model.safetensors", "pt") as file:
@@ -58,6 +59,7 @@ def test_the_training_configuration_is_of_this_network() -> None:
     assert native_sizes("preset:tiny") == "all"
 
 
+@pytest.mark.slow
 def test_geometry_helps(evaluation: Evaluation) -> None:
     assert metric(evaluation, "depth", "depth_abs_rel") < 0.5 * metric(evaluation, "image-only-4", "depth_abs_rel")
     assert metric(evaluation, "posed", "rotation_degrees") < 0.5 * metric(

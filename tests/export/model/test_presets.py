@@ -100,6 +100,7 @@ def test_noise_fills_odd_lengths_and_blocks() -> None:
     assert float(long.std()) == pytest.approx(1 / math.sqrt(3), rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(392, 518), (112, 140)])
 def test_tiny_predicts_something_plausible(network: MapAnythingNetwork, height: int, width: int) -> None:
     images = torch.stack([picture(height, width, seed) for seed in range(2)])

@@ -106,6 +106,7 @@ def test_float64_reaches_the_double_precision_golden() -> None:
 # Properties of the reference
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     count=st.integers(1, 7),
@@ -125,6 +126,7 @@ def test_any_view_count_size_and_batch(
         assert all(np.isfinite(value).all() for value in view.values())
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.permutations(range(1, 5)), st.sampled_from(["", "kdp"]))
 def test_order_of_the_views_after_the_first_does_not_matter(
@@ -228,6 +230,7 @@ def test_all_input_configurations_are_finite(tiny: MapAnything, configuration: i
         assert all(torch.isfinite(value).all() for value in view.values())
 
 
+@pytest.mark.slow
 def test_input_configurations_differ(tiny: MapAnything) -> None:
     """64 combinations of inputs; those with a scale flag of a modality that is not there coincide."""
     found = set()

@@ -57,6 +57,7 @@ def expected_error(path: Path) -> float:
     return math.sqrt(squares)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("network", "form"), GRAPHS)
 def test_every_stage_alone_stays_within_its_roundings(
@@ -152,6 +153,7 @@ def lowered_golden(exported: Exported, tmp_path_factory: pytest.TempPathFactory)
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_view_counts_and_chunks(precision: str, lowered: Lowered, exported: Exported) -> None:
     """Any count is served, and chunks change a result by roundings only: the graphs hold no sizes."""
@@ -168,6 +170,7 @@ def test_view_counts_and_chunks(precision: str, lowered: Lowered, exported: Expo
         assert max(entry.max_rel for entry in parity.outputs.values()) <= GOLDEN[precision] / 2
 
 
+@pytest.mark.slow
 def test_token_counts_beyond_float16_are_exact(lowered: Lowered, exported: Exported) -> None:
     """66 000 tokens: a count or an index in 16 bit would be infinite or off by dozens."""
     views = 66

@@ -47,6 +47,7 @@ def test_every_floating_tensor_is_measured(exported: Exported, magnitudes: Calla
             assert all(0 <= largest < math.inf for largest in found.values())
 
 
+@pytest.mark.slow
 def test_magnitudes_are_those_of_the_reference(
     exported: Exported, magnitudes: Callable[..., Magnitudes], reference: Callable[..., MapAnything]
 ) -> None:
@@ -124,6 +125,7 @@ def test_scores_are_bounded_tightly(
     assert not any(name.endswith("/scores") for stage in STAGES for name in magnitudes("matmul")[stage])
 
 
+@pytest.mark.slow
 def test_more_cases_never_lower_a_magnitude(exported: Exported) -> None:
     stages = stage_paths(exported("mha"))
     one = measure_magnitudes(stages, {"one": random_views(1, "")})

@@ -108,6 +108,7 @@ def test_weights_are_rounded_to_nearest_even(precision: str, lowered: Lowered, e
     assert (counts[TensorProto.BFLOAT16] > 20) == (precision == "bf16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_same_source_gives_the_same_bytes(precision: str, exported: Exported, tmp_path: Path) -> None:
     for folder in ("a", "b"):
@@ -149,6 +150,7 @@ def large_stage(folder: Path, layers: int, width: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_weights_are_streamed(precision: str, tmp_path: Path) -> None:
     """One weight at a time is in memory (mapped pages are not): the limit is a sixth of what the weights take."""
@@ -220,6 +222,7 @@ def test_refusals_are_one_sentence(exported: Exported, lowered: Lowered, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["damaged.onnx"]
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = large_stage(tmp_path, 17, 1024)
     (tmp_path / "low").mkdir()

@@ -149,6 +149,7 @@ def test_float32_stages_run_as_they_are(exported: Callable[..., Path], tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_large_weights_are_shared_or_copied(tmp_path: Path) -> None:
     (tmp_path / "low").mkdir()
     (tmp_path / "scratch").mkdir()

@@ -70,6 +70,7 @@ def stressed(tmp_path_factory: pytest.TempPathFactory, exported: Callable[..., P
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_the_float32_network_computes_the_same(
     place: Place, stressed: Callable[[Place], Stressed], exported: Callable[..., Path]
@@ -82,6 +83,7 @@ def test_the_float32_network_computes_the_same(
     assert max(max(largest.values()) for largest in found.magnitudes.values()) > 2 * FP16_MAX
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("place", PLACES)
 def test_without_magnitudes_float16_overflows(
@@ -92,6 +94,7 @@ def test_without_magnitudes_float16_overflows(
     assert finite(predict(found)) == (precision == "bf16" and place in TRUNK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("place", PLACES)
 def test_with_magnitudes_results_are_finite_and_accurate(
@@ -116,6 +119,7 @@ def test_with_magnitudes_results_are_finite_and_accurate(
         assert all(entry.factor >= MARGIN for entry in stage.headroom)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_massive_residual_stream_needs_no_magnitudes(
     precision: str, exported: Callable[..., Path], tmp_path: Path

@@ -25,6 +25,7 @@ KERNELS = {"fp32": "Float", "fp16": "Half", "bf16": "BFloat16"}
 FORMS = ("mha", "attention", "matmul")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_attention_is_fused_and_linears_run_in_the_precision(
@@ -56,6 +57,7 @@ def test_float32_attention_is_not_fused_and_says_so(built: Built, form: str) -> 
     assert set(plan.layers.record().gemms) == {"Float x Float -> Float"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_aggregator(built: Built, precision: str) -> None:
     _, plan = built("aggregator", precision)
@@ -66,6 +68,7 @@ def test_aggregator(built: Built, precision: str) -> None:
     assert kinds.startswith(f"{kernel} x {kernel}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "precision"), [("dense_head", "bf16"), ("dense_head", "fp16"), ("geometry_encoder", "bf16")]
 )
@@ -92,6 +95,7 @@ def test_what_is_known_of_a_plan(built: Built) -> None:
     assert plan.activation_memory > 2 * 101 * 3 * 64 * 2
 
 
+@pytest.mark.slow
 def test_progress_ends_at_one_and_settings_are_taken(rtx: Flavour, stage: Callable[..., Stage], tmp_path: Path) -> None:
     made, seen = stage("dense_head"), []
     plan = build_plan(
@@ -113,6 +117,7 @@ def test_progress_ends_at_one_and_settings_are_taken(rtx: Flavour, stage: Callab
     assert [path.name for path in tmp_path.iterdir()] == ["x.plan"]
 
 
+@pytest.mark.slow
 def test_refusals(rtx: Flavour, stage: Callable[..., Stage], tmp_path: Path) -> None:
     made = stage("dense_head")
     (tmp_path / "wrong.onnx").write_bytes(b"\x08\x07rubbish" * 9)
@@ -142,6 +147,7 @@ def test_refusals(rtx: Flavour, stage: Callable[..., Stage], tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.onnx"]
 
 
+@pytest.mark.slow
 def test_the_finished_plan_is_compared_with_the_request(
     rtx: Flavour, stage: Callable[..., Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def build_it(rtx: Flavour, path: Path, folder: Path, dtype: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_transposed_convolution_in_bfloat16(rtx: Flavour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = transposed_convolution(tmp_path, TensorProto.BFLOAT16)
     words = "dense_head|head.up/ConvTranspose|bfloat16|--precision fp16"
@@ -69,6 +70,7 @@ def test_transposed_convolution_in_bfloat16(rtx: Flavour, tmp_path: Path, monkey
     assert [file.name for file in tmp_path.iterdir()] == ["head.onnx"]
 
 
+@pytest.mark.slow
 def test_float32_attention_operator(
     rtx: Flavour, stage: Callable[..., Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,6 +180,7 @@ def test_truncated_manifest_at_many_lengths(bundle_folder: Path) -> None:
             Bundle.open(bundle_folder)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_in_the_manifest_is_refused_or_harmless(bundle_folder: Path, position: float, bit: int) -> None:

@@ -86,6 +86,7 @@ def test_archive_of_another_form_is_refused(arrays: Arrays) -> None:
         unpack(arrays)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(max_size=12), st.just(np.ones(1)), max_size=4))
 def test_any_keys_give_views_or_one_error(arrays: Arrays) -> None:
@@ -184,6 +185,7 @@ def test_half_precision_fails(rounded: Any, bundle: Bundle, stages: dict[str, St
         check_golden(bundle, Pipeline({name: ChangedStage(stage, change) for name, stage in stages.items()}), "a test")
 
 
+@pytest.mark.slow
 def test_reduced_precision_of_openvino_fails_where_its_float32_passes(
     bundle: Bundle, stages: dict[str, StageRunner]
 ) -> None:

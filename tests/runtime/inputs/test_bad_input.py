@@ -178,6 +178,7 @@ def test_pixel_formats(small: Engine, tmp_path: Path, mode: str) -> None:
     np.testing.assert_array_equal(small.reconstruct([picture], size=SIZE).colors, wanted.colors)
 
 
+@pytest.mark.slow
 def test_different_sizes_in_one_call(small: Engine) -> None:
     pictures = [PIXELS, PIXELS[:7], Image.fromarray(PIXELS.transpose(1, 0, 2)), PIXELS[:1, :1]]
     scene = small.reconstruct(pictures)

@@ -30,6 +30,7 @@ def test_encoded_views_give_the_same_numbers(engine: Engine, mix: tuple[str, ...
     assert same(engine.predict(encoded), engine.predict(views))
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(which=st.lists(st.booleans(), min_size=1, max_size=5), batch=st.integers(1, 2))
 def test_encoded_and_plain_views_mix(engine: Engine, which: list[bool], batch: int) -> None:

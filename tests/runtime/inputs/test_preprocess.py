@@ -129,6 +129,7 @@ def test_preprocess_inputs_equals_upstream(case: dict[str, Any]) -> None:
 # --- preprocess_inputs
 
 
+@pytest.mark.slow
 def test_extreme_sizes() -> None:
     for size, expected in [((1, 1), (518, 518)), ((20000, 10), (518, 168)), ((10, 2000), (252, 518))]:
         image = Image.new("RGB", size, (10, 20, 30))

@@ -59,6 +59,7 @@ def test_a_law_is_found_and_continued(views: int, rows: int, columns: int, geome
     assert ("geometry_encoder" in peaks) == geometry
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(1, 2000), st.booleans())
 def test_the_most_views_fit_and_one_more_does_not(megabytes: int, collect: bool) -> None:
@@ -138,6 +139,7 @@ def test_a_probe_sees_what_a_call_takes(tiny_bundle: Path) -> None:
         probe(tiny_bundle, "onnxruntime", 33, 14, 14)  # one more than it serves
 
 
+@pytest.mark.slow
 def test_an_engine_refuses_what_does_not_fit(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,7 @@ def photos(views: int, width: int, height: int) -> list[Path]:
     return [Path(f"{index}.jpg") for index in range(views)]
 
 
+@pytest.mark.slow
 def test_contenders_are_measured_in_every_configuration() -> None:
     settings = Settings((1, 3), (SIZE, (28, 28)), runs=4, warmup=1)
     record = profile([fake("a"), fake("b", seconds=0.002)], photos, settings)
@@ -108,6 +109,7 @@ def test_wrong_settings_and_names() -> None:
         profile([], photos, Settings((1,), (SIZE,)))
 
 
+@pytest.mark.slow
 def test_a_budget_ends_early_but_not_below_the_least() -> None:
     record = profile([fake("a")], photos, Settings((1,), (SIZE,), runs=1000, seconds=1e-6, warmup=0))
     assert record["results"][0]["end_to_end_s"]["runs"] == Settings.LEAST_RUNS

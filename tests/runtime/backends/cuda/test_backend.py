@@ -24,6 +24,7 @@ from .stand_in_tensorrt import StandInTensorRt
 from .test_plans import change_manifest, change_tensors
 
 
+@pytest.mark.slow
 def test_without_a_gpu_the_error_says_what_is_missing_and_what_would_work(plan_bundles: dict[str, Path]) -> None:
     """In a process of its own, with the real driver, if there is one, told that there is no GPU."""
     program = """

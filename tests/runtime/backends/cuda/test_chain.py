@@ -93,6 +93,7 @@ def assert_near(found: Any, wanted: Any) -> None:
             assert difference < 3e-2, (key, difference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3, 5])
 def test_a_chain_is_the_network(
     count: int, load: Callable[..., Engine], small: Engine, driver: StandInDriver, library: StandInTensorRt

@@ -53,6 +53,7 @@ def caches(folder: Path) -> list[str]:
 STAGES = ["aggregator", "dense_head", "geometry_encoder", "image_encoder"]
 
 
+@pytest.mark.slow
 def test_the_second_process_compiles_nothing(bundle: Path) -> None:
     assert run(bundle) == 4
     assert caches(bundle) == STAGES
