@@ -332,10 +332,10 @@ class Engine(MultiViewInference):
         """
         target = self._target_size(views, size)
         self.manifest.requests.check_views(len(views))
-        self._check_reading(views, target)
         if self._memory is not None:
             geometry = any(view.has_geometry for view in views)
             self._memory.check(len(views), *target, geometry=geometry, collect=not stream)
+        self._check_reading(views, target)
 
     def _check_reading(self, views: Sequence[AnyView], target: tuple[int, int]) -> None:
         if self._memory is not None:

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mapengine.runtime import Engine, InputError
 from mapengine.runtime.bundle.requests import AnySize, Range, ServedRequests
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import BackendError, BackendUnavailableError, MemoryLimitError
+from mapengine.runtime.inputs.sources import open_views
 from mapengine.runtime.memory import guard, measurement
 from mapengine.runtime.memory import model as model_module
 from mapengine.runtime.memory.model import MemoryModel, Sample
@@ -164,6 +166,27 @@ def test_an_engine_refuses_what_does_not_fit(
     monkeypatch.setattr(guard, "attainable_bytes", lambda: 10**6)
     with pytest.raises(MemoryLimitError, match="not even one"):
         free.infer(views_of(("",)))
+
+
+def test_a_limit_is_held_against_images_before_any_is_decoded(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files whose pixels are missing show that only their headers were read."""
+    for index in range(3):
+        path = tmp_path / f"{index}.png"
+        Image.new("RGB", (3000, 2000)).save(path)
+        path.write_bytes(path.read_bytes()[:100])
+    limit = truth("dense_head", 2, *SIZE, False, True)
+    monkeypatch.setattr(guard, "known_model", lambda key: lawful(SHAPES))
+    engine = Engine.load(tiny_bundle, "onnxruntime", verify=False, memory_limit=limit + 10_000)
+    with pytest.raises(MemoryLimitError, match=r"3 views of 84x56 .* give at most 2"):
+        engine.reconstruct(tmp_path, size=SIZE)
+    # Two views fit when they are small, but not while two of 6 megapixels are decoded.
+    monkeypatch.setattr(guard, "threads_in_order", lambda: 2)
+    with pytest.raises(MemoryLimitError, match=r"reading the views needs .* each that is decoded at a time"):
+        engine.reconstruct(sorted(tmp_path.iterdir())[:2], size=SIZE)
+    with pytest.raises(MemoryLimitError, match="reading the views"):
+        engine.preprocess(open_views(tmp_path), size=SIZE)
 
 
 def test_gpu_bundles_and_other_systems_are_told_so(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
