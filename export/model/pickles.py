@@ -91,23 +91,25 @@ class _Inert:
 def _torch_load(path: Path) -> Any:
     # NumPy 2 moved the function that rebuilds a scalar; files name either place.
     scalar = np.float64(0).__reduce__()[0]
-    names: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    with torch.serialization.safe_globals([*_PLAIN_DATA, *names, *_inert_names(path)]):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-        return torch.load(path, map_location="cpu", weights_only=True)  # the pre-1.6 format cannot be mapped
+    known: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    inert: dict[str, Any] = {}
+    while True:
+        with torch.serialization.safe_globals([*_PLAIN_DATA, *known, *inert.values()]):
+            try:
+                return _load_weights(path)
+            except pickle.UnpicklingError as error:
+                # PyTorch refuses at the first name that it does not know, and reads no further.
+                named = re.search(r"GLOBAL ([\w.]+) ", str(error))
+                name = named[1] if named else ""
+                if name in inert or not _INERT.fullmatch(name):
+                    raise
+                inert[name] = (type(name.rpartition(".")[2], (_Inert,), {}), name)
 
 
-def _inert_names(path: Path) -> list[Any]:
-    """Names of classes in a checkpoint that stand for objects of no use, each with what takes its place.
-
-    Finding them runs no code: PyTorch only lists what the file names.
-    """
+def _load_weights(path: Path) -> Any:
     try:
-        named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # a damaged file, or the pre-1.6 format; loading it says what is wrong
-        return []
-    return [(type(name.rpartition(".")[2], (_Inert,), {}), name) for name in named if _INERT.fullmatch(name)]
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+    return torch.load(path, map_location="cpu", weights_only=True)  # the pre-1.6 format cannot be mapped

@@ -248,8 +248,8 @@ def test_what_training_scripts_store_beside_the_weights(tmp_path: Path, config: 
     """OmegaConf, paths and counters become inert, so that the tensors load without running code."""
     args = OmegaConf.create({"model": {"name": "mapanything", "sizes": [1, 2.5, None]}, "path": "${model.name}"})
     extra = {"args": args, "epoch": 3, "folder": Path("runs"), "counts": Counter(a=1), "default": defaultdict(list)}
-    for name, key in (("a.pth", "model"), ("b.ckpt", "state_dict")):
-        torch.save({**extra, key: tensors}, tmp_path / name)
+    for name, key, zipped in (("a.pth", "model", True), ("b.ckpt", "state_dict", True), ("c.pt", "model", False)):
+        torch.save({**extra, key: tensors}, tmp_path / name, _use_new_zipfile_serialization=zipped)
         read = read_checkpoint(tmp_path / name, config)
         assert all(torch.equal(read[canonical_name(k)], v.float()) for k, v in tensors.items())
 
