@@ -101,6 +101,7 @@ def _torch_load(path: Path) -> Any:
                 # PyTorch refuses at the first name that it does not know, and reads no further.
                 named = re.search(r"GLOBAL ([\w.]+) ", str(error))
                 name = named[1] if named else ""
+                name = name if "." in name else f"builtins.{name}"  # which PyTorch leaves out
                 if name in inert or not _INERT.fullmatch(name):
                     raise
                 inert[name] = (type(name.rpartition(".")[2], (_Inert,), {}), name)
