@@ -87,6 +87,7 @@ def bundle(
     return Bundle.open(tmp_path / "bundle")
 
 
+@pytest.mark.slow
 @needs_vnni
 def test_bundle(bundle: Bundle, plain: Calibration, reference: Callable[..., MapAnything], tiny_bundle: Path) -> None:
     model = reference("preset:tiny")

@@ -106,6 +106,7 @@ def test_the_layer_with_a_wrong_scale_is_first_and_worst(layer: str, copied: Bun
             assert noise.snr == pytest.approx(sound[name].snr, abs=0.1)
 
 
+@pytest.mark.slow
 @needs_vnni
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_separate_products(backend: str, copied: Bundle, network: MapAnything) -> None:
@@ -118,6 +119,7 @@ def test_separate_products(backend: str, copied: Bundle, network: MapAnything) -
         assert noise.snr == pytest.approx(together[name].snr, abs=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not OpenVinoBackend(1).has_bf16(), reason="the processor has no bfloat16")
 def test_bfloat16_around_it(copied: Bundle, network: MapAnything) -> None:
     def loosen(document: dict[str, Any]) -> None:
@@ -151,6 +153,7 @@ def test_fp8_is_emulated(
     assert comparison.worst(1)[0].snr < 40
 
 
+@pytest.mark.slow
 def test_layers_that_were_kept(
     copied: Bundle, network: MapAnything, mixed_calibration: Calibration, folded_stages: Path
 ) -> None:
@@ -184,6 +187,7 @@ def test_values_that_are_not_finite_come_first() -> None:
     assert [layer.layer for layer in comparison.worst(2)] == ["b", "c"]
 
 
+@pytest.mark.slow
 def test_refusals(built: Bundle, network: MapAnything, copied: Bundle) -> None:
     with pytest.raises(InputError, match="this bundle is fp32; use compare_layers"):
         check_comparable(replace(built.manifest, precision="fp32", quantization=None))

@@ -148,6 +148,7 @@ def test_a_bundle(bundle: Bundle, model: MapAnything, cases: Cases, tiny_bundle:
         assert all(set(entry.counts()) == {"float32"} for entry in products)
 
 
+@pytest.mark.slow
 def test_what_each_layer_loses(bundle: Bundle, model: MapAnything) -> None:
     noise = compare_noise(bundle, model, "onnxruntime", 1)
     assert {layer.precision for layer in noise.layers} == {"int8"}
