@@ -35,6 +35,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_it_is_near_but_not_equal_to_float32(bundle: Path) -> None:
     engine = Engine.load(bundle)
     assert (engine.backend, engine.manifest.precision) == ("openvino", "bf16")
@@ -47,6 +48,7 @@ def test_it_is_near_but_not_equal_to_float32(bundle: Path) -> None:
     assert len(engine.infer(views_of(("kdp", "kp", ""), SIZE))) == 3
 
 
+@pytest.mark.slow
 def test_its_transformers_run_in_bfloat16_and_nothing_else_does(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     products = stage_products(opened, "openvino")
@@ -56,6 +58,7 @@ def test_its_transformers_run_in_bfloat16_and_nothing_else_does(bundle: Path) ->
         assert ("bfloat16" in counts) == (entry.stage in ("image_encoder", "aggregator")), (entry.stage, counts)
 
 
+@pytest.mark.slow
 def test_no_other_backend_takes_it(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(MapEngineError, match="openvino"):
         Engine.load(bundle, "onnxruntime")

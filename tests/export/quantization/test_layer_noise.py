@@ -166,6 +166,7 @@ def test_layers_that_were_kept(
     assert noise.snr > 30  # its corrected bias is all that differs
 
 
+@pytest.mark.slow
 @needs_vnni
 def test_command(
     built: Bundle, network: MapAnything, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

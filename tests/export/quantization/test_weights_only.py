@@ -156,6 +156,7 @@ def test_what_each_layer_loses(bundle: Bundle, model: MapAnything) -> None:
     assert all(20 < layer.snr < 80 for layer in noise.layers)
 
 
+@pytest.mark.slow
 def test_openvino_keeps_weights_in_8_bits_between_bfloat16(
     model: MapAnything, traced: list[dict[str, Any]], tmp_path: Path
 ) -> None:
