@@ -131,7 +131,8 @@ def preprocess_inputs(
     """Bring views with in-memory images and geometry to one size and add a batch axis.
 
     Each view is a dict with ``img`` and, if known, ``intrinsics`` (3, 3) pixels or ``ray_directions`` (H, W, 3),
-    ``depth_z`` (H, W) float metres, and ``camera_poses`` (4, 4) or a tuple (quaternion xyzw (4,), translation (3,)).
+    ``depth_z`` (H, W) float metres, ``camera_poses`` (4, 4) or a tuple (quaternion xyzw (4,), translation (3,)), and
+    ``mask`` (H, W), true where the view counts (which upstream does not know).
     Other keys are copied through. Arrays may be NumPy arrays or torch tensors; ``img`` is one of
 
     * a Pillow image (EXIF is not looked at);
@@ -342,12 +343,15 @@ def _read_view(view: Mapping[str, Any], where: str) -> tuple[RawView, dict[str, 
         intrinsics, rays = _fit_rays(given.pop("ray_directions"), shape, f"{where}: ray_directions")
     if "camera_poses" in given:
         pose = camera_pose(given.pop("camera_poses"), (), f"{where}: camera_poses")
+    mask = None
+    if "mask" in given:
+        mask = finite_array(given.pop("mask"), shape, f"{where}: mask").astype(bool)
     if isinstance(given.get("is_metric_scale"), (bool, np.bool_)):
         given["is_metric_scale"] = np.array([given["is_metric_scale"]])
     others = {
         key: snapshot(as_array(value, f"{where}: {key}") if is_tensor(value) else value) for key, value in given.items()
     }
-    return RawView(image, intrinsics, depth, pose, rays=rays), others
+    return RawView(image, intrinsics, depth, pose, rays=rays, mask=mask), others
 
 
 def _picture(value: Any, where: str) -> Image.Image:

@@ -286,3 +286,14 @@ def test_rays_of_a_fisheye_stay_rays(field: float) -> None:
     x, y = (np.arange(70) + 0.5) / 0.7 - 0.5 - 49.5, (np.arange(56) + 0.5) / 0.7 - 0.5 - 39.5
     angle = np.hypot(*np.meshgrid(x, y)) * np.radians(field) / 100
     np.testing.assert_allclose(np.arctan2(np.hypot(found[..., 0], found[..., 1]), found[..., 2]), angle, atol=2e-3)
+
+
+def test_a_mask_goes_through_preprocess_inputs() -> None:
+    (view,) = preprocess_inputs(
+        [{"img": IMAGE, "intrinsics": K, "depth_z": DEPTH, "mask": mask() > 0}], resize_mode="fixed_size", size=(28, 28)
+    )
+    assert view["mask"].shape == (1, 28, 28)
+    assert 0 < view["mask"].mean() < 1
+    assert not view["depth_z"][~view["mask"]].any()
+    with pytest.raises(InputError, match="view 0: mask has shape"):
+        preprocess_inputs([{"img": IMAGE, "mask": np.ones((3, 3))}])
