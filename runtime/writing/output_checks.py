@@ -72,11 +72,16 @@ class InputPaths:
         self._folders = _Places()
         for folder in folders:
             self._folders.add(folder, str(folder))
+        seen: set[Path] = set()
         for name in [*files, *folders]:
             self._files.add(name, str(name))
-            if _identity(Path(name)) is not None:
-                for parent in real_path(Path(name)).parents:
-                    self._parents.add(parent, str(name))
+            if _identity(Path(name)) is None:
+                continue
+            for parent in real_path(Path(name)).parents:
+                if parent in seen:  # and so are those above it; thousands of images share them
+                    break
+                seen.add(parent)
+                self._parents.add(parent, str(name))
 
     def conflict(
         self, path: str | os.PathLike[str], *, folder: bool = False, names: Sequence[str] | None = None
