@@ -6,20 +6,28 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
+import numpy as np
+
 from mapengine.runtime.errors import CalibrationError
-from mapengine.runtime.typed_json.codec import Fail, encode, read_json
+from mapengine.runtime.system.reading import read_file, shown_path
+from mapengine.runtime.typed_json.codec import Fail, decode, encode
 from mapengine.runtime.typed_json.fields import Bounds, Count, Key, KeyedBy, Measure, OneOf, Sha256
-from mapengine.runtime.typed_json.text import Document
-from mapengine.runtime.writing.files import write_text
+from mapengine.runtime.typed_json.own_hash import ZEROS, has_own_hash, with_own_hash
+from mapengine.runtime.typed_json.text import Document, parse_json
+from mapengine.runtime.writing.files import atomic_write
 
 from .rounding import FORMATS
 from .selection import METHODS
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 had no hash of itself: what was damaged was read like what was measured."""
 _LARGEST_EXPONENT = 64
+_LARGEST = float(np.finfo(np.float32).max)
+_MAX_BYTES = 256 * 2**20
+"""A network of a billion parameters has a calibration of a few megabytes."""
+_HASH = "calibration_sha256"
 
 UNFINISHED = "unfinished calibration"
 """What the file of an interrupted calibration is."""
@@ -57,13 +65,13 @@ class LayerCalibration:
 
     name: str
     stage: str
-    largest: Measure
+    largest: Annotated[float, Bounds(0, _LARGEST)]
     tokens: Mapping[str, TokenStatistics]
     widened: bool = False
     alpha: Measure | None = None
     exponents: tuple[Annotated[int, Bounds(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)], ...] | None = None
     rotated: bool = False
-    bias: tuple[float, ...] | None = None
+    bias: tuple[Annotated[float, Bounds(-_LARGEST, _LARGEST)], ...] | None = None
     error: Measure = 0.0
     plain_error: Measure = 0.0
 
@@ -134,7 +142,7 @@ class Calibration:
 
 
 def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> None:
-    """Write the file, whole or not at all.
+    """Write the file, with a hash of itself, whole or not at all.
 
     Raises:
         OutputError: it could not be written.
@@ -143,19 +151,29 @@ def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> 
     layers = document.pop("layers")
     # A layer per line: with indentation the lists of channels would be a number per line.
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(layer)}" for name, layer in layers.items())
-    head = json.dumps(document, indent=1, allow_nan=False).removesuffix("\n}")
-    write_text(path, "calibration", f'{head},\n "layers": {{\n{lines}\n }}\n}}\n')
+    head = json.dumps({**document, _HASH: ZEROS}, indent=1, allow_nan=False).removesuffix("\n}")
+    with atomic_write(path, "calibration") as temporary:
+        temporary.write_bytes(with_own_hash(f'{head},\n "layers": {{\n{lines}\n }}\n}}\n', _HASH))
 
 
 def load_calibration(path: str | os.PathLike[str]) -> Calibration:
     """Read a file of :func:`save_calibration`.
 
     Raises:
-        CalibrationError: it is missing, damaged, or of another version.
+        CalibrationError: it is missing, was changed since it was written, or is of another version.
     """
+    name = shown_path(path)
     try:
-        text = Path(path).read_bytes()
+        raw = read_file(path, _MAX_BYTES)
     except OSError as error:
-        raise CalibrationError(f"{path}: cannot be read ({error.strerror}); check the path, or calibrate") from error
-    remedy = "it is no calibration of this version, calibrate again"
-    return read_json(Calibration, text, Document(str(path), remedy, CalibrationError))
+        raise CalibrationError(f"{name}: cannot be read ({error.strerror}); check the path, or calibrate") from error
+    document = Document(name, "it is no calibration of this version, calibrate again", CalibrationError)
+    parsed = parse_json(raw, document)
+    digest = parsed.pop(_HASH, None) if isinstance(parsed, dict) else None
+    calibration = decode(Calibration, parsed, document)
+    if not has_own_hash(raw, digest):
+        raise CalibrationError(
+            f"{name}: was changed after it was written (it differs from the hash in it); copy the file again, or "
+            "calibrate again"
+        )
+    return calibration

@@ -15,7 +15,7 @@ from ..model.reference import MapAnything
 from ..quantization import QuantizedNetwork
 from .parity_cases import GOLDEN
 from .references import ReferencePredictions
-from .tolerances import AUTOCAST_MARGIN, TOLERANCE, rounding_tolerance
+from .tolerances import AUTOCAST_MARGIN, TOLERANCE, check_rounding, rounding_tolerance
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,9 @@ def decide_graphs(
     else:
         limits = _autocast_tolerance(model, reference)
     if quantized is not None:
-        added = rounding_tolerance(*reference.pairs(quantized.predict), "PyTorch, rounding")
+        pairs = reference.pairs(quantized.predict)
+        added = rounding_tolerance(*pairs, "PyTorch, rounding")  # refuses what is not finite
+        check_rounding(*pairs, precision)
         limits = {key: limits[key] + added[key] for key in added}
     return GraphRecipe(
         model=model,

@@ -9,6 +9,7 @@ bundle: other rounding would fall otherwise in the two runs and hide what the ke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from mapengine.runtime.bundle.manifest import Golden, StageSpec
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.checks.golden import unpack
 from mapengine.runtime.checks.parity import Predictions, measure_parity
+from mapengine.runtime.errors import CalibrationError, warn
 
 from ..attention.choice import KernelChoice
 from ..attention.segments import Segment, cut_at_kernels
@@ -51,6 +53,24 @@ AUTOCAST_MARGIN = 4.0
 """Times the error of PyTorch's BF16 autocast that a backend may have which rounds to BF16 by itself. OpenVINO rounds
 more than autocast (LayerNorm, softmax and gates as well), by two bits at most in what was measured."""
 
+LEAST_DECIBELS, USUAL_DECIBELS = 10.0, 20.0
+"""Signal-to-noise ratio against float32 below which a network in 8 bits is refused, and warned of.
+
+The tolerance of a golden check follows from what rounding costs, so that ranges without a meaning would pass it. The
+worst output keeps 40 dB in INT8 (``preset:tiny``, ``preset:nano``), and 27 where a network of the released size has
+outliers. With ranges a million times too small it keeps 5 dB and less; with one layer's so, 17 and 19.
+"""
+
+_JUDGED = (
+    "ray_directions",
+    "depth_along_ray",
+    "cam_quats",
+    "metric_scaling_factor",
+    "conf",
+    "non_ambiguous_mask_logits",
+)
+"""What every view has a size of its own in; the translation of a single view is all noise."""
+
 Arrays = Mapping[str, NDArray[Any]]
 Attend = Callable[[KernelAttention, Arrays, int], NDArray[np.float32]]
 """Attention of tensors by name, for views of so many tokens."""
@@ -68,6 +88,38 @@ def rounding_tolerance(
     """
     parity = measure_parity(found, wanted, measured_with)
     return {key: MARGIN * output.max_rel for key, output in parity.outputs.items()}
+
+
+def check_rounding(found: Mapping[str, Predictions], wanted: Mapping[str, Predictions], precision: str) -> None:
+    """Refuse a network that rounding leaves too little of, and warn of one that has far less than is usual.
+
+    Args:
+        found, wanted: as in :func:`rounding_tolerance`.
+        precision: for the message.
+
+    Raises:
+        CalibrationError: an output has less than :data:`LEAST_DECIBELS`.
+    """
+    name, decibels = min(signal_to_noise(found, wanted).items(), key=lambda item: item[1])
+    if decibels >= USUAL_DECIBELS:
+        return
+    problem = (
+        f"{precision} keeps {decibels:.0f} dB of {name} against float32, and at least {USUAL_DECIBELS:.0f} are usual"
+    )
+    if decibels < LEAST_DECIBELS:
+        raise CalibrationError(f"{problem}: its ranges do not belong to this network; calibrate this model again")
+    warn(f"{problem}; calibrate with more data, or keep layers in higher precision (`mapengine calibrate --accuracy`)")
+
+
+def signal_to_noise(found: Mapping[str, Predictions], wanted: Mapping[str, Predictions]) -> dict[str, float]:
+    """Return the signal-to-noise ratio of every judged output, over all views of all cases, in dB."""
+    pairs = [pair for case in wanted for pair in zip(found[case], wanted[case], strict=True)]
+    ratios = {}
+    for name in _JUDGED:
+        noise = sum(float(np.square(got[name].astype(np.float64) - want[name]).sum()) for got, want in pairs)
+        signal = sum(float(np.square(want[name].astype(np.float64)).sum()) for _, want in pairs)
+        ratios[name] = 10 * math.log10(max(signal, 1e-30) / max(noise, 1e-30))
+    return ratios
 
 
 def kernel_tolerance(bundle: Bundle, kernels: Mapping[str, KernelChoice], scratch: Path) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""Which layers are quantised, and where a change of their input folds into the layer before.
+"""Which layers are quantised, where a change of their input folds into the layer before, and whether a calibration
+has an entry for each.
 
 Quantised are the linear layers of the blocks of the image encoder and of the aggregator: nearly all of the work. Never
 quantised: the products inside attention (QK and PV), patch embedding and positional grid, geometry encoders, the dense
@@ -9,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 
+import numpy as np
 from torch import nn
 
-from mapengine.calibration.ranges import LayerCalibration
+from mapengine.calibration.ranges import FORMATS, Calibration, LayerCalibration
+from mapengine.runtime.errors import CalibrationError
 
 from ..model.network import MapAnythingNetwork
 from ..model.network.transformer import Block, SwiGlu
@@ -93,3 +96,43 @@ def _linears(block: Block) -> Iterator[tuple[Kind, str]]:
     else:
         yield "fc1", "mlp.fc1"
         yield "fc2", "mlp.fc2"
+
+
+def check_layers(network: MapAnythingNetwork, calibration: Calibration) -> None:
+    """Refuse a calibration that is not one of this network's layers.
+
+    Args:
+        network: that the calibration is going to be folded into.
+        calibration: read from a file, or made by somebody.
+
+    Raises:
+        CalibrationError: a layer is missing or unknown, or an entry does not fit its layer; the message names it.
+    """
+    wanted = find_layers(network)
+    found = {layer.name: layer for layer in calibration.layers}
+    for problem, names in (("lacks", wanted.keys() - found.keys()), ("has", found.keys() - wanted.keys())):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            what = "of the network's layers" if problem == "lacks" else "that the network has not"
+            _refuse(f"{problem} {min(names)}{more} {what}")
+    if len(found) != len(calibration.layers):
+        _refuse("has two entries of one layer")
+    for name, layer in wanted.items():
+        module = linear(network, name)
+        _check_entry(layer, found[name], module.in_features, module.out_features)
+        if found[name].largest > 0 and not np.float32(found[name].largest / FORMATS[calibration.precision].largest) > 0:
+            _refuse(f"has a range of {found[name].largest:g} for {name}, which no scale resolves")
+
+
+def _check_entry(layer: LinearLayer, entry: LayerCalibration, inputs: int, outputs: int) -> None:
+    if entry.stage != layer.stage:
+        _refuse(f"has {layer.name} in the stage {entry.stage}, and it is in {layer.stage}")
+    for values, wanted, what in ((entry.exponents, inputs, "exponents"), (entry.bias, outputs, "numbers of bias")):
+        if values is not None and len(values) != wanted:
+            _refuse(f"has {len(values)} {what} for {layer.name}, which has {wanted} channels there")
+    if entry.exponents is not None and layer.kind == "fc2":
+        _refuse(f"smooths {layer.name}, which has nothing linear before it")
+
+
+def _refuse(problem: str) -> NoReturn:
+    raise CalibrationError(f"the calibration {problem}; calibrate this model")

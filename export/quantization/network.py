@@ -12,6 +12,7 @@ from mapengine.runtime.checks.parity import Predictions
 from ..model.reference import MapAnything
 from .fake_quantization import simulate_rounding
 from .fold import correct_biases, fold_calibration
+from .layers import check_layers
 from .weights_only import WeightsOnly
 
 
@@ -29,8 +30,13 @@ class QuantizedNetwork:
 
     @classmethod
     def of(cls, model: MapAnything, calibration: Calibration | WeightsOnly) -> QuantizedNetwork:
-        """Fold a calibration into the model that was calibrated, which stays as it is."""
+        """Fold a calibration into the model that was calibrated, which stays as it is.
+
+        Raises:
+            CalibrationError: it has other layers than the model, or an entry does not fit its layer.
+        """
         if isinstance(calibration, Calibration):
+            check_layers(model, calibration)
             model = fold_calibration(model, calibration.layers, calibration.kept_layers)
         return cls(model, calibration)
 

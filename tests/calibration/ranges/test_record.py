@@ -59,7 +59,7 @@ def test_round_trip(calibration: Calibration, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 1}, "schema_version"),
         ({"precision": "int4"}, "precision must be one of int8, fp8"),
         ({"kept_layers": ["b"]}, "names b, which is none of the layers"),
         ({"layers": {"a": {}}}, "lacks the field 'stage'"),
