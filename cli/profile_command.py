@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,9 +16,12 @@ from mapengine.runtime.errors import InputError
 from mapengine.runtime.profiling import Contender, Settings, compare_records
 from mapengine.runtime.profiling import profile as measure
 from mapengine.runtime.profiling.accuracy import add_accuracy, check_evaluation
+from mapengine.runtime.profiling.compare import check_profile
 from mapengine.runtime.profiling.report import markdown, rows
 from mapengine.runtime.system.machine import clocks
 from mapengine.runtime.system.origin import record_origin
+from mapengine.runtime.system.reading import read_file, shown_path
+from mapengine.runtime.typed_json.text import Document, parse_json
 from mapengine.runtime.writing.files import write_markdown, write_record
 from mapengine.runtime.writing.output_checks import InputPaths
 
@@ -31,6 +33,8 @@ from .profile_plot import PLOT, check_plots, plot
 
 PROFILE = "profile"
 _COLUMNS = ("contender", "precision", "views", "size", "p50", "p90", "p99", "min", "CV", "runs", "speed", "memory")
+_MOST_RECORD = 64 * 2**20
+"""Bytes; a record of a hundred configurations has less than one."""
 
 
 def profile(
@@ -118,6 +122,8 @@ def profile(
         with needs("export"):
             from mapengine.export.diagnosis.roofline import add_rooflines, measure_ceilings
     old = None if compare is None else _read(compare)
+    if old is not None:
+        check_profile(old)  # before anything is timed
     evaluations = [_read(path) for path in accuracy or ()]
     for evaluation in evaluations:
         check_evaluation(evaluation)
@@ -222,10 +228,11 @@ class _Photos:
 
 def _read(path: Path) -> Any:
 
+    document = Document(shown_path(path), "give a file that --json wrote", InputError)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a record ({error}); give a file that --json wrote") from None
+        return parse_json(read_file(path, _MOST_RECORD), document)
+    except OSError as error:
+        raise document.complaint(f" cannot be read ({error.strerror})") from None
 
 
 def _compare(old: Any, new: Any) -> None:

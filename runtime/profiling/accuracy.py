@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,20 @@ def check_evaluation(record: Any) -> None:
     Raises:
         InputError: no record of `mapengine eval` on rendered scenes.
     """
-    fits = isinstance(record, Mapping) and record.keys() >= _NEEDED
+    fits = isinstance(record, Mapping) and record.keys() >= _NEEDED and isinstance(record["results"], Mapping)
+    fits = fits and isinstance(record["where"], str) and all(map(_is_result, record["results"].values()))
     if not fits or (record.get("benchmark"), record.get("data")) != ("evaluation", "rendered"):
         raise InputError("a file is no record of `mapengine eval` on rendered scenes; give one that --json wrote")
+
+
+def _is_result(task: Any) -> bool:
+    if not isinstance(task, Mapping) or type(task.get("scenes")) is not int:
+        return False
+    figures = task.get("metrics")
+    if not isinstance(figures, Mapping):
+        return False
+    known = [figures[name] for name in FIGURES if figures.get(name) is not None]
+    return all(type(value) in (int, float) and 0 <= value < math.inf for value in known)
 
 
 def add_accuracy(results: Sequence[dict[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import InputError
+from ..typed_json.codec import decode
+from ..typed_json.text import Document
 from .statistics import Summary, is_beyond_noise
 
 
@@ -40,13 +42,13 @@ def compare_records(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[lis
     Raises:
         InputError: ``old`` is no profile, or has nothing in common with ``new``.
     """
-    before, after = (_by_key(record) for record in (old, new))
+    before, after = check_profile(old), check_profile(new)
     both = [key for key in after if key in before]
     if not both:
         raise InputError("the records have no contender and configuration in common; profile the same bundles")
     result = []
     for key in both:
-        first, second = Summary(**before[key]["end_to_end_s"]), Summary(**after[key]["end_to_end_s"])
+        first, second = before[key], after[key]
         ratio = second.p50 / first.p50
         verdict = "same" if not is_beyond_noise(first, second) else "faster" if ratio < 1 else "slower"
         result.append(Comparison(key[0], key[1], key[2], first.p50, second.p50, ratio, verdict))
@@ -58,14 +60,27 @@ def compare_records(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[lis
     return result, differences
 
 
-def _by_key(record: Any) -> dict[tuple[str, int, tuple[int, int]], dict[str, Any]]:
+def check_profile(record: Any) -> dict[tuple[str, int, tuple[int, int]], Summary]:
+    """Return the times of a profile by contender, number of views and size.
+
+    Raises:
+        InputError: it is no record of ``mapengine profile``, or its times are none.
+    """
     try:
         if record["benchmark"] != "profile":
             raise KeyError("benchmark")
         return {
-            (str(result["contender"]), int(result["views"]), (int(result["size"][0]), int(result["size"][1]))): result
+            (str(result["contender"]), int(result["views"]), (int(result["size"][0]), int(result["size"][1]))): _times(
+                result["end_to_end_s"]
+            )
             for result in record["results"]
-            if Summary(**result["end_to_end_s"]).runs
         }
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError):
         raise InputError("this is no record of `mapengine profile`; give a file that --json wrote") from None
+
+
+def _times(value: Any) -> Summary:
+    summary = decode(Summary, value, Document("end_to_end_s", "profile again", InputError))
+    if summary.runs < 1 or min(asdict(summary).values()) < 0 or summary.p50 <= 0:
+        raise ValueError("times are positive")
+    return summary

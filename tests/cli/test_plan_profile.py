@@ -111,7 +111,7 @@ def test_profiles(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
         (("--backends", "cuda"), "cuda"),
         (("--baselines", "torch"), "no baseline 'torch'"),
         (("--seconds", "0"), "greater than or equal to 0.1"),
-        (("--compare", "none.json"), "cannot be read as a record"),
+        (("--compare", "none.json"), "cannot be read"),
     ],
 )
 def test_wrong_profiles(cli: Cli, tiny_bundle: Path, options: tuple[str, ...], problem: str) -> None:
