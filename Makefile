@@ -25,6 +25,8 @@ DEMO       ?= build/demo
 KERNELS    ?=
 PROFILE    ?=
 
+SOAK_SECONDS ?= 600
+
 WORKERS    ?= 2
 PYTEST     ?=
 
@@ -35,7 +37,7 @@ STAMP      := .venv/.installed
 PACKAGES   := calibration cli export kernels runtime
 TEST       := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup engine verify kernels profile check fast-test test gpu-test lint typecheck docs clean
+.PHONY: help setup engine verify kernels profile soak check fast-test test gpu-test lint typecheck docs clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -75,6 +77,9 @@ kernels: $(STAMP)  ## Compile the attention kernels for every GPU into build/ker
 profile: $(STAMP)  ## Time the bundle OUT beside PyTorch, from files to a scene (PROFILE="--views 1,4 --baselines none" passes options on)
 	@test -f "$(OUT)/manifest.json" || $(MAKE) engine
 	$(BIN)/mapengine profile "$(OUT)" $(PROFILE) --json build/profile.json --markdown build/profile.md --plot build/profile.png
+
+soak: $(STAMP)  ## Use engines for ten minutes in every way at once; fails if a result differs or anything grows (SOAK_SECONDS=3600 for an hour)
+	$(BIN)/python benchmarks/soak.py --seconds $(SOAK_SECONDS) --json benchmarks/results/soak.json
 
 gpu-test: $(STAMP)  ## Compare every installed GPU backend with PyTorch on this machine's GPU, and write benchmarks/results/gpu_test.json
 	$(BIN)/python benchmarks/gpu_test.py --model "$(MODEL)" --json benchmarks/results/gpu_test.json

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,6 +147,30 @@ def test_evaluation(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> No
     table = tables.RENDER["evaluation"](record)
     assert "| `depth` | 4 |" in table
     assert "onnxruntime" in table
+
+
+@pytest.mark.slow
+def test_soak(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ("--seconds", "1", "--threads", "2", "--bundle", str(tiny_bundle), "--backends", "onnxruntime")
+    record = run("soak.py", *options, "--json", str(tmp_path / "record.json"))
+    check(record, tables)
+    assert record["first_difference"] is None
+    assert sum(record["results"]["onnxruntime"].values()) >= 10  # a round ends with the calls that it began
+    assert record["growth"].keys() == {"resident_bytes", "descriptors", "threads"}
+    assert "First difference from a single thread: none." in tables.RENDER["soak"](record)
+
+
+def test_a_soak_ends_at_the_first_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    soak = importlib.import_module("soak")
+    value = np.ones((1, 2, 2), np.float32)
+    case = soak.Case("a call", [{}], [{"conf": value}])
+    case.check([{"conf": value.copy()}])
+    for other in (value * np.float32(1 + 2**-23), value.astype(float)):
+        with pytest.raises(soak.Different, match="a call: conf of view 0 differs"):
+            case.check([{"conf": other}])
+    with pytest.raises(soak.Different, match="view 0 has other keys"):
+        case.check([{}])
 
 
 def test_tables_in_the_documentation_are_up_to_date(tables: ModuleType) -> None:

@@ -158,3 +158,24 @@ def _views_in_turn(record: Record) -> str:
 
 def _error(value: float) -> str:
     return f"{value:.0e}" if value else "0"
+
+
+def soak(record: Record) -> str:
+    """Return what was done during a soak, and what differed and grew."""
+    backends = list(record["results"])
+    ways = list(record["results"][backends[0]])
+    rows = [[way, *(str(record["results"][backend][way]) for backend in backends)] for way in ways]
+    first, last = record["first_round"], record["last_round"]
+    device = "" if first["device_bytes"] is None else f", {_megabytes(first, last, 'device_bytes')} on the GPU"
+    what = (
+        f"`{record['model']}`, {record['callers']} threads that share an engine per backend for "
+        f"{record['seconds'] / 60:.0f} minutes. First difference from a single thread: "
+        f"{record['first_difference'] or 'none'}. From the first tenth to the end: "
+        f"{_megabytes(first, last, 'resident_bytes')} resident{device}, {first['descriptors']} to "
+        f"{last['descriptors']} descriptors, {first['threads']} to {last['threads']} threads."
+    )
+    return page(record, ["done", *(f"`{backend}`" for backend in backends)], rows, what)
+
+
+def _megabytes(first: Record, last: Record, name: str) -> str:
+    return f"{first[name] / 1e6:.0f} to {last[name] / 1e6:.0f} MB"
