@@ -167,6 +167,7 @@ def test_missing_depth_is_dark_grey_and_equal_depths_look_equal(rendered: DemoSc
     assert np.abs(true.astype(int) - predicted).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(14 * 3, 14 * 2), (28, 112), (140, 28)])
 @pytest.mark.parametrize("views", [1, 8])
 def test_any_shape_and_number_of_views_fits(size: tuple[int, int], views: int) -> None:

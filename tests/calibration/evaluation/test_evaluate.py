@@ -158,6 +158,7 @@ def test_means_and_the_median_over_all_pairs() -> None:
     assert missing(aggregate([])) == {metric.key for metric in METRICS}
 
 
+@pytest.mark.slow
 def test_rendered_scenes_are_the_same_every_time() -> None:
     options: Any = {"size": (42, 28), "tasks": ["image-only-1", "mixed"]}
     one = evaluate(ConstantDepth(), 3, **options)
@@ -265,6 +266,7 @@ def test_predictions_that_are_broken() -> None:
     refused(InputError, "depth_z|view 0", lambda: score(cut, truth.first(4)))
 
 
+@pytest.mark.slow
 def test_it_works_without_torch() -> None:
     script = (
         "from mapengine.calibration.evaluation import ConstantDepth, evaluate\n"
