@@ -25,7 +25,7 @@ from mapengine.runtime.writing.files import write_record
 VIEWS = (1, 8, 48, 64, 128, 300)
 
 
-def call(bundle: Path, model: MemoryModel, views: int, size: tuple[int, int], collect: bool) -> dict[str, Any]:
+def call(bundle: Bundle, model: MemoryModel, views: int, size: tuple[int, int], collect: bool) -> dict[str, Any]:
     """Return measured and planned peaks of one call."""
     backend = model.key["backend"]
     start = time.perf_counter()
@@ -50,10 +50,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         from mapengine.export import build_engine, load_model
 
-        bundle = Path(folder) / "bundle"
-        build_engine(load_model(args.model), bundle, views=(1, 4, max(args.views)), resolutions=[args.size])
+        build_engine(load_model(args.model), folder, views=(1, 4, max(args.views)), resolutions=[args.size])
+        bundle = Bundle.open(folder)
         for backend in args.backends:
-            model = measure(Bundle.open(bundle, verify=False), backend)
+            model = measure(bundle, backend)
             results[backend] = {
                 str(views): {
                     "kept" if collect else "streamed": call(bundle, model, views, args.size, collect)

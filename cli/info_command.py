@@ -49,7 +49,7 @@ def info(
             show_facts([(name, _text(value)) for name, value in facts.items()])
         return
 
-    manifest = Bundle.open(bundle, verify=False).manifest
+    manifest = Bundle.open(bundle).manifest
     if as_json:
         print(json.dumps(manifest.to_json(), indent=2))
         return

@@ -57,7 +57,7 @@ def plan(
 
     with value_of("--memory"):
         limit = None if memory is None else parse_bytes(memory)
-    opened = Bundle.open(bundle, verify=False)
+    opened = Bundle.open(bundle)
     requests = opened.manifest.requests
     width, height = _default_size(requests) if resolution is None else parse_size(resolution, "--resolution")
     requests.check(requests.views.min, height, width)

@@ -163,7 +163,7 @@ def profile(
 
 def _manifests(bundles: list[Path]) -> list[Any]:
 
-    return [Bundle.open(bundle, verify=False).manifest for bundle in bundles]
+    return [Bundle.open(bundle).manifest for bundle in bundles]
 
 
 def _sizes(manifests: list[Any], resolution: str | None) -> tuple[tuple[int, int], ...]:

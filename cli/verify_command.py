@@ -135,6 +135,7 @@ def verify(
         elif layers and not rounds and reference is not None:
             step("comparing layer by layer")
             divergence = compare_layers(opened, reference, progress=step)
+        opened.files.check_unchanged()  # all of this was about the bundle that was opened
     print()
     show_layers(manifest)
     show_precision(manifest)

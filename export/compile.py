@@ -83,7 +83,7 @@ def compile_engine(
         weights_only=record is not None and record.weights_only,
         report=report,
     )
-    with write_bundle(Path(out)) as writer:
+    with write_bundle(Path(out)) as writer, source.unchanged():
         return write_gpu_bundle(source, writer, recipe, report=report, fraction=fraction)
 
 

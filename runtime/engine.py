@@ -15,6 +15,7 @@ import numpy as np
 from .backends.contract import Backend, ChunkSizes, StagePipeline
 from .backends.registry import make_backend
 from .bundle.build_record import Parity
+from .bundle.bundle_files import while_replaced
 from .bundle.manifest import Manifest
 from .bundle.requests import PATCH_SIZE, ServedRequests, rounded_to_patches
 from .bundle.store import Bundle
@@ -67,7 +68,8 @@ class Engine(MultiViewInference):
         """Load an engine bundle.
 
         Schema, files, hashes and backend version are checked before a stage is handed to a backend. At the first load
-        on a device the bundle's golden input is run and compared with the reference.
+        on a device the bundle's golden input is run and compared with the reference. What was loaded is what was
+        checked: a bundle that is replaced meanwhile is loaded anew, a few times.
 
         Args:
             path: folder of the bundle, or what ``Bundle.open`` gave.
@@ -75,6 +77,7 @@ class Engine(MultiViewInference):
                 ``"onnxruntime-cuda"``, ``"tensorrt"`` or ``"tensorrt-rtx"``; the bundle must be for it.
             threads: processor threads of a CPU backend, by default all that this process may use.
             verify: ``False`` skips hashing the files and the golden check, for a bundle that nobody else can write.
+                Plans and compiled kernels, which are code, are hashed nevertheless.
             memory_limit: memory that a call may take, in bytes or as ``"8GB"``; larger calls are refused before they
                 begin. Needs what ``mapengine plan`` measured on this machine. Without a limit what is free counts, if
                 the bundle was planned here.
@@ -82,18 +85,25 @@ class Engine(MultiViewInference):
         Raises:
             InputError: an unknown backend or number of threads; a limit that is no size, or for a bundle that was not
                 planned.
-            BundleError: the folder is no intact bundle for this backend and device; the subclass says which.
+            BundleError: the folder is no intact bundle for this backend and device, or is replaced again and again; the
+                subclass says which.
             BackendUnavailableError: the backend is not installed, or its GPU is not there.
             ParityError: the golden check failed.
         """
         if isinstance(path, Bundle):
-            bundle = path
-            if verify:
-                bundle.check_hashes()
-        elif isinstance(path, str | os.PathLike):
-            bundle = Bundle.open(path, verify=verify)
-        else:
+            return cls._load(path, backend, threads, verify, memory_limit)
+        if not isinstance(path, str | os.PathLike):
             raise InputError(f"the bundle is a {type(path).__name__}; give the path of its folder")
+        return while_replaced(
+            lambda: cls._load(Bundle.open(path, verify=verify), backend, threads, verify, memory_limit)
+        )
+
+    @classmethod
+    def _load(
+        cls, bundle: Bundle, backend: str, threads: int | None, verify: bool, memory_limit: int | str | None
+    ) -> Engine:
+        if verify:
+            bundle.check_hashes()
         manifest = bundle.manifest
         library = make_backend(backend, [info.name for info in manifest.backends], threads)
         info = manifest.backend(library.name)
@@ -101,7 +111,8 @@ class Engine(MultiViewInference):
         info.check_device(library.compute_capability)
         identity = (bundle.digest, library.name, library.version, library.device)
         memory = guard_for(*identity, memory_limit)
-        pipeline = library.open_pipeline(bundle, ChunkSizes(**manifest.requests.chunks))
+        with bundle.unchanged():
+            pipeline = library.open_pipeline(bundle, ChunkSizes(**manifest.requests.chunks))
         if verify and not has_golden_record(*identity):
             check_golden(bundle, pipeline, f"{library.name} {library.version} on {library.device}")
             write_golden_record(*identity)

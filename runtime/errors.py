@@ -64,6 +64,10 @@ class IntegrityError(BundleError):
     """A file of the bundle differs from the hash in the manifest."""
 
 
+class BundleReplacedError(IntegrityError):
+    """The bundle was replaced, or written to, while it was being read."""
+
+
 class VersionError(BundleError):
     """The bundle needs another schema, backend or tool version."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -32,6 +31,8 @@ from mapengine.runtime.bundle.manifest import (
 )
 from mapengine.runtime.bundle.store import BundleWriter, write_bundle
 
+from .stage_files import change_manifest, graph_bytes
+
 
 def _use_one_processor() -> None:
     """Keep a worker of pytest-xdist on a processor of its own.
@@ -58,17 +59,18 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
     monkeypatch.setenv("MAPENGINE_CACHE", str(tmp_path_factory.getbasetemp() / "mapengine-cache"))
 
 
+_INPUTS = (TensorSpec("x", "float32", ("views", 3, "height", "width")), TensorSpec("flags", "bool", ("views",)))
+_OUTPUTS = (TensorSpec("y", "float32", ("views", "patches", 48)), TensorSpec("scale", "float32", ()))
+
+
 def _make_manifest(record: Callable[[str], FileRecord]) -> Manifest:
     """A valid manifest whose file records come from ``record(name)``."""
     stages = {
         name: StageSpec(
             file=record(f"{name}.onnx"),
             data=(record(f"{name}.onnx.data"),) if name == "aggregator" else (),
-            inputs=(
-                TensorSpec("x", "float32", ("views", 3, "height", "width")),
-                TensorSpec("flags", "bool", ("views",)),
-            ),
-            outputs=(TensorSpec("y", "float32", ("views", "patches", 48)), TensorSpec("scale", "float32", ())),
+            inputs=_INPUTS,
+            outputs=_OUTPUTS,
             opset=20,
             optimization_profiles=({"views": Range(1, 4, 32)},),
         )
@@ -108,7 +110,8 @@ def _make_manifest(record: Callable[[str], FileRecord]) -> Manifest:
 
 def _fill_bundle(writer: BundleWriter) -> Manifest:
     for name in STAGES:
-        (writer.folder / f"{name}.onnx").write_bytes(name.encode() * 10)
+        data = "aggregator.onnx.data" if name == "aggregator" else ""
+        (writer.folder / f"{name}.onnx").write_bytes(graph_bytes(_INPUTS, _OUTPUTS, data=data))
     (writer.folder / "aggregator.onnx.data").write_bytes(b"weights" * 1000)
     writer.golden({"in": np.arange(6, dtype=np.float32), "out": np.ones((2, 3), bool)})
     return writer.write_manifest(_make_manifest(writer.record)).manifest
@@ -122,13 +125,13 @@ def manifest() -> Manifest:
 
 @pytest.fixture(scope="session")
 def fill_bundle() -> Callable[[BundleWriter], Manifest]:
-    """Writes stand-in stage files (not real graphs), golden arrays and the manifest through a ``BundleWriter``."""
+    """Writes stage files (graphs without nodes), golden arrays and the manifest through a ``BundleWriter``."""
     return _fill_bundle
 
 
 @pytest.fixture
 def bundle_folder(tmp_path: Path) -> Path:
-    """A valid bundle with stand-in stage files, in a folder of its own."""
+    """A valid bundle of graphs without nodes, in a folder of its own."""
     with write_bundle(tmp_path / "bundle") as writer:
         _fill_bundle(writer)
     return tmp_path / "bundle"
@@ -182,9 +185,6 @@ def made_engine(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
     folder = tmp_path_factory.mktemp("made")
     shutil.copytree(tiny_bundle, folder / "build" / "engine")
-    manifest = folder / "build" / "engine" / "manifest.json"
-    content = json.loads(manifest.read_text(encoding="utf-8"))
-    content["profile"]["sizes"] = [[140, 112]]
-    manifest.write_text(json.dumps(content), encoding="utf-8")
+    change_manifest(folder / "build" / "engine", lambda document: document["profile"].update(sizes=[[140, 112]]))
     write_samples(folder / "build" / "samples")
     return folder

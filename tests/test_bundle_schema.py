@@ -47,7 +47,7 @@ def test_the_manifest_of_a_chain_follows_it(manifest: Manifest) -> None:
     ("path", "value"),
     [
         (("precision",), "fp64"),
-        (("schema_version",), 5),
+        (("schema_version",), 6),
         (("extra",), 1),
         (("created_by", "mapengine"), ""),
         (("model", "weights_sha256"), "A" * 64),

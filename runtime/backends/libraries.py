@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..backend_table import BACKENDS_BY_NAME
-from ..errors import BackendUnavailableError, one_line
+from ..errors import BackendError, BackendUnavailableError, one_line
 
 
 def is_installed(name: str) -> bool:
@@ -38,3 +42,34 @@ def import_library(name: str) -> Any:
 def installed_version(name: str) -> str:
     """Return the version of a backend's library, without the build that some append; errors as import_library."""
     return str(import_library(name).__version__).partition("-")[0]
+
+
+@contextmanager
+def utf8_path(path: Path, library: str) -> Iterator[str]:
+    """Yield a path of the file ``path`` for a library that takes UTF-8 alone.
+
+    A name that is not UTF-8, or that Python could not decode in the locale that it runs in, is reached through an open
+    descriptor of its folder. Files beside it are reached the same way.
+
+    Raises:
+        BackendError: this system has no such paths, or the folder cannot be opened.
+    """
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        pass
+    else:
+        yield str(path)
+        return
+    problem = f"{library} cannot open files in {str(path.parent)!a}, whose name is not UTF-8"
+    try:
+        folder = os.open(path.parent, os.O_RDONLY)
+    except OSError as error:
+        raise BackendError(f"{problem}, and it cannot be reached otherwise ({error.strerror}); rename it") from error
+    try:
+        place = Path("/proc/self/fd") / str(folder) / path.name
+        if not place.exists():
+            raise BackendError(f"{problem}, and this system has no other way to it; rename it")
+        yield str(place)
+    finally:
+        os.close(folder)

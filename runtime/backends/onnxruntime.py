@@ -17,7 +17,7 @@ from ..errors import BackendError, one_line
 from ..system.machine import cpu_name, usable_processors
 from .contract import Arrays, StageRunner
 from .host_pipeline import HostBackend
-from .libraries import import_library
+from .libraries import import_library, utf8_path
 
 _FLOAT32_PRODUCTS = "1"
 """Level at which a product with 8-bit weights accumulates in float32; the default, 4, is INT8."""
@@ -75,12 +75,21 @@ class OnnxRuntimeBackend(HostBackend):
     def _load(self, name: str, path: Path, options: Any) -> Any:
         try:
             graph = path.read_bytes()
+        except OSError as error:
+            raise BackendError(
+                f"onnxruntime {self.version} cannot load the stage {name}: {path} cannot be read ({error.strerror}); "
+                f"check that it exists and its permissions"
+            ) from error
+        try:
             if _QUANTIZE_NODE in graph and _TO_FLOAT16 not in graph:
                 # Without VNNI the sums of two products of 8 bits saturate at 16, unless both are unsigned. Where
                 # products are not in 8 bits after all (weights alone are, or casts to float16 stand between), nothing
                 # saturates, and the library fails with this option.
                 options.add_session_config_entry("session.x64quantprecision", "1")
-            return self._library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            with utf8_path(path, self.name) as place:
+                return self._library.InferenceSession(place, options, providers=["CPUExecutionProvider"])
+        except BackendError:
+            raise
         except Exception as error:  # the library raises a dozen private types
             raise BackendError(
                 f"onnxruntime {self.version} cannot load the stage {name}: {one_line(error)}; build the bundle again"

@@ -22,7 +22,7 @@ from .cuda.chain import SegmentChain
 from .cuda.driver import OutOfMemory, Stream, driver_problem, no_gpu, open_device
 from .cuda.pipeline import DevicePipeline
 from .cuda.stage import DeviceStage, check_tensors, covering_optimization_profile, tensor_shape
-from .libraries import import_library
+from .libraries import import_library, utf8_path
 
 _SPEC = BACKENDS_BY_NAME["onnxruntime-cuda"]
 _ELEMENT_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16, "int64": 7}
@@ -75,7 +75,7 @@ class OnnxRuntimeCudaBackend:
         manifest = bundle.manifest
         with self._device.current():
             stages = {
-                name: self.load_stage(name, bundle.folder, spec, manifest.kernels)
+                name: self.load_stage(name, bundle.files.place, spec, manifest.kernels)
                 for name, spec in manifest.stages.items()
             }
         return DevicePipeline(self._device, stages, chunks, stream=self._device.lasting_stream())
@@ -110,9 +110,12 @@ class OnnxRuntimeCudaBackend:
             "cudnn_conv_algo_search": "HEURISTIC",
         }
         try:
-            inference_session = library.InferenceSession(
-                str(folder / spec.file.file), options, providers=[(_SPEC.provider, provider), "CPUExecutionProvider"]
-            )
+            with utf8_path(folder / spec.file.file, "onnxruntime") as place:
+                inference_session = library.InferenceSession(
+                    place, options, providers=[(_SPEC.provider, provider), "CPUExecutionProvider"]
+                )
+        except BackendError:
+            raise
         except Exception as error:  # the library raises a dozen private types
             raise _refusal(f"onnxruntime {self.version} cannot load the stage {name}", error) from error
         stream.synchronize()  # what the library copies for it is done, should the InferenceSession go at once

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,13 +20,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError, BackendUnavailableError, one_line
+from ..errors import BackendError, BackendUnavailableError
 from ..system.machine import cpu_name, usable_processors
 from .contract import BF16_STAGES, Arrays, StageRunner
 from .host_pipeline import HostBackend
 from .libraries import import_library
 
 _MAPS = Path("/proc/self/maps")
+_CHECK = re.compile(r"(Check '.*') failed at \S+:\d+:?$")
+_PLACE = re.compile(r"Exception from \S+:\d+:?$|" + _CHECK.pattern)
+"""What OpenVINO's errors begin with: a line of its source for each function that they passed."""
 _DONT_NEED = 4
 """``MADV_DONTNEED`` of madvise(2)."""
 _LEAST_UNCOPIED = 4 * 2**20
@@ -103,7 +107,7 @@ class OpenVinoBackend(HostBackend):
             return self._core.compile_model(self._core.read_model(str(path)), "CPU", options)
         except Exception as error:
             raise BackendError(
-                f"openvino {self.version} cannot load the stage {name}: {one_line(error)}; "
+                f"openvino {self.version} cannot load the stage {name}: {cause(error)}; "
                 f"use the backend onnxruntime or build the bundle again"
             ) from error
 
@@ -144,7 +148,7 @@ class _Stage:
             if again:
                 outputs = {name: np.array(array) for name, array in outputs.items()}
         except Exception as error:
-            raise BackendError(f"openvino failed in the stage {self._name}: {one_line(error)}") from error
+            raise BackendError(f"openvino failed in the stage {self._name}: {cause(error)}") from error
         with self._lock:
             if again:
                 self._idle.append(request)
@@ -153,6 +157,15 @@ class _Stage:
             # The first call has packed the weights, so the pages of the mapped file would only double their memory.
             release_pages(weights)
         return outputs
+
+
+def cause(error: BaseException) -> str:
+    """Return the sentence of OpenVINO's error that says what is wrong: the last, behind the places that it passed."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not _PLACE.match(line)]
+    checks = [found.group(1) for line in lines if (found := _CHECK.match(line))]
+    text = told[-1] if told else f"{checks[-1]} failed" if checks else type(error).__name__
+    return text.removeprefix("-- ").rstrip(".:")
 
 
 def _text(value: Any) -> str:

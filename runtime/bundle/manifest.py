@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from ..backend_table import BACKENDS_BY_FORMAT, EIGHT_BIT, PRECISIONS
 from ..errors import ManifestError, VersionError
 from ..typed_json.codec import Fail, decode, encode
-from ..typed_json.fields import EVERY_KEY, Bounds, Count, Key, OneOf, Positive, Sha256
+from ..typed_json.fields import ADDED, EVERY_KEY, Bounds, Count, Key, OneOf, Positive, Sha256
 from ..typed_json.text import Document, shorten
 from .backend_info import BackendInfo
 from .build_record import (
@@ -62,7 +62,9 @@ __all__ = [
     "Tolerance",
 ]  # fmt: skip
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+OLDEST_VERSION = 4
+"""Of the schemas that are read; its manifests carry no hash of themselves."""
 ATTENTIONS = ("mha", "attention", "matmul")
 """Contrib MultiHeadAttention, the standard ONNX Attention, and MatMul-Softmax-MatMul."""
 
@@ -102,6 +104,7 @@ class Manifest:
     """Everything in ``manifest.json``.
 
     Attributes:
+        manifest_sha256: of the text that it was read from, see :mod:`.manifest_text`; None where there is none.
         created_by: version of mapengine. tools: versions of the other tools (torch, onnx, python, ...).
         precision: one of ``PRECISIONS``; ``quantization`` is set exactly for int8 and fp8.
         reduced_precision: what a build in less than float32 kept and found; None for fp32.
@@ -114,6 +117,7 @@ class Manifest:
     """
 
     schema_version: Annotated[int, Bounds(1, SCHEMA_VERSION)] = field(default=SCHEMA_VERSION, kw_only=True)
+    manifest_sha256: Annotated[Sha256 | None, ADDED] = field(default=None, kw_only=True, compare=False)
     created_by: Annotated[str, Key("created_by.mapengine")]
     tools: Mapping[str, str]
     model: ModelInfo
@@ -146,12 +150,12 @@ class Manifest:
                 path.
         """
         version = document.get("schema_version") if isinstance(document, dict) else None
-        if type(version) is int and version > 0 and version != SCHEMA_VERSION:
+        if type(version) is int and version > 0 and not OLDEST_VERSION <= version <= SCHEMA_VERSION:
             newer = version > SCHEMA_VERSION
             raise VersionError(
                 f"{name} has schema version {shorten(version)} and was made by "
-                f"{'a newer' if newer else 'an older'} mapengine (this one reads {SCHEMA_VERSION}); "
-                f"{'upgrade mapengine or build' if newer else 'build'} the bundle again"
+                f"{'a newer' if newer else 'an older'} mapengine (this one reads {OLDEST_VERSION} to "
+                f"{SCHEMA_VERSION}); {'upgrade mapengine or build' if newer else 'build'} the bundle again"
             )
         return decode(cls, document, manifest_document(name))
 
@@ -187,6 +191,10 @@ class Manifest:
     def _check_stages(self, fail: Fail) -> None:
         on_gpu = self.format != "onnx"
         for name, stage in self.stages.items():
+            for graph in (stage, *stage.segments):
+                # Backends choose how to read a file by its name, and other formats have files of their own beside them.
+                if self.format != "plan" and graph.file is not None and not graph.file.file.endswith(".onnx"):
+                    fail(f"stages.{name}", f"must have a file that ends in .onnx, not {shorten(graph.file.file)}")
             axes = {axis for spec in stage.inputs for axis in spec.shape if isinstance(axis, str)}
             free = {axis.rpartition("*")[2] for axis in axes}  # 14*patch_rows follows from the axis patch_rows
             profiles = stage.optimization_profiles

@@ -7,15 +7,13 @@ a plan is executable code. The format is described in ``docs/reference/bundle.md
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import os
 import re
-import stat
 import zipfile
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +22,24 @@ import numpy as np
 from ..errors import (
     BundleError,
     BundleNotFoundError,
-    IntegrityError,
     ManifestError,
     MapEngineError,
     OutputError,
 )
-from ..system.machine import usable_processors
 from ..typed_json.text import parse_json
 from ..writing.files import output_error
 from ..writing.folders import atomic_folder
 from ..writing.replacement import is_staging
 from ..writing.staging import recover_folder
+from .bundle_files import BundleFiles, while_replaced
 from .file_record import MANIFEST_NAME, FileRecord
-from .manifest import STAGES, Manifest, manifest_document
+from .manifest import SCHEMA_VERSION, STAGES, Manifest, manifest_document
+from .manifest_text import check_manifest_text, manifest_text
+from .stage_graphs import MAX_GRAPH_BYTES, graph_problem, graphs
 
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_GOLDEN_BYTES = 512 * 2**20
 """Uncompressed size of ``golden.npz``: a small input with its outputs takes a few MB."""
-HASH_BLOCK = 4 * 2**20
-HASH_THREADS = 8
-"""hashlib releases the GIL on large blocks; more threads than files or cores gain nothing."""
 _STAGE = rf"(?:{'|'.join(STAGES)})"
 _OUR_NAMES = re.compile(rf"{re.escape(MANIFEST_NAME)}|golden\.npz|{_STAGE}(?:_\d+)?\.(?:onnx|onnx\.data|plan)")
 _LISTED_NAMES = re.compile(rf"{_STAGE}[\w.-]*\.(?:onnx|data|plan)|[\w.-]+\.(?:cubin|ptx)")
@@ -54,12 +50,14 @@ _LISTED_NAMES = re.compile(rf"{_STAGE}[\w.-]*\.(?:onnx|data|plan)|[\w.-]+\.(?:cu
 class Bundle:
     """An opened bundle: its folder, its validated manifest, and the SHA-256 of ``manifest.json``.
 
-    The manifest names the hash of every other file, so ``digest`` identifies the whole bundle.
+    The manifest names the hash of every other file, so ``digest`` identifies the whole bundle. ``files`` knows which
+    files were opened, so that nothing is read from a bundle that took this one's place.
     """
 
     folder: Path
     manifest: Manifest
     digest: str
+    files: BundleFiles = field(compare=False, repr=False)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], verify: bool = True) -> Bundle:
@@ -73,34 +71,70 @@ class Bundle:
             BundleNotFoundError: the folder, its manifest or a file that the manifest names is missing or unreadable.
             VersionError: the manifest was made by a newer mapengine.
             ManifestError: ``manifest.json`` does not follow the schema.
-            IntegrityError: a file has another size or SHA-256, or is a link that leaves the folder.
+            IntegrityError: the manifest or a file has another SHA-256 or size, a file is a link that leaves the folder,
+                or a graph refers to a file that is not listed or has other tensors than the manifest says.
+            BundleReplacedError: the bundle was replaced again and again while it was being read.
         """
-        folder = Path(path)
+        return while_replaced(lambda: cls._open(Path(path), verify))
+
+    @classmethod
+    def _open(cls, folder: Path, verify: bool) -> Bundle:
         recover_folder(folder)
-        raw = _read_manifest(folder)
+        files = BundleFiles(folder)
+        raw = _read_manifest(files)
         name = str(folder / MANIFEST_NAME)
-        manifest = Manifest.from_json(parse_json(raw, manifest_document(name)), name)
-        bundle = cls(folder, manifest, hashlib.sha256(raw).hexdigest())
-        for record in manifest.files():
-            _check_size(folder, record)
-        if verify:
-            bundle.check_hashes()
+        document = parse_json(raw, manifest_document(name))
+        manifest = Manifest.from_json(document, name)
+        check_manifest_text(raw, document, name)
+        bundle = cls(folder, manifest, hashlib.sha256(raw).hexdigest(), files)
+        with bundle.unchanged():
+            for record in manifest.files():
+                files.check_presence(record)
+            if verify:
+                bundle.check_hashes()
+            bundle.check_graphs()
         return bundle
 
     def check_hashes(self) -> None:
-        """Compare the SHA-256 of every file with the manifest's.
+        """Compare the SHA-256 of every file with the manifest's, unless that was done.
 
         Raises:
             BundleNotFoundError: a file is gone or unreadable.
-            IntegrityError: a file has another SHA-256.
+            IntegrityError: a file has another SHA-256, or was replaced since the bundle was opened.
         """
-        # Longest first, so that no thread ends alone with the largest file.
-        records = sorted(self.manifest.files(), key=lambda record: -record.bytes)
-        workers = min(HASH_THREADS, len(records), usable_processors())
-        with ThreadPoolExecutor(workers) as pool:
-            for record, digest in zip(records, pool.map(lambda r: _hash(self.folder, r.file), records), strict=True):
-                if digest != record.sha256:
-                    raise _broken(self.folder, record.file, "differs from the hash in its manifest")
+        self.files.check_hashes(self.manifest.files())
+
+    def check_graphs(self) -> None:
+        """Compare every graph with the manifest: tensors, opset, and the files with weights that it refers to.
+
+        Raises:
+            BundleNotFoundError: a graph is gone or unreadable.
+            IntegrityError: a graph is none, or not the one that the manifest describes.
+        """
+        if self.manifest.format == "plan":
+            return
+        for stage in self.manifest.stages.values():
+            for record, spec in graphs(stage):
+                if record.bytes > MAX_GRAPH_BYTES:
+                    raise self.files.broken(record.file, "is larger than an ONNX graph can be")
+                with self.files.open(record.file) as file:
+                    problem = graph_problem(file.read(record.bytes), spec)
+                if problem is not None:
+                    raise self.files.broken(record.file, problem)
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Refuse what the block read, or failed to read, if the bundle was replaced or written to meanwhile.
+
+        Raises:
+            BundleReplacedError: it was.
+        """
+        try:
+            yield
+        except MapEngineError:
+            self.files.check_unchanged()  # parts of two bundles fail in many ways, none of which says so
+            raise
+        self.files.check_unchanged()
 
     def stage_path(self, name: str) -> Path:
         """The file of the stage ``name``: a graph (``.onnx``) or a plan (``.plan``).
@@ -111,31 +145,30 @@ class Bundle:
         record = self.manifest.stages[name].file
         if record is None:
             raise ManifestError(f"{self.folder}: the stage {name} is a chain of plans; run it with its own backend")
-        return self.folder / record.file
+        return self.files.place / record.file
 
     def golden(self) -> dict[str, np.ndarray]:
         """The arrays of ``golden.npz``: inputs and reference outputs, never unpickled.
 
         Raises:
             BundleNotFoundError: the file is gone or cannot be read.
-            IntegrityError: the file is not an archive of plain arrays, or is implausibly large.
+            IntegrityError: the file is not the one of the manifest, not an archive of plain arrays, or implausibly
+                large.
         """
-        name = self.manifest.golden.file.file
-        path = self.folder / name
+        record = self.manifest.golden.file
+        content = io.BytesIO(self.files.read(record, MAX_GOLDEN_BYTES))
         try:
-            with zipfile.ZipFile(path) as archive:
+            with zipfile.ZipFile(content) as archive:
                 if sum(member.file_size for member in archive.infolist()) > MAX_GOLDEN_BYTES:
-                    raise _broken(self.folder, name, f"unpacks to more than {MAX_GOLDEN_BYTES} bytes")
-            with np.load(path, allow_pickle=False) as arrays:
+                    raise self.files.broken(record.file, f"unpacks to more than {MAX_GOLDEN_BYTES} bytes")
+            with np.load(content, allow_pickle=False) as arrays:
                 golden = {key: arrays[key] for key in arrays.files}
         except MapEngineError:
             raise
-        except OSError as error:
-            raise _unreadable(path, error) from error
         except Exception as error:  # zipfile, zlib and numpy raise a dozen types for damaged archives
-            raise _broken(self.folder, name, "is not an archive of plain arrays") from error
+            raise self.files.broken(record.file, "is not an archive of plain arrays") from error
         if not all(isinstance(array, np.ndarray) and array.dtype.kind in "biuf" for array in golden.values()):
-            raise _broken(self.folder, name, "holds something other than arrays of numbers")
+            raise self.files.broken(record.file, "holds something other than arrays of numbers")
         return golden
 
 
@@ -153,7 +186,7 @@ class BundleWriter:
 
     def record(self, name: str) -> FileRecord:
         """Name, SHA-256 and size of the finished file ``name`` in the folder, for the manifest."""
-        return FileRecord(name, _hash(self.folder, name), (self.folder / name).stat().st_size)
+        return FileRecord(name, BundleFiles(self.folder).hash(name), (self.folder / name).stat().st_size)
 
     def golden(self, arrays: Mapping[str, np.ndarray], name: str = "golden.npz") -> FileRecord:
         """Write the golden arrays (numbers only, any shape) and return the record of the file."""
@@ -171,19 +204,19 @@ class BundleWriter:
 
         Raises:
             ManifestError: the manifest does not follow its own schema.
-            BundleNotFoundError, IntegrityError: a file that it names is not in the folder as described.
+            BundleNotFoundError, IntegrityError: a file that it names is not in the folder as described, or a graph is
+                not as described.
         """
-        try:
-            text = json.dumps(manifest.to_json(), indent=2, allow_nan=False) + "\n"
-        except (TypeError, ValueError) as error:
-            raise ManifestError(f"the manifest cannot be written as JSON: {error}; use finite, plain values") from error
-        checked = Manifest.from_json(parse_json(text, manifest_document()))
+        raw = manifest_text(replace(manifest, schema_version=SCHEMA_VERSION).to_json())
+        checked = Manifest.from_json(parse_json(raw, manifest_document()))
+        files = BundleFiles(self.folder)
+        bundle = Bundle(self.folder, checked, hashlib.sha256(raw).hexdigest(), files)
         for record in checked.files():
-            _check_size(self.folder, record)
-        raw = text.encode()
+            files.check_presence(record)
+        bundle.check_graphs()
         (self.folder / MANIFEST_NAME).write_bytes(raw)
-        self.bundle = Bundle(self.folder, checked, hashlib.sha256(raw).hexdigest())
-        return self.bundle
+        self.bundle = bundle
+        return bundle
 
 
 @contextmanager
@@ -212,7 +245,7 @@ def files_of_old_bundle(target: Path) -> list[str]:
     try:
         if not target.is_dir() or all(is_staging(entry.name) for entry in target.iterdir()):
             return []
-        document = parse_json(_read_manifest(target), manifest_document())
+        document = parse_json(_read_manifest(BundleFiles(target)), manifest_document())
     except BundleError:
         document = None
     except OSError as error:
@@ -241,7 +274,8 @@ def _is_manifest(document: dict[str, Any]) -> bool:
     return isinstance(stages, dict) and any(name in STAGES for name in stages)
 
 
-def _read_manifest(folder: Path) -> bytes:
+def _read_manifest(files: BundleFiles) -> bytes:
+    folder = files.folder
     path = folder / MANIFEST_NAME
     try:
         if not folder.is_dir():
@@ -249,59 +283,14 @@ def _read_manifest(folder: Path) -> bytes:
             raise BundleNotFoundError(f"{folder} {reason}; give the folder that mapengine build wrote")
         if not path.exists():
             raise BundleNotFoundError(f"{folder} is no engine bundle: it has no {MANIFEST_NAME}; run mapengine build")
-        mode = _inside(folder, MANIFEST_NAME).st_mode
-        if not stat.S_ISREG(mode):
+        if not path.is_file():
             raise ManifestError(f"{path} is not a regular file; build the bundle again")
-        with path.open("rb") as file:
+        with files.open(MANIFEST_NAME) as file:
             raw = file.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
         if isinstance(error, MapEngineError):
             raise
-        raise _unreadable(path, error) from error
+        raise files.unreadable(MANIFEST_NAME, error) from error
     if len(raw) > MAX_MANIFEST_BYTES:
         raise ManifestError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes, so it is no manifest; build it again")
     return raw
-
-
-def _inside(folder: Path, name: str) -> os.stat_result:
-    """Status of a file of the bundle; ``IntegrityError`` if it is a link that leads out of the folder."""
-    path = os.path.realpath(folder / name)
-    if Path(os.path.realpath(folder)) not in Path(path).parents:
-        raise _broken(folder, name, "is a link that leaves the folder")
-    return os.stat(path)
-
-
-def _check_size(folder: Path, record: FileRecord) -> None:
-    try:
-        status = _inside(folder, record.file)
-    except FileNotFoundError as error:
-        fix = "copy the whole folder or build the bundle again"
-        raise BundleNotFoundError(f"{folder} lacks the file {record.file} of its manifest; {fix}") from error
-    except OSError as error:
-        raise _unreadable(folder / record.file, error) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise _broken(folder, record.file, "is not a regular file")
-    if status.st_size != record.bytes:
-        raise _broken(folder, record.file, f"has {status.st_size} bytes, but its manifest says {record.bytes}")
-
-
-def _hash(folder: Path, name: str) -> str:
-    """SHA-256 of a file, read in large blocks into one buffer."""
-    digest = hashlib.sha256()
-    block = memoryview(bytearray(HASH_BLOCK))
-    try:
-        with (folder / name).open("rb", buffering=0) as file:
-            while count := file.readinto(block):
-                digest.update(block[:count])
-    except OSError as error:
-        raise _unreadable(folder / name, error) from error
-    return digest.hexdigest()
-
-
-def _broken(folder: Path, name: str, problem: str) -> IntegrityError:
-    return IntegrityError(f"{folder / name} {problem}; copy the whole folder again or build the bundle again")
-
-
-def _unreadable(path: Path, error: OSError) -> BundleNotFoundError:
-    reason = error.strerror or str(error)
-    return BundleNotFoundError(f"{path} cannot be read ({reason}); check that it exists and its permissions")

@@ -88,17 +88,18 @@ def stage_products(bundle: Bundle, backend: str, threads: int | None = None) -> 
 
     Raises:
         BackendError: the backend cannot run a stage or does not say what it ran.
+        BundleReplacedError: the bundle is no longer the one that was opened.
     """
     if bundle.manifest.format == "plan":
         return listed_products(bundle.manifest)
     library: HostBackend = OpenVinoBackend(threads) if backend == "openvino" else OnnxRuntimeBackend(threads)
-    inputs = _stage_inputs(bundle, library)
     look = _openvino if isinstance(library, OpenVinoBackend) else _onnxruntime
     arithmetic = bundle.manifest.arithmetic
-    return [
-        StageProducts(stage, tuple(look(library, bundle.stage_path(stage), given, arithmetic)))
-        for stage, given in inputs.items()
-    ]
+    with bundle.unchanged():
+        return [
+            StageProducts(stage, tuple(look(library, bundle.stage_path(stage), given, arithmetic)))
+            for stage, given in _stage_inputs(bundle, library).items()
+        ]
 
 
 def check_product_precision(manifest: Manifest, products: Iterable[StageProducts], backend: str) -> None:

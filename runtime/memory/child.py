@@ -1,6 +1,6 @@
 """The process that measures the memory of one call, so that nothing else counts; started by :mod:`.probe`.
 
-    mapengine.runtime.memory.child BUNDLE BACKEND VIEWS WIDTH HEIGHT GEOMETRY COLLECT
+    mapengine.runtime.memory.child BUNDLE DIGEST BACKEND VIEWS WIDTH HEIGHT GEOMETRY COLLECT
 
 prints JSON: bytes of resident memory at the peak of loading and of every stage. Linux only (``/proc``).
 """
@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.store import Bundle
 from ..engine import Engine
-from ..errors import MapEngineError
+from ..errors import BundleReplacedError, MapEngineError
 from ..system.machine import peak_bytes, reset_peak
 from .probe import STAGES
 
@@ -44,11 +45,14 @@ def random_views(count: int, width: int, height: int, geometry: bool) -> list[di
 
 def main(arguments: list[str]) -> int:
     """Measure one call, see above, and return the exit code."""
-    bundle, backend, *numbers = arguments
+    bundle, digest, backend, *numbers = arguments
     views, width, height, geometry, collect = map(int, numbers)
     peaks = dict.fromkeys(STAGES, 0)
     try:
-        engine = Engine.load(bundle, backend, verify=False)
+        opened = Bundle.open(bundle)
+        if opened.digest != digest:
+            raise BundleReplacedError(f"{bundle} is another bundle than before; run it again")
+        engine = Engine.load(opened, backend, verify=False)  # without the golden check, which takes memory too
         given = random_views(views, width, height, bool(geometry))
         for view in given:
             view["data_norm_type"] = [engine.data_norm_type]

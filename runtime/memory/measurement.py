@@ -52,7 +52,7 @@ def measure(bundle: Bundle, backend: str = "auto", progress: Progress | None = N
     for done, (views, width, height, geometry, collect) in enumerate(shapes):
         if progress is not None:
             progress(done, len(shapes))
-        peaks = probe(bundle.folder, key["backend"], views, width, height, geometry=geometry, collect=collect)
+        peaks = probe(bundle, key["backend"], views, width, height, geometry=geometry, collect=collect)
         samples.append(Sample(views, width, height, geometry, collect, peaks))
     if progress is not None:
         progress(len(shapes), len(shapes))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from pathlib import Path
 
+from ..bundle.store import Bundle
 from ..errors import BackendError
 from ..system.children import child_command, child_environment
 
@@ -14,12 +14,12 @@ _SECONDS = 1800
 
 
 def probe(
-    bundle: Path, backend: str, views: int, width: int, height: int, *, geometry: bool = False, collect: bool = False
+    bundle: Bundle, backend: str, views: int, width: int, height: int, *, geometry: bool = False, collect: bool = False
 ) -> dict[str, int]:
     """Return the peak bytes of resident memory by stage, of one call in a new process.
 
     Args:
-        bundle: folder of the bundle.
+        bundle: opened; the process runs no other.
         backend: name of a CPU backend.
         views, width, height: of the call.
         geometry: every view has camera, depth and pose.
@@ -28,7 +28,7 @@ def probe(
     Raises:
         BackendError: the process failed; the message has its last line.
     """
-    arguments = [bundle, backend, views, width, height, int(geometry), int(collect)]
+    arguments = [bundle.folder, bundle.digest, backend, views, width, height, int(geometry), int(collect)]
     command = child_command("mapengine.runtime.memory.child", *arguments)
     try:
         done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=_SECONDS)

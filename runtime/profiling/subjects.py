@@ -99,7 +99,7 @@ class EngineSubject:
     """An engine bundle on a backend; see :class:`Subject`."""
 
     def __init__(self, bundle: str, backend: str, threads: int | None) -> None:
-        self._engine = Engine.load(bundle, backend, threads=threads, verify=False)
+        self._engine = Engine.load(bundle, backend, threads=threads)
         self._device_clock = self._engine.time_device()
         manifest = self._engine.manifest
         self.facts: dict[str, Any] = {

@@ -24,6 +24,8 @@ from mapengine.runtime.bundle.build_record import OutputParity
 from mapengine.runtime.bundle.manifest import ATTENTIONS, STAGES, Manifest
 from mapengine.runtime.bundle.store import Bundle
 
+from ..stage_files import change_manifest
+
 DATA = Path(__file__).resolve().parents[1] / "data"
 
 
@@ -115,10 +117,12 @@ def test_verify_checks_every_installed_backend(cli: Any, tiny_bundle: Path) -> N
 def tighten(bundle: Path, out: Path) -> Path:
     """A copy of a bundle whose tolerance nothing keeps."""
     shutil.copytree(bundle, out)
-    document = json.loads((out / "manifest.json").read_text())
-    for tolerance in document["golden"]["tolerance"].values():
-        tolerance.update(atol=1e-30, rtol=1e-30)
-    (out / "manifest.json").write_text(json.dumps(document))
+
+    def change(document: dict[str, Any]) -> None:
+        for tolerance in document["golden"]["tolerance"].values():
+            tolerance.update(atol=1e-30, rtol=1e-30)
+
+    change_manifest(out, change)
     return out
 
 
@@ -200,10 +204,12 @@ def test_info_of_a_bundle(cli: Any, tiny_bundle: Path) -> None:
 
 
 def test_info_without_parity_and_of_no_bundle(cli: Any, bundle_folder: Path, tmp_path: Path) -> None:
-    document = json.loads((bundle_folder / "manifest.json").read_text())
-    document["parity"] = None
-    document["profile"]["sizes"] = [[518, 392]]
-    (bundle_folder / "manifest.json").write_text(json.dumps(document))
+
+    def change(document: dict[str, Any]) -> None:
+        document["parity"] = None
+        document["profile"]["sizes"] = [[518, 392]]
+
+    change_manifest(bundle_folder, change)
     result = cli("info", bundle_folder)
     assert result.code == 0
     assert "not measured" in result.out

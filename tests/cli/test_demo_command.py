@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from mapengine.cli import demo_command
 from mapengine.runtime import Engine
 from mapengine.runtime.writing.recognition import RECORD
 
+from ..stage_files import change_manifest
+
 FILES = ["demo.glb", "demo.png", RECORD, "truth.glb"]
 QUICK = ("--size", "70x56", "--backend", "onnxruntime", "--threads", "1")
 
@@ -24,9 +25,7 @@ QUICK = ("--size", "70x56", "--backend", "onnxruntime", "--threads", "1")
 def changed_profile(bundle: Path, copy: Path, **profile: Any) -> Path:
     """A copy of a bundle that says it was built for something else."""
     shutil.copytree(bundle, copy)
-    document = json.loads((copy / "manifest.json").read_text())
-    document["profile"].update(profile)
-    (copy / "manifest.json").write_text(json.dumps(document))
+    change_manifest(copy, lambda document: document["profile"].update(profile))
     return copy
 
 
@@ -69,8 +68,7 @@ def test_random_weights_are_named_in_the_picture(
     assert cli("demo", tiny_bundle, "--out", tmp_path, "--views", "2", *QUICK).code == 0
     trained = tmp_path / "trained"
     shutil.copytree(tiny_bundle, trained)
-    manifest = (trained / "manifest.json").read_text()
-    (trained / "manifest.json").write_text(manifest.replace('"preset:tiny"', '"mine"'))
+    change_manifest(trained, lambda document: document["model"].update(id="mine"))
     result = cli("demo", trained, "--out", tmp_path, "--seed", "7", "--views", "2", "--give", "poses", *QUICK)
     assert result.code == 0, result.err
     assert "Random weights" not in result.out

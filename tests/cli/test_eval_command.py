@@ -12,6 +12,8 @@ import pytest
 
 from mapengine.calibration.evaluation import METRICS, TASKS, ConstantDepth
 
+from ..stage_files import change_manifest
+
 QUICK = ("--scenes", "1", "--size", "56x42")
 ENGINE = (*QUICK, "--backend", "onnxruntime", "--threads", "1")
 
@@ -70,9 +72,8 @@ def test_recorded_views(cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Pa
 def test_a_bundle_for_few_views_leaves_tasks_out_and_says_so(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, bundle)
-    document = json.loads((bundle / "manifest.json").read_text())
-    document["profile"]["views"] = {"min": 1, "opt": 1, "max": 2}
-    (bundle / "manifest.json").write_text(json.dumps(document))
+    few = {"min": 1, "opt": 1, "max": 2}
+    change_manifest(bundle, lambda document: document["profile"].update(views=few))
     result = cli("eval", bundle, *ENGINE)
     assert result.code == 0, result.err
     assert result.out.count("Left out: ") == sum(task.views > 2 for task in TASKS)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mapengine.runtime.bundle.bundle_files import BundleFiles
 from mapengine.runtime.bundle.file_record import MANIFEST_NAME
 from mapengine.runtime.memory import measurement
 from mapengine.runtime.memory.probe import STAGES
@@ -18,14 +19,14 @@ from .conftest import Cli
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The manifests that are read, in turn."""
     found: list[Path] = []
-    original = Path.open
+    original = BundleFiles.open
 
-    def watch(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        if self.name == MANIFEST_NAME and "r" in mode:
-            found.append(self)
-        return original(self, mode, *args, **kwargs)
+    def watch(self: BundleFiles, name: str) -> Any:
+        if name == MANIFEST_NAME:
+            found.append(self.folder / name)
+        return original(self, name)
 
-    monkeypatch.setattr(Path, "open", watch)
+    monkeypatch.setattr(BundleFiles, "open", watch)
     return found
 
 

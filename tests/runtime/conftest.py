@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,8 @@ import pytest
 
 from mapengine.calibration.data.samples import sample_views
 from mapengine.runtime import Engine
+
+from ..stage_files import change_manifest
 
 
 def _room_predictions(count: int = 2, width: int = 56, height: int = 42, batch: int = 1) -> list[dict[str, Any]]:
@@ -73,9 +74,7 @@ def rewritten(tiny_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
         folder = tmp_path / "copy"
         shutil.copytree(tiny_bundle, folder)
         if change is not None:
-            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            change(manifest)
-            (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+            change_manifest(folder, change)
         return folder
 
     return make

@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import random
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 from mapengine.calibration.data.samples import sample_views
 from mapengine.runtime import BackendUnavailableError, Engine, InputError
 from mapengine.runtime import engine as engine_module
-from mapengine.runtime.backends.host_pipeline import Pipeline
+from mapengine.runtime.backends.host_pipeline import HostBackend, Pipeline
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from mapengine.runtime.backends.openvino import OpenVinoBackend
 from mapengine.runtime.backends.registry import available_backends
-from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.bundle.store import Bundle, BundleWriter
+from mapengine.runtime.checks.golden import write_golden_record
 from mapengine.runtime.errors import (
     BundleNotFoundError,
+    BundleReplacedError,
     IntegrityError,
     ParityError,
     VersionError,
 )
+from mapengine.runtime.typed_json.codec import encode
 
 from ..engine_views import close, views_of
+from ..stage_files import change_manifest, exchange
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux exchanges two folders in one step")
 
 
 @pytest.mark.slow
@@ -191,8 +203,10 @@ def test_an_opened_bundle_is_hashed_as_a_folder_is(tiny_bundle: Path, tmp_path: 
     content = stage.read_bytes()
     assert Engine.load(opened, "onnxruntime", verify=False).digest == opened.digest
     stage.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(IntegrityError, match=r"dense_head\.onnx differs from the hash"):
+    with pytest.raises(BundleReplacedError, match=r"dense_head\.onnx was replaced or changed"):
         Engine.load(opened, "onnxruntime")
+    with pytest.raises(IntegrityError, match=r"dense_head\.onnx differs from the hash"):
+        Engine.load(Bundle.open(tmp_path / "bundle", verify=False), "onnxruntime")
 
 
 def test_a_pickled_engine_is_loaded_again(tiny_bundle: Path, small: Engine, tmp_path: Path) -> None:
@@ -225,3 +239,113 @@ if __name__ == "__main__":
     path.write_text(program)
     result = subprocess.run([sys.executable, path, tiny_bundle], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout.strip()) == (0, "onnxruntime"), result.stderr
+
+
+@pytest.fixture(scope="module")
+def twins(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The tiny bundle, and one that differs from it in a weight of the heads."""
+    folder = tmp_path_factory.mktemp("twins")
+    one, other = (Path(shutil.copytree(tiny_bundle, folder / name)) for name in ("one", "other"))
+    path = other / "dense_head.onnx"
+    model = onnx.load(path)
+    bias = next(w for w in model.graph.initializer if w.name.endswith("bias") and len(w.raw_data) >= 64)
+    bias.raw_data = (np.frombuffer(bias.raw_data, np.float32) + 0.5).tobytes()
+    onnx.save(model, path)
+    record = encode(BundleWriter(other).record("dense_head.onnx"))
+    change_manifest(other, lambda document: document["stages"]["dense_head"].update(record))
+    return one, other
+
+
+def known(twins: tuple[Path, Path], backend: str) -> dict[str, np.ndarray]:
+    """What each computes, by its digest; neither is checked again."""
+    expected = {}
+    for folder in twins:
+        engine = Engine.load(folder, backend, threads=1, verify=False)
+        write_golden_record(engine.digest, backend, engine.backend_version, engine.device)
+        expected[engine.digest] = depth(engine)
+    one, other = expected.values()
+    assert not np.array_equal(one, other)
+    return expected
+
+
+def depth(engine: Engine) -> np.ndarray:
+    return np.asarray(engine.infer(views_of(("",)), apply_mask=False)[0]["depth_z"])
+
+
+@linux
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("backend", [OnnxRuntimeBackend, OpenVinoBackend])
+def test_a_bundle_that_is_replaced_while_it_loads(
+    twins: tuple[Path, Path], backend: type[HostBackend], verify: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the manifest of one and the numbers of the other nothing would be refused: both passed their checks."""
+    one, other = twins
+    expected = known(twins, backend.name)
+    load_stage = backend.load_stage
+    places: set[str] = {"aggregator"}
+
+    def replaced(self: Any, name: str, *arguments: Any) -> Any:
+        if name in places:
+            places.remove(name)
+            exchange(one, other)
+        return load_stage(self, name, *arguments)
+
+    monkeypatch.setattr(backend, "load_stage", replaced)
+    before = Bundle.open(one).digest
+    engine = Engine.load(one, backend.name, threads=1, verify=verify)
+    assert engine.digest != before
+    np.testing.assert_array_equal(depth(engine), expected[engine.digest])
+    places |= {"geometry_encoder", "dense_head"}  # and back again
+    engine = Engine.load(one, backend.name, threads=1, verify=verify)
+    np.testing.assert_array_equal(depth(engine), expected[engine.digest])
+    places.add("aggregator")
+    with pytest.raises(BundleReplacedError, match="was replaced or changed while the bundle was being read; run it"):
+        Engine.load(Bundle.open(one), backend.name, threads=1, verify=verify)
+
+
+@linux
+@pytest.mark.slow
+def test_a_bundle_that_is_replaced_every_few_milliseconds(twins: tuple[Path, Path]) -> None:
+    expected = known(twins, "onnxruntime")
+    ended = threading.Event()
+    pauses = random.Random(1)
+
+    def replace() -> None:
+        while not ended.wait(pauses.choice((0.002, 0.01, 0.05, 0.2, 0.4))):
+            exchange(*twins)
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        for _ in range(20):
+            with suppress(BundleReplacedError):  # again and again
+                engine = Engine.load(twins[0], "onnxruntime", threads=1)
+                np.testing.assert_array_equal(depth(engine), expected[engine.digest])
+    finally:
+        ended.set()
+        thread.join()
+    engine = Engine.load(twins[0], "onnxruntime", threads=1)
+    np.testing.assert_array_equal(depth(engine), expected[engine.digest])
+
+
+@pytest.mark.parametrize("name", [b"not utf-8 \xff", "\u65e5\u672c".encode()])
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names are bytes on Linux alone")
+def test_a_folder_of_any_name(tiny_bundle: Path, tmp_path: Path, name: bytes, small: Engine) -> None:
+    folder = tmp_path / os.fsdecode(name)
+    shutil.copytree(tiny_bundle, folder)
+    for backend in ("onnxruntime", "openvino"):
+        engine = Engine.load(folder, backend, threads=1)
+        assert engine.digest == small.digest
+    np.testing.assert_array_equal(depth(Engine.load(folder, "onnxruntime", threads=1)), depth(small))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names are bytes on Linux alone")
+def test_a_folder_whose_name_the_locale_cannot_say(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "\u65e5\u672c"))
+    script = "import sys; from mapengine.runtime import Engine; print(Engine.load(sys.argv[1], 'onnxruntime').digest)"
+    plain = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = subprocess.run(
+        [sys.executable, "-c", script, folder], env={**os.environ, **plain}, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout.strip()) == (0, Bundle.open(tiny_bundle).digest), result.stderr

@@ -12,8 +12,9 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ...bundle.bundle_files import BundleFiles
 from ...bundle.kernel_attention import KERNELS, KernelAttention, KernelCode
-from ...errors import BundleNotFoundError, ProfileError
+from ...errors import ProfileError
 from .compiled_kernel import CompiledKernel, choose_code
 from .driver import ALIGNMENT, Device
 
@@ -35,21 +36,17 @@ class AttentionKernels:
 
         Raises:
             DeviceError: no kernel for this GPU is in the bundle. BackendError: the driver refuses one.
-            BundleNotFoundError: a file cannot be read.
+            BundleNotFoundError: a file cannot be read. IntegrityError: one has another hash than in the manifest.
         """
         codes = tuple(codes)
+        files = BundleFiles(folder)
         self._kernels: dict[str, CompiledKernel] = {}
         for layer in attention:
             for variant in needed_variants(layer, {code.variant for code in codes}):
                 if variant in self._kernels:
                     continue
                 code = choose_code(codes, variant, device.compute_capability, layer)
-                path = folder / code.file.file
-                try:
-                    content = path.read_bytes()
-                except OSError as error:
-                    raise BundleNotFoundError(f"{path} cannot be read ({error}); build the bundle again") from error
-                self._kernels[variant] = CompiledKernel(device, content, code)
+                self._kernels[variant] = CompiledKernel(device, files.read(code.file), code)
 
     def workspace(self, attention: KernelAttention, length: int) -> int:
         """Return the bytes that the attention over ``length`` tokens needs besides its tensors."""

@@ -35,7 +35,8 @@ class TensorRtBackend:
         self.device = self._device.description
 
     def open_pipeline(self, bundle: Bundle, chunks: ChunkSizes) -> DevicePipeline:
-        """See :class:`..contract.Backend`."""
+        """See :class:`..contract.Backend`. Hashes are compared whatever was asked for: plans and kernels are code."""
+        bundle.check_hashes()
         with self._device.current():
             logger = make_logger(self._flavour)
             runtime: Any = self._flavour.library.Runtime(logger)
@@ -44,12 +45,12 @@ class TensorRtBackend:
             for name, spec in bundle.manifest.stages.items():
                 segments = {f"{name}_{index}": part for index, part in enumerate(spec.segments)} or {name: spec}
                 for part, one in segments.items():
-                    assert one.file is not None
-                    path = bundle.folder / one.file.file
-                    loaded[part] = Plan(self._flavour, runtime, logger, part, path, one)
+                    loaded[part] = Plan(self._flavour, runtime, logger, part, bundle.files, one)
                 stages[name] = loaded[part]
                 if spec.segments:
-                    kernels = AttentionKernels(self._device, bundle.folder, bundle.manifest.kernels, spec.attention)
+                    kernels = AttentionKernels(
+                        self._device, bundle.files.place, bundle.manifest.kernels, spec.attention
+                    )
                     stages[name] = SegmentChain(name, spec, [loaded[part] for part in segments], kernels)
             caches = RuntimeCaches(loaded, bundle.folder, bundle.digest, f"{self.device} {self.name} {self.version}")
         return DevicePipeline(self._device, stages, chunks, caches)

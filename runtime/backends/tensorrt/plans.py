@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-import mmap
 import threading
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
+from ...bundle.bundle_files import BundleFiles
 from ...bundle.manifest import StageSpec
-from ...errors import BackendError, BundleNotFoundError, MapEngineError, VersionError
+from ...errors import BackendError, VersionError
 from ..cuda.driver import OutOfMemory
 from ..cuda.stage import check_tensors, covering_optimization_profile, tensor_shape
 from .flavour import Flavour
@@ -57,10 +55,13 @@ def make_logger(flavour: Flavour) -> Any:
 class Plan:
     """A loaded plan. Contexts are made from it; it holds nothing of a call."""
 
-    def __init__(self, flavour: Flavour, runtime: Any, logger: Any, name: str, path: Path, spec: StageSpec) -> None:
-        """Deserialise the plan ``path`` of the stage ``name``, whose hash was checked.
+    def __init__(
+        self, flavour: Flavour, runtime: Any, logger: Any, name: str, files: BundleFiles, spec: StageSpec
+    ) -> None:
+        """Deserialise the plan of the stage ``name``, once its hash is that of the manifest: a plan is code.
 
         Raises:
+            IntegrityError: it has another hash.
             VersionError: the library says that it cannot run this plan.
             BackendError: it refuses the file.
             ManifestError: the plan has other tensors than the manifest says.
@@ -72,7 +73,8 @@ class Plan:
         self.tensors = self.inputs | self.outputs
         self._flavour = flavour
         self._logger = logger
-        with _mapped(path) as plan:
+        assert spec.file is not None
+        with files.mapped(spec.file) as plan:
             problem = flavour.plan_problem(runtime, plan)
             if problem is not None:
                 raise VersionError(
@@ -159,15 +161,3 @@ class Plan:
         wanted = {name: ("INPUT", spec.dtype) for name, spec in self.inputs.items()}
         wanted |= {name: ("OUTPUT", spec.dtype) for name, spec in self.outputs.items()}
         check_tensors(f"the plan of {self.name}", found, wanted)
-
-
-@contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    """Map a file, which is read as it is used: a plan may take gigabytes."""
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            yield content
-    except (OSError, ValueError) as error:  # an empty file cannot be mapped
-        if isinstance(error, MapEngineError):
-            raise
-        raise BundleNotFoundError(f"{path} cannot be read ({error}); build the bundle again") from error

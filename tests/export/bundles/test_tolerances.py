@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from mapengine.runtime.bundle.store import MANIFEST_NAME, Bundle
 from mapengine.runtime.errors import BackendUnavailableError, ExportError, InputError
 
 from ...interpreted_kernels import MISSING, import_interpreted
+from ...stage_files import change_manifest
 
 HEADS, DIM = 2, 32
 needs_rtx = pytest.mark.skipif(
@@ -195,10 +197,9 @@ def as_it_was(half: Path, tmp_path: Path) -> Callable[[str, str], Path]:
 
     def change(old: str, new: str) -> Path:
         folder = Path(shutil.copytree(half, tmp_path / "changed"))
-        path = folder / MANIFEST_NAME
-        text = path.read_text(encoding="utf-8")
+        text = (folder / MANIFEST_NAME).read_text(encoding="utf-8")
         assert old in text
-        path.write_text(text.replace(old, new), encoding="utf-8")
+        change_manifest(folder, lambda document: document.update(json.loads(text.replace(old, new))))
         return folder
 
     return change

@@ -31,7 +31,7 @@ def half(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     bundle = Bundle.open(tiny_bundle)
     changed: dict[str, Any] = {**bundle.manifest.to_json(), "precision": "fp16"}
     changed["reduced_precision"] = {"kept_layers": [], "headroom": []}
-    return Bundle(bundle.folder, Manifest.from_json(changed), bundle.digest)
+    return Bundle(bundle.folder, Manifest.from_json(changed), bundle.digest, bundle.files)
 
 
 @pytest.mark.usefixtures("traced")

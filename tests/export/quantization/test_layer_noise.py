@@ -29,6 +29,7 @@ from mapengine.export.model.reference import MapAnything
 from mapengine.export.quantization.layers import find_layers
 from mapengine.export.quantization.qdq import quantize_stage
 from mapengine.runtime.backends.openvino import OpenVinoBackend
+from mapengine.runtime.bundle.bundle_files import BundleFiles
 from mapengine.runtime.bundle.manifest import Manifest
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import ExportError, InputError
@@ -56,7 +57,7 @@ def replaced(bundle: Bundle, folder: Path, change: Callable[[dict[str, Any]], No
     """A bundle in another folder and with another manifest, whose files may have changed."""
     document: dict[str, Any] = bundle.manifest.to_json()
     change(document)
-    return Bundle(folder, Manifest.from_json(document), bundle.digest)
+    return Bundle(folder, Manifest.from_json(document), bundle.digest, BundleFiles(folder))
 
 
 def by_name(comparison: NoiseComparison) -> dict[str, LayerNoise]:

@@ -13,7 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mapengine.runtime.backends.contract import StageRunner
-from mapengine.runtime.backends.openvino import OpenVinoBackend, release_pages
+from mapengine.runtime.backends.openvino import OpenVinoBackend, cause, release_pages
+from mapengine.runtime.errors import BackendError
 from mapengine.runtime.system.machine import resident_bytes
 
 WEIGHT = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)  # 16 MiB
@@ -100,3 +101,33 @@ def test_what_may_have_been_written_to_is_left_alone(weights: Path) -> None:
 
 def test_a_file_that_is_not_mapped_is_no_error(tmp_path: Path) -> None:
     assert release_pages(tmp_path / "missing") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("Exception from src/inference/src/cpp/core.cpp:84:\nException from src/model_reader.cpp:148:\n"
+         'Unable to read the model: "x.onnx" is wrong.\n\n', 'Unable to read the model: "x.onnx" is wrong'),
+        ("Exception from src/core.cpp:84:\nCheck 'false' failed at src/report.cpp:151:\nFrontEnd API failed:\n"
+         "Summary:\n-- No conversion rule found for operations: Nope-19\n",
+         "No conversion rule found for operations: Nope-19"),
+        ("Exception from src/core.cpp:84:\nCheck 'a > b' failed at src/report.cpp:151:\n", "Check 'a > b' failed"),
+        ("", "RuntimeError"),
+    ],
+)  # fmt: skip
+def test_the_cause_of_an_error_is_told(text: str, sentence: str) -> None:
+    assert cause(RuntimeError(text)) == sentence
+
+
+def test_refusals_name_no_line_of_the_librarys_source(stage: StageRunner, tmp_path: Path) -> None:
+    model = onnx.load(tmp_path / "stage.onnx", load_external_data=False)
+    model.graph.node[0].op_type = "Nope"
+    onnx.save(model, tmp_path / "nope.onnx")
+    for name, words in (("nope", "No conversion rule found for operations: Nope"), ("stage", r"stage\.onnx\.data")):
+        with pytest.raises(BackendError, match=words) as caught:
+            OpenVinoBackend(1).load_stage("aggregator", tmp_path / f"{name}.onnx")
+        assert ".cpp" not in str(caught.value)
+        (tmp_path / "stage.onnx.data").unlink(missing_ok=True)
+    with pytest.raises(BackendError) as caught:
+        stage.run({"x": np.ones((3, 7), np.float32)})
+    assert ".cpp" not in str(caught.value)

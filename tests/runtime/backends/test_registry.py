@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from mapengine.runtime.backends.contract import Backend
-from mapengine.runtime.backends.libraries import is_installed
+from mapengine.runtime.backends.libraries import is_installed, utf8_path
 from mapengine.runtime.backends.registry import make_backend
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import BackendError, BackendUnavailableError, one_line
@@ -150,3 +154,28 @@ def test_attention_never_holds_all_pairs_of_tokens(tiny_bundle: Path, name: str)
     growth, returned = map(int, result.stdout.split())
     assert returned > 4 * tokens * 64 * 4  # all four feature maps came back, so the network ran
     assert growth < all_pairs / 4, f"{growth / 1e6:.0f} MB more at {tokens} tokens"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names are bytes on Linux alone")
+def test_weights_beside_a_graph_in_a_folder_that_is_not_utf8(backend: Backend, tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.arange(3, dtype=np.float32), "weight")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "weight"], ["y"])], "stage", ends[:1], ends[1:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "s.onnx", save_as_external_data=True, location="s.onnx.data", size_threshold=0)
+    folder = tmp_path / os.fsdecode(b"not utf-8 \xff")
+    folder.mkdir()
+    for name in ("s.onnx", "s.onnx.data"):
+        (tmp_path / name).rename(folder / name)
+    opened = len(os.listdir("/proc/self/fd"))
+    runner = backend.load_stage("aggregator", folder / "s.onnx")
+    np.testing.assert_array_equal(runner.run({"x": np.ones((1, 3), np.float32)})["y"], [[1, 2, 3]])
+    assert len(os.listdir("/proc/self/fd")) <= opened + 1  # that of the weights, where they are mapped
+
+
+def test_a_folder_that_a_library_cannot_be_led_to(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"not utf-8 \xff") / "s.onnx"
+    for given in (path, tmp_path / "plain"):
+        expected = pytest.raises(BackendError, match=r"whose name is not UTF-8, .*; rename it$")
+        with expected if given == path else nullcontext(), utf8_path(given, "onnxruntime") as place:
+            assert place == str(given)

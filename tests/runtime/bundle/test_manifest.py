@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from mapengine.runtime.bundle.backend_info import parse_version
 from mapengine.runtime.bundle.kernel_attention import GridSide, KernelCode
 from mapengine.runtime.bundle.manifest import (
+    OLDEST_VERSION,
     SCHEMA_VERSION,
     AnySize,
     BackendInfo,
@@ -214,7 +215,7 @@ def test_another_schema_says_what_to_do_whatever_else_it_holds() -> None:
     with pytest.raises(VersionError, match=r"made by a newer mapengine.*upgrade mapengine or build the bundle again"):
         Manifest.from_json({"schema_version": SCHEMA_VERSION + 1, "unheard_of": []})
     with pytest.raises(VersionError, match=r"made by an older mapengine.*; build the bundle again"):
-        Manifest.from_json({"schema_version": SCHEMA_VERSION - 1, "unheard_of": []})
+        Manifest.from_json({"schema_version": OLDEST_VERSION - 1, "unheard_of": []})
 
 
 def test_a_plan_needs_a_range_for_every_dynamic_axis(manifest: Manifest) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from mapengine.runtime.backends.contract import StageRunner
 from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.registry import make_backend
 from mapengine.runtime.bundle.build_record import Tolerance
-from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.bundle.bundle_files import BundleFiles
+from mapengine.runtime.bundle.store import Bundle, BundleWriter
 from mapengine.runtime.checks.golden import check_golden, largest_excess, pack, run_golden, unpack
 from mapengine.runtime.errors import IntegrityError, ParityError
 
@@ -244,7 +246,9 @@ def test_golden_file_that_does_not_fit_is_refused(
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "engine"))
     original = Bundle.open(folder)
     rewrite(folder, change)
-    altered = Bundle(folder, original.manifest, original.digest)  # as if its hash had been made to match
+    record = BundleWriter(folder).record("golden.npz")  # as its author would
+    manifest = replace(original.manifest, golden=replace(original.manifest.golden, file=record))
+    altered = replace(original, manifest=manifest, files=BundleFiles(folder))
     with pytest.raises(IntegrityError, match=message):
         check_golden(altered, Pipeline(stages), "this test")
 

@@ -132,13 +132,13 @@ def test_models_are_kept_and_damaged_ones_are_not_believed(tmp_path: Path, monke
 @pytest.mark.slow
 @linux
 def test_a_probe_sees_what_a_call_takes(tiny_bundle: Path) -> None:
-    few = probe(tiny_bundle, "onnxruntime", 1, *SIZE)
-    many = probe(tiny_bundle, "onnxruntime", 8, *SIZE, geometry=True, collect=True)
+    few = probe(Bundle.open(tiny_bundle), "onnxruntime", 1, *SIZE)
+    many = probe(Bundle.open(tiny_bundle), "onnxruntime", 8, *SIZE, geometry=True, collect=True)
     assert few["geometry_encoder"] == 0 < few["load"]
     assert many["geometry_encoder"] > 0
     assert max(many.values()) > max(few.values())
     with pytest.raises(BackendError, match="measuring 33 views"):
-        probe(tiny_bundle, "onnxruntime", 33, 14, 14)  # one more than it serves
+        probe(Bundle.open(tiny_bundle), "onnxruntime", 33, 14, 14)  # one more than it serves
 
 
 @pytest.mark.slow
@@ -213,7 +213,7 @@ def test_measuring_makes_a_model(tiny_bundle: Path, tmp_path: Path, monkeypatch:
     )
     assert steps[-1] == (8, 8)
     assert model_module.known_model(model.key) == model
-    found = max(probe(tiny_bundle, "onnxruntime", 3, *SIZE).values())
+    found = max(probe(Bundle.open(tiny_bundle), "onnxruntime", 3, *SIZE).values())
     assert model.peak(3, *SIZE, geometry=False, collect=False)[1] == pytest.approx(found, rel=0.1)
     rows = model_module.table(model, [1, 4], *SIZE, geometry=True, collect=True)
     assert [row[0] for row in rows] == [*(s.replace("_", " ") for s in STAGES), "peak"]

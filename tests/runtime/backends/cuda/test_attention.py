@@ -18,7 +18,7 @@ from mapengine.runtime.backends.cuda.driver import Device, Stream
 from mapengine.runtime.bundle import kernel_attention
 from mapengine.runtime.bundle.kernel_attention import KernelAttention, KernelCode
 from mapengine.runtime.bundle.store import BundleWriter
-from mapengine.runtime.errors import BackendError, BundleNotFoundError, DeviceError, ProfileError
+from mapengine.runtime.errors import BackendError, BundleNotFoundError, DeviceError, IntegrityError, ProfileError
 
 from ....interpreted_kernels import import_interpreted
 from .stand_in_driver import StandInDriver
@@ -296,8 +296,12 @@ def test_fp8_on_a_gpu_without_it(codes: tuple[KernelCode, ...]) -> None:
 def test_a_file_that_is_gone_or_no_code(device: Device, codes: tuple[KernelCode, ...], tmp_path: Path) -> None:
     path = tmp_path / "dense-fp16-d32.sm_89.cubin"
     path.write_text("no code", encoding="utf-8")
-    with pytest.raises(BackendError, match=r"load the kernel dense-fp16-d32 \(CUDA_ERROR_INVALID_IMAGE\)"):
+    with pytest.raises(IntegrityError, match=r"dense-fp16-d32.sm_89.cubin differs from the hash in its manifest"):
         AttentionKernels(device, tmp_path, codes, [layer("flash")])
+    record = BundleWriter(tmp_path).record(path.name)
+    listed = [replace(code, file=record) if code.file.file == path.name else code for code in codes]
+    with pytest.raises(BackendError, match=r"load the kernel dense-fp16-d32 \(CUDA_ERROR_INVALID_IMAGE\)"):
+        AttentionKernels(device, tmp_path, listed, [layer("flash")])
     path.unlink()
     with pytest.raises(BundleNotFoundError, match=r"dense-fp16-d32.sm_89.cubin cannot be read"):
         AttentionKernels(device, tmp_path, codes, [layer("flash")])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from mapengine.runtime.typed_json.codec import encode
 from ....chain_graphs import cut, half_aggregator, write_chain
 from ....interpreted_kernels import import_interpreted
 from ....random_views import mixed_views
+from ....stage_files import change_manifest
 from .conftest import copy_bundle
 from .stand_in_driver import StandInDriver
 from .stand_in_tensorrt import StandInTensorRt, write_plan
@@ -202,10 +202,7 @@ def _aggregator(document: Any) -> Any:
     ],
 )
 def test_a_chain_that_does_not_hold(change: Any, message: str, load: Callable[..., Engine], chain_bundle: Path) -> None:
-    path = chain_bundle / "manifest.json"
-    document = json.loads(path.read_text(encoding="utf-8"))
-    change(document)
-    path.write_text(json.dumps(document), encoding="utf-8")
+    change_manifest(chain_bundle, change)
     with pytest.raises(ManifestError, match=message):
         load()
 

@@ -21,18 +21,18 @@ from mapengine.runtime.backends.contract import ChunkSizes
 from mapengine.runtime.backends.cuda import driver as cuda
 from mapengine.runtime.bundle.manifest import StageSpec
 from mapengine.runtime.bundle.store import Bundle, BundleWriter
-from mapengine.runtime.errors import BackendError, BackendUnavailableError, ManifestError, VersionError
+from mapengine.runtime.errors import BackendError, BackendUnavailableError, IntegrityError, ManifestError, VersionError
 from mapengine.runtime.inputs.prepared import prepare_views
 
 from ....chain_graphs import cut, half_bundle, write_chain
 from ....interpreted_kernels import import_interpreted
 from ....random_views import assert_close, mixed_views, random_views
+from ....stage_files import change_manifest
 from .conftest import copy_bundle
 from .requests import MakeDriver, call_from_threads, forward, given_views
 from .stand_in_driver import StandInDriver
 from .stand_in_onnxruntime import StandInOnnxRuntime
 from .test_chain import assert_near
-from .test_plans import change_manifest
 
 NAME = "onnxruntime-cuda"
 MakeLibrary = Callable[[StandInDriver], StandInOnnxRuntime]
@@ -156,12 +156,18 @@ def test_a_refusal_has_the_librarys_words(engine: Engine, library: StandInOnnxRu
     assert_close(forward(engine, views), forward(small, views))
 
 
-def test_other_tensors_than_the_manifest_says(library: StandInOnnxRuntime, cuda_bundle: Path, tmp_path: Path) -> None:
+def test_other_tensors_than_the_manifest_says(
+    library: StandInOnnxRuntime, cuda_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def rename(document: Any) -> None:
         document["stages"]["image_encoder"]["inputs"][0]["dtype"] = "float16"
 
     changed = copy_bundle(cuda_bundle, tmp_path / "changed")
     change_manifest(changed, rename)
+    with pytest.raises(IntegrityError, match=r"image_encoder\.onnx has the input 'images' float32 .*'images' float16"):
+        Engine.load(changed, NAME, verify=False)
+    # What the library itself says of the graph is compared as well.
+    monkeypatch.setattr(Bundle, "check_graphs", lambda self: None)
     with pytest.raises(ManifestError, match=r"graph of image_encoder has other tensors .*\(images\)"):
         Engine.load(changed, NAME, verify=False)
 

@@ -29,17 +29,11 @@ from mapengine.runtime.errors import (
 from mapengine.runtime.typed_json.codec import encode
 
 from ....random_views import assert_close, random_views
+from ....stage_files import change_manifest
 from .stand_in_driver import StandInDriver
 from .stand_in_tensorrt import HEADER, StandInTensorRt
 
 Change = Callable[[dict[str, Any]], None]
-
-
-def change_manifest(folder: Path, change: Change) -> None:
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    change(manifest)
-    path.write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def change_plan(folder: Path, stage: str, content: bytes) -> None:
@@ -64,13 +58,17 @@ def load(library: StandInTensorRt, plan_bundle: Path) -> Callable[..., Engine]:
 # Before the library sees a plan
 
 
-def test_an_altered_plan(load: Callable[..., Engine], library: StandInTensorRt, plan_bundle: Path) -> None:
+@pytest.mark.parametrize("verify", [True, False])
+def test_an_altered_plan(
+    load: Callable[..., Engine], library: StandInTensorRt, plan_bundle: Path, verify: bool
+) -> None:
+    """Plans are code, so there is no way to load one unverified."""
     path = plan_bundle / "aggregator.plan"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(IntegrityError, match=r"aggregator.plan differs from the hash"):
-        load(verify=True)
+        load(verify=verify)
     assert library.runtimes == 0
 
 
@@ -144,7 +142,7 @@ def test_a_plan_that_is_gone(load: Callable[..., Engine], plan_bundle: Path, mon
         original(self, *arguments)
 
     monkeypatch.setattr(Plan, "__init__", remove_first)
-    with pytest.raises(BundleNotFoundError, match=r"aggregator.plan cannot be read"):
+    with pytest.raises(BundleNotFoundError, match=r"lacks the file aggregator.plan"):
         load()
 
 
