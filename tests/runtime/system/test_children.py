@@ -11,11 +11,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mapengine.kernels.processes import compile_all
 from mapengine.kernels.variants import variants
+from mapengine.runtime.bundle.bundle_files import BundleFiles
+from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import BackendError, InputError, MapEngineError
 from mapengine.runtime.inputs.sources import read_views
 from mapengine.runtime.memory.probe import probe
@@ -47,8 +50,11 @@ def service_of(function: Callable[..., object]) -> None:
 
 
 def memory_child() -> None:
+    nowhere = Path("nowhere")
+    manifest: Any = None  # the child opens the bundle for itself
+    gone = Bundle(nowhere, manifest, "0" * 64, BundleFiles(nowhere))
     with pytest.raises(BackendError, match="nowhere"):
-        probe(Path("nowhere"), "onnxruntime", 1, 28, 28)
+        probe(gone, "onnxruntime", 1, 28, 28)
 
 
 def plan_compiler() -> None:
