@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from .errors import KernelInputError
-from .tuning import HEAD_DIMS, PREPARATION_STAGES, PREPARATION_WARPS
+from .tuning import HEAD_DIMS, LOG2_E, PREPARATION_STAGES, PREPARATION_WARPS
 
 with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
     import torch
     from torch import Tensor
-
-LOG2_E = math.log2(math.e)
 
 PREPARATION = {"num_warps": PREPARATION_WARPS, "num_stages": PREPARATION_STAGES}
 """How the kernels that prepare the inputs of the attention kernels are launched."""

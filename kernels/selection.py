@@ -26,10 +26,10 @@ import triton
 import triton.language as tl
 
 from .errors import KernelInputError
-from .launch import LOG2_E, PREPARATION
+from .launch import PREPARATION
 from .pooling import pool, pool_reference
 from .tiles import wide
-from .tuning import KEY_BLOCK, LIST_SIZES, MINIMUM_SHARE, QUERY_BLOCK, least_blocks
+from .tuning import KEY_BLOCK, LIST_SIZES, LOG2_E, MINIMUM_SHARE, QUERY_BLOCK, least_blocks
 
 with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
     import torch

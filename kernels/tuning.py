@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+LOG2_E = math.log2(math.e)
+
 QUERY_BLOCK = 128
 """Queries per program, and per row of the block-sparse selection."""
 
@@ -36,8 +38,9 @@ STATISTICS_ROWS = 64
 LIST_SIZES = (512, 2048)
 """Key blocks that a compiled selection holds: 32 768 and 131 072 tokens, 23 and 95 views of 37 x 37 patches."""
 
-MINIMUM_SHARE = 0.1
-"""Least share of the key blocks that a selection keeps."""
+LEAST_OF = 10
+MINIMUM_SHARE = 1 / LEAST_OF
+"""Least share of the key blocks that a selection keeps: one of ten."""
 
 SMALLEST = 1e-8
 """Floor of the largest magnitude behind a scale. It keeps scales positive where all values are zero."""

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from mapengine.export.attention.choice import AttentionChoice
 from mapengine.export.attention.operator import mark_attention
 from mapengine.export.attention.segments import Segment, cut_stage
-from mapengine.export.bundles.chains import segment_profiles
+from mapengine.export.bundles.chains import segment_profiles, with_launches
 from mapengine.export.bundles.parity_cases import parity_cases
 from mapengine.export.graphs.weights import save_model
 from mapengine.export.model.config_json import parse_config
@@ -79,7 +79,8 @@ def cut(
     marked.parent.mkdir()
     mark(source, graph, marked, attention)
     spec = Bundle.open(source, verify=False).manifest.stages[STAGE]
-    return cut_stage(marked, folder, spec)
+    segments, cuts = cut_stage(marked, folder, spec)
+    return segments, tuple(with_launches(entry) for entry in cuts)
 
 
 def write_chain(

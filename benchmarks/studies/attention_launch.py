@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from mapengine.export.bundles.chains import with_launches
 from mapengine.kernels.compile import build, chosen, read_manifest
-from mapengine.kernels.variants import variants
-from mapengine.runtime.backends.cuda.attention import AttentionKernels, needed_variants
+from mapengine.runtime.backends.cuda.attention import AttentionKernels
 from mapengine.runtime.backends.cuda.driver import Device
 from mapengine.runtime.bundle.kernel_attention import KERNELS, KernelAttention, KernelCode
 from mapengine.runtime.bundle.store import BundleWriter
@@ -44,13 +44,14 @@ CALLS = 16
 
 
 def entry(kernel: str, threshold: float | None) -> KernelAttention:
-    return KernelAttention("layer", kernel, threshold, HEADS, DIM, "float16", "qkv", "qkv", "qkv", "out", 1)
+    return with_launches(
+        KernelAttention("layer", kernel, threshold, HEADS, DIM, "float16", "qkv", "qkv", "qkv", "out", 1)
+    )
 
 
 def compiled(folder: Path, architecture: int) -> tuple[KernelCode, ...]:
     """Compile the kernels of the cases for the GPU that is there."""
-    known = [variant.name for variant in variants()]
-    names = sorted({name for case in CASES for name in needed_variants(entry(*case), known)})
+    names = sorted({name for case in CASES for launch in entry(*case).launches for name in launch})
     build(folder, chosen([architecture], [DIM], names), workers=8)
     found = read_manifest(folder)["kernels"].values()
     return tuple(

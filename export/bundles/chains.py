@@ -7,11 +7,11 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mapengine.kernels.tuning import ARCHITECTURES, FP8_FROM
-from mapengine.kernels.variants import variants
-from mapengine.runtime.backends.cuda.attention import needed_variants
+from mapengine.kernels.variants import launch_order
 from mapengine.runtime.backends.libraries import import_library
 from mapengine.runtime.bundle.kernel_attention import TOKENS, KernelAttention, KernelCode, all_tokens
 from mapengine.runtime.bundle.manifest import StageSpec, TensorSpec
@@ -142,7 +142,8 @@ def compile_chain(
     Raises:
         ExportError: a layer is not there, or something cannot be cut or compiled.
     """
-    segments, attention = cut_at_kernels(graph, scratch, spec, kernels, extra_tokens)
+    segments, cuts = cut_at_kernels(graph, scratch, spec, kernels, extra_tokens)
+    attention = tuple(with_launches(entry) for entry in cuts)
     parts = []
     for segment in segments:
         part = StageSpec(None, segment.inputs, segment.outputs, opset=spec.opset)
@@ -159,6 +160,12 @@ def compile_chain(
     )
     architectures = kernel_architectures(compiler, kernels.values())
     return chain, _compile_kernels(architectures, writer, scratch / "kernels", attention)
+
+
+def with_launches(attention: KernelAttention) -> KernelAttention:
+    """Return an attention with the kernels that it launches."""
+    dtype = {"float16": "fp16", "bfloat16": "bf16"}[attention.dtype]
+    return replace(attention, launches=launch_order(attention.kernel, dtype, attention.head_dim))
 
 
 def segment_profiles(
@@ -201,8 +208,7 @@ def _compile_kernels(
     """Compile what the attention needs into the bundle."""
     from mapengine.kernels.compile import read_manifest
 
-    known = [variant.name for variant in variants()]
-    names = {name for entry in attention for name in needed_variants(entry, known)}
+    names = {variant for entry in attention for launch in entry.launches for variant in launch}
     options = ["compile", "--out", str(folder)]
     for option, values in (
         ("--arch", architectures),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from ..typed_json.codec import Fail
-from ..typed_json.fields import ADDED, FLAT, Bounds, Measure, OneOf, Positive
+from ..typed_json.fields import ADDED, FLAT, Bounds, Measure, OneOf, Positive, Text
 from .file_record import FileRecord
 
 
@@ -70,6 +70,8 @@ class KernelAttention:
             (1, L, 3 * H * D), which is packed.
         out: tensor (1, L, H * D) that the segment behind reads.
         extra_tokens: class tokens at the end of each view's tokens.
+        launches: the kernels that compute it, in order; per launch those of which the first is taken that is for so
+            many tokens. Empty in bundles from before it was recorded.
     """
 
     layer: str
@@ -83,6 +85,7 @@ class KernelAttention:
     value: str
     out: str
     extra_tokens: Annotated[int, Bounds(0, 1)]
+    launches: Annotated[tuple[tuple[str, ...], ...], ADDED] = ()
 
     @property
     def name(self) -> str:
@@ -106,12 +109,32 @@ class KernelAttention:
             fail("threshold", "must be a share above 0 and up to 1 for a sparse kernel, and null otherwise")
 
 
+_FACTOR = r"([a-z_][a-z0-9_]{0,63}|\d{1,18}|\d{1,9}\.\d{1,24})(/[1-9]\d{0,17})?"
+Product = Annotated[str, Text("a product such as 4*heads*length/64", rf"{_FACTOR}(\*{_FACTOR})*")]
+"""Numbers and names with ``*`` between them. A factor with a divisor is rounded up."""
+
+
+def product(text: str, known: Mapping[str, float]) -> float:
+    """Return the value of a :data:`Product`.
+
+    Raises:
+        KeyError: a name that is not ``known``.
+    """
+    result: float = 1
+    for factor in text.split("*"):
+        name, _, divisor = factor.partition("/")
+        value = float(name) if "." in name else int(name) if name[0].isdigit() else known[name]
+        result *= -(-value // int(divisor)) if divisor else value
+    return result
+
+
 @dataclass(frozen=True)
 class KernelArgument:
-    """An argument of a kernel; the type of a pointer begins with ``*``."""
+    """An argument of a kernel; the type of a pointer begins with ``*``, and ``value`` is what :func:`product` takes."""
 
     name: str
     type: Annotated[str, OneOf(ARGUMENT_TYPES)]
+    value: Annotated[Product | None, ADDED] = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +156,9 @@ class KernelCode:
         arguments: in order. scratch_pointers: null pointers that follow them.
         grid: along x and y.
         threads: per program. shared_bytes: of dynamic shared memory.
-        parameters: numbers that a launch needs beside the grid.
+        parameters: numbers that the grid is made of beside those of the attention.
+        workspace: what the kernel writes for those behind it, with the bytes of each.
+        longest: tokens that it takes at most; None for any number.
     """
 
     file: Annotated[FileRecord, FLAT]
@@ -146,6 +171,8 @@ class KernelCode:
     threads: Annotated[int, Bounds(32, 1024)]
     shared_bytes: Annotated[int, Bounds(0, 2**20)]
     parameters: Annotated[Mapping[str, Measure], ADDED] = field(default_factory=dict)
+    workspace: Annotated[Mapping[str, Product], ADDED] = field(default_factory=dict)
+    longest: Annotated[Positive | None, ADDED] = None
 
     @property
     def is_ptx(self) -> bool:
@@ -158,4 +185,5 @@ class KernelCode:
         arguments = tuple(KernelArgument(**argument) for argument in entry["arguments"])
         x, y = (GridSide(**side) for side in entry["grid"])
         same = ("variant", "architecture", "entry", "scratch_pointers", "threads", "shared_bytes", "parameters")
-        return cls(file=file, arguments=arguments, grid=(x, y), **{name: entry[name] for name in same})
+        given = {name: entry[name] for name in (*same, "workspace", "longest")}
+        return cls(file=file, arguments=arguments, grid=(x, y), **given)

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ...bundle.kernel_attention import KernelAttention, KernelCode
+from ...bundle.kernel_attention import KernelAttention, KernelCode, product
 from ...errors import BackendError, DeviceError
 from .driver import Device
 
@@ -75,18 +75,22 @@ class CompiledKernel:
                 code.shared_bytes,
             )
 
-    def launch(self, stream: int, arguments: Mapping[str, int | float], sizes: Mapping[str, float]) -> None:
-        """Put one launch into a stream.
+    def values(self, known: Mapping[str, float]) -> list[float]:
+        """Return the value of every argument, by the names in the manifest; pointers are addresses.
 
-        Args:
-            arguments: value of every argument by name; pointers are addresses.
-            sizes: what the grid is made of: ``length``, ``splits``, ``batch*heads``.
+        Raises:
+            KeyError: a name that is not ``known``.
         """
+        return [product(part.value or part.name, known) for part in self.code.arguments]
+
+    def launch(self, stream: int, known: Mapping[str, float]) -> None:
+        """Put one launch into a stream, with what the names in the manifest stand for."""
         code = self.code
-        cells = [_SCALARS.get(part.type, ctypes.c_void_p)(arguments[part.name]) for part in code.arguments]
+        given = zip(code.arguments, self.values(known), strict=True)
+        cells = [_SCALARS.get(part.type, ctypes.c_void_p)(value) for part, value in given]
         cells += [ctypes.c_void_p(0) for _ in range(code.scratch_pointers)]
         pointers = (ctypes.c_void_p * len(cells))(*(ctypes.addressof(cell) for cell in cells))
-        x, y = (int(-(-sizes[side.of] // side.per)) for side in code.grid)
+        x, y = (int(-(-product(side.of, {**known, **code.parameters}) // side.per)) for side in code.grid)
         # The driver copies the values before it returns, also into a graph that is recorded.
         self._device.call(
             f"launch the kernel {code.variant}",

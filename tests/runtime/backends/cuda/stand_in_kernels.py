@@ -99,12 +99,14 @@ def write_kernels(writer: BundleWriter, head_dim: int, architecture: int = 89) -
                 variant.name,
                 architecture,
                 variant.function,
-                tuple(KernelArgument(name, kind) for name, kind in arguments),
+                tuple(KernelArgument(name, kind, variant.value(name)) for name, kind in arguments),
                 SCRATCH_POINTERS,
                 (GridSide(*variant.grid[0]), GridSide(*variant.grid[1])),
                 THREADS,
                 SHARED_BYTES if variant.is_attention else 1024,
                 variant.parameters,
+                variant.workspace,
+                variant.longest,
             )
         )
     return tuple(codes)

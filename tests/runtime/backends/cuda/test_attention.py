@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mapengine.runtime.backends.cuda.attention import AttentionKernels, needed_variants
+from mapengine.export.bundles.chains import with_launches
+from mapengine.kernels.tuning import LEAST_OF, least_blocks
+from mapengine.kernels.variants import variants
+from mapengine.runtime.backends.cuda.attention import AttentionKernels
 from mapengine.runtime.backends.cuda.compiled_kernel import choose_code
 from mapengine.runtime.backends.cuda.driver import Device, Stream
-from mapengine.runtime.bundle import kernel_attention
-from mapengine.runtime.bundle.kernel_attention import KernelAttention, KernelCode
+from mapengine.runtime.bundle import kernel_attention, unrecorded_launches
+from mapengine.runtime.bundle.kernel_attention import KernelAttention, KernelCode, product
 from mapengine.runtime.bundle.store import BundleWriter
-from mapengine.runtime.errors import BackendError, BundleNotFoundError, DeviceError, IntegrityError, ProfileError
+from mapengine.runtime.bundle.unrecorded_launches import with_values
+from mapengine.runtime.errors import (
+    BackendError,
+    BundleNotFoundError,
+    DeviceError,
+    IntegrityError,
+    ManifestError,
+    ProfileError,
+)
 
 from ....interpreted_kernels import import_interpreted
 from .stand_in_driver import StandInDriver
@@ -49,7 +61,7 @@ def device(driver: StandInDriver) -> Iterator[Device]:
 
 def layer(kernel: str, threshold: float | None = None, *, packed: bool = True, dtype: str = "float16") -> Any:
     names = ("qkv", "qkv", "qkv") if packed else ("q", "k", "v")
-    return KernelAttention("blocks.0.attn", kernel, threshold, HEADS, DIM, dtype, *names, "out", 1)
+    return with_launches(KernelAttention("blocks.0.attn", kernel, threshold, HEADS, DIM, dtype, *names, "out", 1))
 
 
 def attend(
@@ -115,11 +127,11 @@ def test_block_sizes_come_with_the_code(device: Device, codes: tuple[KernelCode,
     """Kernels with other blocks than ours have need other memory, and take another number of tokens."""
 
     def halved(code: KernelCode) -> KernelCode:
-        along, across = code.grid
-        parameters = {name: value / 2 for name, value in code.parameters.items()}
-        if along.of != "length":
-            return replace(code, parameters=parameters)
-        return replace(code, grid=(replace(along, per=along.per // 2), across), parameters=parameters)
+        sizes = {name: re.sub(r"(?<=/)\d+", lambda found: str(int(found[0]) // 2), size)
+                 for name, size in code.workspace.items()}  # fmt: skip
+        if "sums" in sizes:
+            sizes["sums"] = f"{4 * 16 * DIM}*heads"
+        return replace(code, workspace=sizes, longest=code.longest and code.longest // 2)
 
     sparse, int8 = layer("sparse", 0.9), layer("int8")
     length = 20480
@@ -137,21 +149,32 @@ def test_block_sizes_come_with_the_code(device: Device, codes: tuple[KernelCode,
         kernels.enqueue(sparse, 0, length=65537, view_tokens=100, addresses=addresses, workspace=0)
 
 
-@pytest.mark.slow
-def test_bundles_from_before_the_parameters_were_recorded(
-    device: Device, codes: tuple[KernelCode, ...], tmp_path: Path
-) -> None:
-    older = [replace(code, parameters={}) for code in codes]
-    assert {name for code in codes for name in code.parameters} >= {"splits", "minimum_share"}
-    for entry in (layer("int8"), layer("sparse", 0.3)):
-        found = [attend(device, AttentionKernels(device, tmp_path, given, [entry]), entry, values(300), 30)
-                 for given in (codes, older)]  # fmt: skip
-        np.testing.assert_array_equal(*found)
+def test_bundles_from_before_the_launches_were_recorded(codes: tuple[KernelCode, ...]) -> None:
+    """They are launched as the same kernels are now."""
+    sizes = {"length": 300, "heads": HEADS, "batch": 1, "in_token": 7, "view_tokens": 30, "extra_tokens": 1}
+    tensors = {"query", "key", "value", "out", *(name for code in codes for name in code.workspace)}
+    known = {**sizes, "threshold": 0.5, **{name: 1000 + number for number, name in enumerate(sorted(tensors))}}
+    for code in codes:
+        bare = tuple(replace(argument, value=None) for argument in code.arguments)
+        older = with_values(replace(code, arguments=bare, parameters={}, workspace={}, longest=None))
+        assert (older.parameters, older.longest) == (code.parameters, code.longest)
+        for part, other in zip(code.arguments, older.arguments, strict=True):
+            assert part.value is not None
+            assert other.value is not None
+            assert product(part.value, known) == product(other.value, known), (code.variant, part.name)
+        assert {name: product(size, sizes) for name, size in code.workspace.items()} == {
+            name: product(size, sizes) for name, size in older.workspace.items()
+        }
+    for name, kernel in kernel_attention.KERNELS.items():
+        for dtype in ("float16", "bfloat16"):
+            entry = layer(name, 0.3 if kernel.sparse else None, dtype=dtype)
+            assert entry.launches
+            assert unrecorded_launches.with_launches(replace(entry, launches=())) == entry
 
 
 def test_a_bundle_without_a_choice_of_key_blocks(device: Device, codes: tuple[KernelCode, ...], tmp_path: Path) -> None:
     others = [code for code in codes if not code.variant.startswith("select")]
-    with pytest.raises(DeviceError, match=r"attention kernel select-\*-d32 was not compiled"):
+    with pytest.raises(DeviceError, match=r"attention kernel select-512-d32 was not compiled"):
         AttentionKernels(device, tmp_path, others, [layer("sparse", 0.9)])
 
 
@@ -318,9 +341,28 @@ def test_a_sequence_that_no_selection_takes(
         kernels.enqueue(entry, 0, length=131073, view_tokens=100, addresses=addresses, workspace=0)
 
 
-def test_every_kernel_that_is_launched_is_named_before(codes: tuple[KernelCode, ...]) -> None:
-    known = {code.variant for code in codes}
-    for name, kernel in kernel_attention.KERNELS.items():
-        for dtype in ("float16", "bfloat16"):
-            entry = layer(name, 0.5 if kernel.sparse else None, dtype=dtype)
-            assert set(needed_variants(entry, known)) <= known
+def test_every_kernel_that_is_launched_is_compiled_and_every_compiled_one_launched() -> None:
+    used = {
+        variant
+        for name, kernel in kernel_attention.KERNELS.items()
+        for dtype in ("float16", "bfloat16")
+        for launch in layer(name, 0.5 if kernel.sparse else None, dtype=dtype).launches
+        for variant in launch
+    }
+    assert used == {variant.name for variant in variants() if variant.head_dim == DIM}
+
+
+def test_an_argument_that_nothing_gives(device: Device, codes: tuple[KernelCode, ...], tmp_path: Path) -> None:
+    def odd(code: KernelCode) -> KernelCode:
+        return replace(code, arguments=(replace(code.arguments[0], value="2*bias"), *code.arguments[1:]))
+
+    with pytest.raises(ManifestError, match="dense-fp16-d32 of the bundle takes 'bias', which nothing gives"):
+        AttentionKernels(device, tmp_path, [odd(code) for code in codes], [layer("flash")])
+
+
+def test_products_are_rounded_up_factor_by_factor() -> None:
+    assert product("4*heads*length/64", {"heads": 3, "length": 65}) == 24
+    assert product("64*length/64", {"length": 1}) == 64
+    assert product("0.5", {}) == 0.5
+    for blocks in range(1, 3000):
+        assert product(f"length/{64 * LEAST_OF}", {"length": 64 * blocks}) == least_blocks(blocks)

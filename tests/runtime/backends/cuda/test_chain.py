@@ -198,6 +198,7 @@ def _aggregator(document: Any) -> Any:
         (lambda d: _aggregator(d)["attention"][1].update(kernel="fp8"), "kernel"),
         (lambda d: _aggregator(d).update(file="a.plan", sha256="a" * 64, bytes=1), "must be null"),
         (lambda d: d["kernels"][0]["arguments"][0].update(type="*f8"), "type"),
+        (lambda d: d["kernels"][0]["arguments"][0].update(value="length/0"), "must be a product such as 4"),
         (lambda d: d["kernels"][0]["grid"].pop(), r"grid must have 2 elements, not 1"),
     ],
 )
