@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mapengine.export.attention.twins import select_blocks
 from mapengine.kernels.compile import read_manifest
 from mapengine.kernels.costs import attention_cost
 from mapengine.kernels.tuning import ARCHITECTURES, QUERY_BLOCK
@@ -230,11 +231,11 @@ def trained(views: int, rounds: int) -> dict[str, Any]:
     import torch
 
     from mapengine.kernels import Selection, dense_attention, sparse_attention
-    from mapengine.kernels.selection import select_reference
 
     qkv = trained_qkv(views, TRAINED_SIDE)
     choices = {t: Selection(t, 0.0, view_tokens=TOKENS, extra_tokens=1) for t in THRESHOLDS}
-    kept = {t: float(select_reference(*qkv[:2], choice).float().mean()) for t, choice in choices.items()}
+    query, key = (part[0].transpose(0, 1).float().numpy() for part in qkv[:2])
+    kept = {t: float(select_blocks(query, key, t, TOKENS, 1, 0.0).mean()) for t in THRESHOLDS}
     result: dict[str, Any] = {
         "model": MODEL,
         "views": views,

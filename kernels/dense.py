@@ -118,10 +118,3 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         num_stages=tile.stages,
     )
     return out
-
-
-def dense_attention_reference(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Compute the plain twin: the same arithmetic types, with all scores in memory. (B, L, H, D) -> (B, L, H, D)."""
-    scores = torch.einsum("blhd,bmhd->bhlm", query.float(), key.float()) / query.shape[-1] ** 0.5
-    weights = scores.softmax(-1)
-    return torch.einsum("bhlm,bmhd->blhd", weights.to(value.dtype).float(), value.float()).to(query.dtype)

@@ -21,10 +21,10 @@ import triton.language as tl
 
 from .errors import KernelUnavailableError
 from .launch import architecture_of, check_attention
-from .quantize import quantize_keys, quantize_keys_reference, quantize_queries, quantize_queries_reference
+from .quantize import quantize_keys, quantize_queries
 from .tiles import cast, dot, softmax_step, wide
-from .tuning import FP8_FROM, FP8_UNIT, KEY_BLOCK, QUERY_GROUP, kind_of, tile_for
-from .values import quantize_values, quantize_values_reference
+from .tuning import FP8_FROM, QUERY_GROUP, kind_of, tile_for
+from .values import quantize_values
 
 with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
     import torch
@@ -159,33 +159,3 @@ def int8_attention(query: Tensor, key: Tensor, value: Tensor, *, fp8_values: boo
         num_stages=tile.stages,
     )
     return out
-
-
-def int8_scores_reference(query: Tensor, key: Tensor) -> Tensor:
-    """Map (B, L, H, D) queries and keys -> (B, H, L, L) float32 scores, less a number per query, from INT8 products."""
-    (query8, query_scale), (key8, key_scale) = quantize_queries_reference(query), quantize_keys_reference(key)
-    length = query.shape[1]
-    # Whole numbers below 2^24: the float32 product is exact.
-    scores = query8.float() @ key8.float().transpose(2, 3)
-    scores *= query_scale.repeat_interleave(QUERY_GROUP, 2)[:, :, :length, None]
-    scores *= key_scale.repeat_interleave(KEY_BLOCK, 2)[:, :, None, :length]
-    return scores / query.shape[-1] ** 0.5
-
-
-def weighted_values_reference(scores: Tensor, value: Tensor, fp8_values: bool) -> Tensor:
-    """Multiply the softmax of (B, H, L, L) scores with (B, L, H, D) values, in the values' type or FP8 -> (B, L, H,
-    D)."""
-    if not fp8_values:
-        weights = scores.softmax(-1).to(value.dtype).float()
-        return torch.einsum("bhlm,bmhd->blhd", weights, value.float()).to(value.dtype)
-    value8, value_scale = quantize_values_reference(value)
-    weights = torch.exp(scores - scores.amax(-1, keepdim=True))
-    rounded = (weights * FP8_UNIT).to(torch.float8_e4m3fn).float() / FP8_UNIT
-    out = torch.einsum("bhlm,bhdm->blhd", rounded, value8[..., : value.shape[1]].float())
-    out = out / weights.sum(-1).transpose(1, 2)[..., None] * value_scale[:, None]
-    return out.to(value.dtype)
-
-
-def int8_attention_reference(query: Tensor, key: Tensor, value: Tensor, *, fp8_values: bool = False) -> Tensor:
-    """Compute the plain twin: the same quantisation, with all scores in memory. (B, L, H, D) -> (B, L, H, D)."""
-    return weighted_values_reference(int8_scores_reference(query, key), value, fp8_values)

@@ -66,9 +66,3 @@ def pool(x: Tensor, block: int, transposed: bool) -> Tensor:
         x, out, length, heads, *x.stride()[:3], TRANSPOSED=transposed, BLOCK=block, D=dim, **PREPARATION
     )
     return out
-
-
-def pool_reference(x: Tensor, block: int, transposed: bool) -> Tensor:
-    """Compute the plain twin of :func:`pool`."""
-    means = torch.stack([part.mean(1) for part in x.float().split(block, dim=1)], dim=2)  # (B, H, blocks, D)
-    return means.transpose(2, 3).contiguous() if transposed else means

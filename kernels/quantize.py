@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from .launch import PREPARATION
-from .statistics import channel_statistics, channel_statistics_reference
+from .statistics import channel_statistics
 from .tiles import wide
 from .tuning import KEY_BLOCK, QUERY_GROUP, SMALLEST, SPLITS
 
@@ -97,25 +97,3 @@ def quantize_queries(query: Tensor) -> tuple[Tensor, Tensor]:
 def quantize_keys(key: Tensor) -> tuple[Tensor, Tensor]:
     """Map (B, L, H, D) -> INT8 (B, H, L, D) of the keys less their mean, and float32 scales (B, H, ceil(L / 64))."""
     return _quantize(key, KEY_BLOCK, channel_statistics(key, "sum"))
-
-
-def _quantize_reference(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Map (B, L, H, D) float32 -> INT8 (B, H, L, D), scales (B, H, groups)."""
-    rows = x.transpose(1, 2)
-    groups = rows.split(group, dim=2)
-    largest = [part.abs().amax((2, 3)).clamp(min=SMALLEST) for part in groups]
-    levels = [part * (127.0 / most)[..., None, None] for part, most in zip(groups, largest, strict=True)]
-    rounded = torch.cat(levels, 2)
-    rounded = torch.trunc(rounded + torch.where(rounded >= 0, 0.5, -0.5)).to(torch.int8)
-    return rounded, torch.stack(largest, 2) / 127.0
-
-
-def quantize_queries_reference(query: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the plain twin of :func:`quantize_queries`."""
-    return _quantize_reference(query.float(), QUERY_GROUP)
-
-
-def quantize_keys_reference(key: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the plain twin of :func:`quantize_keys`."""
-    mean = channel_statistics_reference(key, "sum").sum(2) / key.shape[1]  # (B, H, D)
-    return _quantize_reference(key.float() - mean[:, None], KEY_BLOCK)

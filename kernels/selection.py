@@ -27,7 +27,7 @@ import triton.language as tl
 
 from .errors import KernelInputError
 from .launch import PREPARATION
-from .pooling import pool, pool_reference
+from .pooling import pool
 from .tiles import wide
 from .tuning import KEY_BLOCK, LIST_SIZES, LOG2_E, MINIMUM_SHARE, QUERY_BLOCK, least_blocks
 
@@ -177,37 +177,3 @@ def list_size(key_blocks: int) -> int:
     raise KernelInputError(
         f"block-sparse attention takes up to {most} tokens, not {key_blocks * KEY_BLOCK}; use fewer views"
     )
-
-
-def always_kept(length: int, selection: Selection) -> Tensor:
-    """Return (Nk,) bool: the key blocks that have special tokens, token by token (the plain twin of the kernel's
-    arithmetic)."""
-    special = torch.zeros(length, dtype=torch.bool)
-    special[-1] = True
-    special[: selection.view_tokens] = True
-    if selection.view_tokens:
-        for index in range(selection.extra_tokens):
-            special[selection.view_tokens - 1 - index :: selection.view_tokens] = True
-    return torch.stack([part.any() for part in special.split(KEY_BLOCK)])
-
-
-def select_reference(query: Tensor, key: Tensor, selection: Selection) -> Tensor:
-    """Compute the plain twin of :func:`select`, by sorting: (B, H, Nq, Nk) bool, true for kept blocks."""
-    _, length, _, dim = query.shape
-    pooled_query = pool_reference(query, QUERY_BLOCK, False)  # (B, H, Nq, D)
-    pooled_key = pool_reference(key, KEY_BLOCK, True)  # (B, H, D, Nk)
-    sizes = torch.tensor([len(part) for part in torch.arange(length).split(KEY_BLOCK)])
-    scores = pooled_query @ pooled_key / dim**0.5 + sizes.log()
-    kept = always_kept(length, selection)  # (Nk,)
-    result = kept.expand(scores.shape).clone()
-    if selection.threshold >= 1 or bool(kept.all()):
-        return torch.ones_like(result)
-    mass = scores.masked_fill(kept, float("-inf")).softmax(-1)
-    values, _ = mass.sort(-1, descending=True)
-    before = values.cumsum(-1) - values  # mass of the blocks that are larger
-    rank = torch.arange(len(kept)).expand(before.shape)
-    take = (before < selection.threshold) | (rank + int(kept.sum()) < least_blocks(len(kept), selection.minimum))
-    smallest = values.masked_fill(~take, float("inf")).amin(-1, keepdim=True)
-    result |= (mass >= smallest) & ~kept
-    result[:, :, -1] = True
-    return result

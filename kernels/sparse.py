@@ -20,12 +20,12 @@ import triton
 import triton.language as tl
 
 from .errors import KernelInputError
-from .int8 import check_fp8, int8_scores_reference, weighted_values_reference
+from .int8 import check_fp8
 from .launch import architecture_of, check_attention
 from .quantize import quantize_keys, quantize_queries
-from .selection import Selection, select, select_reference
+from .selection import Selection, select
 from .tiles import cast, dot, softmax_step, wide
-from .tuning import KEY_BLOCK, QUERY_BLOCK, QUERY_GROUP, kind_of, tile_for
+from .tuning import QUERY_GROUP, kind_of, tile_for
 from .values import quantize_values
 
 with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
@@ -189,20 +189,3 @@ def sparse_attention(
         num_stages=tile.stages,
     )
     return out, counts
-
-
-def token_mask(kept: Tensor, length: int) -> Tensor:
-    """Expand (B, H, Nq, Nk) kept blocks to (B, H, L, L) pairs of tokens."""
-    return kept.repeat_interleave(QUERY_BLOCK, 2).repeat_interleave(KEY_BLOCK, 3)[:, :, :length, :length]
-
-
-def sparse_attention_reference(
-    query: Tensor, key: Tensor, value: Tensor, selection: Selection, *, int8: bool = False, fp8_values: bool = False
-) -> Tensor:
-    """Compute the plain twin: selection by sorting, scores that are not kept masked. (B, L, H, D) -> (B, L, H, D)."""
-    if int8:
-        scores = int8_scores_reference(query, key)
-    else:
-        scores = torch.einsum("blhd,bmhd->bhlm", query.float(), key.float()) / query.shape[-1] ** 0.5
-    pairs = token_mask(select_reference(query, key, selection), query.shape[1])
-    return weighted_values_reference(scores.masked_fill(~pairs, float("-inf")), value, fp8_values)

@@ -77,11 +77,3 @@ def channel_statistics(x: Tensor, what: Literal["sum", "maximum"]) -> Tensor:
         **PREPARATION,
     )
     return out
-
-
-def channel_statistics_reference(x: Tensor, what: Literal["sum", "maximum"]) -> Tensor:
-    """Compute the plain twin of :func:`channel_statistics`."""
-    parts = x.float().split(-(-x.shape[1] // SPLITS), dim=1)
-    rows = [part.abs().amax(1) if what == "maximum" else part.sum(1) for part in parts]
-    rows += [torch.zeros_like(rows[0])] * (SPLITS - len(rows))
-    return torch.stack(rows, dim=2)

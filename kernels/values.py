@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .launch import PREPARATION
-from .statistics import channel_statistics, channel_statistics_reference
+from .statistics import channel_statistics
 from .tiles import cast, wide
 from .tuning import E4M3_MAX, KEY_BLOCK, SMALLEST, SPLITS
 
@@ -85,12 +85,3 @@ def quantize_values(value: Tensor) -> tuple[Tensor, Tensor]:
         **PREPARATION,
     )
     return out, scales
-
-
-def quantize_values_reference(value: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the plain twin of :func:`quantize_values`."""
-    largest = channel_statistics_reference(value, "maximum").amax(2).clamp(min=SMALLEST)  # (B, H, D)
-    scale = largest / E4M3_MAX
-    levels = value.float().permute(0, 2, 3, 1) / scale[..., None]  # (B, H, D, L)
-    levels = torch.nn.functional.pad(levels.clamp(-E4M3_MAX, E4M3_MAX), (0, -value.shape[1] % KEY_BLOCK))
-    return levels.to(torch.float8_e4m3fn), scale

@@ -66,16 +66,6 @@ def test_engine(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_cpu_options(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
-    options = ("--bundle", str(tiny_bundle), "--stages", "dense_head", "--size", "84x56", "--rounds", "1")
-    record = run("studies/cpu_options.py", *options, "--json", str(tmp_path / "record.json"))
-    check(record, tables)
-    chosen = record["results"]["dense_head"]["onnxruntime (chosen)"]
-    assert chosen["times_chosen"] == 1
-    assert chosen["max_rel_error"] == 0
-
-
-@pytest.mark.slow
 def test_build(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     options = (
         "--model",
@@ -103,18 +93,6 @@ def test_precision(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> Non
     record = run("studies/precision.py", *options, *one, "--json", str(tmp_path / "precision.json"))
     check(record, tables)
     assert 0 < record["results"]["fp16"]["errors"]["the policy"]["end_to_end"]["depth_abs_rel"] < 1e-2
-
-
-@pytest.mark.slow
-def test_precision_range(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
-    graphs = shutil.copytree(tiny_bundle, tmp_path / "graphs")
-    options = ("--exported", str(graphs), "--size", "42x28", "--cases", "mixed", "--places", "mlp", "dense head")
-    record = run("studies/precision_range.py", *options, "--json", str(tmp_path / "range.json"))
-    check(record, tables)
-    assert list(record["results"]) == ["mlp", "dense head"]
-    for results in record["results"].values():
-        assert results["fp16"]["without"] is None  # not finite
-        assert results["fp16"]["with"]["depth_abs_rel"] < 1e-2
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from mapengine.kernels.tuning import (
     E4M3_MAX,
     FP8_UNIT,
     KEY_BLOCK,
+    MINIMUM_SHARE,
     QUERY_BLOCK,
     QUERY_GROUP,
     SMALLEST,
@@ -65,12 +66,14 @@ def twin_attention(entry: KernelAttention, tensors: Mapping[str, NDArray[Any]], 
     return _joined(entry, out / weights.sum(-1, keepdims=True) * scale)
 
 
-def select_blocks(query: Array, key: Array, threshold: float, view_tokens: int, extra_tokens: int) -> NDArray[np.bool_]:
+def select_blocks(
+    query: Array, key: Array, threshold: float, view_tokens: int, extra_tokens: int, minimum: float = MINIMUM_SHARE
+) -> NDArray[np.bool_]:
     """Select the blocks of keys that each block of queries attends to: (H, L, D) queries and keys -> (H, Nq, Nk).
 
     Args:
         threshold: share of the mass of the pooled softmax to keep. view_tokens: tokens per view. extra_tokens: class
-            tokens at the end of each view.
+            tokens at the end of each view. minimum: least share of the key blocks.
     """
     heads, length, dim = query.shape
     key_blocks = -(-length // KEY_BLOCK)
@@ -88,7 +91,7 @@ def select_blocks(query: Array, key: Array, threshold: float, view_tokens: int, 
     mass = _softmax(np.where(always, -np.inf, scores))
     ranked = -np.sort(-mass, -1)
     before = ranked.cumsum(-1) - ranked  # mass of the blocks that are larger
-    least = least_blocks(key_blocks)
+    least = least_blocks(key_blocks, minimum)
     taken = (before < threshold) | (np.arange(key_blocks) + int(always.sum()) < least)
     smallest = np.where(taken, ranked, np.inf).min(-1, keepdims=True)
     kept |= (mass >= smallest) & ~always

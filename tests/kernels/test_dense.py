@@ -9,11 +9,12 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import torch
 
-from mapengine.kernels.dense import dense_attention, dense_attention_reference
+from mapengine.kernels.dense import dense_attention
 from mapengine.kernels.errors import KernelInputError
 from mapengine.kernels.launch import split_qkv
 
 from .inputs import EXTREMES, check, contiguous, errors, exact, random_qkv, torch_attention
+from .twins import dense_attention_reference
 
 SHAPES = [  # batch, length, heads, head size
     (1, 1, 1, 64),

@@ -9,10 +9,10 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import torch
 
-from mapengine.kernels.int8 import int8_attention, int8_attention_reference
-from mapengine.kernels.quantize import quantize_queries_reference
+from mapengine.kernels.int8 import int8_attention
 
 from .inputs import EXTREMES, check, contiguous, errors, exact, random_qkv
+from .twins import int8_attention_reference, quantize_queries_reference
 
 FP8 = pytest.mark.parametrize("fp8", [False, True], ids=["16-bit values", "FP8 values"])
 SHAPES = [  # batch, length, heads, head size, dtype

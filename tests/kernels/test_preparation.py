@@ -10,19 +10,23 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 import torch
 
 from mapengine.kernels.errors import KernelInputError
-from mapengine.kernels.pooling import pool, pool_reference
-from mapengine.kernels.quantize import (
-    quantize_keys,
-    quantize_keys_reference,
-    quantize_queries,
-    quantize_queries_reference,
-)
-from mapengine.kernels.selection import Selection, always_kept, list_size, select, select_reference
-from mapengine.kernels.statistics import channel_statistics, channel_statistics_reference
+from mapengine.kernels.pooling import pool
+from mapengine.kernels.quantize import quantize_keys, quantize_queries
+from mapengine.kernels.selection import Selection, list_size, select
+from mapengine.kernels.statistics import channel_statistics
 from mapengine.kernels.tuning import KEY_BLOCK, SPLITS
-from mapengine.kernels.values import quantize_values, quantize_values_reference
+from mapengine.kernels.values import quantize_values
 
 from .inputs import EXTREMES, random_qkv, view_qkv
+from .twins import (
+    always_kept,
+    channel_statistics_reference,
+    pool_reference,
+    quantize_keys_reference,
+    quantize_queries_reference,
+    quantize_values_reference,
+    select_reference,
+)
 
 SHAPES = [(1, 1, 1, 64), (2, 15, 1, 32), (1, 64, 2, 64), (2, 97, 1, 128), (1, 1370, 1, 64)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)

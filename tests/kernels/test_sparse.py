@@ -12,14 +12,11 @@ import torch
 from mapengine.kernels.dense import dense_attention
 from mapengine.kernels.errors import KernelInputError
 from mapengine.kernels.int8 import int8_attention
-from mapengine.kernels.selection import Selection, select_reference
-from mapengine.kernels.sparse import (
-    sparse_attention,
-    sparse_attention_reference,
-    token_mask,
-)
+from mapengine.kernels.selection import Selection
+from mapengine.kernels.sparse import sparse_attention
 
 from .inputs import EXTREMES, Qkv, check, exact, random_qkv, view_qkv
+from .twins import select_reference, sparse_attention_reference, token_mask
 
 MODES = [(False, False), (True, False), (True, True)]
 modes = pytest.mark.parametrize(("int8", "fp8"), MODES, ids=["16-bit", "INT8", "INT8 and FP8"])

@@ -16,12 +16,12 @@ from onnx import numpy_helper
 
 from mapengine.export.precision import measure_magnitudes
 from mapengine.export.precision.assign import FP16_MAX, MARGIN
-from mapengine.export.precision.stress import PLACES, Place, write_stressed
 from mapengine.runtime.bundle.manifest import STAGES
 from mapengine.runtime.checks.parity import measure_parity
 from mapengine.runtime.inputs.prepared import prepare_views
 
 from .conftest import PRECISIONS, Magnitudes, emulated, lower, pipeline, small_cases, stage_paths
+from .stressed import PLACES, Place, write_stressed
 from .test_accuracy import DEPTH
 
 KEPT: dict[str, tuple[str, ...]] = {

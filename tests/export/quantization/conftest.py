@@ -15,7 +15,8 @@ from mapengine.export.graphs.tracing import export_stages
 from mapengine.export.model.reference import MapAnything
 from mapengine.export.quantization import CalibrationOptions, calibrate, fold_calibration
 from mapengine.export.quantization.fold import correct_biases
-from mapengine.export.quantization.outliers import with_outlier_channels
+
+from .outlier_channels import with_outlier_channels
 
 
 @pytest.fixture(scope="session")

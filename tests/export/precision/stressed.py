@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..graphs.files import load_float32_graph
-from ..graphs.weights import save_model
+from mapengine.export.graphs.files import load_float32_graph
+from mapengine.export.graphs.weights import save_model
 
 FACTOR = np.float32(2.0**17)
 """Carries numbers near 1 beyond float16's 65504."""
