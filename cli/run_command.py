@@ -215,7 +215,7 @@ def run(
         with_geometry = sum(view.has_geometry for view in views)
         with stage_progress(len(views), with_geometry, quiet) as progress:
             if stream is not None:
-                prepared = engine.preprocess(views, size=target)
+                prepared = engine.prepare(views, size=target)
                 dtype = "float16" if half else "float32"
                 predictions = engine.infer_stream(prepared, dtype=dtype, progress=progress, **options)
                 written = save_views(stream, predictions, [view.name for view in views])

@@ -26,7 +26,7 @@ from .geometry import Array
 from .inference import MultiViewInference
 from .inputs.encoded import ENCODED_KEYS, EncodedView, ImageFeatures, snapshot, unpack_views
 from .inputs.formats.view_files import ReadOptions
-from .inputs.prepared import PreparedViews, network_inputs, prepare_raw, prepare_views
+from .inputs.prepared import PreparedView, PreparedViews, network_inputs, prepare_raw, prepare_views
 from .inputs.preprocess import each_resized, preprocess_dictionaries, preprocess_views
 from .inputs.raw_view import AnyView, RawView
 from .inputs.resolutions import target_size
@@ -304,9 +304,24 @@ class Engine(MultiViewInference):
         # Refused before the images are decoded and resized: that takes longer than the refusal.
         target = self._target_size(views, size)
         self.check_call(views, size=target)
-        prepared = each_resized(views, target, partial(prepare_raw, data_norm_type=self.data_norm_type))
+        prepared = self.prepare(views, size=target)
         predictions = self._answer(network_inputs(prepared, chosen), chosen, progress)
         return Scene.from_predictions(predictions, [view.name or f"view {i}" for i, view in enumerate(views)])
+
+    def prepare(self, views: Sequence[AnyView], *, size: tuple[int, int] | None = None) -> list[PreparedView]:
+        """Do what :meth:`preprocess` does with views that were found or read, for :meth:`infer` and
+        :meth:`infer_stream` of this engine: values that were checked when they were read are not checked again.
+
+        Args:
+            views: what :func:`.inputs.sources.open_views` found or ``read_views`` read.
+            size: (width, height); by default as :meth:`reconstruct` chooses it.
+
+        Raises:
+            InputError, MemoryLimitError: as :meth:`preprocess`.
+        """
+        target = self._target_size(views, size)
+        self._check_reading(views, target)
+        return each_resized(views, target, partial(prepare_raw, data_norm_type=self.data_norm_type))
 
     def preprocess(
         self, views: Sequence[AnyView] | Sequence[Mapping[str, Any]], *, size: tuple[int, int] | None = None

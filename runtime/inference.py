@@ -10,11 +10,15 @@ from .errors import InputError
 from .geometry import Array
 from .inputs.encoded import EncodedView
 from .inputs.normalization import norm_constants
-from .inputs.prepared import PreparedViews, prepare_views
+from .inputs.prepared import PreparedView, PreparedViews, prepare_views
 from .options import InferOptions, Progress, check_progress, shows_options
 from .postprocessing.predictions import finish_predictions, finish_view, halved, outside_masked
 
 _OUTPUT_DTYPES = ("float32", "float16")
+
+
+View = Mapping[str, Any] | EncodedView | PreparedView
+"""What :meth:`MultiViewInference.infer` takes; prepared views were checked when they were made."""
 
 
 class MultiViewInference(ABC):
@@ -48,7 +52,7 @@ class MultiViewInference(ABC):
     @shows_options
     def infer(
         self,
-        views: Sequence[Mapping[str, Any] | EncodedView],
+        views: Sequence[View],
         *values: Any,
         progress: Progress | None = None,
         **options: Any,
@@ -84,7 +88,7 @@ class MultiViewInference(ABC):
     @shows_options
     def infer_stream(
         self,
-        views: Sequence[Mapping[str, Any] | EncodedView],
+        views: Sequence[View],
         *,
         dtype: str = "float32",
         progress: Progress | None = None,
@@ -122,7 +126,7 @@ class MultiViewInference(ABC):
 
         return finished()
 
-    def predict(self, views: Sequence[Mapping[str, Any] | EncodedView], use_amp: bool = True) -> list[dict[str, Array]]:
+    def predict(self, views: Sequence[View], use_amp: bool = True) -> list[dict[str, Array]]:
         """Return what the network says of the views, without masks and other post-processing, as NumPy arrays.
 
         Args:
@@ -137,7 +141,7 @@ class MultiViewInference(ABC):
 
     def _prepare(
         self,
-        views: Sequence[Mapping[str, Any] | EncodedView],
+        views: Sequence[View],
         options: InferOptions,
         progress: Progress | None = None,
         *,

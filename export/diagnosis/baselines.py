@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from mapengine.runtime.errors import BackendUnavailableError, InputError
-from mapengine.runtime.inputs.preprocess import preprocess_views
+from mapengine.runtime.inputs.prepared import prepare_raw
+from mapengine.runtime.inputs.preprocess import each_resized
 from mapengine.runtime.inputs.sources import read_views
 from mapengine.runtime.outputs.scene import Scene
 from mapengine.runtime.profiling import Contender
@@ -74,7 +75,7 @@ class TorchSubject:
         """See :class:`mapengine.runtime.profiling.subjects.Subject`."""
         start = time.perf_counter()
         raw = read_views(list(files))
-        views = preprocess_views(raw, size, self._network.data_norm_type)
+        views = each_resized(raw, size, partial(prepare_raw, data_norm_type=self._network.data_norm_type))
         loaded = time.perf_counter()
         clock = StageClock(torch.cuda.synchronize if self._device.type == "cuda" else None)
         autocast = torch.autocast("cpu", _AMP[self._amp]) if self._amp and self._device.type == "cpu" else None

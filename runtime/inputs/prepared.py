@@ -149,7 +149,8 @@ def prepare_views(
     tensors are accepted. Ignored inputs are still checked.
 
     Args:
-        views: dictionaries, encoded views, or dictionaries with an encoded view as ``img``.
+        views: dictionaries, encoded views, dictionaries with an encoded view as ``img``, or prepared views, which stay
+            as they are.
         options: of the call.
         data_norm_type: what the images must have been normalised for.
         dtype: floating type of the result.
@@ -165,7 +166,9 @@ def prepare_views(
     plain, features = unpack_views(views, encoder)
     _check_list(plain)
     prepared = [
-        replace(
+        view
+        if isinstance(view, PreparedView)
+        else replace(
             _prepare(view, f"view {index}", data_norm_type, np.dtype(dtype), copy=copy and known is None),
             features=known,
         )

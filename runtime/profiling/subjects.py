@@ -119,7 +119,7 @@ class EngineSubject:
         """See :class:`Subject`."""
         start = time.perf_counter()
         raw = read_views(list(files))
-        views = self._engine.preprocess(raw, size=size)
+        views = self._engine.prepare(raw, size=size)
         loaded = time.perf_counter()
         clock = StageClock()
         predictions = self._engine.infer(views, progress=clock)

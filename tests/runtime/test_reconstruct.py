@@ -64,6 +64,23 @@ def test_shapes_types_and_the_chosen_size(small: Engine, images: list[np.ndarray
     assert small.reconstruct([images[0], images[1][:30]], size=(28, 14)).points.shape == (2, 14, 28, 3)
 
 
+def test_prepared_views_are_the_preprocessed_ones_without_a_second_check(
+    small: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = sample_views(3, width=80, height=60)
+    cameras, poses, depths = ([getattr(s, k) for s in samples] for k in ("intrinsics", "pose", "depth_z"))
+    raw = read_views([s.image for s in samples], cameras, poses, depths)
+    expected = small.infer(small.preprocess(raw, size=(56, 42)))
+    for check in ("normalized_image", "camera_intrinsics", "camera_pose", "depth_map"):
+        monkeypatch.delattr(f"mapengine.runtime.inputs.prepared.{check}")
+    prepared = small.prepare(raw, size=(56, 42))
+    for found in (small.infer(prepared), list(small.infer_stream(prepared))):
+        for got, want in zip(found, expected, strict=True):
+            assert got.keys() == want.keys()
+            for key, value in want.items():
+                np.testing.assert_array_equal(got[key], value, err_msg=key)
+
+
 def test_geometry_arrives_scaled_at_the_network(small: Engine, images: list[np.ndarray]) -> None:
     samples = sample_views(3, width=80, height=60)
     cameras, poses, depths = ([getattr(s, k) for s in samples] for k in ("intrinsics", "pose", "depth_z"))

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mapengine.runtime.errors import ImageReadError, InputError
+from mapengine.runtime.inputs.formats import values
 from mapengine.runtime.inputs.formats.view_files import ViewFiles
 from mapengine.runtime.inputs.formats.view_lists import load_view_list
 from mapengine.runtime.inputs.preprocess import preprocess_views
-from mapengine.runtime.inputs.sources import read_listed_views
+from mapengine.runtime.inputs.sources import read_listed_views, read_views
 
 from .view_files import DEPTH, POSE, K
 
@@ -170,3 +171,18 @@ def test_any_json_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, v
     path = write_list(tmp_path_factory.getbasetemp(), value)
     with pytest.raises(InputError):  # no image is there, so nothing can be right
         load_view_list(path)
+
+
+def test_a_matrix_is_checked_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    for name in ("camera_intrinsics", "camera_pose"):
+        real = getattr(values, name)
+
+        def counting(*given: Any, real: Any = real, name: str = name) -> Any:
+            checked.append(name)
+            return real(*given)
+
+        monkeypatch.setattr(values, name, counting)
+    path = write_list(folder, [{"image": "a.png", "intrinsics": K.tolist(), "pose": POSE.tolist()}, {"image": "b.png"}])
+    assert len(read_views(path)) == 2
+    assert sorted(checked) == ["camera_intrinsics", "camera_pose"]
