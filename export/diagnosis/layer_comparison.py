@@ -19,12 +19,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mapengine.runtime.backends.contract import Arrays, StageRunner
 from mapengine.runtime.backends.cuda.driver import driver_problem
-from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mapengine.runtime.bundle.store import Bundle
-from mapengine.runtime.checks.golden import run_golden
+from mapengine.runtime.checks.product_precision import stage_inputs
 from mapengine.runtime.errors import BackendError, BackendUnavailableError, InputError
 
 from ..bundles.onnx import write_graphs
@@ -121,7 +119,7 @@ def compare_layers(
             )
             graphs[precision] = {stage.name: stage.path for stage in written.stages}
         report("running float32 for the inputs of every stage")
-        for stage, inputs in stage_inputs(bundle, graphs["fp32"]).items():
+        for stage, inputs in float32_inputs(bundle, graphs["fp32"]).items():
             report(f"comparing the layers of {stage}")
             reference, other = (graphs[precision][stage] for precision in ("fp32", manifest.precision))
             known = _values_by_module(ir.load(other))
@@ -134,30 +132,10 @@ def compare_layers(
     return LayerComparison(backend + emulated, TOLERANCE[manifest.precision], tuple(layers))
 
 
-class _Recorder:
-    """A stage that keeps the inputs of its first call."""
-
-    def __init__(self, stage: StageRunner) -> None:
-        self.stage = stage
-        self.inputs: dict[str, NDArray[Any]] | None = None
-
-    def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
-        if self.inputs is None:
-            self.inputs = {name: np.array(value) for name, value in inputs.items()}
-        return self.stage.run(inputs)
-
-
-def stage_inputs(bundle: Bundle, graphs: Mapping[str, Path]) -> dict[str, dict[str, NDArray[Any]]]:
-    """Return what every stage reads when float32 graphs run the golden input of a bundle; of several calls the first.
-
-    Args:
-        bundle: that has the golden input.
-        graphs: file of each stage, in float32.
-    """
+def float32_inputs(bundle: Bundle, graphs: Mapping[str, Path]) -> dict[str, dict[str, NDArray[Any]]]:
+    """Return what every stage reads when float32 graphs, a file per stage, run the golden input of a bundle."""
     library = OnnxRuntimeBackend()
-    stages = {name: _Recorder(library.load_stage(name, path)) for name, path in graphs.items()}
-    run_golden(bundle, Pipeline(stages))
-    return {name: stage.inputs for name, stage in stages.items() if stage.inputs is not None}
+    return stage_inputs(bundle, {name: library.load_stage(name, path) for name, path in graphs.items()})
 
 
 def _values_by_module(model: ir.Model) -> dict[str, str]:

@@ -32,7 +32,7 @@ from ..graphs.files import FLOAT32, load_graph, save_variant
 from ..model.reference import MapAnything
 from ..precision import runnable
 from ..quantization.layers import LinearLayer, find_layers
-from .layer_comparison import stage_inputs
+from .layer_comparison import float32_inputs
 
 LEAST_SNR = 10.0
 """Decibels below which a layer is named: its error is a third of its output. The noisiest layers of a sound INT8
@@ -149,7 +149,7 @@ def compare_noise(
         )
         paths = {stage.name: stage.path for stage in written.stages}
         report("running float32 for the inputs of every stage")
-        inputs = stage_inputs(bundle, paths)
+        inputs = float32_inputs(bundle, paths)
         known = find_layers(model).values()
         # Where only weights are in 8 bits no product is, and all layers are.
         for stage in manifest.quantization.products or dict.fromkeys(layer.stage for layer in known):

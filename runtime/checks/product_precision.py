@@ -96,9 +96,11 @@ def stage_products(bundle: Bundle, backend: str, threads: int | None = None) -> 
     look = _openvino if isinstance(library, OpenVinoBackend) else _onnxruntime
     arithmetic = bundle.manifest.arithmetic
     with bundle.unchanged():
+        names = bundle.manifest.stages
+        loaded = {name: library.load_stage(name, bundle.stage_path(name), arithmetic) for name in names}
         return [
             StageProducts(stage, tuple(look(library, bundle.stage_path(stage), given, arithmetic)))
-            for stage, given in _stage_inputs(bundle, library).items()
+            for stage, given in stage_inputs(bundle, loaded).items()
         ]
 
 
@@ -132,13 +134,11 @@ class _Recorder:
         return self._stage.run(inputs)
 
 
-def _stage_inputs(bundle: Bundle, library: HostBackend) -> dict[str, dict[str, NDArray[Any]]]:
-    manifest, arithmetic = bundle.manifest, bundle.manifest.arithmetic
-    stages = {
-        name: _Recorder(library.load_stage(name, bundle.stage_path(name), arithmetic)) for name in manifest.stages
-    }
-    run_golden(bundle, Pipeline(dict[str, StageRunner](stages)))
-    return {name: stage.inputs for name, stage in stages.items() if stage.inputs is not None}
+def stage_inputs(bundle: Bundle, stages: Mapping[str, StageRunner]) -> dict[str, dict[str, NDArray[Any]]]:
+    """Return what every stage reads when ``stages`` run the golden input of a bundle; of several calls the first."""
+    recorders = {name: _Recorder(stage) for name, stage in stages.items()}
+    run_golden(bundle, Pipeline(dict[str, StageRunner](recorders)))
+    return {name: recorder.inputs for name, recorder in recorders.items() if recorder.inputs is not None}
 
 
 def _onnxruntime(
