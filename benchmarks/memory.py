@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mapengine.runtime.bundle.store import Bundle
-from mapengine.runtime.memory.measurement import measure
 from mapengine.runtime.memory.model import MemoryModel
-from mapengine.runtime.memory.probe import probe
+from mapengine.runtime.profiling.memory import measure, probe
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.writing.files import write_record

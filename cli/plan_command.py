@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from mapengine.runtime.bundle.store import Bundle
-from mapengine.runtime.memory import measurement
 from mapengine.runtime.memory.model import known_model, model_path, table
-from mapengine.runtime.system.cached_records import cache_problem
+from mapengine.runtime.profiling import memory as measurement
 from mapengine.runtime.system.machine import attainable_bytes
 from mapengine.runtime.system.sizes import gigabytes, parse_bytes
 from mapengine.runtime.typed_json.codec import encode
+from mapengine.runtime.writing.cached_records import cache_problem
 
 from .console import say, show_facts, show_table
 from .options import Backend, BundleArgument, parse_size, value_of

@@ -26,6 +26,17 @@ RUNTIME_ALWAYS = {"numpy", "PIL", "platformdirs", "psutil"}
 RUNTIME_INSIDE_FUNCTIONS = {"av", "onnxruntime", "openvino", "trimesh", "tensorrt", "tensorrt_rtx", "cuda"}
 CLI_INSIDE_FUNCTIONS = {"export", "kernels"}
 CLI_ALWAYS = {"typer", "rich", "click"}
+LEAF_ROOMS = {
+    "runtime.system": {"runtime.errors"},
+    "runtime.typed_json": {"runtime.errors"},
+    "runtime.writing": {"runtime.errors", "runtime.system", "runtime.typed_json"},
+    "runtime.memory": {"runtime.bundle", "runtime.errors", "runtime.system", "runtime.typed_json", "runtime.writing"},
+    "calibration.ranges": set(),
+    "calibration.scenes": set(),
+    "export.model": set(),
+    "export.tensorrt": set(),
+}
+"""Folders that others stand on, and what of their own package they may import."""
 MAX_LINES = 450
 MAX_MODULES = 12
 MAX_MODULES_OF_FLAT_PACKAGES = {"cli": 22, "kernels": 22}
@@ -104,6 +115,15 @@ def import_circles(graph: Mapping[str, set[str]]) -> list[str]:
     return list(circles.values())
 
 
+def room_graph(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Return which rooms import each other: folders directly in a package, and the modules beside them."""
+    rooms: dict[str, set[str]] = {}
+    for module, imported in graph.items():
+        room, *others = (".".join(name.split(".")[:2]) for name in (module, *imported))
+        rooms.setdefault(room, set()).update(set(others) - {room})
+    return rooms
+
+
 def complaint(package: str, depth: int, name: str, lazy: bool) -> str | None:
     """Why a file ``depth`` folders below ``package`` may not import ``name``; None if it may."""
     if name.startswith("."):
@@ -179,7 +199,28 @@ def test_the_checker_itself(package: str, source: str, reason: str | None) -> No
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
     trees = {path.relative_to(ROOT).as_posix(): parsed(path) for path in sources()}
-    assert import_circles(import_graph(trees)) == []
+    graph = import_graph(trees)
+    assert import_circles(graph) == []
+    rooms = room_graph(graph)
+    assert import_circles(rooms) == []
+    for room, allowed in LEAF_ROOMS.items():
+        package = room.partition(".")[0]
+        assert {other for other in rooms[room] if other.startswith(f"{package}.")} <= allowed, room
+
+
+def test_rooms_are_the_folders_of_a_package() -> None:
+    graph = {
+        "runtime.a": {"runtime.b.c", "runtime.d"},
+        "runtime.b.c": {"runtime.b.e.f"},
+        "runtime.b.e.f": {"runtime.a"},
+        "runtime.d": set[str](),
+    }
+    assert room_graph(graph) == {
+        "runtime.a": {"runtime.b", "runtime.d"},
+        "runtime.b": {"runtime.a"},
+        "runtime.d": set(),
+    }
+    assert import_circles(room_graph(graph)) == ["runtime.a -> runtime.b -> runtime.a"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mapengine.cli import main
-from mapengine.runtime.memory import measurement
+from mapengine.runtime.profiling import memory as measurement
 
 from .documents import GUIDE, ROOT, blocks, commands
 

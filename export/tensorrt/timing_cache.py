@@ -11,7 +11,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from mapengine.runtime.system.cached_records import cache_path, read_cached, write_cached
+from mapengine.runtime.writing.cached_records import cache_path, read_cached, write_cached
 
 MAX_BYTES = 512 * 2**20
 _MAGIC = b"mapengine timing cache 1\n"

@@ -21,8 +21,8 @@ from ..bundle.build_record import Tolerance
 from ..bundle.store import Bundle
 from ..errors import IntegrityError, ParityError
 from ..inputs.prepared import prepare_views
-from ..system.cached_records import keep_record, kept_record
 from ..typed_json.fields import OneOf
+from ..writing.cached_records import keep_record, kept_record
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -1,1 +1,1 @@
-"""How much memory a call takes: measured, modelled, and held against what is free."""
+"""How much memory a call takes: modelled, and held against what is free."""

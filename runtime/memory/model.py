@@ -17,15 +17,16 @@ import numpy as np
 
 from ..bundle.requests import PATCH_SIZE
 from ..errors import MemoryLimitError
-from ..system.cached_records import cache_path, keep_record, kept_record
 from ..system.sizes import gigabytes
 from ..typed_json.codec import Fail
 from ..typed_json.fields import EVERY_KEY, Bounds, Count, OneOf, Positive
-from .probe import STAGES
+from ..writing.cached_records import cache_path, keep_record, kept_record
 
+STAGES = ("load", "image_encoder", "geometry_encoder", "aggregator", "dense_head")
+"""Loading, and the stages of a call."""
 _VERSION = 1
 _ROOM = "memory"
-_KINDS = ((False, False), (False, True), (True, False), (True, True))
+KINDS = ((False, False), (False, True), (True, False), (True, True))
 """Whether views bring geometry, and whether all predictions are kept."""
 _MOST_VIEWS = 2**16
 _LARGEST = 2**56
@@ -132,11 +133,11 @@ class MemoryModel:
 
     def check_fields(self, fail: Fail) -> None:
         """Refuse samples that a model cannot be fitted to."""
-        if len({(sample.geometry, sample.collect) for sample in self.samples}) < len(_KINDS):
+        if len({(sample.geometry, sample.collect) for sample in self.samples}) < len(KINDS):
             fail("samples", "must have calls of every kind")
         if any(not 0 < number <= _LARGEST for sample in self.samples for number in sample.numbers()):
             fail("samples", "must have sizes and peaks that a machine can have")
-        for geometry, collect in _KINDS:
+        for geometry, collect in KINDS:
             try:
                 peaks = self.peaks(1, PATCH_SIZE, PATCH_SIZE, geometry=geometry, collect=collect).values()
             except (np.linalg.LinAlgError, ArithmeticError, ValueError):

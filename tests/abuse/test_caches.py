@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from mapengine.runtime.checks.golden import has_golden_record, write_golden_record
-from mapengine.runtime.memory.model import MemoryModel, Sample, known_model, remember_model
-from mapengine.runtime.memory.probe import STAGES
-from mapengine.runtime.system.cached_records import cache_problem, read_cached, write_cached
+from mapengine.runtime.memory.model import STAGES, MemoryModel, Sample, known_model, remember_model
+from mapengine.runtime.writing.cached_records import cache_problem, read_cached, write_cached
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has neither owners nor modes of this kind")
 
@@ -141,7 +140,7 @@ def test_it_is_said_why_nothing_is_kept(cache: Path, monkeypatch: pytest.MonkeyP
     cache.chmod(0o777)
     assert "can be written by other users" in str(cache_problem())
     for value in ("/dev/null/x", "a\0b", "n" * 5000):
-        monkeypatch.setattr("mapengine.runtime.system.cached_records.cache_folder", lambda value=value: Path(value))
+        monkeypatch.setattr("mapengine.runtime.writing.cached_records.cache_folder", lambda value=value: Path(value))
         assert cache_problem()
         write_golden_record(*KEY)
         assert not has_golden_record(*KEY)

@@ -9,8 +9,8 @@ import pytest
 
 from mapengine.runtime.bundle.bundle_files import BundleFiles
 from mapengine.runtime.bundle.file_record import MANIFEST_NAME
-from mapengine.runtime.memory import measurement
-from mapengine.runtime.memory.probe import STAGES
+from mapengine.runtime.memory.model import STAGES
+from mapengine.runtime.profiling import memory as measurement
 
 from .conftest import Cli
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mapengine.runtime.memory import measurement
 from mapengine.runtime.outputs.view_files import load_view
+from mapengine.runtime.profiling import memory as measurement
 from mapengine.runtime.system.machine import can_reset_peak
 
 from .conftest import Cli

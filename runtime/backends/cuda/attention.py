@@ -48,12 +48,18 @@ class AttentionKernels:
         known = self._known(attention, 1, 1, addresses, 0)
         for kernel in self._all(attention):
             try:
-                kernel.values(known)
+                values = kernel.values(known)
             except KeyError as error:
                 raise ManifestError(
                     f"the attention kernel {kernel.code.variant} of the bundle takes {error.args[0]!r}, which nothing "
                     f"gives; build the bundle again"
                 ) from error
+            for part, value in zip(kernel.code.arguments, values, strict=True):
+                if part.type != "fp32" and not isinstance(value, int):
+                    raise ManifestError(
+                        f"the attention kernel {kernel.code.variant} of the bundle takes {part.value} for {part.name}, "
+                        f"which is no whole number; build the bundle again"
+                    )
 
     def workspace(self, attention: KernelAttention, length: int) -> int:
         """Return the bytes that the attention over ``length`` tokens needs besides its tensors."""

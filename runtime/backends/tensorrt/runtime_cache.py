@@ -15,9 +15,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ...system.cache import cache_folder
-from ...system.cached_records import read_cached, write_cached
 from ...system.private_files import private_folder
+from ...writing.cache import cache_folder
+from ...writing.cached_records import read_cached, write_cached
 from .plans import Plan
 
 MAX_BYTES = 512 * 2**20

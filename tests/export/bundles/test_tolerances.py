@@ -51,10 +51,9 @@ def plain_twin(attention: KernelAttention, qkv: np.ndarray, view_tokens: int) ->
     """The twin in PyTorch that the kernel itself is tested with."""
     import torch
 
-    from mapengine.kernels.dense import dense_attention_reference
-    from mapengine.kernels.int8 import int8_attention_reference
     from mapengine.kernels.selection import Selection
-    from mapengine.kernels.sparse import sparse_attention_reference
+
+    from ...kernels.twins import dense_attention_reference, int8_attention_reference, sparse_attention_reference
 
     kind = attention.traits
     parts = torch.from_numpy(qkv).to(getattr(torch, attention.dtype)).reshape(1, -1, 3, HEADS, DIM).unbind(2)
@@ -100,7 +99,9 @@ def test_the_kept_blocks(threshold: float, length: int, view_tokens: int, extra:
     import_interpreted()
     import torch
 
-    from mapengine.kernels.selection import Selection, select_reference
+    from mapengine.kernels.selection import Selection
+
+    from ...kernels.twins import select_reference
 
     query, key = np.random.default_rng(length).standard_normal((2, HEADS, length, DIM)).astype(np.float32)
     found = select_blocks(query, key, threshold, view_tokens, extra)

@@ -9,7 +9,7 @@ import pytest
 
 from mapengine.export.tensorrt import timing_cache
 from mapengine.export.tensorrt.timing_cache import read_timings, timings_path, write_timings
-from mapengine.runtime.system import cached_records
+from mapengine.runtime.writing import cached_records
 
 KEY = ("tensorrt", "10.3.0", "GPU A, 8.7, driver for CUDA 12.6")
 TIMINGS = os.urandom(3000)

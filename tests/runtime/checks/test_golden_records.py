@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mapengine.runtime.checks.golden import has_golden_record, write_golden_record
-from mapengine.runtime.system import cached_records
+from mapengine.runtime.writing import cached_records
 
 KEY = ("d" * 64, "onnxruntime", "1.32.0", "cpu: some processor")
 

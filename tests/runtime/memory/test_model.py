@@ -17,10 +17,11 @@ from mapengine.runtime.bundle.requests import AnySize, Range, ServedRequests
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import BackendError, BackendUnavailableError, MemoryLimitError
 from mapengine.runtime.inputs.sources import open_views
-from mapengine.runtime.memory import guard, measurement
+from mapengine.runtime.memory import guard
 from mapengine.runtime.memory import model as model_module
-from mapengine.runtime.memory.model import MemoryModel, Sample
-from mapengine.runtime.memory.probe import STAGES, probe
+from mapengine.runtime.memory.model import STAGES, MemoryModel, Sample
+from mapengine.runtime.profiling import memory as measurement
+from mapengine.runtime.profiling.memory import probe
 from mapengine.runtime.system.machine import can_reset_peak
 from mapengine.runtime.typed_json.codec import encode
 

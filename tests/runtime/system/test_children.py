@@ -21,7 +21,7 @@ from mapengine.runtime.bundle.bundle_files import BundleFiles
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import BackendError, InputError, MapEngineError
 from mapengine.runtime.inputs.sources import read_views
-from mapengine.runtime.memory.probe import probe
+from mapengine.runtime.profiling.memory import probe
 from mapengine.runtime.system.children import Worker, WorkerPool, child_command, child_environment
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mapengine.runtime.system.cache import cache_folder
 from mapengine.runtime.system.machine import (
     can_reset_peak,
     clocks,
@@ -23,6 +22,7 @@ from mapengine.runtime.system.machine import (
     usable_processors,
 )
 from mapengine.runtime.system.origin import installed_versions, record_origin, source_commit
+from mapengine.runtime.writing.cache import cache_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 

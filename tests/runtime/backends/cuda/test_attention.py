@@ -230,8 +230,10 @@ def test_sparse_is_what_triton_launches(
     codes: tuple[KernelCode, ...],
     tmp_path: Path,
 ) -> None:
-    from mapengine.kernels.selection import Selection, select_reference
-    from mapengine.kernels.sparse import sparse_attention, sparse_attention_reference
+    from mapengine.kernels.selection import Selection
+    from mapengine.kernels.sparse import sparse_attention
+
+    from ....kernels.twins import select_reference, sparse_attention_reference
 
     entry, qkv = layer(kernel, 0.3, packed=packed), values(length)
     found = attend(device, AttentionKernels(device, tmp_path, codes, [entry]), entry, qkv, view_tokens)
@@ -353,11 +355,15 @@ def test_every_kernel_that_is_launched_is_compiled_and_every_compiled_one_launch
 
 
 def test_an_argument_that_nothing_gives(device: Device, codes: tuple[KernelCode, ...], tmp_path: Path) -> None:
-    def odd(code: KernelCode) -> KernelCode:
-        return replace(code, arguments=(replace(code.arguments[0], value="2*bias"), *code.arguments[1:]))
+    def odd(code: KernelCode, value: str) -> KernelCode:
+        return replace(code, arguments=(replace(code.arguments[0], value=value), *code.arguments[1:]))
 
-    with pytest.raises(ManifestError, match="dense-fp16-d32 of the bundle takes 'bias', which nothing gives"):
-        AttentionKernels(device, tmp_path, [odd(code) for code in codes], [layer("flash")])
+    for value, problem in (
+        ("2*bias", "takes 'bias', which nothing gives"),
+        ("0.5", "takes 0.5 for query, which is no"),
+    ):
+        with pytest.raises(ManifestError, match=f"dense-fp16-d32 of the bundle {problem}"):
+            AttentionKernels(device, tmp_path, [odd(code, value) for code in codes], [layer("flash")])
 
 
 def test_products_are_rounded_up_factor_by_factor() -> None:

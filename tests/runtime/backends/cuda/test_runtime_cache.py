@@ -12,9 +12,9 @@ import pytest
 
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.tensorrt import runtime_cache
-from mapengine.runtime.system import cached_records
-from mapengine.runtime.system.cache import cache_folder
 from mapengine.runtime.system.private_files import PrivateFolder
+from mapengine.runtime.writing import cached_records
+from mapengine.runtime.writing.cache import cache_folder
 
 from ....random_views import assert_close, random_views
 from ....stage_files import change_manifest

@@ -1,6 +1,6 @@
-"""The process that measures the memory of one call, so that nothing else counts; started by :mod:`.probe`.
+"""The process that measures the memory of one call, so that nothing else counts; started by :func:`.memory.probe`.
 
-    mapengine.runtime.memory.child BUNDLE DIGEST BACKEND VIEWS WIDTH HEIGHT GEOMETRY COLLECT
+    mapengine.runtime.profiling.memory_child BUNDLE DIGEST BACKEND VIEWS WIDTH HEIGHT GEOMETRY COLLECT
 
 prints JSON: bytes of resident memory at the peak of loading and of every stage. Linux only (``/proc``).
 """
@@ -16,8 +16,8 @@ import numpy as np
 from ..bundle.store import Bundle
 from ..engine import Engine
 from ..errors import BundleReplacedError, MapEngineError
+from ..memory.model import STAGES
 from ..system.machine import peak_bytes, reset_peak
-from .probe import STAGES
 
 
 def _take_peak() -> int:

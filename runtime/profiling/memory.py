@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+
 from ..backend_table import CPU_BACKENDS
 from ..backends.registry import make_backend
 from ..bundle.requests import AnySize, ServedRequests
 from ..bundle.store import Bundle
-from ..errors import BackendUnavailableError
+from ..errors import BackendError, BackendUnavailableError
+from ..memory.model import KINDS, MemoryModel, Progress, Sample, remember_model
+from ..system.children import child_command, child_environment
 from ..system.machine import can_reset_peak
-from .model import _KINDS, MemoryModel, Progress, Sample, remember_model
-from .probe import probe
+
+_SECONDS = 1800
 
 
 def measuring_shapes(requests: ServedRequests) -> list[tuple[int, int, int]]:
@@ -47,7 +52,7 @@ def measure(bundle: Bundle, backend: str = "auto", progress: Progress | None = N
         raise BackendUnavailableError(
             "memory is measured through /proc/self/clear_refs, which this system does not have; plan on Linux"
         )
-    shapes = [(*shape, *kind) for kind in _KINDS for shape in measuring_shapes(bundle.manifest.requests)]
+    shapes = [(*shape, *kind) for kind in KINDS for shape in measuring_shapes(bundle.manifest.requests)]
     samples = []
     for done, (views, width, height, geometry, collect) in enumerate(shapes):
         if progress is not None:
@@ -69,3 +74,31 @@ def model_key(bundle: Bundle, backend: str) -> dict[str, str]:
             f"the memory of {library.name} is not planned yet; plan a bundle for {' or '.join(CPU_BACKENDS)}"
         )
     return {"bundle": bundle.digest, "backend": library.name, "version": library.version, "device": library.device}
+
+
+def probe(
+    bundle: Bundle, backend: str, views: int, width: int, height: int, *, geometry: bool = False, collect: bool = False
+) -> dict[str, int]:
+    """Return the peak bytes of resident memory by stage, of one call in a process of its own
+    (:mod:`.memory_child`).
+
+    Args:
+        bundle: opened; the process runs no other.
+        backend: name of a CPU backend.
+        views, width, height: of the call.
+        geometry: every view has camera, depth and pose.
+        collect: keep all predictions, as ``infer`` does, not one after the other as ``infer_stream``.
+
+    Raises:
+        BackendError: the process failed; the message has its last line.
+    """
+    arguments = [bundle.folder, bundle.digest, backend, views, width, height, int(geometry), int(collect)]
+    command = child_command("mapengine.runtime.profiling.memory_child", *arguments)
+    try:
+        done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise BackendError(f"measuring {views} views of {width}x{height} took more than {_SECONDS} s") from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it was killed, probably for memory"])[-1]
+        raise BackendError(f"measuring {views} views of {width}x{height} failed: {last}")
+    return {name: int(value) for name, value in json.loads(done.stdout.splitlines()[-1]).items()}

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from ..errors import MapEngineError
+from ..system.private_files import private_folder
 from ..typed_json.codec import encode, read_json
 from ..typed_json.text import Document
 from .cache import cache_folder
-from .private_files import private_folder
 
 MAX_RECORD_BYTES = 2**20
 
