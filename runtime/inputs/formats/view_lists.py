@@ -109,7 +109,9 @@ def _view_files(view: _View, path: Path, where: str) -> ViewFiles:
 
 
 def _matches(path: Path) -> bool:
-    return (path / FILE_NAME).is_file() if path.is_dir() else path.suffix.lower() == ".json"
+    if path.is_dir():
+        return (path / FILE_NAME).is_file()
+    return path.suffix.lower() == ".json" and not path.name.startswith("transforms")
 
 
 def _read(path: Path, options: ReadOptions) -> list[ViewFiles]:
