@@ -17,7 +17,7 @@ from mapengine.export.model.presets import preset_config
 from mapengine.export.training.config import InputMix, Phase, TrainingConfig
 from mapengine.export.training.optimizer import learning_rate_at
 from mapengine.export.training.trainer import Clock, Trainer
-from mapengine.runtime.errors import CheckpointError, ConfigError
+from mapengine.runtime.errors import CheckpointError, ConfigError, OutputError
 
 NANO = Path(__file__).parents[3] / "export" / "training" / "nano.json"
 
@@ -169,6 +169,13 @@ def test_a_damaged_checkpoint_is_named(config: TrainingConfig, run_folder: Path)
     (run_folder / "run" / "checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt: cannot resume"):
         Trainer(config, run_folder / "run", report=quiet)
+
+
+def test_a_folder_of_something_else_is_left_alone(config: TrainingConfig, run_folder: Path) -> None:
+    (run_folder / "config.json").write_text('{"model_type": "somebody else\'s"}')
+    with pytest.raises(OutputError, match=r"holds config\.json and no training run; choose another folder"):
+        Trainer(config, run_folder, report=quiet)
+    assert "somebody" in (run_folder / "config.json").read_text()
 
 
 def test_the_configuration_of_nano_is_read_and_written() -> None:
