@@ -349,7 +349,7 @@ class Engine(MultiViewInference):
         """Refuse a call with these views where it cannot be, before any of them is decoded.
 
         Args:
-            views, size: as in :meth:`preprocess`.
+            views: as in :meth:`preprocess`. size: likewise.
             stream: whether the call is :meth:`infer_stream`, which keeps one prediction at a time.
 
         Raises:
