@@ -28,10 +28,11 @@ from mapengine.export.precision import lower_precision
 from mapengine.export.tensorrt import stage_profiles
 from mapengine.export.tensorrt.settings import PlanSettings
 from mapengine.runtime.backends.cuda.driver import Buffer, Device, Pinned, open_device
-from mapengine.runtime.backends.cuda.stage import DeviceStage, tensor_bytes, tensor_shape
+from mapengine.runtime.backends.cuda.stage import DeviceStage, tensor_bytes
 from mapengine.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from mapengine.runtime.bundle.manifest import StageSpec
 from mapengine.runtime.bundle.requests import PATCH_SIZE
+from mapengine.runtime.bundle.stages import tensor_shape
 from mapengine.runtime.bundle.store import BundleWriter
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.writing.files import write_record

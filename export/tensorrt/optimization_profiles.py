@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from mapengine.runtime.backends.contract import ChunkSizes
-from mapengine.runtime.backends.cuda.stage import tensor_shape
 from mapengine.runtime.bundle.manifest import TensorSpec
 from mapengine.runtime.bundle.requests import CHUNKED_STAGES, PATCH_SIZE, AnySize, Range, ServedRequests
+from mapengine.runtime.bundle.stages import tensor_shape
 
 MAX_SIZE_PROFILES = 4
 """Sizes that get a profile each. A profile costs build time and context memory; more sizes share one box."""

@@ -315,9 +315,8 @@ class _OnHost:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder whose files would be replaced or continued although they are of no training run; a checkpoint is
-    replaced only after it was read."""
-    there = [name for name in ("config.json", "log.jsonl") if (folder / name).exists()]
+    """Refuse a folder whose files would be replaced or continued although they are of no training run."""
+    there = [name for name in ("config.json", "checkpoint.pt", "log.jsonl") if (folder / name).exists()]
     if not there:
         return
     try:

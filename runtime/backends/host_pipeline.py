@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle.stages import StageSpec
 from ..bundle.store import Bundle
 from ..inputs.encoded import ImageFeatures
 from ..inputs.prepared import MODALITIES, PreparedViews, ViewGeometry
 from ..options import Progress
 from ..postprocessing.predictions import forward_outputs
+from .checked_stage import CheckedStage
 from .contract import Array, ChunkSizes, StagePipeline, StageRunner
 
 
@@ -171,6 +174,8 @@ class HostBackend(ABC):
     version: str
     device: str
     compute_capability: str | None = None
+    recovers = False
+    """Whether a stage works again by itself when there is memory again."""
 
     @abstractmethod
     def load_stage(self, name: str, path: Path, arithmetic: str = "fp32") -> StageRunner:
@@ -185,8 +190,29 @@ class HostBackend(ABC):
             BackendError: the library refuses the file.
         """
 
+    def renew(self) -> None:
+        """Forget what the library shares between stages, after one has failed."""
+        return
+
     def open_pipeline(self, bundle: Bundle, chunks: ChunkSizes) -> StagePipeline:
         """See :class:`Backend`."""
-        manifest = bundle.manifest
-        stages = {name: self.load_stage(name, bundle.stage_path(name), manifest.arithmetic) for name in manifest.stages}
+        stages = {
+            name: CheckedStage(
+                self.name,
+                name,
+                spec,
+                partial(self._load_checked, bundle, name),
+                room=self._room(spec),
+                failed=self.renew,
+            )
+            for name, spec in bundle.manifest.stages.items()
+        }
         return Pipeline(stages, chunks)
+
+    def _load_checked(self, bundle: Bundle, name: str) -> StageRunner:
+        with bundle.unchanged():  # when a stage is loaded again, there may be another bundle
+            return self.load_stage(name, bundle.stage_path(name), bundle.manifest.arithmetic)
+
+    def _room(self, spec: StageSpec) -> int | None:
+        """Return the bytes that loading a stage takes, generously: its files are mapped, and its weights packed."""
+        return None if self.recovers else 2 * sum(record.bytes for record in spec.files()) + 64 * 2**20

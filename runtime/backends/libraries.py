@@ -13,6 +13,24 @@ from typing import Any
 from ..backend_table import BACKENDS_BY_NAME
 from ..errors import BackendError, BackendUnavailableError, one_line
 
+MEMORY_CURE = "use fewer or smaller views in one call, or give the process more memory"
+_OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "out of memory", "allocate memory", "unable to allocate")
+"""What the libraries' errors say where memory ran out."""
+
+
+def library_error(what: str, error: BaseException, reason: str, fix: str = "") -> BackendError:
+    """Return the error for what a library on the host refused.
+
+    Args:
+        what: as ``"onnxruntime failed in the stage aggregator"``.
+        error: of the library. reason: its cause in one line.
+        fix: what to do, if it is not memory that is missing.
+    """
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
+        return BackendError(f"{what}, because memory ran out ({reason}); {MEMORY_CURE}")
+    return BackendError(f"{what}: {reason}{f'; {fix}' if fix else ''}")
+
 
 def is_installed(name: str) -> bool:
     """Return whether the Python module of a backend is there; it is not imported."""

@@ -17,7 +17,7 @@ from ..errors import BackendError, one_line
 from ..system.machine import cpu_name, usable_processors
 from .contract import Arrays, StageRunner
 from .host_pipeline import HostBackend
-from .libraries import import_library, utf8_path
+from .libraries import import_library, library_error, utf8_path
 
 _FLOAT32_PRODUCTS = "1"
 """Level at which a product with 8-bit weights accumulates in float32; the default, 4, is INT8."""
@@ -32,6 +32,7 @@ class OnnxRuntimeBackend(HostBackend):
     """Runs ``.onnx`` stages on the CPU."""
 
     name = "onnxruntime"
+    recovers = True
 
     def __init__(self, threads: int | None = None) -> None:
         self._library: Any = import_library(self.name)
@@ -67,7 +68,7 @@ class OnnxRuntimeBackend(HostBackend):
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = False
-        options.log_severity_level = 3  # errors only: the warnings speak of the graph's internals
+        options.log_severity_level = 4  # what fails is raised, too; warnings speak of the graph's internals
         # Where only weights are in 8 bits the library would round what they multiply to INT8 too, by itself.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", _FLOAT32_PRODUCTS)
         return options
@@ -91,9 +92,8 @@ class OnnxRuntimeBackend(HostBackend):
         except BackendError:
             raise
         except Exception as error:  # the library raises a dozen private types
-            raise BackendError(
-                f"onnxruntime {self.version} cannot load the stage {name}: {one_line(error)}; build the bundle again"
-            ) from error
+            what = f"onnxruntime {self.version} cannot load the stage {name}"
+            raise library_error(what, error, one_line(error), "build the bundle again") from error
 
 
 class _Stage:
@@ -106,5 +106,5 @@ class _Stage:
         try:
             values = self._inference_session.run(self._outputs, dict(inputs))
         except Exception as error:
-            raise BackendError(f"onnxruntime failed in the stage {self._name}: {one_line(error)}") from error
+            raise library_error(f"onnxruntime failed in the stage {self._name}", error, one_line(error)) from error
         return dict(zip(self._outputs, values, strict=True))

@@ -14,6 +14,7 @@ from typing import Any
 from ..backend_table import BACKENDS_BY_NAME
 from ..bundle.kernel_attention import KernelCode
 from ..bundle.manifest import StageSpec
+from ..bundle.stages import tensor_shape
 from ..bundle.store import Bundle
 from ..errors import BackendError, BackendUnavailableError, one_line
 from .contract import ChunkSizes
@@ -21,7 +22,7 @@ from .cuda.attention import AttentionKernels
 from .cuda.chain import SegmentChain
 from .cuda.driver import OutOfMemory, Stream, driver_problem, no_gpu, open_device
 from .cuda.pipeline import DevicePipeline
-from .cuda.stage import DeviceStage, check_tensors, covering_optimization_profile, tensor_shape
+from .cuda.stage import DeviceStage, check_tensors, covering_optimization_profile
 from .libraries import import_library, utf8_path
 
 _SPEC = BACKENDS_BY_NAME["onnxruntime-cuda"]

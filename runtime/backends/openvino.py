@@ -12,7 +12,8 @@ import ctypes
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,15 @@ from ..errors import BackendError, BackendUnavailableError
 from ..system.machine import cpu_name, usable_processors
 from .contract import BF16_STAGES, Arrays, StageRunner
 from .host_pipeline import HostBackend
-from .libraries import import_library
+from .libraries import import_library, library_error
 
 _MAPS = Path("/proc/self/maps")
 _CHECK = re.compile(r"(Check '.*') failed at \S+:\d+:?$")
 _PLACE = re.compile(r"Exception from \S+:\d+:?$|" + _CHECK.pattern)
 """What OpenVINO's errors begin with: a line of its source for each function that they passed."""
+_threads_failed = threading.Event()
 _DONT_NEED = 4
 """``MADV_DONTNEED`` of madvise(2)."""
-_LEAST_UNCOPIED = 4 * 2**20
-"""Bytes of results from which on the caller gets the buffers instead of copies."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,11 @@ class OpenVinoBackend(HostBackend):
             BackendUnavailableError: BF16 arithmetic on a processor without bfloat16.
         """
         return _Stage(name, self._compile(name, path, arithmetic), path)
+
+    def renew(self) -> None:
+        """See :class:`.HostBackend`; from now on in new threads, see :func:`_in_a_sound_thread`."""
+        _threads_failed.set()
+        self._core = self._library.Core()
 
     def has_bf16(self) -> bool:
         """Return whether this processor multiplies bfloat16."""
@@ -104,12 +109,13 @@ class OpenVinoBackend(HostBackend):
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
         }
         try:
-            return self._core.compile_model(self._core.read_model(str(path)), "CPU", options)
+            return _in_a_sound_thread(
+                lambda: self._core.compile_model(self._core.read_model(str(path)), "CPU", options)
+            )
         except Exception as error:
-            raise BackendError(
-                f"openvino {self.version} cannot load the stage {name}: {cause(error)}; "
-                f"use the backend onnxruntime or build the bundle again"
-            ) from error
+            what = f"openvino {self.version} cannot load the stage {name}"
+            fix = "use the backend onnxruntime or build the bundle again"
+            raise library_error(what, error, cause(error), fix) from error
 
 
 class _Stage:
@@ -123,7 +129,6 @@ class _Stage:
         self._compiled = compiled
         self._inputs = {port.get_any_name(): np.dtype(port.get_element_type().to_dtype()) for port in compiled.inputs}
         self._outputs = [port.get_any_name() for port in compiled.outputs]
-        self._idle: list[Any] = []
         self._lock = threading.Lock()
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
@@ -133,30 +138,34 @@ class _Stage:
             raise BackendError(
                 f"openvino failed in the stage {self._name}: it takes {_listed(self._inputs)}, got {_listed(given)}"
             )
-        # A request belongs to one call at a time; a second thread gets a second request.
-        with self._lock:
-            request = self._idle.pop() if self._idle else None
         try:
-            if request is None:
-                request = self._compiled.create_infer_request()
+            # Each call has a request of its own. One that is used again still holds the results of its last call, and
+            # where memory runs out the library gives these back without an error; a new one has none, which shows. So
+            # the caller may have the buffers themselves.
+            request = self._compiled.create_infer_request()
             contiguous = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
-            results = request.infer(contiguous, share_inputs=True, share_outputs=True)
+            results = _in_a_sound_thread(lambda: request.infer(contiguous, share_inputs=True, share_outputs=True))
             outputs = {name: results[i] for i, name in enumerate(self._outputs)}
-            # The request's next call overwrites its buffers. Small results are copied. Large ones would take twice
-            # their memory, so the caller gets the buffers, and the request is dropped: a new one costs less.
-            again = sum(array.nbytes for array in outputs.values()) < _LEAST_UNCOPIED
-            if again:
-                outputs = {name: np.array(array) for name, array in outputs.items()}
         except Exception as error:
-            raise BackendError(f"openvino failed in the stage {self._name}: {cause(error)}") from error
+            raise library_error(f"openvino failed in the stage {self._name}", error, cause(error)) from error
         with self._lock:
-            if again:
-                self._idle.append(request)
             weights, self._weights = self._weights, None
         if weights is not None:
             # The first call has packed the weights, so the pages of the mapped file would only double their memory.
             release_pages(weights)
         return outputs
+
+
+def _in_a_sound_thread(call: Callable[[], Any]) -> Any:
+    """Call a function that compiles kernels, in a new thread once a stage has failed in this process.
+
+    Where the library's code generator fails for lack of memory, that stays noted for the thread: no kernel of a later
+    call is made, and the process ends where one is used.
+    """
+    if not _threads_failed.is_set():
+        return call()
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(call).result()
 
 
 def cause(error: BaseException) -> str:

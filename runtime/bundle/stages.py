@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -131,3 +131,26 @@ class StageSpec:
         yield from self.data
         for segment in self.segments:
             yield from segment.files()
+
+
+def tensor_shape(spec: TensorSpec, axes: Mapping[str, int]) -> tuple[int, ...]:
+    """Return the shape of a tensor for values of its axes; ``14*patch_rows`` is 14 times the axis ``patch_rows``."""
+    shape = []
+    for axis in spec.shape:
+        if isinstance(axis, int):
+            shape.append(axis)
+        else:
+            factor, _, name = axis.rpartition("*")
+            shape.append(int(factor or 1) * axes[name])
+    return tuple(shape)
+
+
+def axis_sizes(specs: Iterable[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Return the sizes of the dynamic axes of tensors, from the shapes that they have; see :func:`tensor_shape`."""
+    sizes = {}
+    for spec in specs:
+        for axis, size in zip(spec.shape, shapes.get(spec.name, ()), strict=False):
+            if isinstance(axis, str):
+                factor, _, name = axis.rpartition("*")
+                sizes[name] = size // int(factor or 1)
+    return sizes

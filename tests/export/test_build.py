@@ -122,7 +122,6 @@ def test_engine_of_the_bundle_equals_the_reference(tiny_bundle: Path, tiny: MapA
 # Options
 
 
-@pytest.mark.slow
 def test_steps_are_reported_and_passed_on(traced: list[dict[str, Any]], tiny: MapAnything, tmp_path: Path) -> None:
     lines: list[str] = []
     manifest = build_engine(tiny, tmp_path / "engine", attention="matmul", progress=lines.append)
@@ -138,7 +137,6 @@ def test_steps_are_reported_and_passed_on(traced: list[dict[str, Any]], tiny: Ma
     assert Bundle.open(tmp_path / "engine").manifest == manifest
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_profile_of_sizes_and_counts(tiny: MapAnything, tmp_path: Path) -> None:
     manifest = build_engine(tiny, tmp_path / "e", views=(2, 2, 3), resolutions=[(70, 42), (42, 42), (70, 42)])
@@ -157,7 +155,6 @@ def test_profile_of_sizes_and_counts(tiny: MapAnything, tmp_path: Path) -> None:
         engine.predict(random_views(2, width=42, height=28))
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_profile_of_many_views_is_measured_too(tiny: MapAnything, tmp_path: Path) -> None:
     manifest = build_engine(tiny, tmp_path / "engine", views=(5, 6, 8))
@@ -165,7 +162,6 @@ def test_profile_of_many_views_is_measured_too(tiny: MapAnything, tmp_path: Path
     assert len(manifest.parity.cases) == 8
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_openvino_checks_the_same_files(tiny: MapAnything, tmp_path: Path) -> None:
     manifest = build_engine(tiny, tmp_path / "engine", backend="openvino", views=(1, 2, 2))
@@ -331,7 +327,6 @@ def test_tensorrt_needs_a_gpu_and_says_so_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_older_bundle_is_replaced(tiny: MapAnything, tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "engine"

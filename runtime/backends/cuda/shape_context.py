@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ...bundle.manifest import TensorSpec
 from ...bundle.requests import PATCH_SIZE
+from ...bundle.stages import tensor_shape
 from ...errors import BackendError
 from ...inputs.encoded import ImageFeatures
 from ...inputs.prepared import ViewGeometry
@@ -27,7 +28,7 @@ from ...options import Progress
 from ..contract import ChunkSizes
 from ..host_pipeline import chunk_ranges, geometry_inputs
 from .driver import Buffer, Device, Event, Graph, Pinned, Stream
-from .stage import DeviceStage, tensor_bytes, tensor_shape
+from .stage import DeviceStage, tensor_bytes
 from .timing import DEVICE_TO_HOST, HOST_TO_DEVICE, ON_DEVICE, GpuClock
 
 SCALE = "metric_scaling_factor"

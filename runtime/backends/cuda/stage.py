@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from ...bundle.manifest import StageSpec, TensorSpec
+from ...bundle.stages import tensor_shape
 from ...errors import BackendError, ManifestError, ProfileError
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "bool": 1, "uint8": 1}
@@ -84,18 +85,6 @@ def check_tensors(what: str, found: Mapping[str, object], wanted: Mapping[str, o
         raise ManifestError(
             f"{what} has other tensors than the manifest says ({', '.join(different)}); build the bundle again"
         )
-
-
-def tensor_shape(spec: TensorSpec, axes: Mapping[str, int]) -> tuple[int, ...]:
-    """Return the shape of a tensor for values of its axes; ``14*patch_rows`` is 14 times the axis ``patch_rows``."""
-    shape = []
-    for axis in spec.shape:
-        if isinstance(axis, int):
-            shape.append(axis)
-        else:
-            factor, _, name = axis.rpartition("*")
-            shape.append(int(factor or 1) * axes[name])
-    return tuple(shape)
 
 
 def tensor_bytes(spec: TensorSpec, axes: Mapping[str, int]) -> int:

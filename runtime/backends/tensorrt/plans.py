@@ -10,9 +10,10 @@ from typing import Any
 
 from ...bundle.bundle_files import BundleFiles
 from ...bundle.manifest import StageSpec
+from ...bundle.stages import tensor_shape
 from ...errors import BackendError, VersionError
 from ..cuda.driver import OutOfMemory
-from ..cuda.stage import check_tensors, covering_optimization_profile, tensor_shape
+from ..cuda.stage import check_tensors, covering_optimization_profile
 from .flavour import Flavour
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64"}

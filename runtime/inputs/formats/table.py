@@ -22,7 +22,7 @@ from .video import VIDEO
 from .view_files import InputFormat, ReadOptions, ViewFiles
 from .view_lists import VIEW_LIST
 
-FORMATS: tuple[InputFormat, ...] = (VIEW_LIST, TRANSFORMS, TUM, SEVEN_SCENES, COLMAP, VIDEO, IMAGE_FILES)
+FORMATS: tuple[InputFormat, ...] = (TRANSFORMS, VIEW_LIST, TUM, SEVEN_SCENES, COLMAP, VIDEO, IMAGE_FILES)
 """In the order in which they are asked whether a path is theirs; images take what is left."""
 
 

@@ -109,9 +109,7 @@ def _view_files(view: _View, path: Path, where: str) -> ViewFiles:
 
 
 def _matches(path: Path) -> bool:
-    if path.is_dir():
-        return (path / FILE_NAME).is_file()
-    return path.suffix.lower() == ".json" and not path.name.startswith("transforms")
+    return (path / FILE_NAME).is_file() if path.is_dir() else path.suffix.lower() == ".json"
 
 
 def _read(path: Path, options: ReadOptions) -> list[ViewFiles]:

@@ -69,7 +69,6 @@ def joined(segments: Any, attention: Any, given: Arrays) -> Arrays:
     return tensors
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["flash", "flash@0", "int8@4", "flash@0/sparse:0.5@4"])
 @pytest.mark.parametrize(("views", "rows", "columns"), [(1, 2, 3), (3, 2, 3), (5, 3, 1)])
 def test_segments_joined_by_plain_attention_are_the_stage(

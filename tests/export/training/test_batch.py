@@ -86,7 +86,6 @@ def test_shrunk_views_keep_their_rays() -> None:
     assert small[0, 3, 4].numpy().astype(int) == pytest.approx(images[0, 6:8, 8:10].mean(axis=(0, 1)), abs=0.51)
 
 
-@pytest.mark.slow
 def test_drawn_views_are_stored_ones_mirrored_and_recoloured(scenes: SceneStore) -> None:
     batch = Sampler(scenes, NOTHING, 4).batch(0, 12, 2)
     stored = {}

@@ -17,7 +17,7 @@ from mapengine.export.model.presets import preset_config
 from mapengine.export.training.config import InputMix, Phase, TrainingConfig
 from mapengine.export.training.optimizer import learning_rate_at
 from mapengine.export.training.trainer import Clock, Trainer
-from mapengine.runtime.errors import CheckpointError, ConfigError, OutputError
+from mapengine.runtime.errors import CheckpointError, ConfigError
 
 NANO = Path(__file__).parents[3] / "export" / "training" / "nano.json"
 
@@ -37,7 +37,6 @@ def quiet(text: str) -> None:
     pass
 
 
-@pytest.mark.slow
 def test_an_interrupted_run_ends_as_if_it_had_not_been(config: TrainingConfig, run_folder: Path) -> None:
     whole = Trainer(config, run_folder / "whole", report=quiet)
     pieces = Trainer(config, run_folder / "pieces", report=quiet)
@@ -60,7 +59,6 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(config: TrainingConfig, r
     assert moved > 1
 
 
-@pytest.mark.slow
 def test_training_lowers_the_loss(config: TrainingConfig, run_folder: Path) -> None:
     config = dataclasses.replace(
         config, phases=(Phase(75, 16),), warmup=5, learning_rate=3e-3, evaluate_every=1000, mix=InputMix(geometry=0.5)
@@ -86,7 +84,6 @@ def test_a_run_that_goes_on_within_an_interval_logs_the_mean_of_its_own_steps(
     assert [record["train"]["loss"] for record in records if "train" in record] == [2.0]
 
 
-@pytest.mark.slow
 def test_an_exported_network_is_a_model(config: TrainingConfig, run_folder: Path) -> None:
     trainer = Trainer(config, run_folder / "run", report=quiet)
     folder = trainer.export(run_folder / "model")
@@ -99,7 +96,6 @@ def test_an_exported_network_is_a_model(config: TrainingConfig, run_folder: Path
     assert bool(prediction["pts3d"].isfinite().all())
 
 
-@pytest.mark.slow
 def test_a_run_begins_with_the_weights_of_a_model(config: TrainingConfig, run_folder: Path) -> None:
     first = Trainer(config, run_folder / "first", report=quiet)
     folder = first.export(run_folder / "model")
@@ -118,7 +114,6 @@ def _other(folder: Path) -> Path:
     return Trainer(config, folder / "other", report=quiet).export(folder / "other-model")
 
 
-@pytest.mark.slow
 def test_validation_is_logged(config: TrainingConfig, run_folder: Path) -> None:
     config = dataclasses.replace(config, evaluation_scenes=1, phases=(Phase(1, 8),), evaluate_every=1)
     shown: list[str] = []
@@ -130,7 +125,6 @@ def test_validation_is_logged(config: TrainingConfig, run_folder: Path) -> None:
     assert any("image-only-4" in line for line in shown)
 
 
-@pytest.mark.slow
 def test_the_command_trains_in_two_processes(config: TrainingConfig, run_folder: Path) -> None:
     config = dataclasses.replace(config, phases=(Phase(2, 8),), evaluation_scenes=1)
     (run_folder / "config.json").write_text(json.dumps(config.to_json()))
@@ -169,13 +163,6 @@ def test_a_damaged_checkpoint_is_named(config: TrainingConfig, run_folder: Path)
     (run_folder / "run" / "checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt: cannot resume"):
         Trainer(config, run_folder / "run", report=quiet)
-
-
-def test_a_folder_of_something_else_is_left_alone(config: TrainingConfig, run_folder: Path) -> None:
-    (run_folder / "config.json").write_text('{"model_type": "somebody else\'s"}')
-    with pytest.raises(OutputError, match=r"holds config\.json and no training run; choose another folder"):
-        Trainer(config, run_folder, report=quiet)
-    assert "somebody" in (run_folder / "config.json").read_text()
 
 
 def test_the_configuration_of_nano_is_read_and_written() -> None:

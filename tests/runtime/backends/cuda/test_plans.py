@@ -12,9 +12,10 @@ import pytest
 
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.cuda.driver import OutOfMemory
-from mapengine.runtime.backends.cuda.stage import tensor_bytes, tensor_shape
+from mapengine.runtime.backends.cuda.stage import tensor_bytes
 from mapengine.runtime.backends.tensorrt.plans import Plan
 from mapengine.runtime.bundle.manifest import TensorSpec
+from mapengine.runtime.bundle.stages import tensor_shape
 from mapengine.runtime.bundle.store import BundleWriter
 from mapengine.runtime.errors import (
     BackendError,

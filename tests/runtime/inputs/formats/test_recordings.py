@@ -81,13 +81,6 @@ def test_transforms(tmp_path: Path) -> None:
     assert not resized.depth[:, 29:].any()
 
 
-def test_a_view_list_comes_before_whatever_else_a_folder_holds(tmp_path: Path) -> None:
-    folder = write_transforms(tmp_path)
-    (folder / "views.json").write_text('[{"image": "images/frame_1.png"}]')
-    assert [view.name for view in read_views(folder)] == ["frame_1.png"]
-    assert len(read_views(folder / "transforms.json")) == COUNT
-
-
 def test_transforms_of_instant_ngp(tmp_path: Path) -> None:
     """An angle in the place of focal lengths, no ending of images, and no scale where there is no depth."""
     folder = write_transforms(tmp_path)
