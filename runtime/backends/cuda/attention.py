@@ -12,10 +12,10 @@ from pathlib import Path
 
 from ...bundle.bundle_files import BundleFiles
 from ...bundle.kernel_attention import KernelAttention, KernelCode, product
-from ...bundle.unrecorded_launches import with_launches, with_values
 from ...errors import ManifestError, ProfileError
 from .compiled_kernel import CompiledKernel, choose_code
 from .driver import ALIGNMENT, Device
+from .unrecorded_launches import with_launches, with_values
 
 
 class AttentionKernels:

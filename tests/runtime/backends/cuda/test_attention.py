@@ -16,13 +16,14 @@ import pytest
 from mapengine.export.bundles.chains import with_launches
 from mapengine.kernels.tuning import LEAST_OF, least_blocks
 from mapengine.kernels.variants import variants
+from mapengine.runtime.backends.cuda import unrecorded_launches
 from mapengine.runtime.backends.cuda.attention import AttentionKernels
 from mapengine.runtime.backends.cuda.compiled_kernel import choose_code
 from mapengine.runtime.backends.cuda.driver import Device, Stream
-from mapengine.runtime.bundle import kernel_attention, unrecorded_launches
+from mapengine.runtime.backends.cuda.unrecorded_launches import with_values
+from mapengine.runtime.bundle import kernel_attention
 from mapengine.runtime.bundle.kernel_attention import KernelAttention, KernelCode, product
 from mapengine.runtime.bundle.store import BundleWriter
-from mapengine.runtime.bundle.unrecorded_launches import with_values
 from mapengine.runtime.errors import (
     BackendError,
     BundleNotFoundError,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from .kernel_attention import KernelAttention, KernelCode
+from ...bundle.kernel_attention import KernelAttention, KernelCode
 
 _PITCH = "64*length/64"
 _SCALE = {32: "0.25503486164919736", 64: "0.18033688011112042", 128: "0.12751743082459868"}  # log2(e) / sqrt(D)
