@@ -2,9 +2,11 @@
 
     python benchmarks/engine.py --model preset:giant --size 518x392 --json build/engine.json
 
-Every contender lives in a process of its own, loaded once and then called in turn. One call is ``predict``: from
-prepared views to metric predictions, without reading files and without masks. The baseline is this project's PyTorch
-reference in eager mode with scaled-dot-product attention, on the same number of threads.
+Contenders take turns: in every round each is loaded in a process of its own, called, and gone before the next is
+loaded, so that the memory of one suffices; building a bundle has a process of its own, too. One call is ``predict``:
+from prepared views to metric predictions, without reading files and without masks. The baseline is this project's
+PyTorch reference in eager mode with scaled-dot-product attention, on the same number of threads. A ratio is that of
+the medians of one round; the record has the median of the rounds.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import os
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mapengine.runtime.system.children import Worker
-from mapengine.runtime.system.machine import private_bytes, usable_processors
+from mapengine.runtime.system.machine import peak_bytes, private_bytes, usable_processors
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.writing.files import write_record
@@ -33,7 +36,6 @@ class Contender:
     """A contender in its process; see :class:`mapengine.runtime.profiling.workers.Service`."""
 
     def __init__(self, name: str, model: str, bundle: str, threads: int, views: Views) -> None:
-        self.facts: dict[str, Any] = {}
         self._views = views
         if name == BASELINE:
             import torch
@@ -46,6 +48,7 @@ class Contender:
             from mapengine.runtime import Engine
 
             self._predict = Engine.load(bundle, name, threads=threads, verify=False).predict
+        self.facts: dict[str, Any] = {"load_peak": peak_bytes()}
 
     def __call__(self) -> tuple[float, int]:
         """Return the seconds of a call, and the private bytes of the process after it."""
@@ -54,38 +57,69 @@ class Contender:
         return time.perf_counter() - start, private_bytes()
 
 
+class Builder:
+    """Builds a bundle in its process."""
+
+    def __init__(self, model: str, bundle: str) -> None:
+        from mapengine.export import build_engine, load_model
+
+        build_engine(load_model(model), bundle, progress=print)
+        self.facts: dict[str, Any] = {}
+
+    def __call__(self) -> None:
+        """Do nothing more."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One contender's part of a round: seconds of its calls and of loading, private bytes, and the peak of loading."""
+
+    seconds: list[float]
+    load_s: float
+    memory: int
+    load_peak: int | None
+
+
+def take_turn(name: str, args: argparse.Namespace, bundle: str, views: Views) -> Turn:
+    """Load a contender, call it, and end its process."""
+    worker = Worker.start(name, partial(Contender, name, args.model, bundle, args.threads, views))
+    try:
+        worker.call()  # warms up
+        calls = [worker.call() for _ in range(args.calls)]
+    finally:
+        worker.close()
+    seconds = [elapsed for elapsed, _ in calls]
+    print(f"{name}: loaded in {worker.load_s:.1f} s, {statistics.median(seconds):.2f} s a call", flush=True)
+    return Turn(seconds, worker.load_s, max(memory for _, memory in calls), worker.facts["load_peak"])
+
+
 def measure(args: argparse.Namespace, bundle: str) -> dict[str, Any]:
-    """Call the contenders in turn and return the figures by name."""
+    """Let the contenders take turns and return the figures by name."""
     from mapengine.export.bundles.parity_cases import sample_inputs
 
     views = sample_inputs(args.size, ["kdp" if args.geometry else ""] * args.views, "dinov2")
-    workers = {}
-    for name in (BASELINE, *args.backends):
-        workers[name] = Worker.start(name, partial(Contender, name, args.model, bundle, args.threads, views))
-        workers[name].call()  # warms up
-        print(f"{name}: loaded in {workers[name].load_s:.1f} s", flush=True)
-    seconds: dict[str, list[float]] = {name: [] for name in workers}
-    memory: dict[str, int] = {}
+    turns: dict[str, list[Turn]] = {name: [] for name in (BASELINE, *args.backends)}
     for _ in range(args.rounds):
-        for name, worker in workers.items():
-            elapsed, memory[name] = worker.call()
-            seconds[name].append(elapsed)
-        print("  ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items()), flush=True)
-    for worker in workers.values():
-        worker.close()
-    return {
-        name: {
+        for name, taken in turns.items():
+            taken.append(take_turn(name, args, bundle, views))
+    results = {}
+    for name, taken in turns.items():
+        times = [elapsed for turn in taken for elapsed in turn.seconds]
+        ratios = [
+            statistics.median(base.seconds) / statistics.median(own.seconds)
+            for own, base in zip(taken, turns[BASELINE], strict=True)
+        ]
+        peaks = [turn.load_peak for turn in taken if turn.load_peak is not None]
+        results[name] = {
             "median_s": round(statistics.median(times), 3),
             "min_s": round(min(times), 3),
             "max_s": round(max(times), 3),
-            "times_baseline_speed": round(
-                1 / statistics.median(own / base for own, base in zip(times, seconds[BASELINE], strict=True)), 2
-            ),
-            "load_s": round(workers[name].load_s, 1),
-            "private_memory_gb": round(memory[name] / 1e9, 2),
+            "times_baseline_speed": round(statistics.median(ratios), 2),
+            "load_s": round(statistics.median(turn.load_s for turn in taken), 1),
+            "load_peak_gb": round(max(peaks) / 1e9, 2) if peaks else None,
+            "private_memory_gb": round(max(turn.memory for turn in taken) / 1e9, 2),
         }
-        for name, times in seconds.items()
-    }
+    return results
 
 
 def main() -> None:
@@ -94,7 +128,8 @@ def main() -> None:
     parser.add_argument("--bundle", help="an existing bundle of the model; built into a temporary folder without it")
     parser.add_argument("--size", default="518x392", type=parse_pixels)
     parser.add_argument("--views", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every contender")
+    parser.add_argument("--calls", type=int, default=3, help="timed calls in a turn")
     parser.add_argument("--threads", type=int, default=usable_processors())
     parser.add_argument("--geometry", action="store_true", help="give camera, depth and pose for every view")
     parser.add_argument("--backends", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
@@ -103,14 +138,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundle = args.bundle
         if bundle is None:
-            from mapengine.export import build_engine, load_model
-
             bundle = os.path.join(folder, "bundle")
-            build_engine(load_model(args.model), bundle, progress=print)
+            Worker.start("building", partial(Builder, args.model, bundle)).close()
         results = measure(args, bundle)
     record = {
         "benchmark": "engine",
-        "what": "seconds per call of predict, in turn in one run; ratio = baseline / contender per round",
+        "what": "seconds per call of predict, loaded in turn in one run; ratio = baseline / contender per round",
         "baseline": BASELINE,
         "model": args.model,
         "views": args.views,
@@ -118,6 +151,7 @@ def main() -> None:
         "geometry": args.geometry,
         "threads": args.threads,
         "rounds": args.rounds,
+        "calls": args.calls,
         **record_origin("mapengine", "torch", "onnxruntime", "openvino", "numpy"),
         "results": results,
     }

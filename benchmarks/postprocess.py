@@ -1,15 +1,17 @@
-"""Time the post-processing of one view, and a plain transcription of the same formulas.
+"""Time post-processing against what it was before, as ratios measured in one run. Writes JSON.
 
-    python benchmarks/postprocess.py [--height 518] [--width 518] [--runs 15] [--json FILE]
+    python benchmarks/postprocess.py [--size 518x392] [--views 8] [--threads 1 2] [--runs 9] [--json FILE]
 
-Timed: everything between the heads' outputs and the returned dictionary with default options, for one view, on one
-thread: metric points, intrinsics, pose, depth, the edge mask and the image in 0..1. Two scenes: ``room`` is piecewise
-smooth, with the depth jumps of real views; in ``noise`` every pixel is a depth jump, the worst case for the edge mask.
+Timed: from the heads' outputs of all views, and the prepared views, to a ``Scene``, with default options: metric
+points, intrinsics, poses, depth, the edge mask, colours, and the arrays of the scene themselves. Two scenes: ``room``
+is piecewise smooth, with the depth jumps of real views; in ``noise`` every pixel is a depth jump, the worst case for
+the edge mask.
 
-NAMED BASELINE ``plain``: the formulas of the reference written down in the obvious NumPy way: arrays of vectors, one
-shifted copy per neighbour, all neighbours stacked, angles by arccos. It is timed alternately with ours in the same
-process, and both must give the same mask up to 0.5 % of the pixels. The ratio is that of the median wall times; the
-processor time stands beside it in the record, because other work on the machine disturbs it less.
+NAMED BASELINE ``earlier``: the functions of commit 39c1548, kept in ``earlier/``, which worked view by view on one
+thread. It is timed alternately with ours in the same process. The ratio is that of the median wall times.
+
+Both must give the same scene, and masks that differ in at most 0.5 % of the pixels from a ``plain`` transcription of
+the reference's formulas into NumPy: arrays of vectors, one shifted copy per neighbour, angles by arccos.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import os
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +29,24 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")  # before NumPy is imported
 
 import numpy as np  # noqa: E402
+from earlier.postprocessing import EarlierScene, finish_view, forward_outputs  # noqa: E402
 
 from mapengine.runtime.geometry import rays_from_intrinsics  # noqa: E402
-from mapengine.runtime.postprocessing.predictions import finish_predictions, forward_outputs  # noqa: E402
+from mapengine.runtime.inputs.normalization import normalize_image  # noqa: E402
+from mapengine.runtime.inputs.prepared import PreparedView  # noqa: E402
+from mapengine.runtime.options import DEFAULTS  # noqa: E402
+from mapengine.runtime.outputs.assembly import assemble_scene  # noqa: E402
+from mapengine.runtime.outputs.scene import Scene  # noqa: E402
+from mapengine.runtime.system.machine import usable_processors  # noqa: E402
 from mapengine.runtime.system.origin import record_origin  # noqa: E402
+from mapengine.runtime.system.sizes import parse_pixels  # noqa: E402
 from mapengine.runtime.writing.files import write_record  # noqa: E402
 
 Array = Any
-MEAN = np.asarray((0.485, 0.456, 0.406), np.float32)
-DEVIATION = np.asarray((0.229, 0.224, 0.225), np.float32)
 
 
 def make_view(height: int, width: int, scene: str, seed: int = 0) -> dict[str, Array]:
-    """Return the heads' outputs for a synthetic view, and its image."""
+    """Return the heads' outputs for a synthetic view, and the bytes of its image (H, W, 3) as ``pixels``."""
     rng = np.random.default_rng(seed)
     focal = 0.8 * width
     intrinsics = np.array([[[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]], np.float32)
@@ -67,17 +75,40 @@ def make_view(height: int, width: int, scene: str, seed: int = 0) -> dict[str, A
         "cam_trans": np.array([[0.1, -0.2, 0.3]], np.float32),
         "cam_quats": np.array([[0.1, 0.2, -0.1, 0.969536]], np.float32),
         "scale": np.array([[1.7]], np.float32),
-        "image": rng.standard_normal((1, 3, height, width)).astype(np.float32),
+        "pixels": rng.integers(0, 256, (height, width, 3), np.uint8),
     }
 
 
-def ours(view: dict[str, Array]) -> dict[str, Array]:
-    heads = {key: value for key, value in view.items() if key != "image"}
-    return finish_predictions([forward_outputs(**heads)], [view["image"]], overwrite=True)[0]
+Views = list[tuple[dict[str, Array], PreparedView]]
+
+
+def make_views(count: int, height: int, width: int, scene: str) -> Views:
+    """Return per view what the network says of it, and the view as it is prepared for the network."""
+    result = []
+    for seed in range(count):
+        heads = make_view(height, width, scene, seed)
+        pixels = heads.pop("pixels")
+        prepared = PreparedView(normalize_image(pixels), np.array([True]), pixels=pixels[None])
+        result.append((heads, prepared))
+    return result
+
+
+def ours(views: Views, threads: int) -> Scene:
+    heads, prepared = zip(*views, strict=True)
+    return assemble_scene(heads, prepared, [f"view {i}" for i in range(len(views))], DEFAULTS, threads=threads)
+
+
+def earlier(views: Views) -> EarlierScene:
+    predictions = [forward_outputs(**heads) for heads, _ in views]
+    finished = [
+        finish_view(prediction, view.image, overwrite=True)
+        for prediction, (_, view) in zip(predictions, views, strict=True)
+    ]
+    return EarlierScene.from_predictions(finished)
 
 
 def plain(view: dict[str, Array]) -> dict[str, Array]:
-    """Compute the same outputs formula by formula: the baseline."""
+    """Compute the same outputs formula by formula."""
     rays, scale, logits = view["ray_directions"], view["scale"], view["mask_logits"]
     height, width = rays.shape[1:3]
     x, y, z, w = view["cam_quats"][0] / np.linalg.norm(view["cam_quats"][0])
@@ -92,7 +123,6 @@ def plain(view: dict[str, Array]) -> dict[str, Array]:
     points_cam = rays * view["depth_along_ray"]
     points = (points_cam @ rotation.T + view["cam_trans"]) * scale[0, 0]
     points_cam = points_cam * scale[0, 0]
-    depth = view["depth_along_ray"] * scale[0, 0]
     unambiguous = np.asarray(1 / (1 + np.exp(-logits)) > 0.5)
     depth_z = points_cam[..., 2:]
 
@@ -109,23 +139,13 @@ def plain(view: dict[str, Array]) -> dict[str, Array]:
 
     mask: Array = unambiguous[0]
     mask = mask & ~(plain_depth_edge(depth_z[0, ..., 0], mask, 0.03) & plain_normal_edge(points[0], mask, 5.0))
-    mask = mask[None, ..., None]
     return {
-        "pts3d": points * mask,
-        "pts3d_cam": points_cam * mask,
-        "ray_directions": rays,
-        "depth_along_ray": depth * mask,
-        "cam_trans": view["cam_trans"] * scale,
-        "cam_quats": view["cam_quats"],
-        "metric_scaling_factor": scale,
-        "conf": view["confidence"],
-        "non_ambiguous_mask": unambiguous,
-        "non_ambiguous_mask_logits": logits,
-        "img_no_norm": np.clip(view["image"].transpose(0, 2, 3, 1) * DEVIATION + MEAN, 0, 1),
-        "depth_z": depth_z * mask,
-        "intrinsics": intrinsics,
-        "camera_poses": pose,
+        "points": points[0] * mask[..., None],
+        "depth": depth_z[0, ..., 0] * mask,
+        "confidence": view["confidence"][0],
         "mask": mask,
+        "intrinsics": intrinsics[0],
+        "poses": pose[0],
     }
 
 
@@ -162,60 +182,79 @@ def plain_normal_edge(points: Array, mask: Array, threshold: float) -> Array:
     return np.rad2deg(widest) > threshold
 
 
-def measure(height: int, width: int, scene: str, runs: int) -> dict[str, Any]:
-    view = make_view(height, width, scene)
-    result, expected = ours(view), plain(view)  # also the warm-up
-    flips = float((result["mask"] != expected["mask"]).mean())
-    if flips > 0.005:
-        raise SystemExit(f"{scene}: the masks of ours and the baseline differ in {flips:.2%} of the pixels")
-    keep = result["mask"] & expected["mask"]
-    for key in ("pts3d", "pts3d_cam", "depth_z", "depth_along_ray"):
-        np.testing.assert_allclose(result[key] * keep, expected[key] * keep, rtol=1e-4, atol=1e-4, err_msg=key)
-    np.testing.assert_allclose(result["intrinsics"], expected["intrinsics"], rtol=1e-3, atol=1e-2)
-    np.testing.assert_allclose(result["img_no_norm"], expected["img_no_norm"], atol=1e-6)
-    wall: dict[str, list[float]] = {"ours": [], "plain": []}
-    cpu: dict[str, list[float]] = {"ours": [], "plain": []}
+def check(found: Scene, views: Views, before: EarlierScene) -> float:
+    """Hold a scene against the baseline's and the plain formulas; return the share of mask pixels that differ."""
+    flips = []
+    for index, (heads, view) in enumerate(views):
+        expected = plain(heads)
+        for other in (expected["mask"], before.mask[index]):
+            flips.append(float((found.mask[index] != other).mean()))
+            if flips[-1] > 0.005:
+                raise SystemExit(f"view {index}: the mask differs in {flips[-1]:.2%} of the pixels")
+        keep = found.mask[index] & expected["mask"]
+        for name in ("points", "depth"):
+            own, its = getattr(found, name)[index][keep], expected[name][keep]
+            np.testing.assert_allclose(own, its, rtol=1e-4, atol=1e-4, err_msg=name)
+        np.testing.assert_array_equal(found.confidence[index], expected["confidence"])
+        np.testing.assert_allclose(found.poses[index], expected["poses"], atol=1e-5)
+        np.testing.assert_allclose(found.intrinsics[index], expected["intrinsics"], rtol=1e-3, atol=1e-2)
+        for colors in (found.colors, before.colors):
+            np.testing.assert_array_equal(colors[index], view.pixels[0])
+    return max(flips)
+
+
+def measure(count: int, height: int, width: int, scene: str, threads: list[int], runs: int) -> dict[str, Any]:
+    views = make_views(count, height, width, scene)
+    before = earlier(views)  # also the warm-up
+    flips = max(check(ours(views, most), views, before) for most in threads)
+    wall: dict[str, list[float]] = {"earlier": [], **{f"threads {most}": [] for most in threads}}
+    calls = {"earlier": lambda: earlier(views), **{f"threads {most}": partial(ours, views, most) for most in threads}}
     for _ in range(runs):
-        for name, function in (("ours", ours), ("plain", plain)):
-            start, start_cpu = time.perf_counter(), time.process_time()
-            function(view)
+        for name, function in calls.items():
+            start = time.perf_counter()
+            function()
             wall[name].append(1e3 * (time.perf_counter() - start))
-            cpu[name].append(1e3 * (time.process_time() - start_cpu))
-    medians = {name: statistics.median(values) for name, values in wall.items()}
-    cpu_medians = {name: statistics.median(values) for name, values in cpu.items()}
+    medians = {name: statistics.median(values) / count for name, values in wall.items()}
     return {
-        "ours_ms": round(medians["ours"], 2),
-        "plain_ms": round(medians["plain"], 2),
-        "ratio": round(medians["plain"] / medians["ours"], 2),
-        "ours_cpu_ms": round(cpu_medians["ours"], 2),
-        "plain_cpu_ms": round(cpu_medians["plain"], 2),
+        "earlier_ms": round(medians["earlier"], 2),
+        "ours": {
+            str(most): {
+                "ms": round(medians[f"threads {most}"], 2),
+                "ratio": round(medians["earlier"] / medians[f"threads {most}"], 2),
+            }
+            for most in threads
+        },
         "mask_pixels_that_differ": flips,
-        "mask_fraction": float(result["mask"].mean()),
+        "mask_fraction": float(before.mask.mean()),
     }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Time the post-processing of one view against a plain transcription.")
-    parser.add_argument("--height", type=int, default=518)
-    parser.add_argument("--width", type=int, default=518)
-    parser.add_argument("--runs", type=int, default=15)
+    parser = argparse.ArgumentParser(description="Time post-processing, up to a scene, against what it was before.")
+    parser.add_argument("--size", default="518x392", type=parse_pixels)
+    parser.add_argument("--views", type=int, default=8)
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, min(2, usable_processors())}))
+    parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--json", type=Path, default=Path("build/postprocess.json"), help="where to write the record")
     options = parser.parse_args(arguments)
-    if options.runs < 1 or min(options.height, options.width) < 14:
-        parser.error("--runs must be at least 1, --height and --width at least 14")
-    results = {name: measure(options.height, options.width, name, options.runs) for name in ("room", "noise")}
+    width, height = options.size
+    if min(options.runs, options.views, *options.threads) < 1 or min(height, width) < 14:
+        parser.error("--runs, --views and --threads must be at least 1, both sides of --size at least 14")
+    results = {
+        name: measure(options.views, height, width, name, options.threads, options.runs) for name in ("room", "noise")
+    }
     for name, figures in results.items():
-        print(
-            f"{name:6s} {options.width}x{options.height}  ours {figures['ours_ms']:7.2f} ms   "
-            f"plain {figures['plain_ms']:7.2f} ms   {figures['ratio']:5.1f} times faster   "
-            f"masks differ in {figures['mask_pixels_that_differ']:.3%}   kept {figures['mask_fraction']:.1%}"
-        )
+        print(f"{name:6s} {width}x{height}  earlier {figures['earlier_ms']:6.2f} ms a view", end="")
+        for most, own in figures["ours"].items():
+            print(f"   {most} threads {own['ms']:6.2f} ms, {own['ratio']:.2f} times as fast", end="")
+        print(f"   masks differ in up to {figures['mask_pixels_that_differ']:.3%}")
     record = {
         "benchmark": "postprocess",
-        "baseline": "plain",
-        "size": f"{options.width}x{options.height}",
+        "what": "milliseconds a view, from the heads' outputs to a Scene, in turn in one run",
+        "baseline": "earlier",
+        "size": f"{width}x{height}",
+        "views": options.views,
         "rounds": options.runs,
-        "threads": 1,
         **record_origin("mapengine", "numpy"),
         "results": results,
     }

@@ -12,11 +12,12 @@ from mapengine.calibration.scenes import MAX_VIEWS, render_scene
 from mapengine.runtime.backend_table import NAMES, PACKAGES
 from mapengine.runtime.backends.registry import make_backend
 from mapengine.runtime.bundle.store import Bundle
-from mapengine.runtime.errors import InputError
+from mapengine.runtime.errors import InputError, MapEngineError
 from mapengine.runtime.profiling import Contender, Settings, compare_records
 from mapengine.runtime.profiling import profile as measure
 from mapengine.runtime.profiling.accuracy import add_accuracy, check_evaluation
 from mapengine.runtime.profiling.compare import check_profile
+from mapengine.runtime.profiling.measure import INTERRUPTED
 from mapengine.runtime.profiling.report import markdown, rows
 from mapengine.runtime.system.machine import clocks
 from mapengine.runtime.system.origin import record_origin
@@ -140,25 +141,45 @@ def profile(
         "clocks": [before, clocks()],
         **measured,
     }
-    if roofline:
-        record["ceilings"] = measure_ceilings()
-        add_rooflines(record["results"], record["ceilings"])
-    add_accuracy(record["results"], evaluations)
+    try:
+        if roofline and record["ended_early"] is None:
+            say("measuring what this machine can do: products of matrices, and copying")
+            record["ceilings"] = measure_ceilings()
+            add_rooflines(record["results"], record["ceilings"])
+        add_accuracy(record["results"], evaluations)
+    except BaseException as error:
+        record["ended_early"] = INTERRUPTED if isinstance(error, KeyboardInterrupt) else str(error)
+        raise
+    finally:  # minutes of measuring are not lost
+        _show(record)
+        _save(record, json_file, markdown_file, plot_file)
+    if old is not None:
+        _compare(old, record)
+    if record["ended_early"] == INTERRUPTED:
+        raise KeyboardInterrupt
+    if record["ended_early"] is not None:
+        raise MapEngineError(f"the profile ended early, what was measured stands above: {record['ended_early']}")
+
+
+def _show(record: dict[str, Any]) -> None:
     for result in record["results"]:
         result.pop("config", None)
     print()
     show_table(_COLUMNS, [[cell.replace("`", "").replace("**", "") for cell in row] for row in rows(record)])
     for entry in record["not_measured"]:
         say(f"Not measured: {entry['contender']}: {entry['why']}")
+    if record["ended_early"] is not None:
+        say(f"Ended early: {record['ended_early']}")
     say(record["boundary"])
+
+
+def _save(record: dict[str, Any], json_file: Path | None, markdown_file: Path | None, plot_file: Path | None) -> None:
     if json_file is not None:
         write_record(json_file, record)
     if markdown_file is not None:
         write_markdown(markdown_file, PROFILE, markdown(record))
     if plot_file is not None:
         plot(record, plot_file)
-    if old is not None:
-        _compare(old, record)
 
 
 def _manifests(bundles: list[Path]) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -34,6 +34,7 @@ from .inputs.sources import open_views
 from .inputs.stored_view import StoredView
 from .memory.guard import MemoryGuard, guard_for
 from .options import InferOptions, Progress, check_progress, shows_options
+from .outputs.assembly import ASSEMBLED, assemble_scene
 from .outputs.scene import Scene
 
 
@@ -45,11 +46,17 @@ class Engine(MultiViewInference):
     """
 
     def __init__(
-        self, bundle: Bundle, backend: Backend, pipeline: StagePipeline, memory: MemoryGuard | None = None
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        pipeline: StagePipeline,
+        memory: MemoryGuard | None = None,
+        threads: int | None = None,
     ) -> None:
         """Use :meth:`load`."""
         self._loading: dict[str, Any] | None = None
         self._bundle = bundle
+        self._processors = threads
         self._memory = memory
         self._backend = backend
         self.pipeline = pipeline
@@ -75,7 +82,8 @@ class Engine(MultiViewInference):
             path: folder of the bundle, or what ``Bundle.open`` gave.
             backend: ``"auto"`` (the fastest that is usable here), ``"onnxruntime"``, ``"openvino"``,
                 ``"onnxruntime-cuda"``, ``"tensorrt"`` or ``"tensorrt-rtx"``; the bundle must be for it.
-            threads: processor threads of a CPU backend, by default all that this process may use.
+            threads: processor threads of a CPU backend and of post-processing, by default all that this process may
+                use.
             verify: ``False`` skips hashing the files and the golden check, for a bundle that nobody else can write.
                 Plans and compiled kernels, which are code, are hashed nevertheless.
             memory_limit: memory that a call may take, in bytes or as ``"8GB"``; larger calls are refused before they
@@ -116,7 +124,7 @@ class Engine(MultiViewInference):
         if verify and not has_golden_record(*identity):
             check_golden(bundle, pipeline, f"{library.name} {library.version} on {library.device}")
             write_golden_record(*identity)
-        engine = cls(bundle, library, pipeline, memory)
+        engine = cls(bundle, library, pipeline, memory, threads)
         engine._loading = {"backend": library.name, "threads": threads, "verify": verify, "memory_limit": memory_limit}
         return engine
 
@@ -214,31 +222,30 @@ class Engine(MultiViewInference):
     def _encoder(self) -> str:
         return self._bundle.digest
 
-    def _predict(
-        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None
-    ) -> list[dict[str, Array]]:
-        with closing(self._started(prepared, options, progress, collect=True)) as views:
-            return list(views)
-
-    def _stream(
-        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None
-    ) -> Generator[dict[str, Array], None, None]:
-        return self._started(prepared, options, progress, collect=False)
-
-    def _started(
-        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None, *, collect: bool
-    ) -> Generator[dict[str, Array], None, None]:
-        """Refuse what does not fit now, and run when the first view is asked for."""
+    def _check_request(self, prepared: PreparedViews, *, collect: bool) -> None:
         self.manifest.requests.check(len(prepared.images), prepared.height, prepared.width)
         if self._memory is not None:
             geometry = any(view is not None and view.has_any for view in prepared.geometry)
             shape = len(prepared.images) * prepared.batch, prepared.width, prepared.height
             self._memory.check(*shape, geometry=geometry, collect=collect)
+
+    def _predict(
+        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None, heads: Collection[str]
+    ) -> Iterator[dict[str, Array]]:
         chunks = self.pipeline.chunks
         head_chunk = options.head_chunk(len(prepared.images))
         if head_chunk is not None:
             chunks = replace(chunks, dense_head=head_chunk)
-        return self.pipeline.stream(prepared, chunks, progress)
+        with closing(self.pipeline.stream(prepared, chunks, progress, heads)) as views:
+            yield from views
+
+    @property
+    def _threads(self) -> int | None:
+        return self._processors
+
+    @property
+    def _leaves_processors(self) -> bool:
+        return self._backend.compute_capability is not None
 
     @shows_options
     def reconstruct(
@@ -305,8 +312,15 @@ class Engine(MultiViewInference):
         target = self._target_size(views, size)
         self.check_call(views, size=target)
         prepared = self.prepare(views, size=target)
-        predictions = self._answer(network_inputs(prepared, chosen), chosen, progress)
-        return Scene.from_predictions(predictions, [view.name or f"view {i}" for i, view in enumerate(views)])
+        together = network_inputs(prepared, chosen)
+        return assemble_scene(
+            self._heads(together, chosen, progress, ASSEMBLED),
+            together.views,
+            [view.name or f"view {i}" for i, view in enumerate(views)],
+            chosen,
+            data_norm_type=self.data_norm_type,
+            threads=self._threads,
+        )
 
     def prepare(self, views: Sequence[AnyView], *, size: tuple[int, int] | None = None) -> list[PreparedView]:
         """Do what :meth:`preprocess` does with views that were found or read, for :meth:`infer` and

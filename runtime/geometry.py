@@ -9,6 +9,7 @@ arrays. None of them validates its input: that is the job of ``views.py``, which
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -181,6 +182,20 @@ def vector_norm(vectors: Array) -> Array:
     total += y * y
     total += z * z
     return np.sqrt(total, out=total)
+
+
+def all_finite(values: Array) -> bool:
+    """Whether no value of a C-contiguous array is infinite or NaN: a sum over it says so without a copy of it."""
+    flat = values.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.isfinite(float(np.dot(flat, flat))) or bool(np.isfinite(flat).all())
+
+
+def zero_outside(values: Array, mask: Array) -> None:
+    """Set values to 0 in place where ``mask`` (broadcast) is False: a product that also clears infinity and NaN."""
+    bits = np.dtype(f"i{values.itemsize}")
+    view = values.view(bits)
+    view &= -mask.astype(bits)  # all ones or all zeros
 
 
 def depth_along_ray(depth_z: Array, rays: Array) -> Array:

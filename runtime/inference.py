@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .errors import InputError
@@ -11,8 +11,15 @@ from .geometry import Array
 from .inputs.encoded import EncodedView
 from .inputs.normalization import norm_constants
 from .inputs.prepared import PreparedView, PreparedViews, prepare_views
-from .options import InferOptions, Progress, check_progress, shows_options
-from .postprocessing.predictions import finish_predictions, finish_view, halved, outside_masked
+from .options import InferOptions, Progress, check_progress, chosen_outputs, shows_options
+from .postprocessing.predictions import (
+    FORWARD_OUTPUTS,
+    finish_predictions,
+    finish_view,
+    forward_outputs,
+    halved,
+    needed_heads,
+)
 
 _OUTPUT_DTYPES = ("float32", "float16")
 
@@ -28,21 +35,29 @@ class MultiViewInference(ABC):
 
     @abstractmethod
     def _predict(
-        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None
-    ) -> list[dict[str, Array]]:
-        """Run the network: one dictionary per view, as :func:`.postprocessing.predictions.forward_outputs` makes them.
+        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None, heads: Collection[str]
+    ) -> Iterable[dict[str, Array]]:
+        """Run the network and give what it says of one view after the other, when it is asked for.
 
-        The caller may overwrite the arrays.
-
-        Raises:
-            ProfileError: this instance cannot serve so many views, or views of this size.
+        Per view the arguments of :func:`.postprocessing.predictions.forward_outputs`, of which only ``heads`` are read.
         """
 
-    def _stream(
-        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None
-    ) -> Iterator[dict[str, Array]]:
-        """Like :meth:`_predict`, one view after the other."""
-        yield from self._predict(prepared, options, progress)
+    def _check_request(self, prepared: PreparedViews, *, collect: bool) -> None:
+        """Refuse what this instance cannot serve, before the network runs.
+
+        Args:
+            prepared: the views.
+            collect: whether the results of all views are held at once.
+
+        Raises:
+            ProfileError: so many views, or views of this size.
+        """
+        return
+
+    @property
+    def _threads(self) -> int | None:
+        """Threads that post-processing may use; None for all processors that this process may use."""
+        return None
 
     @property
     def _encoder(self) -> str | None:
@@ -54,6 +69,7 @@ class MultiViewInference(ABC):
         self,
         views: Sequence[View],
         *values: Any,
+        outputs: Iterable[str] | None = None,
         progress: Progress | None = None,
         **options: Any,
     ) -> list[dict[str, Any]]:
@@ -66,6 +82,8 @@ class MultiViewInference(ABC):
                 (B, 4, 4) camera-to-world or (quaternion xyzw (B, 4), translation (B, 3)); ``is_metric_scale`` (B,);
                 ``mask`` (B, H, W), True where the view counts: the other pixels give no points and no depth.
             *values: options in the order of :class:`.options.InferOptions`.
+            outputs: names of what the dictionaries hold, such as ``("pts3d", "mask")``; only that is computed after
+                the network, and comes back from a GPU. Everything by default.
             progress: see :data:`.options.Progress`.
             **options: options by name, see :class:`.options.InferOptions`.
 
@@ -81,8 +99,18 @@ class MultiViewInference(ABC):
             BackendError: the backend failed.
         """
         chosen = InferOptions.of(*values, **options)
+        wanted = chosen_outputs(outputs, chosen)
         prepared = self._prepare(views, chosen, progress)
-        finished = self._answer(prepared, chosen, progress)
+        heads = self._heads(prepared, chosen, progress, wanted)
+        finished = finish_predictions(
+            heads,
+            prepared.images,
+            chosen,
+            wanted,
+            kept=prepared.masks,
+            data_norm_type=self.data_norm_type,
+            threads=self._threads,
+        )
         return [{key: self._output(value) for key, value in prediction.items()} for prediction in finished]
 
     @shows_options
@@ -91,6 +119,7 @@ class MultiViewInference(ABC):
         views: Sequence[View],
         *,
         dtype: str = "float32",
+        outputs: Iterable[str] | None = None,
         progress: Progress | None = None,
         **options: Any,
     ) -> Iterator[dict[str, Array]]:
@@ -100,7 +129,7 @@ class MultiViewInference(ABC):
             views: as in :meth:`infer`.
             dtype: ``"float16"`` halves what has a value per pixel; values beyond its range become the largest one.
                 Poses, intrinsics and the scale stay float32.
-            progress: as in :meth:`infer`.
+            outputs, progress: as in :meth:`infer`.
             **options: those of :meth:`infer`. ``use_multiview_confidence`` needs all views at once and is refused.
 
         Returns:
@@ -115,13 +144,14 @@ class MultiViewInference(ABC):
         chosen = InferOptions.of(**options)
         if chosen.use_multiview_confidence:
             raise InputError("use_multiview_confidence compares all views, a stream has one at a time; use infer")
+        wanted = chosen_outputs(outputs, chosen)
         prepared = self._prepare(views, chosen, progress, copy=True)
-        predictions = self._stream(prepared, chosen, progress)
+        self._check_request(prepared, collect=False)
 
         def finished() -> Iterator[dict[str, Array]]:
-            for prediction, image, mask in zip(predictions, prepared.images, prepared.masks, strict=True):
-                result = finish_view(prediction, image, chosen, data_norm_type=self.data_norm_type, overwrite=True)
-                result = result if mask is None else outside_masked(result, mask)
+            predictions = self._predict(prepared, chosen, progress, needed_heads(chosen, wanted))
+            for heads, image, kept in zip(predictions, prepared.images, prepared.masks, strict=True):
+                result = finish_view(heads, image, chosen, wanted, kept=kept, data_norm_type=self.data_norm_type)
                 yield halved(result) if dtype == "float16" else result
 
         return finished()
@@ -137,7 +167,8 @@ class MultiViewInference(ABC):
             One dictionary per view: the keys of :meth:`infer` up to ``metric_scaling_factor``.
         """
         options = InferOptions(use_amp=use_amp)
-        return self._predict(self._prepare(views, options), options, None)
+        prepared = self._prepare(views, options)
+        return [forward_outputs(**heads) for heads in self._heads(prepared, options, None, FORWARD_OUTPUTS)]
 
     def _prepare(
         self,
@@ -154,18 +185,21 @@ class MultiViewInference(ABC):
             views, options, data_norm_type=self.data_norm_type, dtype=self._dtype(), encoder=self._encoder, copy=copy
         )
 
-    def _answer(
-        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None
-    ) -> list[dict[str, Array]]:
-        """Run the network and post-process what it says, one dictionary per view."""
-        predictions = self._predict(prepared, options, progress)
-        finished = finish_predictions(
-            predictions, prepared.images, options, data_norm_type=self.data_norm_type, overwrite=True
-        )
-        return [
-            result if mask is None else outside_masked(result, mask)
-            for result, mask in zip(finished, prepared.masks, strict=True)
-        ]
+    def _heads(
+        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None, outputs: Collection[str]
+    ) -> Iterable[dict[str, Array]]:
+        """Run the network on all views and give what it says of them, as far as ``outputs`` are made of it.
+
+        Processors that the network needs itself have none left for post-processing before the network is done.
+        """
+        self._check_request(prepared, collect=True)
+        heads = self._predict(prepared, options, progress, needed_heads(options, outputs))
+        return heads if self._leaves_processors else list(heads)
+
+    @property
+    def _leaves_processors(self) -> bool:
+        """Whether the network runs on a device of its own."""
+        return False
 
     def _dtype(self) -> str:
         """Floating type that inputs are converted to."""

@@ -7,7 +7,7 @@ import inspect
 import math
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -20,6 +20,25 @@ Progress = Callable[[str, int, int], None]
 """Called with a stage, the views that it has finished, and how many it will do."""
 
 AMP_DTYPES = ("fp16", "bf16", "fp32")
+
+OUTPUTS = (
+    "pts3d",
+    "pts3d_cam",
+    "ray_directions",
+    "depth_along_ray",
+    "cam_trans",
+    "cam_quats",
+    "metric_scaling_factor",
+    "conf",
+    "non_ambiguous_mask",
+    "non_ambiguous_mask_logits",
+    "img_no_norm",
+    "depth_z",
+    "intrinsics",
+    "camera_poses",
+    "mask",
+)
+"""What ``infer`` can return of a view, in its order."""
 
 LIMITS: dict[str, tuple[float, float]] = {
     "edge_normal_threshold": (0, 180),
@@ -111,6 +130,31 @@ class InferOptions:
     def head_chunk(self, views: int) -> int | None:
         """Return how many of ``views`` views the dense head decodes at once; None where that may be chosen."""
         return self.minibatch_size if self.memory_efficient_inference else views
+
+
+def chosen_outputs(outputs: Any, options: InferOptions) -> tuple[str, ...]:
+    """Return the names among :data:`OUTPUTS` that a call asks for, in their order; None stands for all of them.
+
+    Raises:
+        InputError: something else than names of outputs, or ``mask`` in a call without masks.
+    """
+    if outputs is None:
+        return OUTPUTS
+    wanted = [] if isinstance(outputs, str) or not isinstance(outputs, Iterable) else list(outputs)
+    if not wanted:
+        raise InputError(f"outputs is {reprlib.repr(outputs)}; give a list of names, such as ('pts3d', 'mask')")
+    for name in wanted:
+        if not isinstance(name, str) or name not in OUTPUTS:
+            near = difflib.get_close_matches(str(name), OUTPUTS, n=1, cutoff=0.0)[0]
+            raise InputError(
+                f"outputs names {reprlib.repr(name)}, which infer does not return; the nearest is {near!r} "
+                f"(all: {', '.join(OUTPUTS)})"
+            )
+    if "mask" in wanted and not options.apply_mask:
+        raise InputError(
+            "outputs names 'mask', but apply_mask is False; ask for 'non_ambiguous_mask', or leave apply_mask True"
+        )
+    return tuple(name for name in OUTPUTS if name in wanted)
 
 
 def check_progress(progress: Any) -> None:

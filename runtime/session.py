@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -159,14 +159,14 @@ class Session:
         return list(self._frames.values())
 
     @shows_options
-    def infer(self, **options: Any) -> list[dict[str, Any]]:
+    def infer(self, *, outputs: Iterable[str] | None = None, **options: Any) -> list[dict[str, Any]]:
         """:meth:`mapengine.runtime.Engine.infer` over the frames in use, one dictionary per frame."""
-        return self._engine.infer(self.views, **options)
+        return self._engine.infer(self.views, outputs=outputs, **options)
 
     @shows_options
-    def infer_stream(self, **options: Any) -> Iterator[dict[str, Any]]:
+    def infer_stream(self, *, outputs: Iterable[str] | None = None, **options: Any) -> Iterator[dict[str, Any]]:
         """:meth:`mapengine.runtime.Engine.infer_stream` over the frames in use."""
-        return self._engine.infer_stream(self.views, **options)
+        return self._engine.infer_stream(self.views, outputs=outputs, **options)
 
 
 def _oldest(frames: list[int], most: int | None) -> list[int]:

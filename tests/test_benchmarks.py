@@ -47,18 +47,19 @@ def check(record: dict[str, Any], tables: ModuleType) -> None:
 
 
 def test_postprocess(tables: ModuleType, tmp_path: Path) -> None:
-    options = ("--height", "84", "--width", "112", "--runs", "1")
+    options = ("--size", "112x84", "--views", "2", "--threads", "1", "2", "--runs", "1")
     record = run("postprocess.py", *options, "--json", str(tmp_path / "a" / "record.json"))
     check(record, tables)
     assert record["size"] == "112x84"
-    # The baseline is an independent transcription of the same formulas.
+    # From the baseline, and from an independent transcription of the same formulas.
     assert all(figures["mask_pixels_that_differ"] <= 0.005 for figures in record["results"].values())
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["record.json"]
 
 
 @pytest.mark.slow
 def test_engine(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
-    options = ("--model", "preset:tiny", "--bundle", str(tiny_bundle), "--size", "84x56", "--rounds", "1", "--geometry")
+    what = ("--model", "preset:tiny", "--bundle", str(tiny_bundle), "--size", "84x56", "--geometry")
+    options = (*what, "--rounds", "1", "--calls", "1")
     record = run("engine.py", *options, "--json", str(tmp_path / "record.json"))
     check(record, tables)
     assert set(record["results"]) == {"pytorch-eager", "onnxruntime", "openvino"}

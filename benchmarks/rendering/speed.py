@@ -63,13 +63,17 @@ def speed_work(record: Record) -> str:
 
 
 def postprocess(record: Record) -> str:
-    """Return the times of the post-processing and of its plain transcription."""
+    """Return the times of post-processing, now and before."""
     rows = [
-        [name, f"{figures['plain_ms']:.0f} ms", f"{figures['ours_ms']:.1f} ms", f"{figures['ratio']:.1f}"]
+        [name, f"{figures['earlier_ms']:.1f} ms", threads, f"{own['ms']:.1f} ms", f"{own['ratio']:.1f}"]
         for name, figures in record["results"].items()
+        for threads, own in figures["ours"].items()
     ]
-    head = ["scene", "plain NumPy transcription", "mapengine", "ratio"]
-    what = f"One view of {record['size']}, default options, {record['rounds']} runs in turn, one thread."
+    head = ["scene", "before, one thread", "threads", "now", "ratio"]
+    what = (
+        f"Milliseconds a view, {record['views']} views of {record['size']}, from the heads' outputs to a `Scene`, "
+        f"default options, {record['rounds']} runs in turn."
+    )
     return page(record, head, rows, what)
 
 

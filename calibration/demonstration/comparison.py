@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mapengine.runtime import Scene
 from mapengine.runtime.inputs.normalization import normalize_image
 from mapengine.runtime.inputs.resizing import resize_and_crop
-from mapengine.runtime.postprocessing.predictions import finish_predictions
+from mapengine.runtime.postprocessing.predictions import finish_predictions, heads_of
 
 from ..data.samples import SAMPLE_SEED, SAMPLE_SIZE
 from ..evaluation import SceneScore, Truth, score
@@ -114,10 +114,14 @@ def compare(predictions: Sequence[Mapping[str, Any]], scene: RenderedScene, norm
     depth *= factor
     first = found["camera_poses"][0].astype(np.float64)
     poses = in_first_view(found["camera_poses"].astype(np.float64))
-    masked = finish_predictions(
-        predictions, [normalize_image(image, norm_type) for image in scene.images], data_norm_type=norm_type
+    images = [normalize_image(image, norm_type) for image in scene.images]
+    masked = finish_predictions(list(map(heads_of, predictions)), images, data_norm_type=norm_type)
+    reconstruction = Scene.from_predictions(
+        [
+            {**finished, "metric_scaling_factor": prediction["metric_scaling_factor"]}
+            for finished, prediction in zip(masked, predictions, strict=True)
+        ]
     )
-    reconstruction = Scene.from_predictions(masked)
     moved = replace(reconstruction, points=(reconstruction.points - first[:3, 3]) @ first[:3, :3], poses=poses.copy())
     poses[:, :3, 3] *= factor
     errors = np.divide(np.abs(depth - truth.depth_z), truth.depth_z, out=np.zeros_like(depth), where=truth.valid)

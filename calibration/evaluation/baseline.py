@@ -6,6 +6,7 @@ Every figure of a network stands beside this one's: what it does not beat, it ha
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from mapengine.runtime.geometry import Array, depth_along_ray, rays_from_intrins
 from mapengine.runtime.inference import MultiViewInference
 from mapengine.runtime.inputs.prepared import PreparedViews
 from mapengine.runtime.options import InferOptions, Progress
-from mapengine.runtime.postprocessing.predictions import forward_outputs
 
 CONSTANT_DEPTH = 2.9
 """Metres: the mean depth of training scenes (seeds 0 to 399, four views each)."""
@@ -32,7 +32,7 @@ class ConstantDepth(MultiViewInference):
         self.data_norm_type = data_norm_type
 
     def _predict(
-        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None
+        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None, heads: Collection[str]
     ) -> list[dict[str, Array]]:
         batch, height, width = prepared.batch, prepared.height, prepared.width
         focal = width / 2 / math.tan(math.radians(FIELD_OF_VIEW / 2))
@@ -41,7 +41,7 @@ class ConstantDepth(MultiViewInference):
         rays = np.repeat(rays_from_intrinsics(intrinsics, height, width), batch, axis=0)
         depth = depth_along_ray(np.full(shape, CONSTANT_DEPTH, np.float32), rays)
         return [
-            forward_outputs(
+            dict(
                 ray_directions=rays,
                 depth_along_ray=depth,
                 confidence=np.ones(shape, np.float32),

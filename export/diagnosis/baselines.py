@@ -16,7 +16,7 @@ from mapengine.runtime.errors import BackendUnavailableError, InputError
 from mapengine.runtime.inputs.prepared import prepare_raw
 from mapengine.runtime.inputs.preprocess import each_resized
 from mapengine.runtime.inputs.sources import read_views
-from mapengine.runtime.outputs.scene import Scene
+from mapengine.runtime.outputs.scene import SCENE_OUTPUTS, Scene
 from mapengine.runtime.profiling import Contender
 from mapengine.runtime.profiling.subjects import StageClock, phases
 
@@ -81,7 +81,11 @@ class TorchSubject:
         autocast = torch.autocast("cpu", _AMP[self._amp]) if self._amp and self._device.type == "cpu" else None
         with autocast or contextlib.nullcontext():
             found = self._network.infer(
-                views, use_amp=self._amp is not None, amp_dtype=self._amp or "fp32", progress=clock
+                views,
+                use_amp=self._amp is not None,
+                amp_dtype=self._amp or "fp32",
+                outputs=SCENE_OUTPUTS,
+                progress=clock,
             )
         predictions = [{key: value.cpu().numpy() for key, value in p.items()} for p in found]
         Scene.from_predictions(predictions, [view.name for view in raw])

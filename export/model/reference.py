@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from mapengine.runtime.backends.host_pipeline import geometry_inputs
 from mapengine.runtime.inference import MultiViewInference
 from mapengine.runtime.inputs.prepared import PreparedViews
 from mapengine.runtime.options import InferOptions, Progress
-from mapengine.runtime.postprocessing.predictions import forward_outputs
 
 from .checkpoint import weights_sha256
 from .config import ModelConfig
@@ -65,8 +64,8 @@ class MapAnything(MapAnythingNetwork, MultiViewInference):
 
     @torch.inference_mode()
     def _predict(
-        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None
-    ) -> list[dict[str, NDArray[Any]]]:
+        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None, heads: Collection[str]
+    ) -> Iterator[dict[str, NDArray[Any]]]:
         views, batch = len(prepared.images), prepared.batch
         report = progress or (lambda stage, done, total: None)
         with self._autocast(options.reduced_precision):
@@ -86,16 +85,14 @@ class MapAnything(MapAnythingNetwork, MultiViewInference):
             )
         report("aggregator", views, views)
         maps = ViewFeatures(*(x.transpose(0, 1).reshape(-1, *x.shape[2:]).to(self.dtype) for x in maps))
-        predictions = []
         chunk = options.head_chunk(views) or 1
         for start in range(0, views, chunk):
             stop = min(start + chunk, views)
             outputs = self.decode(ViewFeatures(*(x[start * batch : stop * batch] for x in maps)))
             for view in range(stop - start):
-                raw = {name: _array(x[view * batch : (view + 1) * batch]) for name, x in _named(outputs)}
-                predictions.append(forward_outputs(**raw, scale=_array(scale.to(self.dtype))))
+                named = [*_named(outputs), ("scale", scale.to(self.dtype).repeat(stop - start, 1))]
+                yield {name: _array(x[view * batch : (view + 1) * batch]) for name, x in named if name in heads}
             report("dense_head", stop, views)
-        return predictions
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, self.dtype)

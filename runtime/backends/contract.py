@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from ..bundle.store import Bundle
 from ..inputs.encoded import ImageFeatures
 from ..inputs.prepared import PreparedViews
 from ..options import Progress
+from ..postprocessing.predictions import forward_outputs
 
 BF16_STAGES = ("image_encoder", "aggregator")
 """Stages that a bundle whose ``arithmetic`` is BF16 runs in bfloat16 although its files are float32: the transformers,
@@ -81,9 +82,12 @@ class StagePipeline(ABC):
         chunks: ChunkSizes | None = None,
         progress: Progress | None = None,
     ) -> list[dict[str, Array]]:
-        """Return the views of :meth:`stream` all at once."""
+        """Return the predictions of all views, metric-scaled and unmasked, from the outputs of :meth:`stream`.
+
+        Keys and shapes as in :func:`..postprocessing.predictions.forward_outputs`.
+        """
         with closing(self.stream(prepared, chunks, progress)) as views:
-            return list(views)
+            return [forward_outputs(**heads) for heads in views]
 
     @abstractmethod
     def stream(
@@ -91,16 +95,18 @@ class StagePipeline(ABC):
         prepared: PreparedViews,
         chunks: ChunkSizes | None = None,
         progress: Progress | None = None,
+        heads: Collection[str] | None = None,
     ) -> Generator[dict[str, Array], None, None]:
-        """Yield predictions view by view, metric-scaled and unmasked; a view is decoded when it is asked for.
+        """Yield the outputs of the dense head view by view; a view is decoded when it is asked for.
 
         Args:
             prepared: V views of B samples.
             chunks: overrides the sizes that the pipeline was made with.
             progress: see :data:`..options.Progress`.
+            heads: names of the outputs that the caller reads, all by default; the others may be missing.
 
         Yields:
-            V dictionaries; keys and shapes as in :func:`..postprocessing.predictions.forward_outputs`.
+            V dictionaries, the arguments of :func:`..postprocessing.predictions.forward_outputs`.
 
         Raises:
             ProfileError: the stages were not built for so many views, or for their size.

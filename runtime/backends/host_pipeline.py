@@ -7,7 +7,7 @@ The numbers do not depend on the chunk sizes beyond float32 rounding. Arrays are
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from ..bundle.store import Bundle
 from ..inputs.encoded import ImageFeatures
 from ..inputs.prepared import MODALITIES, PreparedViews, ViewGeometry
 from ..options import Progress
-from ..postprocessing.predictions import forward_outputs
 from .checked_stage import CheckedStage
 from .contract import Array, ChunkSizes, StagePipeline, StageRunner
 
@@ -37,6 +36,7 @@ class Pipeline(StagePipeline):
         prepared: PreparedViews,
         chunks: ChunkSizes | None = None,
         progress: Progress | None = None,
+        heads: Collection[str] | None = None,
     ) -> Generator[dict[str, Array], None, None]:
         """See :meth:`StagePipeline.stream`."""
         sizes = chunks or self.chunks
@@ -49,7 +49,7 @@ class Pipeline(StagePipeline):
         report("aggregator", views, views)
         scale = np.stack([np.asarray(outputs["metric_scaling_factor"]).reshape(1) for outputs in per_sample])
         for raw in self._decode(per_sample, views, sizes.dense_head, report):
-            yield forward_outputs(**raw, scale=scale)
+            yield {name: value for name, value in {**raw, "scale": scale}.items() if heads is None or name in heads}
 
     def encode(
         self, images: Sequence[NDArray[Any]], chunks: ChunkSizes | None = None, progress: Progress | None = None

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataNormTypeError
-from ..geometry import Array
+from ..geometry import Array, all_finite
 from .checks import rgb_pixels
 
 Constants = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -36,6 +36,15 @@ def normalize_image(image: npt.NDArray[np.uint8], norm_type: str = "dinov2") -> 
         table = (levels - np.float32(mean[channel])) / np.float32(std[channel])
         result[0, channel] = table[image[:, :, channel]]
     return result
+
+
+def image_bytes(image: Array) -> npt.NDArray[np.uint8]:
+    """Turn an image in 0..1, of any shape, into bytes; what is no number becomes 0."""
+    scaled = image * np.result_type(image, np.float16).type(255)
+    if not all_finite(scaled):
+        np.nan_to_num(scaled, copy=False, nan=0)
+    np.clip(scaled, 0, 255, out=scaled)
+    return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
 def denormalize_image(image: Array, norm_type: str = "dinov2") -> Array:

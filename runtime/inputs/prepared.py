@@ -85,6 +85,7 @@ class PreparedView:
         pose: camera-to-world quaternion (B, 4) xyzw and translation (B, 3) in float64, or None.
         features: what the image encoder gave for the image before, or None.
         mask: (B, H, W) bool, True where the view counts, or None for all of it.
+        pixels: (B, H, W, 3) uint8, the image before it was normalised, or None if it came normalised.
     """
 
     image: Array
@@ -94,6 +95,7 @@ class PreparedView:
     pose: tuple[Array, Array] | None = None
     features: ImageFeatures | None = None
     mask: Array | None = None
+    pixels: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,13 +187,15 @@ def prepare_raw(view: RawView, data_norm_type: str = "dinov2") -> PreparedView:
         rays = geometry.rays_from_intrinsics(view.intrinsics[None].astype(np.float32, copy=False), height, width)
     elif view.rays is not None:
         rays = unit_rays(view.rays[None], (1, height, width, 3), f"{view.name}: ray_directions", np.float32)
+    pixels = np.asarray(view.image)
     return PreparedView(
-        image=normalize_image(np.asarray(view.image), data_norm_type),
+        image=normalize_image(pixels, data_norm_type),
         is_metric=np.array([view.metric is not False]),
         rays=rays,
         distance=None if view.depth is None else _distance(view.depth[None], rays, f"{view.name}: depth"),
         pose=None if pose is None else _quaternion_and_translation(pose),
         mask=None if view.mask is None else view.mask[None],
+        pixels=pixels[None],
     )
 
 

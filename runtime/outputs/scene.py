@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..inputs.normalization import image_bytes
 from ..writing.files import output_path, write_npz
 from .colmap import write_colmap
 from .point_cloud import write_glb, write_ply
@@ -35,6 +36,10 @@ _PREDICTIONS = {
     "intrinsics": ("intrinsics", 3),
     "poses": ("camera_poses", 3),
 }
+
+
+SCENE_OUTPUTS = (*(key for key, _ in _PREDICTIONS.values()), "mask", "metric_scaling_factor")
+"""What a scene is made of, among the outputs of ``infer``."""
 
 
 class Scene(SceneArrays):
@@ -88,8 +93,7 @@ class Scene(SceneArrays):
                 ndim = 4 if mask_key == "mask" else 3
                 parts["mask"].append(_sample(prediction, view, mask_key, ndim, batch_index).reshape(size).astype(bool))
             parts["depth"][-1] = parts["depth"][-1][..., 0]
-            with np.errstate(invalid="ignore"):
-                parts["colors"][-1] = np.rint(np.clip(np.nan_to_num(parts["colors"][-1]), 0, 1) * 255).astype(np.uint8)
+            parts["colors"][-1] = image_bytes(parts["colors"][-1])
         if any(part.shape != parts["points"][0].shape for part in parts["points"]):
             raise InputError("scene: the views differ in size; predictions of one call have one size")
         scale = 1.0
@@ -98,6 +102,13 @@ class Scene(SceneArrays):
         return cls(
             **{name: np.stack(arrays) for name, arrays in parts.items()}, metric_scale=scale, names=list(names or [])
         )
+
+    @classmethod
+    def of_finished(cls, arrays: Mapping[str, Array], metric_scale: float, names: Sequence[str]) -> Scene:
+        """Take arrays as they are: of the right shapes and types, finite, and 0 outside the mask."""
+        scene = cls.__new__(cls)
+        vars(scene).update(arrays, metric_scale=metric_scale, names=list(names))
+        return scene
 
     def point_cloud(
         self, max_points: int | None = None, confidence_percentile: float = 0.0

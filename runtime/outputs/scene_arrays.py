@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..geometry import all_finite, zero_outside
 
 SHAPES = {
     "points": ("V", "H", "W", 3),
@@ -20,6 +22,34 @@ SHAPES = {
 }
 DTYPES = {"colors": np.uint8, "mask": np.bool_}
 """Other than float32."""
+
+
+def new_arrays(views: int, height: int, width: int) -> dict[str, NDArray[Any]]:
+    """Return arrays of a scene, by name, with nothing in them yet."""
+    sizes = {"V": views, "H": height, "W": width}
+    return {
+        name: np.empty([sizes[side] if isinstance(side, str) else side for side in shape], DTYPES.get(name, np.float32))
+        for name, shape in SHAPES.items()
+    }
+
+
+def leave_out_what_is_not_finite(
+    points: NDArray[np.float32],
+    depth: NDArray[np.float32],
+    confidence: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+) -> None:
+    """Take pixels without finite points or depth out of the ``mask``, and set both to 0 outside it, in place.
+
+    Values that are not finite are no reconstruction, and file formats treat them differently.
+    """
+    if not (all_finite(points) and all_finite(depth)):
+        mask &= np.isfinite(points).all(axis=-1)
+        mask &= np.isfinite(depth)
+    zero_outside(points, mask[..., None])
+    zero_outside(depth, mask)
+    if not all_finite(confidence):
+        np.nan_to_num(confidence, copy=False, nan=0.0)
 
 
 @dataclass(eq=False)
@@ -61,9 +91,7 @@ class SceneArrays:
         self.names = list(self.names) or [f"view {i}" for i in range(sizes["V"])]
         if len(self.names) != sizes["V"]:
             raise InputError(f"scene: {len(self.names)} names for {sizes['V']} views; give one name per view")
-        # Values that are not finite are no reconstruction, and file formats treat them differently.
-        self.mask = self.mask & np.isfinite(self.points).all(axis=-1) & np.isfinite(self.depth)
-        self.points = np.where(self.mask[..., None], self.points, np.float32(0))
-        self.depth = np.where(self.mask, self.depth, np.float32(0))
-        self.confidence = np.nan_to_num(self.confidence, nan=0.0)
+        for name in ("points", "depth", "confidence", "mask"):
+            setattr(self, name, np.array(getattr(self, name), order="C"))
+        leave_out_what_is_not_finite(self.points, self.depth, self.confidence, self.mask)
         self.metric_scale = float(self.metric_scale)

@@ -20,16 +20,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..geometry import Array
+from ..geometry import Array, zero_outside
 
-BAND_ROWS = (12, 48)
-"""Rows per band where jumps are few and where they are many: short bands follow the jumps closely, but each needs
-``HALO`` more rows on either side."""
+BAND_ROWS = 12
+"""Rows per band: short bands follow the jumps closely, but each needs ``HALO`` more rows on either side."""
 
-MANY = 0.2  # share of the pixels
+MANY = 0.2
+"""Share of the pixels that are jumps above which normals of the whole image cost less than those around the jumps."""
 
 PIECE_PIXELS = 32_768
-"""Pixels worked on at a time: about twenty float32 planes of them stay within a 2 MiB cache."""
+"""Pixels worked on at a time: few enough for the caches, and so many that calls of NumPy do not count."""
 
 HALO = 3  # a normal reads one pixel further, comparing neighbours one more, the final dilation one more
 
@@ -37,16 +37,23 @@ NORM_GUARD = 1e-12
 
 
 def edge_mask(
-    points: Array, depth_z: Array, mask: Array, *, normal_threshold: float = 5.0, depth_threshold: float = 0.03
+    points: Array,
+    depth_z: Array,
+    mask: Array,
+    *,
+    distance: Array | float = 1,
+    normal_threshold: float = 5.0,
+    depth_threshold: float = 0.03,
 ) -> Array:
     """Return the edge pixels (H, W) bool of one view, among the pixels of ``mask``.
 
     ``points`` (H, W, 3) in any rigid frame, ``depth_z`` (H, W), ``mask`` (H, W) bool: pixels outside it take no part.
-    ``normal_threshold`` in degrees, ``depth_threshold`` relative to the pixel's own depth.
+    ``distance`` (H, W) multiplies the points, which may then be ray directions. ``normal_threshold`` in degrees,
+    ``depth_threshold`` relative to the pixel's own depth.
     """
     candidates = depth_edges(depth_z, mask, depth_threshold)
     candidates &= mask
-    return normal_edges(points, mask, normal_threshold, candidates)
+    return normal_edges(points, mask, normal_threshold, candidates, distance)
 
 
 def depth_edges(depth_z: Array, mask: Array, threshold: float) -> Array:
@@ -59,50 +66,58 @@ def depth_edges(depth_z: Array, mask: Array, threshold: float) -> Array:
         return spread > depth_z.dtype.type(threshold)
 
 
-def normal_edges(points: Array, mask: Array, threshold: float, candidates: Array | None = None) -> Array:
+def normal_edges(
+    points: Array, mask: Array, threshold: float, candidates: Array | None = None, distance: Array | float = 1
+) -> Array:
     """Return pixels (H, W) bool near which neighbouring normals enclose more than ``threshold`` degrees.
 
     Pixels without a normal (none of their four corner triangles lies in ``mask``) count as perpendicular to every
     neighbour that has one, as in the reference. Only ``candidates`` (H, W) can be edges; without them every pixel can.
+    ``points`` and ``distance`` as in :func:`edge_mask`.
     """
     height, width = mask.shape
-    few = candidates is not None and int(np.count_nonzero(candidates)) <= MANY * mask.size
-    band_rows = BAND_ROWS[0 if few else 1]
-    stride, bands = width + 1, -(-height // band_rows)
-    wanted: Array = np.zeros((bands * band_rows, width), bool)
-    wanted[:height] = True if candidates is None else candidates
+    stride, bands = width + 1, -(-height // BAND_ROWS)
     # One padding column on the right and HALO rows above and below: 0 outside the image, 1 inside, 2 in the mask.
-    place = np.zeros((len(wanted) + 2 * HALO, stride), np.uint8)
+    place = np.zeros((bands * BAND_ROWS + 2 * HALO, stride), np.uint8)
     np.add(mask, 1, out=place[HALO : HALO + height, :width], casting="unsafe")
-    planes = np.zeros((3, *place.shape), points.dtype)
-    for axis in range(3):
-        planes[axis, HALO : HALO + height, :width] = points[..., axis]
-    planes, place = planes.reshape(3, -1), place.reshape(-1)
-
-    edges = np.zeros(place.size, bool)
-    rows = stride * np.arange(band_rows + 2 * HALO)[:, None]
-    active = np.logical_or.reduce(wanted.reshape(bands, band_rows, width), axis=1)
-    for columns in _strips(active, band_rows):
-        index = rows + columns  # (rows, n) into the flat padded image; every run of columns ends with padding
-        where = place[index]
-        strip = np.empty((3, index.size), points.dtype)
-        for plane, part in zip(planes, strip, strict=True):
-            plane.take(index.reshape(-1), out=part, mode="clip")  # clip: the only mode that needs no copy
+    if candidates is None or int(np.count_nonzero(candidates)) > MANY * mask.size:
+        planes = np.empty((3, *place.shape), points.dtype)
+        planes[:, :HALO] = planes[:, HALO + height :] = planes[:, :, width:] = 0
         with np.errstate(over="ignore", invalid="ignore"):
-            normals, valid = _normals(strip, where.reshape(-1) == 2, columns.size)
-            turning = _turning(normals, valid, columns.size, threshold).reshape(-1, columns.size)
-        turning &= where[1:-1] > 0
-        edges[index[HALO:-HALO]] = _dilate(turning, np.logical_or)[2:-2]
-    result = edges.reshape(-1, stride)[HALO : HALO + height, :width]
-    return result & wanted[:height]
+            for axis in range(3):
+                np.multiply(points[..., axis], distance, out=planes[axis, HALO : HALO + height, :width])
+        found = _near_turns(planes.reshape(3, -1), place.reshape(-1), stride, threshold)[HALO - 2 :][:height, :width]
+        return found if candidates is None else found & candidates
+
+    place, points = place.reshape(-1), points.reshape(-1, 3)
+    far = None if np.ndim(distance) == 0 else np.asarray(distance).reshape(-1)
+    edges = np.zeros(place.size, bool)
+    rows = np.arange(BAND_ROWS + 2 * HALO)[:, None]
+    for columns in _strips(candidates, bands):
+        index = stride * rows + columns  # (rows, n) into the flat padded image; every run of columns ends with padding
+        # The same without padding; what lies outside the image is any pixel, and takes no part.
+        pixel = (index - HALO * stride - (index // stride - HALO)).reshape(-1)
+        gathered = points.take(pixel, axis=0, mode="clip")
+        scale = distance if far is None else far.take(pixel, mode="clip")
+        strip = np.empty((3, pixel.size), points.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for axis in range(3):
+                np.multiply(gathered[:, axis], scale, out=strip[axis])
+        edges[index[HALO:-HALO]] = _near_turns(strip, place[index].reshape(-1), columns.size, threshold)[1:-1]
+    return edges.reshape(-1, stride)[HALO : HALO + height, :width] & candidates
 
 
-def _strips(active: Array, band_rows: int) -> Iterator[Array]:
-    """Yield strips of columns around the active ones (bands, W): flat indices of their top pixels in the padded image.
+def _strips(candidates: Array, bands: int) -> Iterator[Array]:
+    """Yield strips of columns around those with candidates: flat indices of their top pixels in the padded image.
 
     Each run of neighbouring columns is followed by one padding column, so that runs do not touch.
     """
-    bands, width = active.shape
+    height, width = candidates.shape
+    active = np.zeros((bands, width), bool)
+    whole = height // BAND_ROWS
+    np.logical_or.reduce(candidates[: whole * BAND_ROWS].reshape(whole, BAND_ROWS, width), axis=1, out=active[:whole])
+    if whole < bands:
+        np.logical_or.reduce(candidates[whole * BAND_ROWS :], axis=0, out=active[whole])
     used = np.zeros((bands, width + 1), bool)
     for shift in range(-HALO, HALO + 1):
         target, source = max(shift, 0), max(-shift, 0)
@@ -113,43 +128,60 @@ def _strips(active: Array, band_rows: int) -> Iterator[Array]:
     slots = np.flatnonzero(kept)
     padding = ~used[slots]
     band, column = np.divmod(slots, width + 1)
-    top = band * (band_rows * (width + 1)) + np.where(padding, width, column)
+    top = band * (BAND_ROWS * (width + 1)) + np.where(padding, width, column)
     ends = np.flatnonzero(padding) + 1  # a strip may end after any of these
     start = 0
     while start < top.size:
-        fitting = np.searchsorted(ends, start + PIECE_PIXELS // (band_rows + 2 * HALO), side="right")
+        fitting = np.searchsorted(ends, start + PIECE_PIXELS // (BAND_ROWS + 2 * HALO), side="right")
         stop = int(ends[max(fitting - 1, np.searchsorted(ends, start, side="right"))])
         yield top[start:stop]
         start = stop
 
 
-def _normals(planes: Array, inside: Array, stride: int) -> tuple[Array, Array]:
-    """Return unit normals (3, N - 2 stride) of a flat strip (3, N) without its outer rows, and where there is one.
+def _near_turns(planes: Array, place: Array, stride: int, threshold: float) -> Array:
+    """Return which pixels (rows - 4, stride) bool lie next to a turn: of flat points (3, N) without two outer rows.
 
-    Zero where there is none. Rows are ``stride`` long and end with padding outside the mask. So a step of 1 or of
-    ``stride`` reaches a neighbour or padding, never the far end of another row, and every operation runs over one long
-    contiguous line.
+    Rows are ``stride`` long and end with padding outside the mask. So a step of 1 or of ``stride`` reaches a neighbour
+    or padding, never the far end of another row, and every operation runs over one long contiguous line.
     """
-    vertical, vertical_inside = _differences(planes, inside, stride)  # pixel minus the one above it
-    horizontal, horizontal_inside = _differences(planes, inside, 1)  # pixel minus the one to its left
-    size = inside.size - 2 * stride
-    up, down = np.s_[..., :size], np.s_[..., stride : stride + size]
-    left, right = np.s_[..., stride - 1 : stride - 1 + size], np.s_[..., stride : stride + size]
+    inside = place == 2
+    size = place.size - 2 * stride
+    normals, valid = np.empty((3, size), planes.dtype), np.empty(size, bool)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, size, PIECE_PIXELS):
+            piece = slice(start, min(start + PIECE_PIXELS, size))
+            reach = slice(start, piece.stop + 2 * stride)
+            _normals(planes[:, reach], inside[reach], stride, normals[:, piece], valid[piece])
+        turning = _turning(normals, valid, stride, threshold)
+    turning &= place[stride:-stride] > 0
+    return _dilate(turning.reshape(-1, stride), np.logical_or)[1:-1]
 
-    total = np.zeros((3, size), planes.dtype)
-    cross, product, norm = np.empty_like(total), np.empty_like(total), np.empty(size, planes.dtype)
+
+def _normals(planes: Array, inside: Array, stride: int, normals: Array, valid: Array) -> None:
+    """Compute unit ``normals`` (3, N) of flat points (3, N + 2 stride), and whether there is one, ``valid`` (N).
+
+    Zero where there is none.
+    """
+    size = valid.size
+    vertical, vertical_inside = _differences(planes, inside, stride)  # pixel minus the one above it
+    near = np.s_[..., stride - 1 : stride + size + 1]
+    horizontal, horizontal_inside = _differences(planes[near], inside[near], 1)  # pixel minus the one to its left
+    up, down = np.s_[..., :size], np.s_[..., stride : stride + size]
+    left, right = np.s_[..., :size], np.s_[..., 1 : 1 + size]
+
+    normals[...] = 0
+    cross, product, norm = np.empty_like(normals), np.empty_like(normals), np.empty(size, planes.dtype)
     for v, h in ((up, left), (down, left), (down, right), (up, right)):  # all four face the same side
         along, across = vertical[v], horizontal[h]
         np.multiply(along[1:4], across[2:5], out=cross)
         np.multiply(along[2:5], across[1:4], out=product)
         cross -= product
         _normalize(cross, product, norm)
-        total += cross
-    _normalize(total, product, norm)
-    _normalize(total, product, norm)  # only changes the last bit, which decides whether a dot product exceeds 1
-    valid = vertical_inside[up] | vertical_inside[down]
+        normals += cross
+    _normalize(normals, product, norm)
+    _normalize(normals, product, norm)  # only changes the last bit, which decides whether a dot product exceeds 1
+    np.logical_or(vertical_inside[up], vertical_inside[down], out=valid)
     valid &= horizontal_inside[left] | horizontal_inside[right]
-    return total, valid
 
 
 def _differences(planes: Array, inside: Array, step: int) -> tuple[Array, Array]:
@@ -161,16 +193,10 @@ def _differences(planes: Array, inside: Array, step: int) -> tuple[Array, Array]
     both = inside[step:] & inside[:-step]
     result = np.empty((5, both.size), planes.dtype)
     np.subtract(planes[:, step:], planes[:, :-step], out=result[:3])
-    zero_outside(result[:3], both)
+    if not both.all():
+        zero_outside(result[:3], both)
     result[3:] = result[:2]
     return result, both
-
-
-def zero_outside(values: Array, mask: Array) -> None:
-    """Set values to 0 in place where ``mask`` (broadcast) is False: a product that also clears infinity and NaN."""
-    bits = np.dtype(f"i{values.itemsize}")
-    view = values.view(bits)
-    view &= -mask.astype(bits)  # all ones or all zeros
 
 
 def _normalize(planes: Array, squares: Array, norm: Array) -> None:
@@ -188,15 +214,22 @@ def _turning(normals: Array, valid: Array, stride: int, threshold: float) -> Arr
     cosine = math.cos(math.radians(threshold)) if threshold < 90 else min(math.cos(math.radians(threshold)), 0.0)
     limit, one = normals.dtype.type(cosine), normals.dtype.type(1)
     turning = np.zeros(valid.shape, bool)
-    undefined = (_dot(normals, normals) > one) & valid  # a normal with itself counts too
-    # Four of the eight directions: each dot product serves both of its pixels, if the other one has a normal.
-    for step in (1, stride - 1, stride, stride + 1):
-        dot = _dot(normals[:, :-step], normals[:, step:])
-        apart, above = dot < limit, dot > one
-        turning[:-step] |= apart & valid[step:]
-        turning[step:] |= apart & valid[:-step]
-        undefined[:-step] |= above & valid[step:]
-        undefined[step:] |= above & valid[:-step]
+    undefined = np.zeros(valid.shape, bool)
+    for start in range(0, valid.size, PIECE_PIXELS):
+        here = slice(start, min(start + PIECE_PIXELS, valid.size))
+        undefined[here] |= (_dot(normals[:, here], normals[:, here]) > one) & valid[here]  # with itself, it counts too
+        # Four of the eight directions: each dot product serves both of its pixels, if the other one has a normal.
+        for step in (1, stride - 1, stride, stride + 1):
+            there = slice(start + step, min(here.stop + step, valid.size))
+            if there.start >= there.stop:
+                continue
+            first = slice(start, start + there.stop - there.start)
+            dot = _dot(normals[:, first], normals[:, there])
+            apart, above = dot < limit, dot > one
+            turning[first] |= apart & valid[there]
+            turning[there] |= apart & valid[first]
+            undefined[first] |= above & valid[there]
+            undefined[there] |= above & valid[first]
     return turning & ~undefined
 
 
@@ -210,10 +243,16 @@ def _dot(a: Array, b: Array) -> Array:
 
 def _dilate(plane: Array, combine: np.ufunc) -> Array:
     """Apply ``combine`` (maximum, minimum, logical or) over the 3 x 3 neighbourhood, cut at the border."""
-    rows = plane.copy()
-    combine(rows[1:], plane[:-1], out=rows[1:])
-    combine(rows[:-1], plane[1:], out=rows[:-1])
-    result = rows.copy()
-    combine(result[:, 1:], rows[:, :-1], out=result[:, 1:])
-    combine(result[:, :-1], rows[:, 1:], out=result[:, :-1])
+    rows = _with_neighbours(plane, np.empty_like(plane), combine)
+    return _with_neighbours(rows.T, np.empty_like(plane).T, combine).T
+
+
+def _with_neighbours(plane: Array, result: Array, combine: np.ufunc) -> Array:
+    """Fill ``result`` with every row combined with the two beside it, and return it."""
+    if len(plane) == 1:
+        result[...] = plane
+        return result
+    pairs = combine(plane[:-1], plane[1:])
+    result[0], result[-1] = pairs[0], pairs[-1]
+    combine(pairs[:-1], pairs[1:], out=result[1:-1])
     return result

@@ -1,25 +1,73 @@
-"""From the network's raw maps to what ``infer`` returns: metric points, masks, intrinsics, poses, plain images.
+"""From the heads' outputs to what ``infer`` returns: metric points, masks, intrinsics, poses, plain images.
 
 As in MapAnything inference (assembly of the predictions and their post-processing). Used by the runtime and, with the
-same numbers, by the PyTorch reference. No function changes an array that it was given, unless told to (``overwrite``).
+same numbers, by the PyTorch reference. No function changes an array that it was given, but for the arrays of ``into``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from .. import geometry
 from ..errors import InputError
-from ..geometry import Array
+from ..geometry import Array, all_finite, zero_outside
 from ..inputs.normalization import denormalize_image
-from ..options import DEFAULTS, InferOptions
+from ..options import DEFAULTS, OUTPUTS, InferOptions
+from ..system.threads import in_order
 from . import edges, multiview
+
+Heads = Mapping[str, Array]
+"""The outputs of the dense head for one view, and the scale: the arguments of :func:`forward_outputs`."""
+
+FORWARD_OUTPUTS = OUTPUTS[: OUTPUTS.index("img_no_norm")]
+"""What :func:`forward_outputs` gives: all that needs no image and no post-processing."""
+
+_METRIC = frozenset({"pts3d", "pts3d_cam", "depth_along_ray", "depth_z"})
+_MASKED = _METRIC | {"mask"}
+_POSE = frozenset({"cam_trans", "cam_quats", "scale"})
+_POINTS = frozenset({"ray_directions", "depth_along_ray", "scale"})
+_NEEDS: dict[str, frozenset[str]] = {
+    "pts3d": _POINTS | _POSE,
+    "pts3d_cam": _POINTS,
+    "ray_directions": frozenset({"ray_directions"}),
+    "depth_along_ray": frozenset({"depth_along_ray", "scale"}),
+    "cam_trans": frozenset({"cam_trans", "scale"}),
+    "cam_quats": frozenset({"cam_quats"}),
+    "metric_scaling_factor": frozenset({"scale"}),
+    "conf": frozenset({"confidence"}),
+    "non_ambiguous_mask": frozenset({"mask_logits"}),
+    "non_ambiguous_mask_logits": frozenset({"mask_logits"}),
+    "img_no_norm": frozenset(),
+    "depth_z": _POINTS,
+    "intrinsics": frozenset({"ray_directions"}),
+    "camera_poses": _POSE,
+    "mask": frozenset({"mask_logits"}),
+}
+"""Which of the heads' outputs each output is made of, without the mask."""
+
+_PRODUCT_PIXELS = 16_384
+"""Points multiplied at a time: few enough for the caches, and for BLAS to use no threads of its own beside ours."""
 
 _EXACT = ("intrinsics", "camera_poses", "mask", "non_ambiguous_mask")
 """What :func:`halved` leaves as it is, besides vectors: cameras, and what has no fraction."""
+
+
+def needed_heads(options: InferOptions, outputs: Collection[str] = OUTPUTS) -> frozenset[str]:
+    """Return which of the heads' outputs, and whether the ``scale``, are read for ``outputs``."""
+    needs = frozenset().union(*(_NEEDS[name] for name in outputs))
+    if options.apply_mask and not _MASKED.isdisjoint(outputs):
+        needs |= _NEEDS["mask"]
+        if options.apply_confidence_mask:
+            needs |= _NEEDS["conf"]
+        if options.mask_edges:
+            needs |= _POINTS
+    if options.use_multiview_confidence and (options.apply_confidence_mask or "conf" in outputs):
+        needs |= _POINTS | _POSE | _NEEDS["non_ambiguous_mask"]
+    return needs
 
 
 def forward_outputs(
@@ -31,125 +79,242 @@ def forward_outputs(
     cam_quats: Array,
     scale: Array,
 ) -> dict[str, Array]:
-    """Assemble one view's metric predictions from the heads' outputs (after their adaptors).
+    """Assemble one view's metric predictions from the heads' outputs (after their adaptors), without a mask.
 
     ``ray_directions`` (B, H, W, 3) unit length, ``depth_along_ray`` (B, H, W, 1) and ``cam_trans`` (B, 3) in the
     network's own unit, ``confidence`` and ``mask_logits`` (B, H, W), ``cam_quats`` (B, 4) xyzw camera-to-world,
     ``scale`` (B, 1) metres per unit. Rays, quaternions, confidence and logits are passed on as they are.
     """
-    batch, height, width, _ = ray_directions.shape
-    depth = depth_along_ray * scale[:, :, None, None]
-    translation = cam_trans * scale
-    # Plane by plane: NumPy is slow where the last axis has three elements and the other operand only one.
-    points_cam = np.empty_like(ray_directions, order="C")
-    for axis in range(3):
-        np.multiply(ray_directions[..., axis], depth[..., 0], out=points_cam[..., axis])
-    rotation = geometry.quaternion_to_matrix(cam_quats)
-    points = np.matmul(points_cam.reshape(batch, -1, 3), rotation.swapaxes(1, 2)).reshape(batch, height, width * 3)
-    points += np.tile(translation, width)[:, None]
-    return {
-        "pts3d": points.reshape(batch, height, width, 3),
-        "pts3d_cam": points_cam,
+    heads = {
         "ray_directions": ray_directions,
-        "depth_along_ray": depth,
-        "cam_trans": translation,
+        "depth_along_ray": depth_along_ray,
+        "confidence": confidence,
+        "mask_logits": mask_logits,
+        "cam_trans": cam_trans,
         "cam_quats": cam_quats,
-        "metric_scaling_factor": scale.copy(),  # the views of a call share it, their dictionaries do not
-        "conf": confidence,
-        "non_ambiguous_mask": mask_logits > 0,  # the same as sigmoid(logit) > 0.5
-        "non_ambiguous_mask_logits": mask_logits,
+        "scale": scale,
+    }
+    return finish_view(heads, None, _UNMASKED, FORWARD_OUTPUTS)
+
+
+_UNMASKED = InferOptions(apply_mask=False)
+
+
+def heads_of(prediction: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the heads' outputs that would give a prediction without a mask, in metres: their ``scale`` is 1."""
+    return {
+        "ray_directions": prediction["ray_directions"],
+        "depth_along_ray": prediction["depth_along_ray"],
+        "confidence": prediction["conf"],
+        "mask_logits": prediction["non_ambiguous_mask_logits"],
+        "cam_trans": prediction["cam_trans"],
+        "cam_quats": prediction["cam_quats"],
+        "scale": np.ones_like(prediction["metric_scaling_factor"]),
     }
 
 
 def finish_predictions(
-    predictions: Sequence[Mapping[str, Array]],
+    heads: Iterable[Heads],
     images: Sequence[Array],
     options: InferOptions = DEFAULTS,
+    outputs: Collection[str] = OUTPUTS,
     *,
+    kept: Sequence[Array | None] | None = None,
     data_norm_type: str = "dinov2",
-    overwrite: bool = False,
-) -> list[dict[str, Array]]:
-    """Post-process the predictions of all views of a call: one new dictionary per view.
+    into: Sequence[Mapping[str, Array]] | None = None,
+    threads: int | None = None,
+) -> Iterator[dict[str, Array]]:
+    """Yield one dictionary per view of a call, in order: see :func:`finish_view`.
 
-    ``predictions`` as ``forward_outputs`` gives them, ``images`` the normalised inputs (B, 3, H, W). With ``overwrite``
-    the points and depths given are masked in place.
+    Args:
+        heads: what the network says of each view. Views are taken as fast as they come, and finished meanwhile; but
+            multi-view confidence waits for the last one.
+        images: the normalised inputs, V times (B, 3, H, W).
+        options: of the call.
+        outputs: what each dictionary holds, of :data:`..options.OUTPUTS`.
+        kept: per view (B, H, W) bool, where it counts, or None.
+        data_norm_type: of the images.
+        into: per view the arrays that hold the results, by name; what is not among them is new.
+        threads: that views are finished on, all processors that this process may use unless given.
+
+    Raises:
+        InputError: as many views as images are needed.
     """
-    if len(predictions) != len(images):
-        raise InputError(f"there are {len(predictions)} predictions but {len(images)} images; give one image per view")
-    confidences: list[Array | None] = [None] * len(predictions)
-    if options.use_multiview_confidence:
-        confidences[:] = multiview.multiview_confidence(
-            [np.ascontiguousarray(prediction["pts3d_cam"][..., 2:]) for prediction in predictions],
-            [geometry.intrinsics_from_rays(prediction["ray_directions"]) for prediction in predictions],
-            [geometry.pose_matrix(prediction["cam_quats"], prediction["cam_trans"]) for prediction in predictions],
-            [prediction["non_ambiguous_mask"] for prediction in predictions],
-            depth_abs_thresh=options.multiview_conf_depth_abs_thresh,
-            depth_rel_thresh=options.multiview_conf_depth_rel_thresh,
+    confidences: Sequence[Array | None] = [None] * len(images)
+    if options.use_multiview_confidence and (options.apply_confidence_mask or "conf" in outputs):
+        heads = list(heads)
+        confidences = _multiview_confidences(heads, options)
+
+    def numbered() -> Iterator[tuple[int, Heads]]:
+        count = 0
+        for count, view in enumerate(heads, 1):
+            if count <= len(images):
+                yield count - 1, view
+        if count != len(images):
+            raise InputError(f"there are {count} predictions but {len(images)} images; give one image per view")
+
+    def finish(view: tuple[int, Heads]) -> dict[str, Array]:
+        index, maps = view
+        return finish_view(
+            maps,
+            images[index],
+            options,
+            outputs,
+            kept=None if kept is None else kept[index],
+            confidence=confidences[index],
+            data_norm_type=data_norm_type,
+            into=None if into is None else into[index],
         )
-    return [
-        finish_view(
-            prediction, image, options, confidence=confidence, data_norm_type=data_norm_type, overwrite=overwrite
-        )
-        for prediction, image, confidence in zip(predictions, images, confidences, strict=True)
-    ]
+
+    return in_order(finish, numbered(), threads)
 
 
 def finish_view(
-    prediction: Mapping[str, Array],
-    image: Array,
+    heads: Heads,
+    image: Array | None,
     options: InferOptions = DEFAULTS,
+    outputs: Collection[str] = OUTPUTS,
     *,
+    kept: Array | None = None,
     confidence: Array | None = None,
     data_norm_type: str = "dinov2",
-    overwrite: bool = False,
+    into: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
-    """Post-process one view; ``confidence`` (B, H, W) replaces the network's when given (multi-view confidence).
+    """Return what ``infer`` returns for one view: ``outputs``, and nothing that they do not need is computed.
 
-    Adds ``img_no_norm`` (B, H, W, 3) in 0..1, ``depth_z`` (B, H, W, 1), ``intrinsics`` (B, 3, 3), ``camera_poses``
-    (B, 4, 4) and, with ``apply_mask``, ``mask`` (B, H, W, 1) bool. Points and depths are 0 outside the mask, and with
-    ``overwrite`` the arrays of ``prediction`` itself are masked, which saves a third of the memory traffic.
+    Args:
+        heads: what :func:`needed_heads` names, with the shapes of :func:`forward_outputs`.
+        image: normalised (B, 3, H, W); only read for ``img_no_norm``.
+        options: of the call. With ``apply_mask`` points and depths are 0 outside the mask. Without it, and without
+            ``kept``, there is no ``mask``, whatever ``outputs`` says.
+        outputs: of :data:`..options.OUTPUTS`, which has their order.
+        kept: (B, H, W) bool, where the view counts: elsewhere there are no points, depths and mask in any case.
+        confidence: (B, H, W), in place of the network's (multi-view confidence).
+        data_norm_type: of the image.
+        into: arrays of the right shape and type, C-contiguous, which get results and are those of the dictionary.
     """
-    result = dict(prediction)
-    if confidence is not None:
-        result["conf"] = confidence
-    result["img_no_norm"] = denormalize_image(image, data_norm_type)
-    result["depth_z"] = np.ascontiguousarray(prediction["pts3d_cam"][..., 2:])
-    result["intrinsics"] = geometry.intrinsics_from_rays(prediction["ray_directions"])
-    result["camera_poses"] = geometry.pose_matrix(prediction["cam_quats"], prediction["cam_trans"])
-    if not options.apply_mask:
-        return result
+    wanted = set(outputs) if options.apply_mask or kept is not None else set(outputs) - {"mask"}
+    given = into or {}
+    masks = options.apply_mask and not _MASKED.isdisjoint(wanted)
+    finds_edges = masks and options.mask_edges
+    scale = heads["scale"] if "scale" in heads else np.empty((0, 1), np.float32)  # only read where it is needed
 
-    mask = prediction["non_ambiguous_mask"].copy()
+    def space(name: str, shape: tuple[int, ...], dtype: np.dtype[Any] | type) -> Array:
+        return given[name] if name in given else np.empty(shape, dtype)
+
+    distance: Any = None  # (B, H, W, 1), metres
+    depth_z: Any = None
+    mask: Any = None
+    with np.errstate(over="ignore", invalid="ignore"):
+        if finds_edges or not _METRIC.isdisjoint(wanted):
+            distance = heads["depth_along_ray"] * scale[:, :, None, None]
+        if finds_edges or "depth_z" in wanted:
+            depth_z = space("depth_z", distance.shape, distance.dtype)
+            np.multiply(heads["ray_directions"][..., 2:], distance, out=depth_z)
+        if masks:
+            mask = _final_mask(heads, distance, depth_z, confidence, options)
+        if kept is not None:
+            mask = kept if mask is None else mask & kept
+        for values in (distance, depth_z):
+            if mask is not None and values is not None:
+                zero_outside(values, mask[..., None])
+        points = {
+            name: space(name, heads["ray_directions"].shape, heads["ray_directions"].dtype)
+            for name in ("pts3d", "pts3d_cam")
+            if name in wanted
+        }
+        if points:
+            _fill_points(heads, distance, mask, **points)
+
+    make: dict[str, Callable[[], Array]] = {
+        "pts3d": lambda: points["pts3d"],
+        "pts3d_cam": lambda: points["pts3d_cam"],
+        "ray_directions": lambda: heads["ray_directions"],
+        "depth_along_ray": lambda: distance,
+        "cam_trans": lambda: heads["cam_trans"] * scale,
+        "cam_quats": lambda: heads["cam_quats"],
+        "metric_scaling_factor": scale.copy,  # the views of a call share it, their dictionaries do not
+        "conf": lambda: heads["confidence"] if confidence is None else confidence,
+        "non_ambiguous_mask": lambda: heads["mask_logits"] > 0,  # the same as sigmoid(logit) > 0.5
+        "non_ambiguous_mask_logits": lambda: heads["mask_logits"],
+        "img_no_norm": lambda: denormalize_image(np.asarray(image), data_norm_type),
+        "depth_z": lambda: depth_z,
+        "intrinsics": lambda: geometry.intrinsics_from_rays(heads["ray_directions"]),
+        "camera_poses": lambda: geometry.pose_matrix(heads["cam_quats"], heads["cam_trans"] * scale),
+        "mask": lambda: (mask if options.apply_mask else mask & (heads["mask_logits"] > 0))[..., None],
+    }
+    result = {name: make[name]() for name in OUTPUTS if name in wanted}
+    for name in given.keys() & result.keys():
+        if result[name] is not given[name]:
+            given[name][...] = result[name]
+            result[name] = given[name]
+    return result
+
+
+def _final_mask(
+    heads: Heads, distance: Array, depth_z: Array, confidence: Array | None, options: InferOptions
+) -> Array:
+    """Return the mask (B, H, W) bool; the depths (B, H, W, 1), in metres, are only read where edges are left out."""
+    mask: Array = heads["mask_logits"] > 0
     if options.apply_confidence_mask:
-        mask &= confidence_mask(result["conf"], options.confidence_percentile)
+        conf = heads["confidence"] if confidence is None else confidence
+        mask &= confidence_mask(conf, options.confidence_percentile)
     if options.mask_edges:
-        for sample in range(len(mask)):
-            mask[sample] &= ~edges.edge_mask(
-                prediction["pts3d"][sample],
-                result["depth_z"][sample, ..., 0],
-                mask[sample],
+        for sample, inside in enumerate(mask):
+            inside &= ~edges.edge_mask(
+                heads["ray_directions"][sample],
+                depth_z[sample, ..., 0],
+                inside,
+                distance=distance[sample, ..., 0],
                 normal_threshold=options.edge_normal_threshold,
                 depth_threshold=options.edge_depth_threshold,
             )
-    result["mask"] = mask[..., None]
-    triple = np.empty((*mask.shape, 3), bool)
-    for axis in range(3):
-        triple[..., axis] = mask
-    for key, keep in (("pts3d", triple), ("pts3d_cam", triple), ("depth_along_ray", result["mask"])):
-        if not overwrite:
-            result[key] = result[key].copy()
-        edges.zero_outside(result[key], keep)
-    edges.zero_outside(result["depth_z"], result["mask"])
-    return result
+    return mask
 
 
-def outside_masked(prediction: Mapping[str, Array], mask: Array) -> dict[str, Array]:
-    """Return what :func:`finish_view` gave without points and depth where ``mask`` (B, H, W) bool is False."""
-    result = dict(prediction)
-    result["mask"] = result.get("mask", result["non_ambiguous_mask"][..., None]) & mask[..., None]
-    for key in ("pts3d", "pts3d_cam", "depth_along_ray", "depth_z"):
-        result[key] = np.where(mask[..., None], result[key], result[key].dtype.type(0))
-    return result
+def _fill_points(
+    heads: Heads, distance: Array, mask: Array | None, pts3d: Array | None = None, pts3d_cam: Array | None = None
+) -> None:
+    """Write the points of a view (B, H, W, 3) in the world's and the camera's axes, 0 outside the mask.
+
+    ``distance`` (B, H, W, 1) is 0 there already.
+    """
+    batch, height, width, _ = distance.shape
+    # A fourth coordinate, 1 inside the mask and 0 outside, adds the translation and masks it in the same product.
+    rows = min(height, max(1, _PRODUCT_PIXELS // width))
+    block = np.empty((rows, width, 4), distance.dtype)
+    if pts3d is not None:
+        rotation = geometry.quaternion_to_matrix(heads["cam_quats"])
+        translation = heads["cam_trans"] * heads["scale"]
+    for sample in range(batch):
+        if pts3d is not None:
+            matrix = np.concatenate([rotation[sample].T, translation[sample, None]]).astype(block.dtype, copy=False)
+        for top in range(0, height, rows):
+            part = np.s_[sample, top : top + rows]
+            points = block[: min(rows, height - top)]
+            # Plane by plane: NumPy is slow where the last axis has three elements and the other operand only one.
+            for axis in range(3):
+                np.multiply(heads["ray_directions"][part][..., axis], distance[part][..., 0], out=points[..., axis])
+            points[..., 3] = 1 if mask is None else mask[part]
+            if pts3d_cam is not None:
+                pts3d_cam[part] = points[..., :3]
+            if pts3d is not None:
+                np.matmul(points.reshape(-1, 4), matrix, out=pts3d[part].reshape(-1, 3))
+    for result in (pts3d, pts3d_cam):
+        # What is not finite outside the mask outlasts a product with 0.
+        if mask is not None and result is not None and not all_finite(result):
+            zero_outside(result, mask[..., None])
+
+
+def _multiview_confidences(heads: Iterable[Heads], options: InferOptions) -> list[Array]:
+    """Return the confidence (B, H, W) of each view by how the depths of the views agree."""
+    wanted = ("depth_z", "intrinsics", "camera_poses", "non_ambiguous_mask")
+    views = [finish_view(view, None, _UNMASKED, wanted) for view in heads]
+    return multiview.multiview_confidence(
+        *([view[name] for view in views] for name in wanted),
+        depth_abs_thresh=options.multiview_conf_depth_abs_thresh,
+        depth_rel_thresh=options.multiview_conf_depth_rel_thresh,
+    )
 
 
 def halved(prediction: Mapping[str, Array]) -> dict[str, Array]:

@@ -23,6 +23,8 @@ BOUNDARY = (
     "in a process of its own."
 )
 
+INTERRUPTED = "interrupted"
+
 Report = Callable[[str], None]
 
 
@@ -84,17 +86,21 @@ def profile(
         report: called with a line of progress.
 
     Returns:
-        ``boundary``, ``settings``, ``results`` (one per contender and configuration) and ``not_measured``.
+        ``boundary``, ``settings``, ``results`` (one per contender and configuration), ``not_measured`` and
+        ``ended_early``: None, or what ended the sweep (:data:`INTERRUPTED`, or the message of an error); the results
+        are then those that there are, the last ones perhaps of fewer runs.
 
     Raises:
         InputError: two contenders of one name, or none.
         MapEngineError: nothing could be measured.
+        KeyboardInterrupt: interrupted before anything was measured.
     """
     if not contenders or len({contender.label for contender in contenders}) < len(contenders):
         raise InputError("contenders must have different names, and there must be one at least")
     results: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
     workers: list[Worker] = []
+    ended_early: str | None = None
     try:
         for contender in contenders:
             report(f"loading {contender.label}")
@@ -104,13 +110,18 @@ def profile(
                 missing.append({"contender": contender.label, "why": _reason(error, contender.label)})
         for size in settings.sizes:
             for views in settings.views:
-                files = photos(views, *size)
-                found, failed = _configuration(workers, files, size, settings, report)
-                results += found
-                missing += [{**entry, "views": views, "size": list(size)} for entry in failed]
+                report(f"{views} views of {size[0]}x{size[1]}: {len(workers)} contenders in turn")
+                _configuration(workers, photos(views, *size), size, settings, report, results, missing)
+    except (KeyboardInterrupt, Exception) as error:
+        if not results:
+            raise
+        ended_early = INTERRUPTED if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
     finally:
         for worker in workers:
-            worker.close()
+            if ended_early is None:
+                worker.close()
+            else:
+                worker.kill()
     if not results:
         raise MapEngineError("nothing was measured: " + "; ".join(f"{m['contender']}: {m['why']}" for m in missing))
     _mark_slow(results)
@@ -119,38 +130,54 @@ def profile(
         "settings": {"runs": settings.runs, "seconds": settings.seconds, "warmup": settings.warmup},
         "results": results,
         "not_measured": missing,
+        "ended_early": ended_early,
     }
 
 
 def _configuration(
-    workers: Sequence[Worker], files: list[Path], size: tuple[int, int], settings: Settings, report: Report
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Measure one number of views and size: the results, and what failed."""
+    workers: Sequence[Worker],
+    files: list[Path],
+    size: tuple[int, int],
+    settings: Settings,
+    report: Report,
+    results: list[dict[str, Any]],
+    missing: list[dict[str, Any]],
+) -> None:
+    """Measure one number of views and size: add to ``results``, also when this is ended, and to ``missing``."""
     request = [str(file) for file in files], size
-    runs: dict[str, list[Run]] = {}
-    failed = []
-    able = []
-    for worker in workers:
+    runs: dict[str, list[Run]] = {worker.label: [] for worker in workers}
+    able = list(workers)
+
+    def call(worker: Worker) -> Run | None:
         try:
-            for _ in range(settings.warmup):
-                worker.call(*request)
-            able.append(worker)
-            runs[worker.label] = []
+            run: Run = worker.call(*request)
+            return run
         except MapEngineError as error:
-            failed.append({"contender": worker.label, "why": _reason(error, worker.label)})
-    start = time.monotonic()
-    for done in range(settings.runs):
-        if done >= settings.LEAST_RUNS and time.monotonic() - start > settings.seconds:
-            break
-        for worker in able:
-            runs[worker.label].append(worker.call(*request))
-    results = []
-    for worker in able:
-        summary = Summary.of([run.seconds["total"] for run in runs[worker.label]])
-        what = f"{worker.label}, {len(files)} views of {size[0]}x{size[1]}"
-        report(f"{what}: {1e3 * summary.p50:.1f} ms, {summary.runs} runs")
-        results.append(_result(worker, runs[worker.label], len(files), size))
-    return results, failed
+            able.remove(worker)
+            why = {"contender": worker.label, "why": _reason(error, worker.label)}
+            missing.append({**why, "views": len(files), "size": list(size)})
+            return None
+
+    try:
+        for worker in workers:
+            for _ in range(settings.warmup):
+                if call(worker) is None:
+                    break
+        start = time.monotonic()
+        for done in range(settings.runs):
+            if done >= settings.LEAST_RUNS and time.monotonic() - start > settings.seconds:
+                break
+            for worker in list(able):
+                run = call(worker)
+                if run is not None:
+                    runs[worker.label].append(run)
+    finally:
+        for worker in workers:
+            if runs[worker.label]:
+                summary = Summary.of([run.seconds["total"] for run in runs[worker.label]])
+                what = f"{worker.label}, {len(files)} views of {size[0]}x{size[1]}"
+                report(f"{what}: {1e3 * summary.p50:.1f} ms, {summary.runs} runs")
+                results.append(_result(worker, runs[worker.label], len(files), size))
 
 
 def _result(worker: Worker, runs: Sequence[Run], views: int, size: tuple[int, int]) -> dict[str, Any]:

@@ -130,6 +130,8 @@ def markdown(record: Mapping[str, Any]) -> str:
     for entry in record["not_measured"]:
         where = f", {entry['views']} views" if "views" in entry else ""
         parts.append(f"Not measured: `{entry['contender']}`{where}: {entry['why']}.")
+    if record.get("ended_early") is not None:
+        parts.append(f"Ended early: {record['ended_early']}.")
     parts.append(f"*{record['boundary']}*")
     return "\n\n".join(parts)
 

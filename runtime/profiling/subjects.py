@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ..engine import Engine
 from ..inputs.sources import read_views
-from ..outputs.scene import Scene
+from ..outputs.scene import SCENE_OUTPUTS, Scene
 from ..system.machine import can_reset_peak, peak_bytes, reset_peak
 
 
@@ -122,7 +122,7 @@ class EngineSubject:
         views = self._engine.prepare(raw, size=size)
         loaded = time.perf_counter()
         clock = StageClock()
-        predictions = self._engine.infer(views, progress=clock)
+        predictions = self._engine.infer(views, outputs=SCENE_OUTPUTS, progress=clock)
         Scene.from_predictions(predictions, [view.name for view in raw])
         return phases(clock, start, loaded, time.perf_counter())
 

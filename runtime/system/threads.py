@@ -20,12 +20,13 @@ def threads_in_order() -> int:
     return min(MOST_THREADS, usable_processors())
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None) -> Iterator[Result]:
     """Results of ``function`` in the order of the items, as ``map`` gives them.
 
     The first item that fails raises, whatever happened to later ones, and what has not begun by then is not done.
+    At most :func:`threads_in_order` threads do it, or ``threads`` if that is fewer.
     """
-    with ThreadPoolExecutor(threads_in_order()) as pool:
+    with ThreadPoolExecutor(min(threads_in_order(), threads or MOST_THREADS)) as pool:
         try:
             yield from pool.map(function, items)
         finally:

@@ -103,6 +103,35 @@ def test_profiles(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [(KeyboardInterrupt, 130, "interrupted"), (MemoryError("no room"), 1, "no room")],
+    ids=["interrupt", "error"],
+)
+def test_a_profile_that_ends_late_shows_and_saves_what_it_measured(
+    cli: Cli,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException | type[BaseException],
+    code: int,
+    said: str,
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("mapengine.export.diagnosis.roofline.measure_ceilings", fail)
+    options = ("--views", "1", "--resolution", "84x56", "--runs", "1", "--warmup", "0", "--backends", "onnxruntime")
+    files = ("--json", tmp_path / "profile.json", "--markdown", tmp_path / "profile.md")
+    result = cli("profile", tiny_bundle, *options, "--baselines", "none", *files)
+    assert result.code == code, result.err
+    assert "measuring what this machine can do" in result.out + result.err
+    assert f"Ended early: {said}" in result.out + result.err
+    record = json.loads((tmp_path / "profile.json").read_text())
+    assert (len(record["results"]), record["ended_early"]) == (1, said)
+    assert "| contender |" in (tmp_path / "profile.md").read_text()
+
+
+@pytest.mark.parametrize(
     ("options", "problem"),
     [
         (("--views", "1,x"), "no list of numbers"),

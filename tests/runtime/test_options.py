@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
@@ -51,7 +51,7 @@ class Recorder(MultiViewInference):
         self.calls: list[InferOptions] = []
 
     def _predict(
-        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None
+        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None, heads: Collection[str]
     ) -> list[dict[str, Array]]:
         self.calls.append(options)
         raise InterruptedError
@@ -63,8 +63,8 @@ def test_names_order_and_defaults_are_those_of_mapanything(infer: Callable[..., 
     in_order = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert {p.name: p.default for p in in_order} == {"views": inspect.Parameter.empty, **UPSTREAM}
     assert [p.name for p in in_order] == ["views", *UPSTREAM]
-    assert [p.name for p in parameters if p.kind is p.KEYWORD_ONLY] == ["progress"]
-    assert len(in_order) + 1 == len(parameters)
+    assert [p.name for p in parameters if p.kind is p.KEYWORD_ONLY] == ["outputs", "progress"]
+    assert len(in_order) + 2 == len(parameters)
 
 
 @pytest.mark.parametrize("method", [Engine.infer_stream, Engine.reconstruct, Session.infer, Session.infer_stream])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -17,7 +17,6 @@ from ...errors import BackendError
 from ...inputs.encoded import ImageFeatures
 from ...inputs.prepared import PreparedViews, ViewGeometry
 from ...options import Progress
-from ...postprocessing.predictions import forward_outputs
 from ..contract import ChunkSizes, StagePipeline
 from .driver import Device, OutOfMemory, Stream
 from .shape_context import RequestShape, ShapeContext, Work
@@ -67,6 +66,7 @@ class DevicePipeline(StagePipeline):
         prepared: PreparedViews,
         chunks: ChunkSizes | None = None,
         progress: Progress | None = None,
+        heads: Collection[str] | None = None,
     ) -> Generator[dict[str, NDArray[Any]], None, None]:
         """See :meth:`.StagePipeline.stream`. Samples run one after the other: several come when all are done.
 
@@ -75,13 +75,11 @@ class DevicePipeline(StagePipeline):
         """
         sizes = self._limited(chunks or self.chunks)
         if prepared.batch == 1:
-            for raw, scale in self._run(prepared, 0, sizes, progress):
-                yield forward_outputs(**raw, scale=scale)
+            yield from self._run(prepared, 0, sizes, progress, heads)
             return
-        samples = [list(self._run(prepared, i, sizes, progress)) for i in range(prepared.batch)]
+        samples = [list(self._run(prepared, i, sizes, progress, heads)) for i in range(prepared.batch)]
         for parts in zip(*samples, strict=True):
-            raw = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
-            yield forward_outputs(**raw, scale=np.concatenate([part[1] for part in parts]))
+            yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def encode(
         self, images: Sequence[NDArray[Any]], chunks: ChunkSizes | None = None, progress: Progress | None = None
@@ -111,7 +109,8 @@ class DevicePipeline(StagePipeline):
         sample: int,
         chunks: ChunkSizes,
         progress: Progress | None,
-    ) -> Generator[tuple[dict[str, NDArray[Any]], NDArray[np.float32]], None, None]:
+        heads: Collection[str] | None,
+    ) -> Generator[dict[str, NDArray[Any]], None, None]:
         """Yield the views of one sample. The GPU is current for this thread only while the generator runs."""
         images = [np.asarray(image[sample : sample + 1], np.float32) for image in prepared.images]
         geometry = [_of_sample(view, sample) for view in prepared.geometry]
@@ -128,7 +127,7 @@ class DevicePipeline(StagePipeline):
         with contextlib.ExitStack() as held:
             with self._device.current():
                 context = held.enter_context(self._contexts.taken(request, work))
-                views = context.run(images, geometry, features, report, self._contexts.clock)
+                views = context.run(images, geometry, features, report, self._contexts.clock, heads)
             while True:
                 with self._device.current():
                     view = next(views, None)

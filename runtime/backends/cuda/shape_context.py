@@ -11,7 +11,7 @@ context per graph), the copies are small beside a stage's work, and tensors are 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,7 +188,8 @@ class ShapeContext:
         features: Sequence[ImageFeatures | None],
         report: Progress | None = None,
         clock: GpuClock | None = None,
-    ) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.float32]]]:
+        heads: Collection[str] | None = None,
+    ) -> Iterator[dict[str, NDArray[Any]]]:
         """Run the network on one sample, after :meth:`prepare`.
 
         The caller may work with a view while the GPU computes the next ones.
@@ -199,10 +200,11 @@ class ShapeContext:
             features: V times what the image encoder gave before, of this sample only; None for what it has to do.
             report: called when the GPU has finished a step, with the stage, views done and views in all.
             clock: times copies and stages on the GPU.
+            heads: the outputs of the dense head that come to the host, all by default.
 
         Yields:
             Per view, in order: the dense head's outputs with a leading dimension of 1, and the metric scaling factor
-            (1, 1). The arrays are the caller's.
+            (1, 1) as ``scale``. The arrays are the caller's.
         """
 
         def timed(what: str) -> contextlib.AbstractContextManager[None]:
@@ -216,14 +218,22 @@ class ShapeContext:
         done = dict.fromkeys(self._stages, 0)
         scale: NDArray[Any] = np.empty(0)
 
-        def finish(step: _Step, slot: int) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.float32]]]:
+        def comes_back(stage: str, name: str) -> bool:
+            return _WHOLE_NAMES.get(name, name) not in self._whole and (
+                stage != "dense_head" or heads is None or name in heads
+            )
+
+        def finish(step: _Step, slot: int) -> Iterator[dict[str, NDArray[Any]]]:
             if step.stage == "dense_head" or report is not None:
                 self._marks[slot].wait()
             if step.stage == "dense_head":
+                names = [name for name in self._stages[step.stage].outputs if comes_back(step.stage, name)]
                 for position in range(len(step.views)):
-                    outputs = {name: self._host(step, name, slot).array for name in self._stages[step.stage].outputs}
+                    outputs = {name: self._host(step, name, slot).array for name in names}
                     part = slice(position, position + 1)
-                    yield {name: value[part].copy() for name, value in outputs.items()}, scale.reshape(1, 1).copy()
+                    yield {name: value[part].copy() for name, value in outputs.items()} | {
+                        "scale": scale.reshape(1, 1).copy()
+                    }
             done[step.stage] += len(step.views)
             if report is not None:
                 report(step.stage, done[step.stage], totals.get(step.stage, len(images)))
@@ -246,7 +256,7 @@ class ShapeContext:
                 self._move(step, loaded.outputs, into_chunk=False)
             with timed(DEVICE_TO_HOST):
                 for name in loaded.outputs:
-                    if _WHOLE_NAMES.get(name, name) not in self._whole:
+                    if comes_back(step.stage, name):
                         source = self._address(step.stage, len(step.views), name)
                         self._stream.download(source, self._host(step, name, slot))
             if step.stage == "aggregator":

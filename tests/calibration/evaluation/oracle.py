@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,6 @@ from mapengine.runtime.geometry import matrix_to_quaternion
 from mapengine.runtime.inference import MultiViewInference
 from mapengine.runtime.inputs.prepared import PreparedViews
 from mapengine.runtime.options import InferOptions, Progress
-from mapengine.runtime.postprocessing.predictions import forward_outputs
 
 Array = NDArray[Any]
 SIZE = (56, 42)  # width, height
@@ -86,7 +86,7 @@ class Oracle(MultiViewInference):
         return self.infer(task_views(Task("", views), self._scene), apply_mask=False)
 
     def _predict(
-        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None
+        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None, heads: Collection[str]
     ) -> list[dict[str, Array]]:
         self.calls.append(prepared)
         truth = self._truth.first(len(prepared.images))
@@ -97,7 +97,7 @@ class Oracle(MultiViewInference):
             # Where there is no truth an answer is due all the same.
             along = np.where(depth > 0, depth, 1.0) / rays[..., 2]
             result.append(
-                forward_outputs(
+                dict(
                     ray_directions=rays[None],
                     depth_along_ray=along[None, ..., None],
                     confidence=np.ones((1, *depth.shape)),

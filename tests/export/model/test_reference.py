@@ -18,7 +18,7 @@ from mapengine.export.model.reference import MapAnything
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.geometry import intrinsics_from_rays
 from mapengine.runtime.options import InferOptions
-from mapengine.runtime.postprocessing.predictions import finish_predictions
+from mapengine.runtime.postprocessing.predictions import finish_predictions, heads_of
 
 from ...goldens import (
     DATA,
@@ -329,8 +329,14 @@ def check_training_size(model: MapAnything) -> None:
         view["img"] = view.pop("img_grid").repeat(14, axis=2).repeat(14, axis=3)
     predictions = model.predict(views)
     images = [view["img"] for view in views]
-    plain = finish_predictions(predictions, images, InferOptions(apply_mask=False))
-    step = slice(5, None, 14)
-    check_outputs(
-        read_outputs(arrays), plain, finish_predictions(predictions, images), (step, step), atol_of={"conf": 3e-4}
+    plain, masked = (
+        [
+            {**finished, "metric_scaling_factor": prediction["metric_scaling_factor"]}
+            for finished, prediction in zip(
+                finish_predictions(list(map(heads_of, predictions)), images, options), predictions, strict=True
+            )
+        ]
+        for options in (InferOptions(apply_mask=False), InferOptions())
     )
+    step = slice(5, None, 14)
+    check_outputs(read_outputs(arrays), plain, masked, (step, step), atol_of={"conf": 3e-4})

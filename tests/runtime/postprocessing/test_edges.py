@@ -97,8 +97,11 @@ def test_zero_and_negative_depth_give_no_warning() -> None:
     assert edges.edge_mask(points, depth_z, everywhere(depth)).shape == (30, 30)
 
 
+@pytest.mark.parametrize("many", [0.0, 1.0], ids=["whole image", "around jumps"])
 @pytest.mark.parametrize(("rows", "pixels"), [(1, 500), (5, 10_000), (16, 1), (31, 2000), (1000, 50_000)])
-def test_the_size_of_bands_and_pieces_does_not_matter(rows: int, pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_bands_and_pieces_does_not_matter(
+    many: float, rows: int, pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(3)
     depth = 2 + (rng.random((75, 66)) > 0.97) + 0.01 * rng.random((75, 66))
     points, depth_z = scene(depth)
@@ -106,10 +109,22 @@ def test_the_size_of_bands_and_pieces_does_not_matter(rows: int, pixels: int, mo
     expected = edges.edge_mask(points, depth_z, mask)
     whole = edges.normal_edges(points, mask, 5.0) & edges.depth_edges(depth_z, mask, 0.03) & mask
     np.testing.assert_array_equal(expected, whole)
-    monkeypatch.setattr(edges, "BAND_ROWS", (rows, rows))
+    monkeypatch.setattr(edges, "BAND_ROWS", rows)
+    monkeypatch.setattr(edges, "MANY", many)
     monkeypatch.setattr(edges, "PIECE_PIXELS", pixels)
     np.testing.assert_array_equal(edges.edge_mask(points, depth_z, mask), expected)
     assert 0 < expected.mean() < 0.9
+
+
+def test_ray_directions_and_distances_are_points() -> None:
+    rng = np.random.default_rng(7)
+    depth = 2 + (rng.random((40, 50)) > 0.97)
+    points, depth_z = scene(depth)
+    rays = points / depth_z[..., None]
+    expected = edges.edge_mask(points, depth_z, everywhere(depth))
+    found = edges.edge_mask(rays, depth_z, everywhere(depth), distance=depth_z)
+    assert expected.any()
+    assert (found != expected).mean() <= 0.005  # the last bit decides whether a dot product exceeds 1
 
 
 @quick

@@ -15,9 +15,16 @@ from hypothesis import strategies as st
 from mapengine.runtime import geometry
 from mapengine.runtime.errors import DataNormTypeError, InputError
 from mapengine.runtime.inputs.normalization import denormalize_image
-from mapengine.runtime.options import InferOptions
+from mapengine.runtime.options import OUTPUTS, InferOptions
 from mapengine.runtime.postprocessing import predictions as postprocess
-from mapengine.runtime.postprocessing.predictions import finish_predictions, finish_view, forward_outputs
+from mapengine.runtime.postprocessing.predictions import (
+    FORWARD_OUTPUTS,
+    finish_predictions,
+    finish_view,
+    forward_outputs,
+    heads_of,
+    needed_heads,
+)
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT / "tests" / "data"
@@ -33,8 +40,7 @@ def golden_scene(case: dict[str, Any]) -> tuple[list[Outputs], list[np.ndarray]]
     for view in range(case["views"]):
         prefix = f"{case['scene']}.raw.{view}."
         prediction = {key.removeprefix(prefix): GOLDEN[key] for key in GOLDEN.files if key.startswith(prefix)}
-        prediction["pts3d_cam"] = prediction["ray_directions"] * prediction["depth_along_ray"]
-        predictions.append(prediction)
+        predictions.append(heads_of(prediction))
         images.append(np.zeros((case["batch"], 3, case["height"], case["width"]), np.float32))
     return predictions, images
 
@@ -56,10 +62,10 @@ def make_heads(seed: int = 0, batch: int = 1, height: int = 28, width: int = 42)
     }
 
 
-def make_prediction(seed: int = 0, batch: int = 1) -> tuple[Outputs, np.ndarray]:
-    heads = make_heads(seed, batch)
+def make_view(seed: int = 0, batch: int = 1) -> tuple[Outputs, np.ndarray]:
+    """Outputs of the heads, and the image."""
     image = np.random.default_rng(seed).standard_normal((batch, 3, 28, 42)).astype(np.float32)
-    return forward_outputs(**heads), image
+    return make_heads(seed, batch), image
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["tag"])
@@ -92,16 +98,18 @@ def test_matches_the_reference_after_the_network(name: str) -> None:
     for view in range(count):
         prefix = f"fwd.{view}."
         prediction = {key.removeprefix(prefix): stored[key] for key in stored.files if key.startswith(prefix)}
-        result = finish_view(prediction, stored[f"in.{view}.img"])
+        result = finish_view(heads_of(prediction), stored[f"in.{view}.img"])
         mask = stored[f"inf.{view}.mask"]
         differ, total = differ + int((result["mask"] != mask).sum()), total + mask.size
         np.testing.assert_allclose(result["camera_poses"], stored[f"inf.{view}.camera_poses"], atol=1e-5)
         # The reference solves in float32; noisy rays of a random network make that worth about 1e-4.
         expected = stored[f"inf.{view}.intrinsics"]
         np.testing.assert_allclose(result["intrinsics"], expected, rtol=1e-3, atol=2e-4 * abs(expected).max())
-        for key in ("pts3d", "pts3d_cam", "depth_along_ray"):
-            np.testing.assert_array_equal(result[key], prediction[key] * result["mask"])
-        np.testing.assert_array_equal(result["depth_z"], prediction["pts3d_cam"][..., 2:] * result["mask"])
+        prediction["depth_z"] = prediction["pts3d_cam"][..., 2:]
+        for key in ("pts3d", "pts3d_cam", "depth_along_ray", "depth_z"):
+            expected = prediction[key] * result["mask"]
+            np.testing.assert_allclose(result[key], expected, rtol=1e-5, atol=2e-6, err_msg=key)
+            assert not result[key][~result["mask"][..., 0]].any()
     assert differ / total <= FLIPS
 
 
@@ -129,49 +137,101 @@ def test_forward_outputs_of_the_reference() -> None:
 def test_nothing_that_was_given_is_changed() -> None:
     heads = make_heads(batch=2)
     before = copy.deepcopy(heads)
-    prediction = forward_outputs(**heads)
-    kept = copy.deepcopy(prediction)
     image = np.zeros((2, 3, 28, 42), np.float32)
     options = InferOptions(apply_confidence_mask=True, use_multiview_confidence=True)
-    finish_predictions([prediction, prediction], [image, image], options)
-    for given_, copy_ in ((heads, before), (prediction, kept)):
-        assert given_.keys() == copy_.keys()
-        for key, value in given_.items():
-            np.testing.assert_array_equal(value, copy_[key])
+    for result in finish_predictions([heads, heads], [image, image], options):
+        for key in ("pts3d", "pts3d_cam", "depth_along_ray", "depth_z"):
+            result[key][...] = 7  # of the caller's own
+    assert heads.keys() == before.keys()
+    for key, value in heads.items():
+        np.testing.assert_array_equal(value, before[key])
 
 
-def test_no_infinity_or_nan_survives_outside_the_mask() -> None:
+@pytest.mark.parametrize("key", ["depth_along_ray", "ray_directions"])
+def test_no_infinity_or_nan_survives_outside_the_mask(key: str) -> None:
     heads = make_heads()
-    heads["depth_along_ray"][0, 3, 4], heads["depth_along_ray"][0, 5, 6] = np.inf, np.nan
+    heads[key][0, 3, 4], heads[key][0, 5, 6] = np.inf, np.nan
     heads["mask_logits"][0, 3, 4] = heads["mask_logits"][0, 5, 6] = -1
-    with np.errstate(invalid="ignore"):
-        prediction = forward_outputs(**heads)
-    result = finish_view(prediction, np.zeros((1, 3, 28, 42), np.float32))
-    assert all(np.isfinite(value).all() for value in result.values())
+    result = finish_view(heads, None, outputs=("pts3d", "pts3d_cam", "depth_along_ray", "depth_z"))
+    for value in result.values():
+        assert np.isfinite(value).all()
+        assert not value[0, 3, 4].any()
 
 
-def test_overwriting_gives_the_same_in_the_given_arrays() -> None:
-    prediction, image = make_prediction(batch=2)
-    expected = finish_view(prediction, image)
-    own = copy.deepcopy(prediction)
-    result = finish_view(own, image, overwrite=True)
-    assert result.keys() == expected.keys()
+def test_results_are_written_into_the_arrays_that_were_given() -> None:
+    heads, image = make_view(batch=2)
+    expected = finish_view(heads, image)
+    own = {key: np.full_like(value, 1) for key, value in expected.items()}
+    result = finish_view(heads, image, into=own)
+    assert list(result) == list(expected)
     for key, value in result.items():
+        assert value is own[key]
         np.testing.assert_array_equal(value, expected[key])
-    assert all(result[key] is own[key] for key in ("pts3d", "pts3d_cam", "depth_along_ray"))
+
+
+CALLS = [
+    InferOptions(),
+    InferOptions(apply_mask=False),
+    InferOptions(mask_edges=False),
+    InferOptions(mask_edges=False, apply_confidence_mask=True),
+    InferOptions(use_multiview_confidence=True, apply_confidence_mask=True),
+]
+
+
+@pytest.mark.parametrize("options", CALLS, ids=["default", "no mask", "no edges", "confidence", "multi-view"])
+def test_each_output_alone_is_what_it_is_among_all(options: InferOptions) -> None:
+    """Made of no more than the heads' outputs that it is said to need."""
+    views, images = zip(*(make_view(seed) for seed in (0, 1)), strict=True)
+    everything = list(finish_predictions(views, images, options))
+    assert list(everything[0]) == [name for name in OUTPUTS if name != "mask" or options.apply_mask]
+    for name in everything[0]:
+        needed = needed_heads(options, (name,))
+        some = [{key: value for key, value in heads.items() if key in needed} for heads in views]
+        for alone, all_of_it in zip(finish_predictions(some, images, options, (name,)), everything, strict=True):
+            assert list(alone) == [name]
+            np.testing.assert_array_equal(alone[name], all_of_it[name], err_msg=name)
+
+
+@pytest.mark.parametrize("apply_mask", [True, False])
+def test_where_a_view_does_not_count_there_is_nothing(apply_mask: bool) -> None:
+    heads, image = make_view()
+    kept = np.random.default_rng(3).random((1, 28, 42)) > 0.5
+    options = InferOptions(apply_mask=apply_mask)
+    whole, result = finish_view(heads, image, options), finish_view(heads, image, options, kept=kept)
+    expected = whole["mask"][..., 0] if apply_mask else whole["non_ambiguous_mask"]
+    np.testing.assert_array_equal(result["mask"][..., 0], expected & kept)
+    for key in ("pts3d", "pts3d_cam", "depth_along_ray", "depth_z"):
+        np.testing.assert_array_equal(result[key], np.where(kept[..., None], whole[key], 0))
+
+
+def test_few_outputs_need_few_of_the_heads() -> None:
+    assert needed_heads(InferOptions(), ("camera_poses",)) == {"cam_trans", "cam_quats", "scale"}
+    assert needed_heads(InferOptions(), ("img_no_norm",)) == set()
+    assert needed_heads(InferOptions(mask_edges=False), ("mask",)) == {"mask_logits"}
+    assert needed_heads(InferOptions(), OUTPUTS) == set(make_heads())
+    assert list(forward_outputs(**make_heads())) == list(FORWARD_OUTPUTS)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_no_number(threads: int) -> None:
+    views, images = zip(*(make_view(seed) for seed in range(5)), strict=True)
+    found = finish_predictions(views, images, threads=threads)
+    for heads, image, result in zip(views, images, found, strict=True):
+        for key, value in finish_view(heads, image).items():
+            np.testing.assert_array_equal(result[key], value, err_msg=key)
 
 
 @pytest.mark.parametrize(("height", "width"), [(14, 14), (14, 1400), (1022, 1022)])
 def test_every_size_gives_finite_results(height: int, width: int) -> None:
-    prediction = forward_outputs(**make_heads(height=height, width=width))
+    heads = make_heads(height=height, width=width)
     image = np.zeros((1, 3, height, width), np.float32)
-    result = finish_view(prediction, image, InferOptions(apply_confidence_mask=True))
+    result = finish_view(heads, image, InferOptions(apply_confidence_mask=True))
     assert all(np.isfinite(value).all() for value in result.values())
     np.testing.assert_allclose(result["intrinsics"][0, 0, 0], width, rtol=1e-3)
 
 
 def test_samples_of_a_batch_do_not_influence_each_other() -> None:
-    prediction, image = make_prediction(batch=3)
+    prediction, image = make_view(batch=3)
     together = finish_view(prediction, image, InferOptions(apply_confidence_mask=True))
     for sample in range(3):
         alone = {key: value[sample : sample + 1] for key, value in prediction.items()}
@@ -209,7 +269,7 @@ def test_confidence_of_a_very_large_image() -> None:
 def test_masks_are_subsets_and_masked_points_are_zero(
     seed: int, mask_edges: bool, apply_confidence: bool, percentile: float
 ) -> None:
-    prediction, image = make_prediction(seed)
+    prediction, image = make_view(seed)
     options = InferOptions(
         mask_edges=mask_edges, apply_confidence_mask=apply_confidence, confidence_percentile=percentile
     )
@@ -229,7 +289,7 @@ def test_masks_are_subsets_and_masked_points_are_zero(
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_points_poses_depth_and_intrinsics_agree(seed: int) -> None:
-    prediction, image = make_prediction(seed, batch=2)
+    prediction, image = make_view(seed, batch=2)
     result = finish_view(prediction, image, InferOptions(apply_mask=False))
     pose, cam = result["camera_poses"].astype(float), result["pts3d_cam"].astype(float)
     world = np.einsum("bij,bhwj->bhwi", pose[:, :3, :3], cam) + pose[:, None, None, :3, 3]
@@ -243,8 +303,10 @@ def test_points_poses_depth_and_intrinsics_agree(seed: int) -> None:
 
 
 def test_unknown_normalisation_and_wrong_count() -> None:
-    prediction, image = make_prediction()
+    prediction, image = make_view()
     with pytest.raises(DataNormTypeError, match=r"'croco'.*dinov2"):
-        finish_predictions([prediction], [image], data_norm_type="croco")
+        list(finish_predictions([prediction], [image], data_norm_type="croco"))
     with pytest.raises(InputError, match="1 predictions but 2 images"):
-        finish_predictions([prediction], [image, image])
+        list(finish_predictions([prediction], [image, image]))
+    with pytest.raises(InputError, match="2 predictions but 1 images"):
+        list(finish_predictions([prediction] * 2, [image]))

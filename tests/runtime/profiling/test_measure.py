@@ -31,12 +31,15 @@ class Fake:
         if fail == "load":
             raise BackendError("it does not load")
         self.facts = {"kind": "bundle", "model": "m", "backend": "b", "device": "CPU", "precision": precision}
-        self._seconds, self._fail = seconds, fail
+        self._seconds, self._fail, self._calls = seconds, fail, 0
 
     def call(self, files: Sequence[str], size: tuple[int, int]) -> dict[str, float]:
         if self._fail == "call" and len(files) > 1:
             raise ValueError("too many")
         if self._fail == "die":
+            os._exit(9)
+        self._calls += 1
+        if self._fail == "late" and self._calls > 3:
             os._exit(9)
         return {"network": self._seconds / 2, "total": self._seconds * len(files)}
 
@@ -85,6 +88,27 @@ def test_what_fails_is_left_out_with_its_reason() -> None:
     assert "exit code 9" in reasons["z", 1]
     with pytest.raises(MapEngineError, match="nothing was measured: x: it does not load"):
         profile([fake("x", fail="load")], photos, Settings((1,), (SIZE,)))
+
+
+def test_a_contender_that_fails_late_keeps_its_runs_and_stops_no_other() -> None:
+    record = profile([fake("a"), fake("b", fail="late")], photos, Settings((1,), (SIZE,), runs=5, warmup=1))
+    assert {r["contender"]: r["end_to_end_s"]["runs"] for r in record["results"]} == {"a": 5, "b": 2}
+    assert [(m["contender"], m["views"]) for m in record["not_measured"]] == [("b", 1)]
+    assert record["ended_early"] is None
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("no space left")], ids=["interrupt", "error"])
+def test_what_was_measured_before_the_end_is_kept(error: BaseException) -> None:
+    def few_photos(views: int, width: int, height: int) -> list[Path]:
+        if views == 2:
+            raise error
+        return photos(views, width, height)
+
+    record = profile([fake("a")], few_photos, Settings((1, 2, 3), (SIZE,), runs=3, warmup=0))
+    assert [r["views"] for r in record["results"]] == [1]
+    assert record["ended_early"] == (str(error) or "interrupted")
+    with pytest.raises(type(error)):  # nothing was measured before it
+        profile([fake("a")], few_photos, Settings((2,), (SIZE,)))
 
 
 @pytest.mark.slow

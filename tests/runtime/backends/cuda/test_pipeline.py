@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.contract import ChunkSizes
-from mapengine.runtime.backends.cuda import pipeline as device_pipeline
 from mapengine.runtime.backends.cuda.driver import OutOfMemory
 from mapengine.runtime.errors import BackendError
 from mapengine.runtime.inputs.prepared import network_inputs, prepare_views
@@ -51,7 +50,7 @@ def test_encoded_views_and_streams_give_the_numbers_of_the_host(
     for known in (encoded, [encoded[0], None, None, encoded[3], None], [None] * 4 + encoded[4:]):
         for _ in range(2):
             given = [replace(view, features=part) for view, part in zip(prepared.views, known, strict=True)]
-            assert_close(list(engine.pipeline.stream(network_inputs(given), chunks)), expected)
+            assert_close(engine.pipeline.forward(network_inputs(given), chunks), expected)
     stream = engine.pipeline.stream(prepared, chunks)
     next(stream)
     stream.close()  # left before its end
@@ -191,20 +190,26 @@ def test_what_cannot_be_recorded_runs_as_before(
     assert driver.calls["cuStreamBeginCapture"] == 4
 
 
-def test_the_host_works_on_a_view_while_the_gpu_computes_the_next(
-    device_engine: Engine, driver: StandInDriver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_host_works_on_a_view_while_the_gpu_computes_the_next(device_engine: Engine, driver: StandInDriver) -> None:
     waiting: list[bool] = []
-    original = device_pipeline.forward_outputs
-
-    def spy(**arguments: Any) -> Any:
+    for _ in device_engine.infer_stream(random_views(6)):
         streams = [thing for thing in driver.handles.values() if hasattr(thing, "queue")]
         waiting.append(any(stream.queue for stream in streams))
-        return original(**arguments)
-
-    monkeypatch.setattr(device_pipeline, "forward_outputs", spy)
-    forward(device_engine, random_views(6))
     assert waiting == [True] * 4 + [False] * 2  # chunks of two: the next one is queued, until the last
+
+
+def test_only_what_is_asked_for_comes_back_from_the_gpu(
+    device_engine: Engine, driver: StandInDriver, small: Engine
+) -> None:
+    views = random_views(2)
+    copies = {}
+    for outputs in (("camera_poses",), ("conf", "img_no_norm"), None):
+        before = driver.calls.get("cuMemcpyDtoHAsync", 0)
+        found = device_engine.infer(views, outputs=outputs)
+        copies[outputs] = driver.calls["cuMemcpyDtoHAsync"] - before
+        assert_close(found, small.infer(views, outputs=outputs))
+    # The scale; and translation and quaternion, or confidence, or all six outputs of the heads.
+    assert list(copies.values()) == [1 + 2, 1 + 1, 1 + 6]
 
 
 # Progress

@@ -1,0 +1,66 @@
+"""A scene straight from what the network says of its views, without the dictionaries of ``infer`` in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from ..geometry import all_finite
+from ..inputs.normalization import denormalize_image, image_bytes
+from ..inputs.prepared import PreparedView
+from ..options import InferOptions
+from ..postprocessing.predictions import Heads, finish_predictions
+from .scene import Scene
+from .scene_arrays import leave_out_what_is_not_finite, new_arrays
+
+_PLACES = {
+    "pts3d": "points",
+    "conf": "confidence",
+    "depth_z": "depth",
+    "intrinsics": "intrinsics",
+    "camera_poses": "poses",
+    "mask": "mask",
+}
+"""Where in a scene an output of ``infer`` stands."""
+
+ASSEMBLED = (*_PLACES, "metric_scaling_factor")
+"""The outputs of ``infer`` that a scene is assembled of; its colours are the views' own."""
+
+
+def assemble_scene(
+    heads: Iterable[Heads],
+    views: Sequence[PreparedView],
+    names: Sequence[str],
+    options: InferOptions,
+    *,
+    data_norm_type: str = "dinov2",
+    threads: int | None = None,
+) -> Scene:
+    """Return the scene of a call: what ``Scene.from_predictions`` makes of the answer of ``infer``.
+
+    Post-processing writes into the arrays of the scene. Arguments as in
+    :func:`..postprocessing.predictions.finish_predictions`; ``views`` have a batch of one, ``names`` are theirs.
+    """
+    if not options.apply_mask:  # then the network's own mask holds, and a scene has nothing outside its mask
+        options = replace(options, apply_mask=True, mask_edges=False, apply_confidence_mask=False)
+    height, width = views[0].image.shape[2:]
+    arrays = new_arrays(len(views), height, width)
+    into = []
+    for index in range(len(views)):
+        own = {key: arrays[name][index : index + 1] for key, name in _PLACES.items()}
+        into.append({key: value[..., None] if key in ("depth_z", "mask") else value for key, value in own.items()})
+    images = [view.image for view in views]
+    scale = 1.0
+    kept = [view.mask for view in views]
+    finished = finish_predictions(heads, images, options, ASSEMBLED, kept=kept, into=into, threads=threads)
+    for index, (view, result) in enumerate(zip(views, finished, strict=True)):
+        if index == 0:
+            scale = float(result["metric_scaling_factor"][0, 0])
+        if view.pixels is not None:
+            arrays["colors"][index] = view.pixels[0]
+        else:
+            arrays["colors"][index] = image_bytes(denormalize_image(view.image, data_norm_type)[0])
+        one = {name: array[index] for name, array in arrays.items()}
+        if not all(all_finite(one[name]) for name in ("points", "depth", "confidence")):
+            leave_out_what_is_not_finite(one["points"], one["depth"], one["confidence"], one["mask"])
+    return Scene.of_finished(arrays, scale, names)
