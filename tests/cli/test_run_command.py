@@ -85,8 +85,8 @@ def test_masked_pixels_give_no_points(
     cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]
 ) -> None:
     (tmp_path / "masks").mkdir()
-    half = np.zeros((448, 560), np.uint8)
-    half[:, :280] = 255
+    half = np.zeros((84, 112), np.uint8)
+    half[:, :56] = 255
     Image.fromarray(half).save(tmp_path / "masks" / "sample_1.png")
     out = ("--out", tmp_path / "s.npz")
     assert cli("run", tiny_bundle, samples, "--masks", tmp_path / "masks", "--no-mask-edges", *out, *quick).code == 0
