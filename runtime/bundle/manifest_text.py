@@ -1,22 +1,17 @@
-"""The text of ``manifest.json`` and the hash of itself that it carries.
-
-The hash is that of the whole text with zeros in its own place, so no bit of the file can change unnoticed.
-"""
+"""The text of ``manifest.json`` and the hash of itself that it carries (:mod:`..typed_json.own_hash`)."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import IntegrityError, ManifestError
+from ..typed_json.own_hash import ZEROS, has_own_hash, with_own_hash
 
 FIELD = "manifest_sha256"
 FIRST_VERSION = 5
 """Of the schema, whose manifests have the hash; those before it have none."""
-
-_ZEROS = "0" * hashlib.sha256().digest_size * 2
 
 
 def manifest_text(document: Mapping[str, Any]) -> bytes:
@@ -26,12 +21,10 @@ def manifest_text(document: Mapping[str, Any]) -> bytes:
         ManifestError: ``document`` holds what JSON does not have.
     """
     try:
-        text = json.dumps({**document, FIELD: _ZEROS}, indent=2, allow_nan=False) + "\n"
+        text = json.dumps({**document, FIELD: ZEROS}, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise ManifestError(f"the manifest cannot be written as JSON: {error}; use finite, plain values") from error
-    entry = f'"{FIELD}": "%s"'
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return text.replace(entry % _ZEROS, entry % digest, 1).encode()
+    return with_own_hash(text, FIELD)
 
 
 def check_manifest_text(raw: bytes, document: Any, name: str) -> None:
@@ -47,9 +40,7 @@ def check_manifest_text(raw: bytes, document: Any, name: str) -> None:
     version = document.get("schema_version") if isinstance(document, dict) else None
     if type(version) is not int or (version < FIRST_VERSION and digest is None):
         return  # what has no number as its version is no manifest at all
-    plain = digest.encode("ascii", "replace") if isinstance(digest, str) else b""
-    is_whole = version >= FIRST_VERSION and len(plain) == len(_ZEROS) and raw.count(plain) == 1
-    if not is_whole or hashlib.sha256(raw.replace(plain, _ZEROS.encode())).hexdigest() != digest:
+    if version < FIRST_VERSION or not has_own_hash(raw, digest):
         raise IntegrityError(
             f"{name} was changed after it was written (it differs from the hash in it); copy the whole folder again, "
             f"or build the bundle again with what you want changed"
