@@ -160,6 +160,7 @@ def test_bad_configurations(tmp_path: Path, text: str | None, what: str) -> None
 
 def test_a_damaged_checkpoint_is_named(config: TrainingConfig, run_folder: Path) -> None:
     (run_folder / "run").mkdir()
+    (run_folder / "run" / "config.json").write_text(json.dumps(config.to_json()), encoding="utf-8")
     (run_folder / "run" / "checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt: cannot resume"):
         Trainer(config, run_folder / "run", report=quiet)
