@@ -95,7 +95,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     empty: dict[str, Any] = {"schema": SCHEMA, "kernels": {}}
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return empty
     usable = (
         isinstance(manifest, dict) and manifest.get("schema") == SCHEMA and isinstance(manifest.get("kernels"), dict)

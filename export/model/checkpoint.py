@@ -7,7 +7,6 @@ that its ``model.safetensors`` keeps. All tensors are float32 once read.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 import sys
@@ -21,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 
 from mapengine.runtime.errors import CheckpointError, ModelNotFoundError
 from mapengine.runtime.system.machine import usable_processors
+from mapengine.runtime.system.reading import read_file
+from mapengine.runtime.typed_json.text import Document, parse_json
 
 from .config import PATCH_SIZE, BlockConfig, ModelConfig
 from .pickles import PICKLE_SUFFIXES, read_pickle
@@ -29,6 +30,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WRAPPERS = ("module.", "model.", "_orig_mod.")
+_LARGEST_INDEX = 2**26  # bytes
 _NAMED = 3
 """How many tensors of each kind an error message names."""
 
@@ -270,9 +272,10 @@ def _read_folder(folder: Path) -> dict[str, Any]:
 
 def _read_shards(index: Path) -> dict[str, Any]:
     try:
-        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        document = Document(str(index), "download it again", CheckpointError)
+        placed = parse_json(read_file(index, _LARGEST_INDEX), document)["weight_map"]
         files = {str(name): str(file) for name, file in placed.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, CheckpointError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{index}: not an index of weight files; download it again") from None
     tensors: dict[str, Any] = {}
     for file in sorted(set(files.values())):

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mapengine.runtime.errors import ConfigError, ModelNotFoundError
+from mapengine.runtime.system.reading import read_file
+from mapengine.runtime.typed_json.text import Document, parse_json
 
 from .config import (
     PATCH_SIZE,
@@ -36,6 +38,7 @@ DINOV2_SIZES: dict[str, tuple[int, int, int, MlpKind]] = {
 
 _MLP_LAYERS: dict[str, MlpKind] = {"mlp": "mlp", "swiglufused": "swiglu"}
 _MISSING: Any = object()
+_LARGEST = 2**24  # bytes
 
 
 def swiglu_hidden(width: int) -> int:
@@ -51,18 +54,13 @@ def read_config(path: str | Path) -> ModelConfig:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, _LARGEST)
     except FileNotFoundError:
         raise ModelNotFoundError(f"{path}: no such file; a model folder holds config.json beside its weights") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file; expected upstream's config.json") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
-    try:
-        data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({error}); download the file again") from None
-    return parse_config(data, str(path))
+    document = Document(str(path), "download the file again", ConfigError)
+    return parse_config(parse_json(text, document, infinities=True), str(path))
 
 
 def parse_config(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mapengine.runtime.errors import CheckpointError
+from mapengine.runtime.system.reading import open_file
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 _STATE_DICTS = ("model", "state_dict", "model_state_dict")
@@ -27,7 +28,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         CheckpointError: it would run code, is damaged, or holds no state dict; says what to do.
     """
     try:
-        path.open("rb").close()
+        open_file(path).close()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
     try:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mapengine.calibration.scenes import MAX_VIEWS
 from mapengine.runtime.errors import ConfigError
+from mapengine.runtime.system.reading import read_file
+from mapengine.runtime.typed_json.text import Document, parse_json
 
 from ..model.config import PATCH_SIZE
+
+_LARGEST = 2**24  # bytes
 
 
 @dataclass(frozen=True)
@@ -129,9 +132,10 @@ class TrainingConfig:
     def read(cls, path: str | Path) -> TrainingConfig:
         """Read a JSON file with any of the fields; ``model`` is needed. Raises ConfigError."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            text = read_file(path, _LARGEST)
+        except OSError as error:
             raise ConfigError(f"{path}: cannot read the training configuration ({error})") from None
+        data = parse_json(text, Document(str(path), "correct the training configuration", ConfigError))
         return cls.from_json(data, str(path))
 
     @classmethod

@@ -8,6 +8,7 @@ from numbers import Integral
 
 from ..backend_table import BACKENDS, BACKENDS_BY_NAME, GPU_BACKENDS, NAMES, TENSORRT_BACKENDS, BackendSpec
 from ..errors import BackendUnavailableError, InputError
+from ..system.machine import usable_processors
 from .contract import Backend
 from .cuda import driver
 from .libraries import is_installed
@@ -25,8 +26,8 @@ _DEVICE: dict[str, Callable[[], Backend]] = {
     **{name: partial(TensorRtBackend, name) for name in TENSORRT_BACKENDS},
 }
 
-_MOST_THREADS = 1024
-"""More than any processor has; the libraries fail to allocate, or worse, for a number far beyond it."""
+_ALWAYS_THREADS = 8
+"""So many threads are taken on fewer processors too; they cost little."""
 
 
 def available_backends() -> list[str]:
@@ -66,7 +67,12 @@ def make_backend(name: str, supported: Collection[str], threads: int | None = No
         raise InputError(f"unknown backend {name!r}; use auto, {', '.join(NAMES[:-1])} or {NAMES[-1]}")
     if threads is not None:
         is_count = isinstance(threads, Integral) and not isinstance(threads, bool)
-        if not is_count or not 1 <= threads <= _MOST_THREADS:
-            raise InputError(f"threads is {threads!r}; give a whole number from 1 to {_MOST_THREADS} or leave it out")
+        # More than processors wait for each other: with a thousand on two, a call took minutes.
+        most = max(usable_processors(), _ALWAYS_THREADS)
+        if not is_count or not 1 <= threads <= most:
+            raise InputError(
+                f"threads is {threads!r}, and this process may use {usable_processors()} processors; give a whole "
+                f"number from 1 to {most} or leave it out"
+            )
         threads = int(threads)
     return _DEVICE[name]() if name in _DEVICE else _HOST[name](threads)

@@ -27,6 +27,7 @@ MIN_FOCAL = 1.0  # pixels; less means a fraction of the image size
 MIN_RELATIVE_FOCAL = 0.01  # of the image's longer side, which is a field of view of 179 degrees
 MAX_FOCAL = 1e9  # pixels; beyond it all rays of an image are one in float32
 MAX_TANGENT = 1e4  # of the angle between the optical axis and the image's corner, where float32 rays lose their meaning
+MAX_SKEW = 0.5  # pixels; a camera's own is less, and its rays are computed without
 MAX_DEPTH = 1e9  # metres; more is a marker for missing depth
 MAX_POSITION = 1e12  # metres; more is a marker, and float64 has no millimetres left
 
@@ -80,12 +81,19 @@ def finite_array(
     array = as_array(value, where)
     if array.shape != shape:
         raise InputError(f"{where} has shape {array.shape}; it must be {needed or shape}")
+    if array.dtype.kind == "b" or (isinstance(value, list | tuple) and _has_bool(value)):
+        raise InputError(f"{where} holds True or False where numbers belong; give numbers")
     if dtype is not None:
         with np.errstate(over="ignore"):
             array = array.astype(dtype, copy=False)
     if not np.isfinite(array).all():
         raise InputError(f"{where} holds NaN or infinite values; {remedy or 'correct its source'}")
     return array
+
+
+def _has_bool(value: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether nested lists hold a bool, which NumPy would take for 0 or 1."""
+    return any(_has_bool(part) if isinstance(part, list | tuple) else isinstance(part, bool) for part in value)
 
 
 def rgb_pixels(image: Array) -> npt.NDArray[np.uint8]:
@@ -176,6 +184,12 @@ def camera_intrinsics(value: Any, lead: tuple[int, ...], where: str, dtype: Any 
         raise InputError(
             f"{where} has the focal length {focal.min():g} and the principal point {centre.reshape(-1)[:2].tolist()}, "
             "which no camera has; give them in pixels, not as a fraction of the image"
+        )
+    skew = np.abs(matrix[..., 0, 1]).max()
+    if skew > MAX_SKEW:
+        raise InputError(
+            f"{where} has a skew of {skew:g} pixels, which the network's cameras do not have; give the intrinsics of "
+            "square axes, and the image without the skew"
         )
     if np.abs(matrix[..., 2, :] - (0, 0, 1)).max() > TOLERANCE or np.abs(matrix[..., 1, 0]).max() > TOLERANCE:
         raise InputError(f"{where} is not of the form [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]; is it transposed?")

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..errors import ImageReadError, InputError, warn
 from ..geometry import intrinsics_from_rays
-from ..system.reading import PathLike
+from ..system.reading import PathLike, shown_path
 from ..system.threads import in_order
 from .checks import (
     as_array,
@@ -299,8 +299,9 @@ def _image_paths(folder_or_list: PathLike | Sequence[PathLike], stride: int) -> 
             names = sorted(os.listdir(folder))[::stride]
         except NotADirectoryError:
             raise InputError(f"{folder}: is a file, not a folder; pass a list of files") from None
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be listed as a folder of images: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{shown_path(folder)}: cannot be listed as a folder of images: {reason}") from error
         paths = [os.path.join(folder, name) for name in names if name.lower().endswith(IMAGE_EXTENSIONS)]
         if not paths:
             raise InputError(f"{folder}: holds no images ({' '.join(IMAGE_EXTENSIONS)}); check the folder")

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..inputs.normalization import image_bytes
+from ..system.array_files import load_arrays
+from ..system.reading import shown_path
 from ..writing.files import output_path, write_npz
 from .colmap import write_colmap
 from .point_cloud import write_glb, write_ply
@@ -127,9 +129,9 @@ class Scene(SceneArrays):
 
     def selection(self, max_points: int | None = None, confidence_percentile: float = 0.0) -> NDArray[np.bool_]:
         """Return the pixels (V, H, W) bool that :meth:`point_cloud` takes; same arguments."""
-        if not isinstance(confidence_percentile, numbers.Real) or not 0 <= confidence_percentile <= 100:
+        if not _is(confidence_percentile, numbers.Real) or not 0 <= confidence_percentile <= 100:
             raise InputError(f"confidence_percentile is {confidence_percentile!r}; choose a number from 0 to 100")
-        if max_points is not None and (not isinstance(max_points, numbers.Integral) or max_points < 0):
+        if max_points is not None and (not _is(max_points, numbers.Integral) or max_points < 0):
             raise InputError(f"max_points is {max_points!r}; choose an integer from 0 up, or None for all")
         keep = self.mask.copy()
         if confidence_percentile > 0:
@@ -201,31 +203,33 @@ class Scene(SceneArrays):
         Raises:
             InputError: the file is missing, damaged, or no scene.
         """
-        wanted = {f.name for f in fields(cls)}
+        name, wanted = shown_path(path), {f.name for f in fields(cls)}
         try:
-            with np.load(os.fspath(path), allow_pickle=False) as archive:
-                if int(archive["version"]) != _VERSION:
-                    raise InputError(
-                        f"{path}: is a scene of version {int(archive['version'])}, this mapengine reads {_VERSION}; "
-                        "save it again with this version"
-                    )
-                values: dict[str, Any] = {name: archive[name] for name in wanted}
+            arrays = load_arrays(path)
+            version = int(arrays["version"])
+            if version != _VERSION:
+                raise InputError(
+                    f"{name}: is a scene of version {version}, this mapengine reads {_VERSION}; save it again with "
+                    "this version"
+                )
+            values: dict[str, Any] = {key: arrays[key] for key in wanted}
         except InputError:
             raise
         except FileNotFoundError as error:
-            raise InputError(f"{path}: there is no such file; check the path") from error
+            raise InputError(f"{name}: there is no such file; check the path") from error
         except Exception as error:  # zipfile, zlib and NumPy raise many types on damaged files
             # NumPy's advice for what is no archive is to unpickle it, which nobody should do.
-            reason = f" ({error})" if "pickle" not in str(error) else ""
+            said = str(getattr(error, "strerror", None) or error)
+            reason = f" ({said})" if "pickle" not in said else ""
             raise InputError(
-                f"{path}: is not a scene that Scene.save wrote as .npz, or is damaged{reason}; save it again"
+                f"{name}: is not a scene that Scene.save wrote as .npz, or is damaged{reason}; save it again"
             ) from error
-        for name, dtype in [(n, DTYPES.get(n, np.float32)) for n in SHAPES] + [("metric_scale", np.float64)]:
-            if values[name].dtype != dtype:
-                raise InputError(f"{path}: {name} is {values[name].dtype}, not {np.dtype(dtype)}; save the scene again")
+        for key, dtype in [(n, DTYPES.get(n, np.float32)) for n in SHAPES] + [("metric_scale", np.float64)]:
+            if values[key].dtype != dtype:
+                raise InputError(f"{name}: {key} is {values[key].dtype}, not {np.dtype(dtype)}; save the scene again")
         if values["names"].dtype.kind != "U" or values["names"].ndim != 1 or values["metric_scale"].shape != ():
-            raise InputError(f"{path}: names or metric_scale are not what Scene.save writes; save the scene again")
-        values["names"] = [str(name) for name in values["names"]]
+            raise InputError(f"{name}: names or metric_scale are not what Scene.save writes; save the scene again")
+        values["names"] = [str(each) for each in values["names"]]
         return cls(**values)
 
     def _save_npz(self, path: Path) -> None:
@@ -233,6 +237,11 @@ class Scene(SceneArrays):
         values["names"] = np.array(self.names, dtype=np.str_)
         values |= {"version": np.int64(_VERSION), "metric_scale": np.float64(self.metric_scale)}
         write_npz(path, "scene", values)
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether a value is a number of a kind; True is none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _format_of(path: Path, format: str | None) -> str:
@@ -255,6 +264,6 @@ def _sample(prediction: Mapping[str, Any], view: int, key: str, ndim: int, batch
     array = np.asarray(prediction[key])
     if array.ndim != ndim:
         raise InputError(f"view {view}: {key} has shape {array.shape}; expected {ndim} axes, the batch first")
-    if not isinstance(batch_index, numbers.Integral) or not 0 <= batch_index < array.shape[0]:
+    if not _is(batch_index, numbers.Integral) or not 0 <= batch_index < array.shape[0]:
         raise InputError(f"view {view}: batch_index {batch_index!r} is outside the batch of {array.shape[0]}")
     return np.asarray(array[batch_index])

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, OutputError
+from ..system.array_files import load_arrays
+from ..system.reading import shown_path
 from ..writing.files import output_error, output_path, write_npz
 
 
@@ -73,7 +75,7 @@ def load_view(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
         InputError: no such file, or not one of these.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        return load_arrays(path)
     except Exception as error:  # zipfile, zlib and numpy raise a dozen types for damaged archives
-        raise InputError(f"{path} is no view that was saved ({error}); give a view-*.npz") from None
+        said = getattr(error, "strerror", None) or error
+        raise InputError(f"{shown_path(path)} is no view that was saved ({said}); give a view-*.npz") from None

@@ -16,6 +16,7 @@ _KINDS = (
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISDIR, "a folder"),
 )
+_NO_PATH = "the path has a character that no path can have"
 _LONGEST_SHOWN = 160
 _FLAGS = ("O_BINARY", "O_NOCTTY", "O_NONBLOCK")  # of which a system has some
 
@@ -35,7 +36,7 @@ def open_file(path: PathLike) -> BinaryIO:
     try:
         descriptor = os.open(path, flags)
     except ValueError:  # NUL, or what the file system's encoding lacks
-        raise OSError(errno.EINVAL, "the path has a character that no path can have") from None
+        raise OSError(errno.EINVAL, _NO_PATH) from None
     except OSError:
         _refuse_other(os.stat(path).st_mode)  # a socket cannot even be opened
         raise
@@ -60,6 +61,19 @@ def read_file(path: PathLike, most: int) -> bytes:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it is larger than the {most} bytes that such a file may have")
     return content
+
+
+def path_problem(path: PathLike) -> str | None:
+    """Return why there can be nothing at a path, such as a name that is too long; None where there is, or could be."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        return _NO_PATH
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def shown_path(path: PathLike) -> str:

@@ -33,8 +33,11 @@ class Document:
         return self.error(f"{self.name}{problem}; {self.remedy}")
 
 
-def parse_json(text: str | bytes, document: Document) -> Any:
+def parse_json(text: str | bytes, document: Document, *, infinities: bool = False) -> Any:
     """Parse strict JSON: no NaN or Infinity tokens, no repeated keys, no integers beyond 64 bits, bounded nesting.
+
+    Args:
+        infinities: whether the tokens Infinity and -Infinity may stand for numbers, as Python writes them.
 
     Raises:
         ``document.error``: ``text`` is not strict JSON.
@@ -42,7 +45,8 @@ def parse_json(text: str | bytes, document: Document) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-        return json.loads(text, parse_int=_parse_integer, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        constant = _infinity if infinities else _refuse_constant
+        return json.loads(text, parse_int=_parse_integer, parse_constant=constant, object_pairs_hook=_unique)
     except RecursionError:
         raise document.complaint(" is nested too deeply") from None
     except ValueError as error:
@@ -63,6 +67,12 @@ def _parse_integer(digits: str) -> int:
     if len(digits) > 20 or abs(int(digits)) > MAX_INTEGER:
         raise ValueError(f"the integer {shorten(digits)} needs more than 64 bits")
     return int(digits)
+
+
+def _infinity(token: str) -> float:
+    if token == "NaN":
+        _refuse_constant(token)
+    return float(token)
 
 
 def _refuse_constant(token: str) -> NoReturn:

@@ -17,6 +17,7 @@ from ...system.reading import PathLike, open_file, shown_path
 
 MOST_PIXELS = 500_000_000
 """Of an image file; Pillow takes 2 GB for so many."""
+_LONGEST_REASON = 300  # libraries quote what a damaged file holds
 HEIF_EXTENSIONS = (".heic", ".heif")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".mts", ".m2ts", ".3gp")
 EXR = ".exr"
@@ -113,5 +114,5 @@ def read_error(path: str, error: Exception, kind: str) -> ImageReadError:
         return ImageReadError(f"{name}: is not {kind} in a format Pillow knows; convert it to PNG or JPEG")
     if isinstance(error, OSError) and error.strerror:
         return ImageReadError(f"{name}: cannot be read as {kind}: {error.strerror}; check the path")
-    reason = str(error) or type(error).__name__
+    reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
     return ImageReadError(f"{name}: cannot be read as {kind} ({reason}); replace the file or leave it out")

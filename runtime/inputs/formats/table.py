@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ImageReadError
+from ...system.reading import path_problem, shown_path
 from ..images import image_suffixes
 from .colmap import COLMAP
 from .image_files import IMAGE_FILES
@@ -84,6 +85,9 @@ def _expanded(source: Any) -> list[Any]:
     if not isinstance(source, str | os.PathLike):
         return [source]
     path = Path(os.fsdecode(source))
+    problem = path_problem(path)
+    if problem is not None:
+        raise ImageReadError(f"{shown_path(path)}: cannot be read: {problem}; check the path")
     if path.exists() or not glob.has_magic(str(path)):
         return [path]
     found = [Path(name) for name in glob.glob(str(path), recursive=True)]

@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import ImageReadError, InputError
 from ...geometry import Array
 from ...system.reading import read_file, shown_path
-from ...typed_json.text import Document, parse_json
+from ...typed_json.text import Document, parse_json, shorten
 from ..images import image_size
 from ..lenses import Lens
 from ..resolutions import Size
@@ -111,7 +111,9 @@ def _camera(values: Mapping[str, Any], image: Path, where: str) -> tuple[Array |
     if model in ("OPENCV_FISHEYE", "FISHEYE") or values.get("is_fisheye") is True:
         return matrix, Lens(model, k, fisheye=True), size
     if model not in _PINHOLES:
-        raise InputError(f"{where}: has the camera_model {model}, which is not read; undistort the images first")
+        raise InputError(
+            f"{where}: has the camera_model {shorten(model)[1:-1]}, which is not read; undistort the images first"
+        )
     lens = Lens(model, k, tangential=p)
     return matrix, None if lens.is_pinhole else lens, size
 
@@ -121,7 +123,7 @@ def _number(values: Mapping[str, Any], key: str, where: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{where}: {key} is {value!r}; it must be a number")
+        raise InputError(f"{where}: {key} is {shorten(value)}; it must be a number")
     return float(value)
 
 
@@ -130,7 +132,7 @@ def _file(values: Mapping[str, Any], key: str, path: Path, where: str) -> Path |
     if name is None:
         return None
     if not isinstance(name, str) or not name or "\0" in name:
-        raise InputError(f"{where}: {key} is {name!r}; it must be the path of a file")
+        raise InputError(f"{where}: {key} is {shorten(name)}; it must be the path of a file")
     for ending in _ENDINGS:
         found = path.parent / f"{name}{ending}"
         if os.path.isfile(found):  # unlike Path.is_file, false for a name that is too long
