@@ -13,7 +13,7 @@ from ...errors import InputError
 from .view_files import ReadOptions, ViewFiles
 
 Item = TypeVar("Item")
-_JITTER = 0.1  # of an interval that a view may come too early
+_JITTER = 0.01  # of an interval that a view may come too early
 
 
 def natural_key(name: str | Path) -> list[Any]:
