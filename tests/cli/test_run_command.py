@@ -128,6 +128,7 @@ def test_options_that_choose_points(
     assert count == scene.mask.sum()
     assert points("--max-points", 50)[0] == 50
     assert points("--no-mask-edges")[1].mask.sum() > scene.mask.sum()
+    assert 0.6 < points("--confidence-percentile", 30, "--no-mask-edges")[1].mask.mean() <= 0.71
     confident = points("--confidence-percentile", 60)[1].mask
     assert 0 < confident.sum() < scene.mask.sum()
     assert confident.mean(axis=(1, 2)).max() <= 0.41

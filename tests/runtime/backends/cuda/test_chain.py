@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from mapengine.export.attention.segments import Segment
 from mapengine.runtime import Engine
-from mapengine.runtime.backends.cuda.chain import Lifetime, place
+from mapengine.runtime.backends.cuda.chain import Lifetime, SegmentChain, place
 from mapengine.runtime.bundle.manifest import StageSpec
 from mapengine.runtime.bundle.store import BundleWriter
 from mapengine.runtime.errors import BackendError, IntegrityError, ManifestError
@@ -232,3 +233,17 @@ def test_a_chain_of_equal_layers_takes_the_memory_of_two() -> None:
     tensors |= {f"out{index}": Lifetime(1024, 2 * index + 1, 2 * index + 2) for index in range(8)}
     _, end = place(tensors)
     assert end <= 2 * 4096
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_kernels_are_told_the_tokens_of_a_view(views: int) -> None:
+    told: dict[str, Any] = {}
+    kernels: Any = SimpleNamespace(workspace=lambda entry, length: 0, enqueue=lambda *_, **given: told.update(given))
+    attention = SimpleNamespace(extra_tokens=2, query="q", key="k", value="v", out="o")
+    spec: Any = SimpleNamespace(inputs=(), outputs=(), segments=(), attention=(attention,))
+    segment: Any = SimpleNamespace(tensors={}, context=lambda stream, axes: (None, 0))
+    chain = SegmentChain("aggregator", spec, [segment, segment], kernels)
+    joined, _ = chain.context(7, {"views": views, "patch_rows": 4, "patch_columns": 5})
+    joined.attend(0, 7)
+    assert told["view_tokens"] == 22
+    assert told["length"] == views * 22 + 1  # the scale token is the last
