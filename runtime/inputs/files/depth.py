@@ -116,8 +116,7 @@ def read_depth(
 def _stored_depth(name: str, image_size: tuple[int, int] | None) -> Stored:
     suffix = Path(name).suffix.lower()
     if suffix == EXR:
-        stored = _exr_depth(name)
-        _check_shape(stored.shape, stored.dtype, image_size)
+        stored = _exr_depth(name, image_size)
     elif suffix in (".npy", ".npz"):
         with stored_arrays(name) as arrays:
             array = _only_array(arrays)
@@ -142,13 +141,17 @@ def _check_shape(shape: tuple[int, ...], dtype: np.dtype[Any], image_size: tuple
         raise InputError(f"it has shape {shape}, more than the {MOST_DEPTHS // 10**6} million pixels that are read")
 
 
-def _exr_depth(name: str) -> Stored:
+def _exr_depth(name: str, image_size: tuple[int, int] | None) -> Stored:
     """The channel Z, or the only one, of an OpenEXR file; greys that are stored three times count as one."""
     try:
         exr = importlib.import_module("OpenEXR")
     except ImportError:
         raise InputError("reading OpenEXR needs one more package; pip install 'mapengine[exr]'") from None
     open_file(name).close()  # which refuses what is no regular file
+    with exr.File(name, header_only=True) as file:
+        (left, top), (right, bottom) = file.header()["dataWindow"]
+    shape = int(bottom) - int(top) + 1, int(right) - int(left) + 1
+    _check_shape(shape, np.dtype(np.float32), image_size)  # before it is unpacked
     with exr.File(name, separate_channels=True) as file:
         channels = {key: np.array(channel.pixels) for key, channel in file.channels().items()}
     for key in ("Z", "depth.Z", "View Layer.Depth.Z", "Depth.V", "depth.V", "Y", "V"):

@@ -238,3 +238,16 @@ def test_an_array_file_that_is_shorter_than_it_says_takes_no_memory(tmp_path: Pa
     (tmp_path / "a.npy").write_bytes(content)
     with pytest.raises(ImageReadError, match=r"a\.npy: .*truncated"):
         read_depth(tmp_path / "a.npy")
+
+
+def test_an_openexr_map_is_bounded_before_it_is_unpacked(tmp_path: Path) -> None:
+    exr = pytest.importorskip("OpenEXR")
+    path = tmp_path / "depth.exr"
+    exr.File({"type": exr.scanlineimage}, {"Z": np.ones((4, 6), np.float32)}).write(str(path))
+    with pytest.raises(ImageReadError, match=r"has shape \(4, 6\), the image \(3, 5\)"):
+        read_depth(path, image_size=(5, 3))
+    content = path.read_bytes()
+    window = content.index(b"dataWindow\0box2i\0") + 17 + 4 + 8  # name, type, size, then its upper left corner
+    path.write_bytes(content[:window] + struct.pack("<2i", 19_999, 19_999) + content[window + 8 :])
+    with pytest.raises(ImageReadError, match=r"has shape \(20000, 20000\), more than the 100 million"):
+        read_depth(path)
