@@ -129,7 +129,8 @@ class MultiViewInference(ABC):
             views: as in :meth:`infer`.
             dtype: ``"float16"`` halves what has a value per pixel; values beyond its range become the largest one.
                 Poses, intrinsics and the scale stay float32.
-            outputs, progress: as in :meth:`infer`.
+            outputs: as in :meth:`infer`.
+            progress: as in :meth:`infer`.
             **options: those of :meth:`infer`. ``use_multiview_confidence`` needs all views at once and is refused.
 
         Returns:
