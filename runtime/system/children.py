@@ -258,8 +258,9 @@ def _value(request: bytes) -> Any:
 
 def _take_requests(requests: queue.SimpleQueue[bytes]) -> None:
     """Read while the main thread computes, so that the process ends with its parent."""
-    while (message := _read(sys.stdin.buffer)) is not None:
-        requests.put(message)
+    with open(0, "rb", buffering=0, closefd=False) as pipe:  # Python cannot end while a thread holds a buffer's lock
+        while (message := _read(pipe)) is not None:
+            requests.put(message)
     os._exit(1)
 
 
@@ -298,11 +299,17 @@ def _write(pipe: IO[bytes], message: bytes) -> None:
 def _read(pipe: IO[bytes]) -> bytes | None:
     """One message; None when the other end is gone."""
     try:
-        header = pipe.read(_LENGTH.size)
-        if len(header) < _LENGTH.size:
-            return None
-        (length,) = _LENGTH.unpack(header)
-        message = pipe.read(length)
+        header = _read_bytes(pipe, _LENGTH.size)
+        return None if header is None else _read_bytes(pipe, *_LENGTH.unpack(header))
     except (OSError, ValueError):  # closed meanwhile
         return None
-    return message if len(message) == length else None
+
+
+def _read_bytes(pipe: IO[bytes], count: int) -> bytes | None:
+    content = bytearray()
+    while len(content) < count:
+        part = pipe.read(count - len(content))
+        if not part:
+            return None
+        content += part
+    return bytes(content)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -182,3 +183,11 @@ def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
 def test_a_load_that_fails_names_the_worker() -> None:
     with pytest.raises(MapEngineError, match="first: ZeroDivisionError"):
         Worker.start("first", partial(divmod, 1, 0))  # type: ignore[arg-type]
+
+
+def test_a_worker_that_is_closed_ends_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    worker = Worker.start("first", partial(Mock, return_value=42, facts={}))
+    assert worker.call() == 42
+    worker.close()
+    assert not worker.is_alive
+    assert capfd.readouterr().err == ""
