@@ -102,8 +102,6 @@ def test_both_ways_to_start(program: list[str]) -> None:
         (["run", "b", "a.png", "--preview", "a.png"], "one of the inputs"),
         (["run", "b", "a.jpg", "--out", "b"], "one of the inputs"),
         (["run", "b", "a.jpg", "--out", "x.ply", "--out", "./x.ply"], "twice"),
-        (["run", "b", "a.jpg", "views.json"], "views.json"),
-        (["run", "b", "views.json", "--intrinsics", "K.txt"], "--intrinsics"),
         (["build", "preset:tiny", "x", "--views", "3"], "1:4:32"),
         (["build", "preset:tiny", "x", "--views", "4:1:2"], "1:4:32"),
         (["build", "preset:tiny", "x", "--resolution", "518"], "518x392"),
