@@ -7,9 +7,14 @@ working (``except ValueError``, ``except AssertionError``, ...).
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import threading
 import traceback
 import warnings
+from collections.abc import Iterator
+
+_thread = threading.local()
 
 
 class MapEngineError(Exception):
@@ -110,9 +115,23 @@ class ExportError(MapEngineError, RuntimeError):
 
 def warn(message: str) -> None:
     """Issue a warning that names the line outside mapengine which led to it, however many calls lie in between."""
+    kept: list[str] | None = getattr(_thread, "kept", None)
+    if kept is not None:
+        kept.append(message)
+        return
     frames = (frame for frame, _ in traceback.walk_stack(inspect.currentframe()))
     inside = (frame.f_globals.get("__name__", "").partition(".")[0] == "mapengine" for frame in frames)
     warnings.warn(message, stacklevel=next((level for level, own in enumerate(inside, 1) if not own), 1))
+
+
+@contextlib.contextmanager
+def kept_warnings() -> Iterator[list[str]]:
+    """Keep the warnings of this thread for another to issue: no line outside mapengine leads to a thread of ours."""
+    _thread.kept = []
+    try:
+        yield _thread.kept
+    finally:
+        _thread.kept = None
 
 
 def one_line(error: BaseException) -> str:

@@ -135,7 +135,7 @@ class TrainingConfig:
             text = read_file(path, _LARGEST)
         except OSError as error:
             raise ConfigError(f"{path}: cannot read the training configuration ({error})") from None
-        data = parse_json(text, Document(str(path), "correct the training configuration", ConfigError))
+        data = parse_json(text, Document(str(path), "correct the training configuration", ConfigError), infinities=True)
         return cls.from_json(data, str(path))
 
     @classmethod

@@ -68,7 +68,14 @@ def _tensor_as_array(value: Any, where: str) -> Array:
 
 
 def finite_array(
-    value: Any, shape: tuple[int, ...], where: str, dtype: Any = None, needed: str = "", remedy: str = ""
+    value: Any,
+    shape: tuple[int, ...],
+    where: str,
+    dtype: Any = None,
+    needed: str = "",
+    remedy: str = "",
+    *,
+    booleans: bool = False,
 ) -> Array:
     """Return an array of ``shape`` with finite values.
 
@@ -77,11 +84,12 @@ def finite_array(
         dtype: what it is converted to, before the values are looked at; None keeps its own.
         needed: the shape in words, for the message.
         remedy: what to do about values that are not finite.
+        booleans: whether they may be True and False.
     """
     array = as_array(value, where)
     if array.shape != shape:
         raise InputError(f"{where} has shape {array.shape}; it must be {needed or shape}")
-    if array.dtype.kind == "b" or (isinstance(value, list | tuple) and _has_bool(value)):
+    if not booleans and (array.dtype.kind == "b" or (isinstance(value, list | tuple) and _has_bool(value))):
         raise InputError(f"{where} holds True or False where numbers belong; give numbers")
     if dtype is not None:
         with np.errstate(over="ignore"):

@@ -265,7 +265,7 @@ def _prepare(view: Any, where: str, data_norm_type: str, dtype: np.dtype[Any], c
     is_metric = metric_flags(given.get("is_metric_scale", True), batch, f"{where}: is_metric_scale")
     mask = None
     if "mask" in given:
-        mask = finite_array(given["mask"], (batch, height, width), f"{where}: mask").astype(bool)
+        mask = finite_array(given["mask"], (batch, height, width), f"{where}: mask", booleans=True).astype(bool)
         distance = None if distance is None else np.where(mask[..., None], distance, distance.dtype.type(0))
     return PreparedView(image, is_metric, rays, distance, pose, mask=mask)
 

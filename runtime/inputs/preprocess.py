@@ -346,7 +346,7 @@ def _read_view(view: Mapping[str, Any], where: str) -> tuple[RawView, dict[str, 
         pose = camera_pose(given.pop("camera_poses"), (), f"{where}: camera_poses")
     mask = None
     if "mask" in given:
-        mask = finite_array(given.pop("mask"), shape, f"{where}: mask").astype(bool)
+        mask = finite_array(given.pop("mask"), shape, f"{where}: mask", booleans=True).astype(bool)
     if isinstance(given.get("is_metric_scale"), (bool, np.bool_)):
         given["is_metric_scale"] = np.array([given["is_metric_scale"]])
     others = {

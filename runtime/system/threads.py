@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from ..errors import kept_warnings, warn
 from .machine import usable_processors
 
 Item = TypeVar("Item")
@@ -24,10 +25,19 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads:
     """Results of ``function`` in the order of the items, as ``map`` gives them.
 
     The first item that fails raises, whatever happened to later ones, and what has not begun by then is not done.
-    At most :func:`threads_in_order` threads do it, or ``threads`` if that is fewer.
+    At most :func:`threads_in_order` threads do it, or ``threads`` if that is fewer. What an item warns of is said with
+    its result.
     """
+
+    def work(item: Item) -> tuple[Result, list[str]]:
+        with kept_warnings() as messages:
+            return function(item), messages
+
     with ThreadPoolExecutor(min(threads_in_order(), threads or MOST_THREADS)) as pool:
         try:
-            yield from pool.map(function, items)
+            for result, messages in pool.map(work, items):
+                for message in messages:
+                    warn(message)
+                yield result
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -92,7 +92,9 @@ def test_export_writes_the_stages(cli: Any, tmp_path: Path) -> None:
     out = tmp_path / "onnx"
     result = cli("export", "preset:tiny", out, "--attention", "matmul")
     assert result.code == 0, result.err
-    assert sorted(path.name for path in out.iterdir()) == sorted(f"{stage}.onnx" for stage in STAGES)
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        [*(f"{stage}.onnx" for stage in STAGES), "mapengine.json"]
+    )
     for word in (*STAGES, "opset", "18", "14*patch_rows", "view_features_3", str(out)):
         assert word in result.out
 
@@ -291,7 +293,7 @@ def test_samples(cli: Any, tmp_path: Path) -> None:
     result = cli("samples", tmp_path / "s", "--views", 2)
     assert result.code == 0
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == [
-        "depth", "sample_0.png", "sample_1.png", "views.json",
+        "depth", "mapengine.json", "sample_0.png", "sample_1.png", "views.json",
     ]  # fmt: skip
 
 

@@ -168,5 +168,3 @@ def test_a_call_that_ends_with_its_work_copies_no_image() -> None:
     views = random_views(1, "")
     assert np.shares_memory(prepare_views(views).images[0], views[0]["img"])
     assert not np.shares_memory(prepare_views(views, copy=True).images[0], views[0]["img"])
-    (read,) = read_views([PIXELS], copy=False)
-    assert np.shares_memory(read.image, PIXELS)

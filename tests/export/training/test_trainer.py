@@ -140,7 +140,7 @@ def test_the_command_trains_in_two_processes(config: TrainingConfig, run_folder:
     ("text", "what"),
     [
         (None, "cannot read"),
-        ("{", "cannot read"),
+        ("{", "not valid JSON"),
         ('{"model": {}, "stepps": 3}', "stepps"),
         ('{"width": 140}', "model"),
         ('{"model": {}, "width": 100}', "multiples of"),
