@@ -46,6 +46,7 @@ def check(record: dict[str, Any], tables: ModuleType) -> None:
     assert table.count("\n|") >= 2
 
 
+@pytest.mark.slow
 def test_postprocess(tables: ModuleType, tmp_path: Path) -> None:
     options = ("--size", "112x84", "--views", "2", "--threads", "1", "2", "--runs", "1")
     record = run("postprocess.py", *options, "--json", str(tmp_path / "a" / "record.json"))

@@ -13,6 +13,8 @@ from jsonschema import Draft202012Validator
 
 from mapengine.runtime.bundle.manifest import Manifest
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 SCHEMA: dict[str, Any] = json.loads((DOCS / "reference" / "bundle.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = Draft202012Validator(SCHEMA)

@@ -32,6 +32,7 @@ def test_files_to_scene(made_engine: Path, tmp_path: Path, capsys: pytest.Captur
     assert shown.count(" m on average, camera at ") == 4
 
 
+@pytest.mark.slow
 def test_drop_in_infer(made_engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("02_drop_in_infer.py", made_engine / "build/engine", made_engine / "build/samples")
     shown = capsys.readouterr().out.splitlines()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:  # pytest brings it along

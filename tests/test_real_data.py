@@ -157,6 +157,7 @@ def reprojection_error(views: list[dict[str, Any]], inverse: bool = False) -> fl
     return float(np.median(np.concatenate(errors)))
 
 
+@pytest.mark.slow
 def test_depth_poses_and_intrinsics_belong_together_after_resizing() -> None:
     """The depth of one view, moved by the poses, is what the next view measured: scale, units and directions fit."""
     raw = read_views(COLORS[:3], CAMERA, POSES[:3], DEPTHS[:3])

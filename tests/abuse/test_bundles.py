@@ -55,6 +55,7 @@ def contents(bundle_folder: Path) -> Iterator[dict[str, bytes]]:
     Bundle.open(bundle_folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_truncations(bundle_folder: Path, contents: dict[str, bytes], name: str) -> None:
     content = contents[name].rstrip() if name == MANIFEST_NAME else contents[name]
@@ -66,6 +67,7 @@ def test_truncations(bundle_folder: Path, contents: dict[str, bytes], name: str)
         refused(bundle_folder, (name, length), why, verify=length % 2 == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_flipped_bits(bundle_folder: Path, contents: dict[str, bytes], name: str) -> None:
     content = contents[name]
@@ -78,6 +80,7 @@ def test_flipped_bits(bundle_folder: Path, contents: dict[str, bytes], name: str
         refused(bundle_folder, (name, place, bit), "the manifest has the SHA-256 of every file and of itself")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_bytes_put_in_and_taken_out(bundle_folder: Path, contents: dict[str, bytes], name: str) -> None:
     content = contents[name]
@@ -106,6 +109,7 @@ PLACES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_names_in_a_hostile_manifest(bundle_folder: Path, contents: dict[str, bytes], place: str) -> None:
     for name in NAMES:
@@ -114,6 +118,7 @@ def test_names_in_a_hostile_manifest(bundle_folder: Path, contents: dict[str, by
         refused(bundle_folder, (place, name), "a file has a plain name of its own, in the folder, and is there")
 
 
+@pytest.mark.slow
 def test_values_in_a_hostile_manifest(bundle_folder: Path, contents: dict[str, bytes]) -> None:
     """The author of a manifest knows how to write its hash."""
     wrong: tuple[Any, ...] = (-1, 2**63, 1e308, "\0", None, [], {}, "9" * 5000, True, [[[[[]]]]])
@@ -143,6 +148,7 @@ def write_graph(folder: Path, content: bytes) -> None:
     change_manifest(folder, lambda document: document["stages"]["aggregator"].update(record))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verify", [True, False])
 def test_files_that_a_hostile_graph_refers_to(
     bundle_folder: Path, contents: dict[str, bytes], manifest: Manifest, verify: bool
@@ -154,6 +160,7 @@ def test_files_that_a_hostile_graph_refers_to(
         refused(bundle_folder, location, "the manifest lists aggregator.onnx.data with it and nothing else", verify)
 
 
+@pytest.mark.slow
 def test_hostile_graphs(bundle_folder: Path, contents: dict[str, bytes]) -> None:
     """Their author knows the hash; they are read as what they are or refused, and nothing else happens."""
     draws = random.Random(5)
@@ -205,6 +212,7 @@ def test_what_is_no_regular_file_of_the_folder(
         path.write_bytes(contents[name])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux exchanges two folders in one step")
 def test_a_bundle_that_is_replaced_while_it_is_opened(
     bundle_folder: Path, tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch

@@ -62,6 +62,7 @@ def changed(sample: Any, data: st.DataObject) -> Any:
     return [changed(value, data) for value in sample] if isinstance(sample, list) else sample
 
 
+@pytest.mark.slow
 @fuzzed
 @given(st.data())
 def test_manifests(tiny_bundle: Path, data: st.DataObject) -> None:
@@ -74,6 +75,7 @@ def test_manifests(tiny_bundle: Path, data: st.DataObject) -> None:
     answers(read)
 
 
+@pytest.mark.slow
 @fuzzed
 @given(st.data())
 def test_view_lists(tmp_path: Path, data: st.DataObject) -> None:
@@ -91,6 +93,7 @@ def test_view_lists_of_any_content(tmp_path: Path, content: bytes) -> None:
     answers(lambda: load_view_list(tmp_path / "views.json"))
 
 
+@pytest.mark.slow
 @fuzzed
 @given(st.data())
 def test_calibration_records(tmp_path: Path, data: st.DataObject) -> None:
@@ -123,6 +126,7 @@ def edited(draw: Callable[[Any], Any], content: bytes) -> bytes:
     return bytes(result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("points", [True, False])
 @fuzzed
 @given(st.tuples(edited(CAMERAS), edited(IMAGES), edited(POINTS)))
@@ -132,6 +136,7 @@ def test_colmap_models_in_binary(tmp_path: Path, points: bool, content: tuple[by
     answers(lambda: read_model(tmp_path, points))
 
 
+@pytest.mark.slow
 @fuzzed
 @given(
     st.tuples(

@@ -76,6 +76,7 @@ def refused(path: Path, attempt: object, why: str) -> None:
     raise AssertionError(f"{attempt} was read, but {why}")
 
 
+@pytest.mark.slow
 def test_truncations(record: Path) -> None:
     content = record.read_bytes()
     for length in range(len(content)):
@@ -85,6 +86,7 @@ def test_truncations(record: Path) -> None:
     load_calibration(record)
 
 
+@pytest.mark.slow
 def test_flipped_bits(record: Path) -> None:
     content = record.read_bytes()
     draws = random.Random(1)
@@ -201,6 +203,7 @@ def test_texts_that_are_no_record(text: str, record: Path) -> None:
     refused(record, text[:20], "it is no object with the fields of a record")
 
 
+@pytest.mark.slow
 def test_files_that_are_no_text(record: Path, tmp_path: Path) -> None:
     draws = random.Random(3)
     for length in (1, 10, 1000, 100_000):

@@ -35,6 +35,7 @@ def test_help_lists_every_command_with_a_whole_summary(cli: Any) -> None:
     assert cli("-h").out == result.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [*COMMANDS, "samples"])
 def test_help_of_a_command_is_complete(cli: Any, command: str) -> None:
     result = cli(command, "--help")
@@ -72,6 +73,7 @@ def test_help_names_every_precision(cli: Any) -> None:
     assert "|".join(EIGHT_BIT) + " " in cli("calibrate", "--help").out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [[str(PROGRAM)], [sys.executable, "-m", "mapengine.cli"]])
 def test_both_ways_to_start(program: list[str]) -> None:
     result = subprocess.run([*program, "--version"], capture_output=True, text=True, check=False)

@@ -139,6 +139,7 @@ def test_verify_fails_outside_the_tolerance(cli: Any, tiny_bundle: Path, tmp_pat
         assert "times its tolerance" in line
 
 
+@pytest.mark.slow
 def test_verify_one_backend(cli: Any, tiny_bundle: Path) -> None:
     result = cli("verify", tiny_bundle, "--backend", "onnxruntime", "--threads", 1)
     assert result.code == 0
@@ -194,6 +195,7 @@ def test_info_where_onnxruntime_is_for_gpus(cli: Any, monkeypatch: pytest.Monkey
     assert facts["backends"] == {"onnxruntime-cuda": importlib.metadata.version("onnxruntime")}
 
 
+@pytest.mark.slow
 def test_info_of_a_bundle(cli: Any, tiny_bundle: Path) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
     result = cli("info", tiny_bundle)
@@ -220,6 +222,7 @@ def test_info_without_parity_and_of_no_bundle(cli: Any, bundle_folder: Path, tmp
     assert (cli("info", bundle_folder).code, cli("info", tmp_path / "none").code) == (1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "out", "words"),
     [

@@ -29,6 +29,7 @@ def changed_profile(bundle: Path, copy: Path, **profile: Any) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def test_a_picture_and_two_scenes(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "demo"
     result = cli("demo", tiny_bundle, "--out", out, *QUICK)
@@ -190,6 +191,7 @@ def test_usage_errors(
     assert [path.name for path in bundle_folder.parent.iterdir()] == ["bundle"]
 
 
+@pytest.mark.slow
 def test_bundles_and_places_that_are_none(
     cli: Any, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

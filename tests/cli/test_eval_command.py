@@ -48,6 +48,7 @@ def test_a_bundle_and_pytorch_get_the_same_figures(cli: Any, tiny_bundle: Path, 
     assert text.count("\n|") == 2 + len(TASKS) + 4
 
 
+@pytest.mark.slow
 def test_only_the_tasks_that_are_named(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.json"
     options = (*ENGINE, "--tasks", "registration, image-only-1", "--seed", "1000005", "--json", out)
@@ -57,6 +58,7 @@ def test_only_the_tasks_that_are_named(cli: Any, tiny_bundle: Path, tmp_path: Pa
     assert record["seed"] == 1000005
 
 
+@pytest.mark.slow
 def test_recorded_views(cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.json"
     result = cli("eval", tiny_bundle, *ENGINE, "--rgbd", samples, "--json", out)
@@ -114,6 +116,7 @@ def test_usage_errors(
     assert [path.name for path in bundle_folder.parent.iterdir()] == [bundle_folder.name]
 
 
+@pytest.mark.slow
 def test_models_that_are_not_there(cli: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for model, word in (
@@ -135,6 +138,7 @@ def test_results_that_cannot_be_written_are_refused_first(cli: Any, tmp_path: Pa
     assert "loading" not in result.err
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_nothing_and_an_older_result_alone(
     cli: Any, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +157,7 @@ def test_a_failure_leaves_nothing_and_an_older_result_alone(
     assert stat.S_IMODE(older.stat().st_mode) == mode
 
 
+@pytest.mark.slow
 def test_scenes_of_the_training_give_a_warning(cli: Any, tiny_bundle: Path) -> None:
     result = cli("eval", tiny_bundle, *ENGINE, "--seed", "3", "--tasks", "image-only-1")
     assert result.code == 0

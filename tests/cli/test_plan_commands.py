@@ -66,6 +66,7 @@ def test_a_bundle_of_graphs_is_compiled_shown_and_checked(cli: Any, tiny_bundle:
     assert "aggregator.plan differs from the hash" in altered.problems[0]
 
 
+@pytest.mark.slow
 def test_what_a_source_bundle_has_decided_cannot_be_chosen_again(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     for option, value in (
         ("--precision", "fp16"),
@@ -97,6 +98,7 @@ def test_kernels_can_be_chosen_for_a_source_bundle(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -120,6 +122,7 @@ def test_what_cannot_be_built_is_refused_in_a_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [

@@ -64,6 +64,7 @@ def test_wrong_plans(cli: Cli, tiny_bundle: Path, cache: Path, options: tuple[st
     assert problem in result.problems[0]
 
 
+@pytest.mark.slow
 def test_streams(cli: Cli, tiny_bundle: Path, samples: Path, quick: tuple[str, ...], tmp_path: Path) -> None:
     result = cli("run", tiny_bundle, samples, *quick, "--stream", tmp_path / "views", "--half")
     assert result.code == 0, result.err
@@ -102,6 +103,7 @@ def test_profiles(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
     assert "verdict" in again.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [(KeyboardInterrupt, 130, "interrupted"), (MemoryError("no room"), 1, "no room")],
@@ -131,6 +133,7 @@ def test_a_profile_that_ends_late_shows_and_saves_what_it_measured(
     assert "| contender |" in (tmp_path / "profile.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

@@ -42,6 +42,7 @@ def test_photos_to_every_format(tiny_bundle: Path, samples: Path, tmp_path: Path
         assert picture.width > 300
 
 
+@pytest.mark.slow
 def test_a_folder_is_its_images(cli: Any, tiny_bundle: Path, samples: Path, quick: tuple[str, ...]) -> None:
     result = cli("run", tiny_bundle, samples, "--ignore", "intrinsics,depth,poses", *quick)
     assert result.code == 0
@@ -52,6 +53,7 @@ def test_a_folder_is_its_images(cli: Any, tiny_bundle: Path, samples: Path, quic
     assert "geometry encoder" in cli("run", tiny_bundle, samples, *quick).err  # what its views.json knows
 
 
+@pytest.mark.slow
 def test_a_view_list_brings_cameras_depth_and_poses(
     cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]
 ) -> None:
@@ -64,6 +66,7 @@ def test_a_view_list_brings_cameras_depth_and_poses(
     assert not np.allclose(with_geometry.points, Scene.load(tmp_path / "i.npz").points)
 
 
+@pytest.mark.slow
 def test_a_summary_for_programs_and_silence(
     cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]
 ) -> None:
@@ -81,6 +84,7 @@ def test_a_summary_for_programs_and_silence(
     assert refused.code == 2
 
 
+@pytest.mark.slow
 def test_masked_pixels_give_no_points(
     cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]
 ) -> None:
@@ -104,6 +108,7 @@ def test_masked_pixels_give_no_points(
     assert view["mask"].any()
 
 
+@pytest.mark.slow
 def test_intrinsics_for_all(cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]) -> None:
     entry = json.loads((samples / "views.json").read_text())["views"][0]
     np.savetxt(tmp_path / "K.txt", np.array(entry["intrinsics"]))
@@ -115,6 +120,7 @@ def test_intrinsics_for_all(cli: Any, tiny_bundle: Path, samples: Path, tmp_path
     assert "none.txt" in result.problems[0]
 
 
+@pytest.mark.slow
 def test_options_that_choose_points(
     cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]
 ) -> None:
@@ -273,6 +279,7 @@ def test_images_of_any_kind_and_size_together(cli: Any, tiny_bundle: Path, tmp_p
     assert Scene.load(tmp_path / "s.npz").points.shape == (4, 56, 56, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "verify"])
 def test_bundles_that_are_none(
     cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch

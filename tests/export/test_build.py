@@ -85,6 +85,7 @@ def test_bundle_holds_what_its_manifest_names_and_nothing_else(tiny_bundle: Path
             assert (records[name].bytes, records[name].sha256) == (len(raw), hashlib.sha256(raw).hexdigest())
 
 
+@pytest.mark.slow
 def test_measured_parity_is_rounding(tiny_bundle: Path, tiny: MapAnything) -> None:
     parity = Bundle.open(tiny_bundle).manifest.parity
     assert parity is not None
@@ -114,6 +115,7 @@ def test_golden_file_is_the_references_word(tiny_bundle: Path, tiny: MapAnything
         assert limit.atol == pytest.approx(1e-4 * largest)
 
 
+@pytest.mark.slow
 def test_engine_of_the_bundle_equals_the_reference(tiny_bundle: Path, tiny: MapAnything) -> None:
     engine = Engine.load(tiny_bundle)
     assert_close(engine.predict(mixed_views(6)), tiny.predict(mixed_views(6)))
@@ -122,6 +124,7 @@ def test_engine_of_the_bundle_equals_the_reference(tiny_bundle: Path, tiny: MapA
 # Options
 
 
+@pytest.mark.slow
 def test_steps_are_reported_and_passed_on(traced: list[dict[str, Any]], tiny: MapAnything, tmp_path: Path) -> None:
     lines: list[str] = []
     manifest = build_engine(tiny, tmp_path / "engine", attention="matmul", progress=lines.append)
@@ -137,6 +140,7 @@ def test_steps_are_reported_and_passed_on(traced: list[dict[str, Any]], tiny: Ma
     assert Bundle.open(tmp_path / "engine").manifest == manifest
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_profile_of_sizes_and_counts(tiny: MapAnything, tmp_path: Path) -> None:
     manifest = build_engine(tiny, tmp_path / "e", views=(2, 2, 3), resolutions=[(70, 42), (42, 42), (70, 42)])
@@ -155,6 +159,7 @@ def test_profile_of_sizes_and_counts(tiny: MapAnything, tmp_path: Path) -> None:
         engine.predict(random_views(2, width=42, height=28))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_profile_of_many_views_is_measured_too(tiny: MapAnything, tmp_path: Path) -> None:
     manifest = build_engine(tiny, tmp_path / "engine", views=(5, 6, 8))
@@ -162,6 +167,7 @@ def test_profile_of_many_views_is_measured_too(tiny: MapAnything, tmp_path: Path
     assert len(manifest.parity.cases) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_openvino_checks_the_same_files(tiny: MapAnything, tmp_path: Path) -> None:
     manifest = build_engine(tiny, tmp_path / "engine", backend="openvino", views=(1, 2, 2))
@@ -284,6 +290,7 @@ FAILURES: dict[str, tuple[Any, str, Any, type[BaseException]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("before", ["nothing", "older bundle"])
 @pytest.mark.parametrize("failure", FAILURES)
@@ -327,6 +334,7 @@ def test_tensorrt_needs_a_gpu_and_says_so_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_older_bundle_is_replaced(tiny: MapAnything, tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "engine"

@@ -30,6 +30,7 @@ SHAPES = [  # batch, length, heads, head size
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_errs_at_most_twice_as_much_as_torch(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
@@ -43,6 +44,7 @@ def test_two_views_of_the_largest_size() -> None:
     check(dense_attention(*qkv), torch_attention(qkv), exact(qkv))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 @pytest.mark.parametrize("name", EXTREMES)
 def test_extreme_values(name: str, dtype: torch.dtype) -> None:
@@ -61,6 +63,7 @@ def test_strides_do_not_matter() -> None:
     assert torch.equal(dense_attention(*sliced), dense_attention(*(x.contiguous() for x in sliced)))
 
 
+@pytest.mark.slow
 def test_heads_and_sequences_do_not_mix() -> None:
     query, key, value = random_qkv(2, 70, 3, 32)
     whole = dense_attention(query, key, value)

@@ -25,6 +25,7 @@ SHAPES = [  # batch, length, heads, head size, dtype
 ]
 
 
+@pytest.mark.slow
 @FP8
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape[:4])))
 def test_errs_at_most_twice_as_much_as_its_twin(shape: tuple[int, int, int, int, torch.dtype], fp8: bool) -> None:
@@ -49,6 +50,7 @@ def test_extreme_values(name: str, fp8: bool) -> None:
     check(int8_attention(*qkv, fp8_values=fp8), int8_attention_reference(*qkv, fp8_values=fp8), exact(qkv))
 
 
+@pytest.mark.slow
 def test_smoothing_takes_a_shared_bias_off_the_keys() -> None:
     query, key, value = contiguous(random_qkv(1, 97, 1, 64))
     biased = (query, (key.float() + 40 * torch.randn(64)).half(), value)

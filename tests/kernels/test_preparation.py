@@ -32,6 +32,7 @@ SHAPES = [(1, 1, 1, 64), (2, 15, 1, 32), (1, 64, 2, 64), (2, 97, 1, 128), (1, 13
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
+@pytest.mark.slow
 @shapes
 def test_statistics(shape: tuple[int, int, int, int]) -> None:
     _, key, _ = random_qkv(*shape, torch.bfloat16)
@@ -83,6 +84,7 @@ def test_values_are_rounded_to_fp8_as_by_torch(shape: tuple[int, int, int, int])
     assert (found.float()[..., shape[1] :] == 0).all()
 
 
+@pytest.mark.slow
 @shapes
 def test_pooling(shape: tuple[int, int, int, int]) -> None:
     query, _, _ = random_qkv(*shape)

@@ -87,6 +87,7 @@ def kept_mass(query: torch.Tensor, key: torch.Tensor, kept: torch.Tensor) -> tor
     return scores.softmax(-1).masked_fill(~token_mask(kept, query.shape[1]), 0.0).sum(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 0.9, 0.97])
 @pytest.mark.parametrize("kind", ["views", "random"])
 def test_kept_mass_is_at_least_the_threshold_on_average(kind: str, threshold: float) -> None:
@@ -99,6 +100,7 @@ def test_kept_mass_is_at_least_the_threshold_on_average(kind: str, threshold: fl
     assert kept.float().mean() < 1
 
 
+@pytest.mark.slow
 def test_matching_views_need_few_blocks() -> None:
     query, key, _ = view_qkv(4, 1369, 1, 64)
     selection = Selection(0.9, 0.0, view_tokens=1370, extra_tokens=1)

@@ -80,6 +80,7 @@ def test_an_unknown_backend_is_told_all_names() -> None:
     assert all(name in str(caught.value) for name in NAMES)
 
 
+@pytest.mark.slow
 def test_the_table_imports_no_library() -> None:
     modules = {spec.module for spec in BACKENDS} | {"cuda"}
     check = f"import sys, mapengine.runtime.backend_table\nprint(sorted({modules!r} & set(sys.modules)))"

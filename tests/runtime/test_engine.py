@@ -28,6 +28,7 @@ def reference() -> Iterator[Any]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mix", MIXES.values(), ids=list(MIXES))
 def test_infer_equals_the_reference(engine: Engine, reference: Any, mix: tuple[str, ...]) -> None:
     views = views_of(mix)
@@ -165,12 +166,14 @@ def test_multiview_confidence_replaces_confidence(small: Engine) -> None:
     np.testing.assert_array_equal(alone[0]["conf"], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"minibatch_size": n} for n in (1, 2, 3, 5, 100, np.int64(2))])
 def test_minibatch_size_does_not_change_results(engine: Engine, options: dict[str, Any]) -> None:
     views = views_of(("kdp", "", "p", "k", ""))
     close(engine.infer(views, apply_mask=False, **options), engine.infer(views, apply_mask=False))
 
 
+@pytest.mark.slow
 def test_memory_efficiency_and_amp_do_not_change_results(engine: Engine) -> None:
     views = views_of(("kdp", "", "p"))
     expected = engine.infer(views, apply_mask=False)

@@ -68,6 +68,7 @@ def test_the_golden_check_runs_once_per_backend(
     assert checked == ["onnxruntime", "openvino", "onnxruntime"]
 
 
+@pytest.mark.slow
 def test_a_failed_golden_check_refuses_and_is_not_remembered(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +159,7 @@ def test_threads_that_are_no_number_of_threads(tiny_bundle: Path, threads: Any) 
         Engine.load(tiny_bundle, "onnxruntime", threads=threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [None, 2, np.int64(1)])
 def test_any_number_of_threads_gives_the_same_result(tiny_bundle: Path, small: Engine, threads: Any) -> None:
     views = views_of(("kdp", ""))
@@ -209,6 +211,7 @@ def test_an_opened_bundle_is_hashed_as_a_folder_is(tiny_bundle: Path, tmp_path: 
         Engine.load(Bundle.open(tmp_path / "bundle", verify=False), "onnxruntime")
 
 
+@pytest.mark.slow
 def test_a_pickled_engine_is_loaded_again(tiny_bundle: Path, small: Engine, tmp_path: Path) -> None:
     views = views_of(("", "kd"))
     again = pickle.loads(pickle.dumps(Engine.load(tiny_bundle, "onnxruntime", threads=1)))
@@ -272,6 +275,7 @@ def depth(engine: Engine) -> np.ndarray:
     return np.asarray(engine.infer(views_of(("",)), apply_mask=False)[0]["depth_z"])
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("backend", [OnnxRuntimeBackend, OpenVinoBackend])
@@ -328,6 +332,7 @@ def test_a_bundle_that_is_replaced_every_few_milliseconds(twins: tuple[Path, Pat
     np.testing.assert_array_equal(depth(engine), expected[engine.digest])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [b"not utf-8 \xff", "\u65e5\u672c".encode()])
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names are bytes on Linux alone")
 def test_a_folder_of_any_name(tiny_bundle: Path, tmp_path: Path, name: bytes, small: Engine) -> None:

@@ -18,6 +18,7 @@ from ..engine_views import SIZE, same, views_of
 from ..refusals import refused, view
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outputs", [("camera_poses",), ["mask", "pts3d"], {"conf", "img_no_norm"}, OUTPUTS])
 def test_the_chosen_outputs_come_back_in_their_order(engine: Engine, outputs: Any) -> None:
     views = views_of(("kdp", ""), batch=2)
@@ -52,6 +53,7 @@ def test_outputs_that_there_are_not(small: Engine, method: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

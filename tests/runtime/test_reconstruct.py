@@ -22,6 +22,7 @@ def images() -> list[np.ndarray]:
     return [sample.image for sample in sample_views(3, width=80, height=60)]
 
 
+@pytest.mark.slow
 def test_arrays_pictures_paths_and_a_folder_agree(small: Engine, images: list[np.ndarray], tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     for path, image in zip(paths, images, strict=True):
@@ -48,6 +49,7 @@ def test_arrays_pictures_paths_and_a_folder_agree(small: Engine, images: list[np
     assert small.reconstruct(paths[0], size=(56, 42)).points.shape == (1, 42, 56, 3)
 
 
+@pytest.mark.slow
 def test_shapes_types_and_the_chosen_size(small: Engine, images: list[np.ndarray]) -> None:
     scene = small.reconstruct(images[:2])
     assert scene.points.shape == (2, 392, 518, 3)  # the table's size for 4:3

@@ -19,6 +19,7 @@ from ..random_views import random_views
 FRAMES = 7
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     window=st.one_of(st.none(), st.integers(1, 3)),
@@ -113,6 +114,7 @@ def frame_of(engine: Engine) -> EncodedView:
     return engine.encode(random_views(1, "", 28, 28))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [None, 3])
 def test_a_long_video_keeps_the_latest_keyframes(small: Engine, limit: int | None) -> None:
     session = Session(small, window=8, keyframe_every=30, max_keyframes=limit)

@@ -30,12 +30,14 @@ def test_the_sample_scene_is_a_good_one() -> None:
     assert scene.images.reshape(MAX_VIEWS, -1).std(axis=1).min() > 20
 
 
+@pytest.mark.slow
 def test_samples_have_the_shape_that_small_networks_are_trained_at() -> None:
     scene = sample_scene(2)
     assert scene.images.shape == (2, SAMPLE_SIZE[1], SAMPLE_SIZE[0], 3)
     np.testing.assert_array_equal(scene.poses, sample_scene(2, 140, 112).poses)
 
 
+@pytest.mark.slow
 def test_views_one_by_one_are_those_of_the_scene_and_come_again() -> None:
     scene = render_scene(SAMPLE_SEED, MAX_VIEWS, *SMALL)
     views = sample_views(11, *SMALL)

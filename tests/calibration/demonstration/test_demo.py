@@ -92,6 +92,7 @@ def test_both_scenes_are_saved(rendered: DemoScene, tmp_path: Path, suffix: str)
     assert min(path.stat().st_size for path in tmp_path.iterdir()) > 10_000
 
 
+@pytest.mark.slow
 def test_a_view_without_depth_has_no_figure(rendered: DemoScene) -> None:
     depth = rendered.scene.depth_z.copy()
     depth[1] = 0
@@ -111,6 +112,7 @@ def test_answers_that_cannot_be_compared(rendered: DemoScene) -> None:
         compare(predictions, rendered.scene)
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_evaluation(rendered: DemoScene) -> None:
     shown = dict(figures(answer(rendered, scale=1.1)))
     assert len(shown) == len(SHOWN)
@@ -133,6 +135,7 @@ def words_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return texts
 
 
+@pytest.mark.slow
 def test_the_picture_says_what_it_shows(rendered: DemoScene, monkeypatch: pytest.MonkeyPatch) -> None:
     found = answer(rendered, scale=1.25)
     texts = words_of(monkeypatch)
@@ -149,6 +152,7 @@ def test_the_picture_says_what_it_shows(rendered: DemoScene, monkeypatch: pytest
     assert "careful" not in texts
 
 
+@pytest.mark.slow
 def test_missing_depth_is_dark_grey_and_equal_depths_look_equal(rendered: DemoScene) -> None:
     found = answer(rendered)
     picture = np.asarray(draw_demo(found, list(rendered.pictures), DOWN, "t", "f"))

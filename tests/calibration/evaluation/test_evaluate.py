@@ -47,6 +47,7 @@ def missing(values: Any) -> set[str]:
     return {key for key, value in values.items() if value is None}
 
 
+@pytest.mark.slow
 def test_the_truth_has_no_error_in_any_task() -> None:
     evaluation = evaluate(Oracle(SCENE), [SCENE])
     assert [result.name for result in evaluation.tasks] == [task.name for task in TASKS]
@@ -131,12 +132,14 @@ def test_the_baseline_is_what_it_says() -> None:
     assert values["ate"] == pytest.approx(spread, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_constant_is_the_mean_depth_of_training_scenes() -> None:
     scenes = [render_scene(seed, views=2, width=42, height=28) for seed in range(24)]
     mean = np.mean([scene.depth_z[scene.depth_z > 0].mean() for scene in scenes])
     assert mean == pytest.approx(CONSTANT_DEPTH, rel=0.25)
 
 
+@pytest.mark.slow
 def test_the_baseline_stands_beside_every_number_of_views() -> None:
     evaluation = evaluate(ConstantDepth(), [SCENE, sample_scene(4, seed=1)])
     assert [(result.views, result.scenes) for result in evaluation.baseline] == [(1, 2), (2, 2), (4, 2), (8, 1)]

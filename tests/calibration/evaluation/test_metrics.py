@@ -168,6 +168,7 @@ def test_auc() -> None:
     assert np.isnan(metrics.auc(np.array([np.nan])))
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(0, 10, exclude_max=True).filter(lambda x: x != 5), min_size=1, max_size=30))
 def test_auc_is_the_mean_of_a_cumulated_histogram(errors: list[float]) -> None:
     histogram, _ = np.histogram(errors, bins=np.arange(6))

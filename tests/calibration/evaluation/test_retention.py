@@ -43,6 +43,7 @@ def scenes(depth: np.ndarray) -> dict[str, list[SceneScore]]:
     return {"a": [SceneScore({**blank, "depth_abs_rel": float(value)}, np.zeros(0)) for value in depth]}
 
 
+@pytest.mark.slow
 def test_standard_errors_are_those_of_the_ratio_in_pairs() -> None:
     rng = np.random.default_rng(1)
     float32 = rng.uniform(0.05, 0.2, 200)

@@ -72,6 +72,7 @@ def test_a_view_list_gives_the_same(tmp_path: Path) -> None:
     assert score(Oracle(one).forward(2), truth).values["depth_abs_rel"] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_long_recordings_become_several_scenes(tmp_path: Path) -> None:
     scenes = load_rgbd(write_seven_scenes(tmp_path / "long", 10), SIZE)
     assert [len(scene.images) for scene in scenes] == [8, 2]
@@ -144,6 +145,7 @@ def test_a_size_that_is_no_multiple_of_14(recording: Path) -> None:
     refused(ImageSizeError, "50x42|56x42", lambda: load_rgbd(recording, (50, 42)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not KITCHEN.is_dir(), reason="the real images are not here: MAPENGINE_DATA names no redkitchen")
 def test_the_real_kitchen() -> None:
     scenes = load_rgbd(KITCHEN)

@@ -77,6 +77,7 @@ def test_smoothing_is_exact_and_helps_where_channels_differ() -> None:
     assert choice.error < 0.5 * choice.plain_error
 
 
+@pytest.mark.slow
 def test_rotation_is_chosen_for_an_outlier_of_a_head() -> None:
     rows = RNG.standard_normal((300, 128)).astype(np.float32)
     rows[::50, 5] *= 40  # single tokens, which no scale per channel can help
@@ -90,6 +91,7 @@ def test_rotation_is_chosen_for_an_outlier_of_a_head() -> None:
         assert found.rotated == taken
 
 
+@pytest.mark.slow
 def test_smoothing_is_not_fitted_to_the_rows() -> None:
     """Heavy tails without outlier channels: the channels' largest magnitudes are chance, and say nothing of others."""
     rows = (RNG.standard_normal((96, 256)) * RNG.standard_normal((96, 256))).astype(np.float32)

@@ -129,6 +129,7 @@ def test_views_back_to_back_do_not_overlap(scenes: list[RenderedScene]) -> None:
     assert measure_overlap(np.zeros_like(scene.depth_z[0]), *view[1:], *view) == 0
 
 
+@pytest.mark.slow
 def test_kinds_are_all_drawn() -> None:
     assert {render_scene(seed, 1, 28, 28).kind for seed in range(20)} == set(KINDS)
 

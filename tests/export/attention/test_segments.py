@@ -69,6 +69,7 @@ def joined(segments: Any, attention: Any, given: Arrays) -> Arrays:
     return tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["flash", "flash@0", "int8@4", "flash@0/sparse:0.5@4"])
 @pytest.mark.parametrize(("views", "rows", "columns"), [(1, 2, 3), (3, 2, 3), (5, 3, 1)])
 def test_segments_joined_by_plain_attention_are_the_stage(
@@ -86,6 +87,7 @@ def test_segments_joined_by_plain_attention_are_the_stage(
         np.testing.assert_allclose(found[name], wanted, rtol=1e-2, atol=1e-2 * np.abs(wanted).max())
 
 
+@pytest.mark.slow
 def test_in_float32_cutting_changes_nothing_but_the_order_of_sums(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(tiny_bundle, verify=False)
     graph = bundle.stage_path("aggregator")
@@ -118,6 +120,7 @@ def _config(bundle: Path) -> Any:
     return parse_config(Bundle.open(bundle, verify=False).manifest.model.config, "test")
 
 
+@pytest.mark.slow
 def test_every_weight_is_in_one_segment(tiny_bundle: Path, half: Path, tmp_path: Path) -> None:
     segments, _ = cut(tiny_bundle, half, tmp_path, "flash")
     parts = [weight_bytes(segment.path) for segment in segments]
@@ -126,6 +129,7 @@ def test_every_weight_is_in_one_segment(tiny_bundle: Path, half: Path, tmp_path:
     assert sum(sum(part.values()) for part in parts) == sum(weight_bytes(half).values())
 
 
+@pytest.mark.slow
 def test_only_features_of_all_tokens_cross_a_cut(tiny_bundle: Path, half: Path, tmp_path: Path) -> None:
     segments, entries = cut(tiny_bundle, half, tmp_path, "flash")
     stage = Bundle.open(tiny_bundle, verify=False).manifest.stages["aggregator"]
@@ -136,6 +140,7 @@ def test_only_features_of_all_tokens_cross_a_cut(tiny_bundle: Path, half: Path, 
     assert {entry.dtype for entry in entries} == {"float16"}
 
 
+@pytest.mark.slow
 def test_frame_wise_layers_stay(tiny_bundle: Path, half: Path, tmp_path: Path) -> None:
     segments, entries = cut(tiny_bundle, half, tmp_path, "flash")
     left = [node.op_type for segment in segments for node in ir.load(segment.path).graph]

@@ -66,6 +66,7 @@ def test_no_other_backend_takes_it(bundle: Path, tmp_path: Path) -> None:
         compile_engine(bundle, tmp_path / "plans", backend="tensorrt-rtx")
 
 
+@pytest.mark.slow
 def test_a_processor_without_bfloat16_is_told_so(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = OpenVinoBackend(1)
     monkeypatch.setattr(library, "has_bf16", lambda: False)

@@ -22,6 +22,7 @@ def test_golden_views_use_every_modality_and_leave_one_view_plain() -> None:
     assert not any(found[-1])
 
 
+@pytest.mark.slow
 def test_cases_cover_every_modality_alone_and_together() -> None:
     cases = parity_cases("dinov2")
     assert {view["img"].shape for views in cases.values() for view in views} == {(1, 3, PARITY_SIZE[1], PARITY_SIZE[0])}
@@ -42,6 +43,7 @@ def test_cases_cover_every_modality_alone_and_together() -> None:
     assert found == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("minimum", [2, 3, 6])
 def test_cases_are_repeated_to_the_fewest_views_of_a_profile(minimum: int) -> None:
     plain, repeated = parity_cases("dinov2"), parity_cases("dinov2", (42, 28), minimum)
@@ -54,6 +56,7 @@ def test_cases_are_repeated_to_the_fewest_views_of_a_profile(minimum: int) -> No
         assert flags(more) == [pattern[index % len(pattern)] for index in range(len(more))]
 
 
+@pytest.mark.slow
 def test_cases_are_valid_and_the_same_every_time() -> None:
     first, second = parity_cases("dinov2"), parity_cases("dinov2")
     for name, views in first.items():
@@ -62,6 +65,7 @@ def test_cases_are_valid_and_the_same_every_time() -> None:
             assert all(np.array_equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_a_large_size_has_few_cases_but_every_modality() -> None:
     cases = parity_cases("dinov2", (168, 140))
     assert set(cases) < set(parity_cases("dinov2"))

@@ -30,6 +30,8 @@ from mapengine.runtime.errors import BackendUnavailableError, ExportError, Input
 from ...interpreted_kernels import MISSING, import_interpreted
 from ...stage_files import change_manifest
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 HEADS, DIM = 2, 32
 needs_rtx = pytest.mark.skipif(
     not is_installed("tensorrt-rtx") or importlib.util.find_spec("triton") is None,

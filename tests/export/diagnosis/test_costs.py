@@ -40,6 +40,7 @@ def counted(network: MapAnythingNetwork, stage: str, request: CallShape) -> int:
     return counter.get_total_flops()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("request_", REQUESTS, ids=str)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("preset", ["tiny", "giant", "nano"])

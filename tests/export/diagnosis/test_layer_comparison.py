@@ -34,6 +34,7 @@ def half(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     return Bundle(bundle.folder, Manifest.from_json(changed), bundle.digest, bundle.files)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_sixteen_bit_rounding_is_no_divergence(half: Bundle, tiny: MapAnything) -> None:
     lines: list[str] = []
@@ -46,6 +47,7 @@ def test_sixteen_bit_rounding_is_no_divergence(half: Bundle, tiny: MapAnything) 
     assert "comparing the layers of aggregator" in lines
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_the_layer_that_is_wrong_is_named(half: Bundle, tiny: MapAnything, monkeypatch: pytest.MonkeyPatch) -> None:
     def damaged(model: MapAnything, folder: Path, *, precision: str, **options: Any) -> Graphs:

@@ -365,6 +365,7 @@ def test_inputs_of_the_golden_cases_are_exact(case: Case, engine: Pipeline, tiny
     assert_close(run(engine, views), tiny.predict(views))
 
 
+@pytest.mark.slow
 def test_attention_forms_agree(
     form: str, exported: Exported, load: Callable[[Path], Pipeline], tiny: MapAnything
 ) -> None:

@@ -244,6 +244,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, config: ModelCo
     assert not trap.exists()
 
 
+@pytest.mark.slow
 def test_what_training_scripts_store_beside_the_weights(tmp_path: Path, config: ModelConfig, tensors: Tensors) -> None:
     """OmegaConf, paths and counters become inert, so that the tensors load without running code."""
     args = OmegaConf.create({"model": {"name": "mapanything", "sizes": [1, 2.5, None]}, "path": "${model.name}"})
@@ -294,6 +295,7 @@ def test_truncated_and_corrupt_files(tmp_path: Path, config: ModelConfig, tensor
             read_checkpoint(path, config)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(position=st.integers(0, 30_000), value=st.binary(min_size=1, max_size=8))
 def test_a_damaged_header_never_gives_another_error(

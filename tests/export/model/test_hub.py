@@ -62,6 +62,7 @@ def test_preset() -> None:
         resolve_model("preset:other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_path", [True, False])
 def test_folder_and_file(folder: Path, as_path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = weights_sha256(load_file(V11 / "model.safetensors"))

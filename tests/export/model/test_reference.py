@@ -56,6 +56,7 @@ def both(model: MapAnything, views: Views, **options: Any) -> tuple[list[dict[st
 # Golden cases
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", all_cases(), ids=str)
 def test_golden_case(case: Case, reference: Reference) -> None:
     model = reference(case.model, case.config)
@@ -190,6 +191,7 @@ def test_chunks_do_not_change_the_result(tiny: MapAnything, options: dict[str, A
     assert_close(tiny.infer(views, apply_mask=False, **options), tiny.infer(views, apply_mask=False))
 
 
+@pytest.mark.slow
 def test_every_input_changes_the_result(tiny: MapAnything) -> None:
     """Each modality reaches the network, and an ignored one does not."""
     views = random_views(2)

@@ -86,6 +86,7 @@ def geometry_of(found: Pipeline, wanted: Pipeline, views: Any, **options: bool) 
     return measure_parity({"case": found.forward(prepared)}, {"case": wanted.forward(prepared)}, "").geometry
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("form", FORMS)
 def test_preset_keeps_what_the_precision_promises(

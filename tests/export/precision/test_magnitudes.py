@@ -179,6 +179,7 @@ def test_nan_and_infinity_are_seen(tmp_path: Path) -> None:
 # What the magnitudes decide
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("largest", "kept"),
     [
@@ -275,6 +276,7 @@ def test_weights_outside_of_float16_stay_float32(value: float, kind: int, export
     assert {t.name: t.data_type for t in onnx.load(written.path).graph.initializer}[f"{name}.weight"] == kind
 
 
+@pytest.mark.slow
 def test_prepared_cases_have_every_modality() -> None:
     """What is not in the cases would not be measured."""
     flags = [

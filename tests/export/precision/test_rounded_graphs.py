@@ -114,6 +114,7 @@ def test_overflow_is_infinite(tmp_path: Path) -> None:
     assert not np.isfinite(found).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("form", FORMS)
 def test_the_optimizer_keeps_every_rounding(form: str, precision: str, lowered: Lowered, tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ from mapengine.runtime.errors import CalibrationError, InputError, OutputError
 
 from ...seven_scenes import write_seven_scenes
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 INT8 = FORMATS["int8"]
 
 

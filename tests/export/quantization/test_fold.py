@@ -42,6 +42,7 @@ def difference(a: MapAnything, b: MapAnything, cases: Cases) -> float:
     return worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["preset:tiny", "v1_tiny"])
 def test_smoothing_is_exact(name: str, kind: str, reference: Callable[..., MapAnything], cases: Cases) -> None:

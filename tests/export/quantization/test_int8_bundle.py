@@ -41,6 +41,8 @@ from mapengine.runtime.errors import CalibrationError, InputError, ParityError
 
 from ...processors import needs_vnni
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 PRODUCTS = {"image_encoder": 12, "aggregator": 24}
 
 

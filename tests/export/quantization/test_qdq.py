@@ -20,6 +20,8 @@ from mapengine.export.quantization.observe import run_trunk
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mapengine.runtime.errors import ExportError
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 TYPES = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
 
 

@@ -69,6 +69,7 @@ def distance(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.linalg.norm(found.astype(np.float64) - wanted) / np.linalg.norm(wanted.astype(np.float64)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rest", ["fp32", "fp16"])
 def test_a_stage(
     rest: str, model: MapAnything, layers: tuple[LinearLayer, ...], tiny_bundle: Path, cases: Cases, tmp_path: Path

@@ -47,6 +47,7 @@ def test_attention_is_fused_and_linears_run_in_the_precision(
     assert sum(record.gemms.values()) == len(report.products)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["mha", "matmul"])
 def test_float32_attention_is_not_fused_and_says_so(built: Built, form: str) -> None:
     _, plan = built("image_encoder", "fp32", form)
@@ -83,6 +84,7 @@ def test_stages_without_attention(built: Built, stage: Callable[..., Stage], nam
     assert plan.warnings == ()
 
 
+@pytest.mark.slow
 def test_what_is_known_of_a_plan(built: Built) -> None:
     _, plan = built("image_encoder", "fp16")
     assert plan.seconds > 0

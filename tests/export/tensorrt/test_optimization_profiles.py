@@ -58,6 +58,7 @@ def test_default_chunks() -> None:
     assert gpu_chunks(Range(1, 2, 3)) == {"image_encoder": 3, "geometry_encoder": 3, "dense_head": 3}
 
 
+@pytest.mark.slow
 @given(
     views=st.lists(st.integers(1, 64), min_size=3, max_size=3).map(sorted),
     sizes=st.lists(st.tuples(st.integers(1, 37), st.integers(1, 37)), min_size=0, max_size=6, unique=True),

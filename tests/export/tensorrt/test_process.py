@@ -78,6 +78,7 @@ def test_a_full_disk(build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_child(
     build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -117,6 +118,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing(stage: Callable[..., Stage], tmp_path: Path) -> None:
     import pickle
 
@@ -138,6 +140,7 @@ def test_ctrl_c_leaves_nothing(stage: Callable[..., Stage], tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["arguments"]
 
 
+@pytest.mark.slow
 def test_the_child_ends_with_its_parent(stage: Callable[..., Stage], tmp_path: Path) -> None:
     made = stage("image_encoder")
     request = PlanRequest(

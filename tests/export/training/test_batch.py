@@ -18,6 +18,8 @@ from mapengine.runtime.backends.host_pipeline import geometry_inputs
 from mapengine.runtime.inputs.normalization import norm_constants
 from mapengine.runtime.inputs.prepared import prepare_views
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 EVERYTHING = InputMix(geometry=1, rays=1, depth=1, pose=1, per_view=1, sparse=0, metric=1)
 NOTHING = InputMix(geometry=0)
 

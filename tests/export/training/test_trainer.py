@@ -19,6 +19,8 @@ from mapengine.export.training.optimizer import learning_rate_at
 from mapengine.export.training.trainer import Clock, Trainer
 from mapengine.runtime.errors import CheckpointError, ConfigError
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 NANO = Path(__file__).parents[3] / "export" / "training" / "nano.json"
 
 

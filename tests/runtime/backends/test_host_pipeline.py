@@ -156,6 +156,7 @@ def test_geometry_lands_on_its_own_view(stages: dict[str, FakeStage]) -> None:
     assert added[3] != 0
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     count=st.integers(1, 6),

@@ -53,6 +53,7 @@ def resident_pages(path: Path) -> int:
     return found
 
 
+@pytest.mark.slow
 @linux
 def test_a_stage_keeps_none_of_its_file_before_it_runs_nor_after(stage: StageRunner, tmp_path: Path) -> None:
     """The geometry encoder of a call with images alone never runs."""

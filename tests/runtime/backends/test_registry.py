@@ -40,6 +40,7 @@ def test_what_a_backend_says_of_itself(backend: Backend) -> None:
     assert backend.compute_capability is None
 
 
+@pytest.mark.slow
 def test_stages_return_what_the_manifest_says(backend: Backend, tiny_bundle: Path) -> None:
     manifest = Bundle.open(tiny_bundle, verify=False).manifest
     runner = backend.load_stage("image_encoder", tiny_bundle / manifest.stages["image_encoder"].file.file)
@@ -65,6 +66,7 @@ def test_a_stage_that_cannot_be_loaded(backend: Backend, tmp_path: Path, content
     assert one_sentence(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "inputs",
     [

@@ -21,6 +21,7 @@ CALLS: list[tuple[tuple[str, ...], tuple[int, int], dict[str, Any]]] = [
 ROUNDS = 4
 
 
+@pytest.mark.slow
 def test_four_threads_get_what_serial_calls_get(engine: Engine) -> None:
     work = [(views_of(mix, size), options) for mix, size, options in CALLS]
     serial = [engine.infer(views, **options) for views, options in work]
@@ -35,6 +36,7 @@ def test_four_threads_get_what_serial_calls_get(engine: Engine) -> None:
         assert list(pool.map(call, range(len(work)))) == [[True] * ROUNDS] * len(work)
 
 
+@pytest.mark.slow
 def test_a_failing_thread_does_not_disturb_the_others(engine: Engine) -> None:
     views = views_of(("kdp", "p"))
     expected = engine.infer(views)

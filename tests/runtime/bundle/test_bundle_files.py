@@ -147,6 +147,7 @@ def twins(bundle_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
     return bundle_folder, other
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("steps_between", [0, 1, 5])

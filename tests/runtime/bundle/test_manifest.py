@@ -294,6 +294,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     return found
 
 
+@pytest.mark.slow
 @SHARED
 @given(data=st.data())
 def test_mutations_are_refused_or_round_trip(manifest: Manifest, data: st.DataObject) -> None:

@@ -25,6 +25,7 @@ def read(raw: bytes) -> Manifest:
     return Manifest.from_json(document)
 
 
+@pytest.mark.slow
 def test_every_byte_counts(manifest: Manifest) -> None:
     raw = manifest_text(manifest.to_json())
     assert read(raw) == manifest

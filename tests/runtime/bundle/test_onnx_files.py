@@ -204,6 +204,7 @@ def test_any_bytes_are_read_or_refused(content: bytes) -> None:
 WHOLE = everywhere()[0].SerializeToString()
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     places=st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=3),

@@ -19,6 +19,7 @@ from ...engine_views import MIXES, same, views_of
 from ...random_views import random_views
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mix", MIXES.values(), ids=list(MIXES))
 def test_encoded_views_give_the_same_numbers(engine: Engine, mix: tuple[str, ...]) -> None:
     views = views_of(mix)

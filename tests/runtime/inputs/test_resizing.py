@@ -91,6 +91,7 @@ def test_nearest_takes_the_pixel_before_where_opencv_rounds_down(old: int, scale
     assert (different * old % scaled == 0).all()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     st.tuples(st.integers(20, 700), st.integers(20, 700)),

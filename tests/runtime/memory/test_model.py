@@ -169,6 +169,7 @@ def test_an_engine_refuses_what_does_not_fit(
         free.infer(views_of(("",)))
 
 
+@pytest.mark.slow
 def test_a_limit_is_held_against_images_before_any_is_decoded(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

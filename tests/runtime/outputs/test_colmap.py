@@ -54,6 +54,7 @@ def test_pycolmap_reads_the_scene(scene: Scene, tmp_path: Path, suffix: str) -> 
         np.testing.assert_array_equal(picture, scene.colors[view])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["txt", "bin"])
 def test_points_reproject_onto_their_observations(scene: Scene, tmp_path: Path, suffix: str) -> None:
     scene.save(tmp_path, max_points=500)
@@ -149,6 +150,7 @@ def test_image_names() -> None:
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(names=st.lists(st.text(max_size=12), max_size=8))
 def test_image_names_are_safe_and_different(names: list[str]) -> None:

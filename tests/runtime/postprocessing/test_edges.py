@@ -97,6 +97,7 @@ def test_zero_and_negative_depth_give_no_warning() -> None:
     assert edges.edge_mask(points, depth_z, everywhere(depth)).shape == (30, 30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("many", [0.0, 1.0], ids=["whole image", "around jumps"])
 @pytest.mark.parametrize(("rows", "pixels"), [(1, 500), (5, 10_000), (16, 1), (31, 2000), (1000, 50_000)])
 def test_the_size_of_bands_and_pieces_does_not_matter(

@@ -105,6 +105,7 @@ def test_frusta_overlap_by_containment_and_by_crossing() -> None:
     assert frustum_overlap(crossing).astype(int).tolist() == [[0, 1], [1, 0]]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_the_order_of_the_views_and_the_world_frame_do_not_matter(seed: int) -> None:

@@ -90,6 +90,7 @@ def test_what_fails_is_left_out_with_its_reason() -> None:
         profile([fake("x", fail="load")], photos, Settings((1,), (SIZE,)))
 
 
+@pytest.mark.slow
 def test_a_contender_that_fails_late_keeps_its_runs_and_stops_no_other() -> None:
     record = profile([fake("a"), fake("b", fail="late")], photos, Settings((1,), (SIZE,), runs=5, warmup=1))
     assert {r["contender"]: r["end_to_end_s"]["runs"] for r in record["results"]} == {"a": 5, "b": 2}
@@ -97,6 +98,7 @@ def test_a_contender_that_fails_late_keeps_its_runs_and_stops_no_other() -> None
     assert record["ended_early"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("no space left")], ids=["interrupt", "error"])
 def test_what_was_measured_before_the_end_is_kept(error: BaseException) -> None:
     def few_photos(views: int, width: int, height: int) -> list[Path]:
@@ -139,6 +141,7 @@ def test_a_budget_ends_early_but_not_below_the_least() -> None:
     assert record["results"][0]["end_to_end_s"]["runs"] == Settings.LEAST_RUNS
 
 
+@pytest.mark.slow
 def test_engines_and_pytorch_from_files_to_a_scene(tiny_bundle: Path, tmp_path: Path) -> None:
     from PIL import Image
 

@@ -27,6 +27,7 @@ def noisy(median: float, cv: float, runs: int, seed: int) -> Summary:
     return Summary.of(median * (1 + cv * np.random.default_rng(seed).standard_normal(runs)))
 
 
+@pytest.mark.slow
 def test_noise_is_rarely_called_a_difference_and_a_difference_is_seen() -> None:
     pairs = [(noisy(1, 0.05, 30, 2 * i), noisy(1, 0.05, 30, 2 * i + 1)) for i in range(300)]
     assert sum(is_beyond_noise(*pair) for pair in pairs) <= 6

@@ -84,6 +84,7 @@ def test_no_child_runs_what_lies_in_the_working_folder(start: Callable[[], None]
     assert not trap.exists(), trap.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["mapengine", "mapengine.cli"])
 def test_the_program_runs_nothing_of_the_working_folder_as_a_module_either(
     module: str, trap: Path, monkeypatch: pytest.MonkeyPatch
@@ -120,6 +121,7 @@ def test_every_process_of_python_is_started_where_the_working_folder_is_left_out
     assert found == {"kernels/processes.py", "runtime/system/children.py"}
 
 
+@pytest.mark.slow
 def test_a_child_finds_what_this_process_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "of_the_caller.py").write_text("def answer():\n    print('to nobody')\n    return 42\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -129,6 +131,7 @@ def test_a_child_finds_what_this_process_finds(tmp_path: Path, monkeypatch: pyte
         assert pool.submit(answer).result() == 42
 
 
+@pytest.mark.slow
 def test_functions_of_the_program_itself_are_found(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
@@ -142,6 +145,7 @@ def test_functions_of_the_program_itself_are_found(tmp_path: Path) -> None:
     assert done.stdout == "[0, 2, 4, 6]\n", done.stderr
 
 
+@pytest.mark.slow
 def test_what_a_child_raises_keeps_its_kind_and_a_crash_costs_one_call() -> None:
     with WorkerPool(1) as pool:
         with pytest.raises(InputError, match="there are no images"):
@@ -153,6 +157,7 @@ def test_what_a_child_raises_keeps_its_kind_and_a_crash_costs_one_call() -> None
         assert pool.submit(divmod, 7, 2).result() == (3, 1)
 
 
+@pytest.mark.slow
 def test_a_pool_ends_at_once_and_with_its_processes() -> None:
     with WorkerPool(1) as pool:
         process = pool.submit(os.getpid).result()
@@ -163,6 +168,7 @@ def test_a_pool_ends_at_once_and_with_its_processes() -> None:
         os.kill(process, 0)
 
 
+@pytest.mark.slow
 def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
     script = (
         "import os, time\nfrom mapengine.runtime.system.children import WorkerPool\n"
@@ -180,11 +186,13 @@ def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
     pytest.fail("the worker still runs")
 
 
+@pytest.mark.slow
 def test_a_load_that_fails_names_the_worker() -> None:
     with pytest.raises(MapEngineError, match="first: ZeroDivisionError"):
         Worker.start("first", partial(divmod, 1, 0))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_closed_ends_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
     worker = Worker.start("first", partial(Mock, return_value=42, facts={}))
     assert worker.call() == 42

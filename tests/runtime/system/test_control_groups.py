@@ -194,6 +194,7 @@ def test_a_system_without_control_groups_has_no_limits(tmp_path: Path) -> None:
     assert group_limits(tmp_path) == GroupLimits()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(psutil, "RLIMIT_AS"), reason="this system has no limit of address space")
 @pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
 def test_address_space_and_data_are_limits_of_free_memory(limit: str) -> None:

@@ -39,6 +39,7 @@ def test_processors_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) 
     assert named("")  # what the platform module knows
 
 
+@pytest.mark.slow
 def test_processors_and_memory() -> None:
     assert 1 <= usable_processors() <= (os.cpu_count() or 1)
     if hasattr(os, "sched_setaffinity"):
@@ -116,6 +117,7 @@ def test_a_repository_around_the_package_is_not_its_own(tmp_path: Path, monkeypa
     assert source_commit(tmp_path / "other") is None
 
 
+@pytest.mark.slow
 @needs_git
 def test_an_installed_copy_in_the_repository_of_somebody_else_has_no_commit(tmp_path: Path) -> None:
     make_repository(tmp_path, "mapengine-user")

@@ -10,6 +10,7 @@ import pytest
 from mapengine.runtime.system.threads import in_order
 
 
+@pytest.mark.slow
 def test_results_come_in_order() -> None:
     def slow_first(index: int) -> int:
         time.sleep(0.002 * (20 - index))

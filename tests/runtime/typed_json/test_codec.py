@@ -189,6 +189,7 @@ def test_what_is_no_strict_json(text: bytes, problem: str) -> None:
     assert str(caught.value).endswith("; plan again")
 
 
+@pytest.mark.slow
 def test_nesting_of_a_recursive_type_ends_in_a_refusal() -> None:
     document = encode(SMALL)
     for _ in range(5000):
@@ -209,6 +210,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(key=st.sampled_from(sorted(encode(WHOLE))), value=JSON)
 def test_any_value_is_read_back_or_refused(key: str, value: Any) -> None:

@@ -113,6 +113,7 @@ def test_the_current_folder_stays_the_current_one(older: Path, monkeypatch: pyte
     assert [f.name for f in older.parent.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_the_folder_is_there_all_the_time(older: Path) -> None:
     """Nobody who looks at any moment finds it missing, or the files of two results."""
     found: set[str] = set()

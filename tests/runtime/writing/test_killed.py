@@ -95,6 +95,7 @@ def test_killed_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, b
     pytest.fail("it never ended")
 
 
+@pytest.mark.slow
 def test_a_file_killed_at_every_step(tmp_path: Path) -> None:
     for step in range(100):
         path = tmp_path / str(step) / "x.md"

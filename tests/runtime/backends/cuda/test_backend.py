@@ -23,6 +23,8 @@ from .stand_in_status import DEVICE_UNAVAILABLE
 from .stand_in_tensorrt import StandInTensorRt
 from .test_plans import change_manifest, change_tensors
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 
 @pytest.mark.slow
 def test_without_a_gpu_the_error_says_what_is_missing_and_what_would_work(plan_bundles: dict[str, Path]) -> None:

@@ -57,6 +57,7 @@ def test_a_failure_of_the_host_part_ends_the_call(
     assert len(forward(device_engine, random_views(4))) == 4
 
 
+@pytest.mark.slow
 def test_a_fatal_error_is_said_by_every_engine_of_the_process(
     device_engine: Engine, driver: StandInDriver, library: StandInTensorRt, plan_bundle: Path
 ) -> None:

@@ -122,6 +122,7 @@ def test_a_context_that_will_be_extended_gives_its_memory(
     assert_close(other.finish(), expected[0])
 
 
+@pytest.mark.slow
 def test_a_context_that_is_being_closed_is_waited_for(
     device_engine: Engine, small: Engine, driver: StandInDriver
 ) -> None:

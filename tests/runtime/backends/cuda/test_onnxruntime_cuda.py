@@ -35,6 +35,8 @@ from .stand_in_driver import StandInDriver
 from .stand_in_onnxruntime import StandInOnnxRuntime
 from .test_chain import assert_near
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 NAME = "onnxruntime-cuda"
 MakeLibrary = Callable[[StandInDriver], StandInOnnxRuntime]
 

@@ -25,6 +25,8 @@ from .requests import LIBRARIES, MakeDriver, MakeLibrary, forward, given_views
 from .stand_in_driver import StandInDriver
 from .stand_in_tensorrt import StandInTensorRt
 
+pytestmark = pytest.mark.slow  # its fixtures take seconds
+
 # Numbers
 
 

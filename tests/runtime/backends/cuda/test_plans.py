@@ -163,6 +163,7 @@ def test_weights_that_do_not_fit(load: Callable[..., Engine], library: StandInTe
         load()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -189,6 +190,7 @@ def test_an_output_that_is_larger_than_its_buffer(
     assert driver.blocks == {}
 
 
+@pytest.mark.slow
 def test_the_golden_check_runs_on_the_gpu(load: Callable[..., Engine], library: StandInTensorRt) -> None:
     library.noise = 0.5
     with pytest.raises(ParityError, match=f"{library.name} .* on NVIDIA Stand-in 4000 .* gives wrong results"):
@@ -203,6 +205,7 @@ def test_the_golden_check_runs_on_the_gpu(load: Callable[..., Engine], library: 
 # When it runs
 
 
+@pytest.mark.slow
 def test_each_profile_serves_its_shapes(device_engine: Engine, small: Engine) -> None:
     """The stand-in refuses shapes outside of the chosen profile; the aggregator's first one ends at four views."""
     for count in (1, 4, 5, 8):

@@ -82,6 +82,7 @@ def test_the_cache_is_not_written_at_every_call(bundle: Path) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in bundle.glob("*.cache")} == written  # nothing is new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -115,6 +116,7 @@ def test_a_cache_that_the_library_does_not_want(bundle: Path, monkeypatch: pytes
     assert run(bundle) == 4
 
 
+@pytest.mark.slow
 def test_a_cache_is_of_one_bundle_and_one_device(
     bundle: Path, driver: StandInDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +140,7 @@ def test_old_caches_go(bundle: Path) -> None:
     assert run(bundle) == 0  # the newest stayed
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = cached_records.private_folder
 
@@ -155,6 +158,7 @@ def test_a_folder_that_cannot_be_written(bundle: Path, monkeypatch: pytest.Monke
     assert run(bundle) == 0
 
 
+@pytest.mark.slow
 def test_nowhere_to_write(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MAPENGINE_CACHE", str(tmp_path / "file"))
@@ -164,6 +168,7 @@ def test_nowhere_to_write(bundle: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert caches(bundle) == []
 
 
+@pytest.mark.slow
 def test_caches_that_are_too_large_are_left_alone(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(bundle)
     monkeypatch.setattr(runtime_cache, "MAX_BYTES", 10)

@@ -15,6 +15,7 @@ from .requests import LIBRARIES, MakeDriver, MakeLibrary, call_from_threads, for
 from .stand_in_driver import StandInDriver
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["lazy", "eager", 11])
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_threads_get_what_serial_calls_get(

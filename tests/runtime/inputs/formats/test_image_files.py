@@ -230,6 +230,7 @@ SUSPICIOUS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(SUSPICIOUS))
 def test_what_is_suspicious_is_said_once(kind: str) -> None:
     given, words = SUSPICIOUS[kind]
