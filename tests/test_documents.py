@@ -38,6 +38,7 @@ def group() -> Any:
     return typer.main.get_command(make_app())
 
 
+@pytest.mark.slow
 def test_every_public_name_has_a_docstring_and_a_place_in_the_reference(make_site: ModuleType) -> None:
     make_site.check_public_names()
 

@@ -111,6 +111,7 @@ def test_upstreams_way_gives_the_same_scene(engine: Engine) -> None:
     np.testing.assert_array_equal(scene.points, np.concatenate([p["pts3d"] for p in predictions]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("photo", "file", "focal", "centre"),
     [("sceaux", "K.txt", 2905.88, (1416, 1064)), ("redkitchen", "camera-intrinsics.txt", 585, (320, 240))],

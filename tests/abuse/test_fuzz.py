@@ -86,6 +86,7 @@ def test_view_lists(tmp_path: Path, data: st.DataObject) -> None:
     answers(lambda: load_view_list(tmp_path / "views.json"))
 
 
+@pytest.mark.slow
 @fuzzed
 @given(st.one_of(st.binary(max_size=200), VALUES.map(lambda value: json.dumps(value).encode())))
 def test_view_lists_of_any_content(tmp_path: Path, content: bytes) -> None:

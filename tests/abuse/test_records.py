@@ -112,6 +112,7 @@ def test_numbers_that_somebody_edited(record: Path) -> None:
         refused(record, (old, new), "the record has a hash of itself")
 
 
+@pytest.mark.slow
 def test_moved_blocks(record: Path) -> None:
     content = record.read_bytes()
     draws = random.Random(2)

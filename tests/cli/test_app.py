@@ -67,6 +67,7 @@ def test_help_names_every_backend(cli: Any, command: str) -> None:
     assert all(name in text for name in NAMES)
 
 
+@pytest.mark.slow
 def test_help_names_every_precision(cli: Any) -> None:
     assert "|".join(PRECISIONS) in cli("build", "--help").out
     assert "|".join(name for name in PRECISIONS if name not in EIGHT_BIT) + " " in cli("export", "--help").out

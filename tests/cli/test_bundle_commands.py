@@ -156,6 +156,7 @@ def test_verify_where_no_backend_is_installed(cli: Any, tiny_bundle: Path, monke
     assert "pip install 'mapengine[cpu]'" in result.problems[0]
 
 
+@pytest.mark.slow
 def test_verify_refuses_another_model(cli: Any, tiny_bundle: Path) -> None:
     result = cli("verify", tiny_bundle, "--model", DATA / "v11_tiny")
     assert result.code == 1
@@ -177,6 +178,7 @@ def test_verify_fails_far_from_pytorch(cli: Any, tiny_bundle: Path, monkeypatch:
     assert cli("verify", tiny_bundle, "--model", "preset:tiny", "--backend", "onnxruntime").code == 0
 
 
+@pytest.mark.slow
 def test_info_of_this_machine(cli: Any) -> None:
     result = cli("info")
     assert result.code == 0
@@ -207,6 +209,7 @@ def test_info_of_a_bundle(cli: Any, tiny_bundle: Path) -> None:
     assert Manifest.from_json(document) == manifest
 
 
+@pytest.mark.slow
 def test_info_without_parity_and_of_no_bundle(cli: Any, bundle_folder: Path, tmp_path: Path) -> None:
 
     def change(document: dict[str, Any]) -> None:

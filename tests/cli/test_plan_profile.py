@@ -161,6 +161,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"mapengine.cli.profile_command.{name}", lambda *_, **__: pytest.fail("it measures"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("option", ["--json", "--markdown", "--plot"])
 def test_a_profile_that_cannot_be_written_is_not_measured(

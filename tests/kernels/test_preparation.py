@@ -66,6 +66,7 @@ def test_quantised_queries_are_within_half_a_step() -> None:
     assert levels.abs().max() == 127
 
 
+@pytest.mark.slow
 def test_equal_keys_quantise_to_zeros_with_positive_scales() -> None:
     _, key, _ = EXTREMES["all-equal keys"](random_qkv(1, 97, 1, 64))
     levels, scales = quantize_keys(key)

@@ -49,6 +49,7 @@ def test_infer_equals_the_reference(engine: Engine, reference: Any, mix: tuple[s
                 assert np.abs((got[key] - value) * inside).max() <= 1e-4 * largest, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mix", [("", ""), ("kdp", "", "kp")], ids=["images", "mixed"])
 def test_the_samples_of_a_batch_do_not_mix(engine: Engine, mix: tuple[str, ...]) -> None:
     views = views_of(mix, batch=2)
@@ -88,6 +89,7 @@ def test_the_callers_dictionaries_are_not_modified(small: Engine) -> None:
                 np.testing.assert_array_equal(now, then)
 
 
+@pytest.mark.slow
 def test_calls_leave_nothing_behind(small: Engine) -> None:
     plain, full = views_of(("", "")), views_of(("kdp", "kdp"))
     first = small.infer(plain)
@@ -102,6 +104,7 @@ def test_calls_leave_nothing_behind(small: Engine) -> None:
     np.testing.assert_array_equal(states[1], np.random.get_state()[1])  # noqa: NPY002
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "kept"),
     [("calibration", ("p", "p")), ("depth", ("kp", "kp")), ("pose", ("kd", "kd"))],
@@ -118,6 +121,7 @@ def test_all_inputs_ignored_are_plain_images(small: Engine) -> None:
     assert same(small.infer(views_of(("kdp", "kdp")), **options), small.infer(views_of(("", ""))))
 
 
+@pytest.mark.slow
 def test_ignored_scales_are_not_metric_scales(small: Engine) -> None:
     views = views_of(("kdp", "kdp"))
     options = {"ignore_depth_scale_inputs": True, "ignore_pose_scale_inputs": True}
@@ -129,6 +133,7 @@ def test_ignored_scales_are_not_metric_scales(small: Engine) -> None:
         assert not same(one, small.infer(views))
 
 
+@pytest.mark.slow
 def test_mask_options(small: Engine) -> None:
     views = views_of(("", ""))
     plain, bare = small.infer(views), small.infer(views, apply_mask=False)
@@ -152,6 +157,7 @@ def test_mask_options(small: Engine) -> None:
         assert whole["pts3d"].all(axis=-1).all()
 
 
+@pytest.mark.slow
 def test_multiview_confidence_replaces_confidence(small: Engine) -> None:
     views = views_of(("", "", ""))
     plain = small.infer(views)

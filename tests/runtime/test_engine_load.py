@@ -198,6 +198,7 @@ assert not {{"torch", "onnx", "transformers"}} & set(sys.modules)
     assert (tmp_path / "scene.ply").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_an_opened_bundle_is_hashed_as_a_folder_is(tiny_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
     opened = Bundle.open(tmp_path / "bundle", verify=False)

@@ -83,6 +83,7 @@ def test_prepared_views_are_the_preprocessed_ones_without_a_second_check(
                 np.testing.assert_array_equal(got[key], value, err_msg=key)
 
 
+@pytest.mark.slow
 def test_geometry_arrives_scaled_at_the_network(small: Engine, images: list[np.ndarray]) -> None:
     samples = sample_views(3, width=80, height=60)
     cameras, poses, depths = ([getattr(s, k) for s in samples] for k in ("intrinsics", "pose", "depth_z"))

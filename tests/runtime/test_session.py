@@ -57,6 +57,7 @@ def test_only_new_frames_are_encoded(engine: Engine) -> None:
     assert len(stages) == 3  # the aggregator once, the head per view
 
 
+@pytest.mark.slow
 def test_what_is_known_of_a_frame_can_change(engine: Engine) -> None:
     plain, known = views_of(("", "")), views_of(("kp", "kdp"))
     session = Session(engine)

@@ -35,6 +35,7 @@ def answer(rendered: DemoScene, **errors: Any) -> Comparison:
     return compare(Oracle(rendered.scene, **errors).forward(views), rendered.scene)
 
 
+@pytest.mark.slow
 def test_pictures_are_a_multiple_of_what_the_network_sees(rendered: DemoScene) -> None:
     scene = rendered.scene
     assert rendered.pictures.shape == (3, 8 * SIZE[1], 8 * SIZE[0], 3)
@@ -85,6 +86,7 @@ def test_the_true_scene_is_what_was_rendered(rendered: DemoScene) -> None:
     np.testing.assert_allclose(first[:, 2], true.depth[0][true.mask[0]], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".glb", ".ply"])
 def test_both_scenes_are_saved(rendered: DemoScene, tmp_path: Path, suffix: str) -> None:
     answer(rendered).save(tmp_path, suffix)
@@ -185,6 +187,7 @@ def drawn(picture: Image.Image, colour: tuple[int, int, int]) -> int:
     return int((np.abs(np.asarray(picture).astype(int) - colour).sum(axis=-1) < 60).sum())
 
 
+@pytest.mark.slow
 def test_the_plan_shows_cameras_where_they_are(rendered: DemoScene) -> None:
     right = answer(rendered)
     poses = right.poses.copy()

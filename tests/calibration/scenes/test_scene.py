@@ -37,6 +37,7 @@ def project(scene: RenderedScene, a: int, b: int) -> tuple[np.ndarray, np.ndarra
     return found.column[inside], found.row[inside], found.z[inside]
 
 
+@pytest.mark.slow
 def test_points_are_met_by_the_rays_of_every_other_view(scenes: list[RenderedScene]) -> None:
     """What a ray of another view hits first is the point itself, or something nearer that hides it."""
     seen = missed = 0
@@ -134,6 +135,7 @@ def test_kinds_are_all_drawn() -> None:
     assert {render_scene(seed, 1, 28, 28).kind for seed in range(20)} == set(KINDS)
 
 
+@pytest.mark.slow
 def test_sky_has_no_depth() -> None:
     scene = render_scene(6, 4, kind="outdoor")
     assert not scene.mask.all()

@@ -52,6 +52,7 @@ def test_operations_are_those_of_the_counter(preset: str, stage: str, request_: 
     assert stage_costs(network.config, request_)[stage].flops == pytest.approx(expected, rel=0.002)
 
 
+@pytest.mark.slow
 def test_one_call_reads_every_weight_once() -> None:
     with torch.device("meta"):
         network = MapAnythingNetwork(parse_config(preset_config("giant")))

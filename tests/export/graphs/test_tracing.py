@@ -342,6 +342,7 @@ def test_all_input_configurations_are_exact(configuration: int, engine: Pipeline
     assert_close(found, [{key: view[key].numpy() for key in found[0]} for view in expected])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 2, 5, 7])
 def test_chunks_are_exact(chunk: int, engine: Pipeline, tiny: MapAnything) -> None:
     views = mixed_views(7)

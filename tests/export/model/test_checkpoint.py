@@ -231,6 +231,7 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.slow
 def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, config: ModelConfig, tensors: Tensors) -> None:
     trap = tmp_path / "trap"
     for zipped in (True, False):
@@ -329,6 +330,7 @@ def test_nothing_to_read(tmp_path: Path, config: ModelConfig) -> None:
         read_checkpoint(tmp_path / "weights.npz", config)
 
 
+@pytest.mark.slow
 def test_hash_is_of_content_not_of_form(config: ModelConfig, tensors: Tensors) -> None:
     reference = weights_sha256(tensors)
     assert reference == "7871374f7f193613265da7b52eec19d4192f32f251ae5076af524014e6774098"

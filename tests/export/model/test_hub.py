@@ -53,6 +53,7 @@ def folder(tmp_path: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_preset() -> None:
     model = resolve_model("preset:tiny")
     config, tensors = load_preset("tiny")
@@ -103,6 +104,7 @@ def test_unusable_folders(folder: Path) -> None:
         resolve_model(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -142,6 +144,7 @@ def test_revision_belongs_to_hub_ids(folder: Path) -> None:
             resolve_model(local, revision="main")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("revision", [None, "main", COMMIT])
 def test_cached_download_works_without_network(no_network: Path, revision: str | None) -> None:
     fill_cache(no_network)

@@ -125,6 +125,7 @@ def test_tiny_predicts_something_plausible(network: MapAnythingNetwork, height: 
     assert 0.5 < scale < 2
 
 
+@pytest.mark.slow
 def test_every_parameter_matters(tiny: tuple[ModelConfig, dict[str, torch.Tensor]]) -> None:
     """Each tensor has a gradient in some output of two views that give everything the network can take."""
     config, tensors = tiny

@@ -89,6 +89,7 @@ def test_forward_is_unmasked_infer(reference: Reference) -> None:
         assert all(torch.equal(got[key], want[key]) for key in want)
 
 
+@pytest.mark.slow
 def test_float64_reaches_the_double_precision_golden() -> None:
     """Double precision leaves rounding of 1e-16 times a few thousand; the float32 run of the same case is 1e-6 off."""
     model = load_model(DATA / "v11_tiny").double()
@@ -274,6 +275,7 @@ def test_progress_counts_the_views(tiny: MapAnything) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_weights_hash_names_the_weights(reference: Reference) -> None:
     hashes = {reference(name).weights_hash() for name in ("preset:tiny", "v11_tiny", "v1_tiny")}
     assert len(hashes) == 3

@@ -230,6 +230,7 @@ def test_features_beyond_the_range_pass_as_float32(
     assert [name for name, dtype in dtypes["aggregator"].items() if dtype == "float32"] == ["view_features_2"]
 
 
+@pytest.mark.slow
 def test_headroom_is_sorted_and_named(
     exported: Exported, magnitudes: Callable[..., Magnitudes], tmp_path: Path
 ) -> None:

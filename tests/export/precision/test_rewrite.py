@@ -26,6 +26,7 @@ Exported = Callable[..., Path]
 BOTH = [(form, precision) for form in FORMS for precision in PRECISIONS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("network", "form"), GRAPHS)
 def test_the_files_are_valid(network: str, form: str, precision: str, lowered: Lowered) -> None:

@@ -92,6 +92,7 @@ def test_without_rounding_only_the_weights_are_those_of_16_bits(precision: str, 
     np.testing.assert_allclose(found, (total * np.maximum(total, 0)).reshape(-1, 24), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_without_rounding_a_stage_takes_and_gives_float32(precision: str, lowered: Lowered, tmp_path: Path) -> None:
     stages = lowered("mha", "preset:tiny", precision)

@@ -57,6 +57,7 @@ CASES: list[tuple[str, Callable[[Calibration], Calibration], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "said"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_what_does_not_fit_the_network_is_a_sentence(
     change: Callable[[Calibration], Calibration], said: str, reference: Callable[..., MapAnything]

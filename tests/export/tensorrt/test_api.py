@@ -78,6 +78,7 @@ def problem(classes: tuple[str, ...], member: str, function: str) -> str | None:
     return None if guarded else f"{'/'.join(classes)}.{member} is not in {', '.join(lacking)}, and nothing guards it"
 
 
+@pytest.mark.slow
 def test_every_name_exists_or_is_guarded() -> None:
     problems, seen = [], set()
     for path in SOURCES:

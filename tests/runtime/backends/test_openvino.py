@@ -76,6 +76,7 @@ def test_no_result_changes_when_the_stage_runs_again(stage: StageRunner, rows: i
     np.testing.assert_allclose(stage.run({"x": inputs[0]})["y"], inputs[0] @ WEIGHT, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_results_of_an_earlier_call_are_never_those_of_this_one(
     stage: StageRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def test_a_failing_thread_does_not_disturb_the_others(engine: Engine) -> None:
         assert all(pool.map(call, range(4)))
 
 
+@pytest.mark.slow
 def test_one_thread_at_a_time_reuses_results_of_none(engine: Engine) -> None:
     """A backend's buffers are written again by its next call; what was returned before must not change."""
     first = engine.infer(views_of(("", "")))

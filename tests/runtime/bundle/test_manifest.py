@@ -327,6 +327,7 @@ def test_mutations_are_refused_or_round_trip(manifest: Manifest, data: st.DataOb
     assert message.isprintable()
 
 
+@pytest.mark.slow
 @SHARED
 @given(raw=st.binary(max_size=200) | st.text(alphabet='[]{}",:0123eE.-tfn\\u ', max_size=80).map(str.encode))
 def test_random_bytes(raw: bytes) -> None:
@@ -373,6 +374,7 @@ def test_sizes_that_no_bundle_serves(height: int, width: int) -> None:
     assert isinstance(caught.value, AssertionError | ValueError)
 
 
+@pytest.mark.slow
 @given(views=st.integers(-3, 50), height=st.integers(-30, 700), width=st.integers(-30, 700))
 @settings(deadline=None, max_examples=200)
 def test_profile_agrees_with_its_definition(views: int, height: int, width: int) -> None:

@@ -217,6 +217,7 @@ def _compressed_zeros() -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 def test_golden_that_is_no_archive_of_numbers(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = bundle_folder / "golden.npz"
     content = path.read_bytes()

@@ -230,6 +230,7 @@ def test_altered_golden_file_is_refused_at_load(tiny_bundle: Path, tmp_path: Pat
         Engine.load(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -191,6 +191,7 @@ def test_different_sizes_in_one_call(small: Engine) -> None:
     refused(ViewMismatchError, "view 1: img|(2, 3, 42, 56)", lambda: small.infer([view(), double]))
 
 
+@pytest.mark.slow
 def test_float_images_in_both_ranges(small: Engine) -> None:
     expected = small.reconstruct([PIXELS], size=SIZE)
     for dtype in (np.float16, np.float32, np.float64, np.dtype(">f8")):
@@ -235,6 +236,7 @@ def test_images_that_infer_refuses(small: Engine, image: Any, error: type[MapEng
     refused(error, words, lambda: small.infer([{**view(), "img": image}]))
 
 
+@pytest.mark.slow
 def test_memory_layouts_and_types_that_mean_the_same(small: Engine, tmp_path: Path) -> None:
     known = {"intrinsics": K, "depth_z": DEPTH, "camera_poses": EYE}
     expected = small.infer([view(**known)])
@@ -348,6 +350,7 @@ def test_no_permission_to_write(scene: Scene, tmp_path: Path, name: str, monkeyp
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_disk_full(scene: Scene, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = scene.save(tmp_path / name)

@@ -41,6 +41,7 @@ def test_encoded_and_plain_views_mix(engine: Engine, which: list[bool], batch: i
     assert same(engine.infer(mixed), engine.infer(views))
 
 
+@pytest.mark.slow
 def test_what_is_known_can_be_replaced(engine: Engine) -> None:
     plain, known = views_of(("", "")), views_of(("kdp", "kp"))
     encoded = engine.encode(plain)
@@ -64,6 +65,7 @@ def test_the_encoder_does_not_run_again(engine: Engine) -> None:
     assert "image_encoder" not in stages
 
 
+@pytest.mark.slow
 def test_encoded_views_of_another_bundle_are_refused(engine: Engine) -> None:
     view = engine.encode(views_of(("",)))[0]
     stranger = EncodedView(view.view, view.features, "another")
@@ -88,6 +90,7 @@ def test_encoding_checks_its_views(engine: Engine) -> None:
         engine.encode([])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mix", [("",), ("kdp", "kdp", "kdp"), ("p", "kd", "", "rp")])
 def test_a_stream_gives_what_infer_gives(engine: Engine, mix: tuple[str, ...]) -> None:
     views = views_of(mix)
@@ -139,6 +142,7 @@ def test_a_stream_refuses_before_it_begins(engine: Engine) -> None:
         engine.infer_stream(views * (engine.manifest.requests.views.max))
 
 
+@pytest.mark.slow
 def test_streams_are_saved_view_by_view(engine: Engine, tmp_path: Path) -> None:
     views = views_of(("", "", ""))
     stream = engine.infer_stream(views, dtype="float16")

@@ -157,6 +157,7 @@ def test_the_limit_of_pixels_is_our_own(tmp_path: Path, monkeypatch: pytest.Monk
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["png", "jpg", "tiff"])
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())

@@ -71,6 +71,7 @@ def nearest(old: int, scaled: int) -> Any:
     return resize_and_crop(np.zeros((rows, old, 3), np.uint8), (scaled, 1), depth)[1][0]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 1000), st.integers(1, 1200))
 def test_nearest_is_opencv(old: int, scaled: int) -> None:

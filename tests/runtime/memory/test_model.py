@@ -53,6 +53,7 @@ def lawful(shapes: list[tuple[int, int, int]]) -> MemoryModel:
 SHAPES = measurement.measuring_shapes(ServedRequests(Range(1, 4, 300), AnySize(14, 1022)))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 60), st.integers(1, 60), st.booleans(), st.booleans())
 def test_a_law_is_found_and_continued(views: int, rows: int, columns: int, geometry: bool, collect: bool) -> None:

@@ -67,6 +67,7 @@ def test_text_is_shortened_in_the_middle_and_printable() -> None:
     assert drawing.fit_text(draw, "begin", font, 1) == "..."
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(low=st.floats(-1e4, 1e4), span=st.floats(1e-3, 1e5), count=st.integers(2, 12))
 def test_ticks_are_round_numbers_in_range(low: float, span: float, count: int) -> None:

@@ -121,6 +121,7 @@ def test_refuses_a_width_out_of_range(scene: Scene, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_names_are_shortened_and_made_printable(room_predictions: Callable[..., Predictions]) -> None:
     predictions = room_predictions(1, 28, 28)
     short, long, odd = "a.jpg", "x" * 100_000, "a\nb\x00.jpg"

@@ -214,6 +214,7 @@ def test_load_refuses_what_is_no_scene(scene: Scene, tmp_path: Path) -> None:
         Scene.load(tmp_path / "array.npy")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(position=st.floats(0, 1), value=st.integers(0, 255))
 def test_load_of_a_damaged_file_is_right_or_refused(position: float, value: int) -> None:
@@ -329,6 +330,7 @@ def test_format_overrides_the_suffix(scene: Scene, tmp_path: Path) -> None:
         scene.save(tmp_path / "folder.ply")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["scene.glb", "scene.ply", "scene.npz", "colmap", "preview.png"])
 def test_full_disk_leaves_the_old_result(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

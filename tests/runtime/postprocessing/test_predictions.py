@@ -221,6 +221,7 @@ def test_threads_change_no_number(threads: int) -> None:
             np.testing.assert_array_equal(result[key], value, err_msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(14, 14), (14, 1400), (1022, 1022)])
 def test_every_size_gives_finite_results(height: int, width: int) -> None:
     heads = make_heads(height=height, width=width)
@@ -257,6 +258,7 @@ def test_the_confidence_percentile_is_strict() -> None:
     assert postprocess.confidence_mask(np.ones_like(confidence), 10).sum() == 0
 
 
+@pytest.mark.slow
 def test_confidence_of_a_very_large_image() -> None:
     # torch.quantile refuses more than 2**24 elements.
     confidence = np.zeros((1, 4100, 4100), np.float16)

@@ -179,6 +179,7 @@ def test_a_bundle_without_a_choice_of_key_blocks(device: Device, codes: tuple[Ke
         AttentionKernels(device, tmp_path, others, [layer("sparse", 0.9)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("length", [1, 15, 64, 137])
 def test_flash_is_attention(

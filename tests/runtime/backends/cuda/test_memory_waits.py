@@ -97,6 +97,7 @@ def test_a_context_that_was_just_taken_is_waited_for(
     assert_close(other.finish(), expected)
 
 
+@pytest.mark.slow
 def test_a_context_that_will_be_extended_gives_its_memory(
     device_engine: Engine, small: Engine, driver: StandInDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

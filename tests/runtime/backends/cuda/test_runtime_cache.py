@@ -69,6 +69,7 @@ def test_the_second_process_compiles_nothing(bundle: Path) -> None:
     assert run(bundle) == run(bundle, views=3) == 0
 
 
+@pytest.mark.slow
 def test_the_cache_is_not_written_at_every_call(bundle: Path) -> None:
     engine = Engine.load(bundle, verify=False)
     engine.predict(random_views(2))
@@ -109,6 +110,7 @@ def test_a_damaged_cache_is_ignored_and_replaced(
     assert len(seen) == 4
 
 
+@pytest.mark.slow
 def test_a_cache_that_the_library_does_not_want(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of another GPU or version, for example."""
     run(bundle)
@@ -178,6 +180,7 @@ def test_caches_that_are_too_large_are_left_alone(bundle: Path, monkeypatch: pyt
     assert len(caches(bundle)) == 4  # not written
 
 
+@pytest.mark.slow
 def test_a_library_with_nothing_to_serialise(bundle: Path, small: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(IRuntimeCache, "serialize", lambda self: None)
     engine = Engine.load(bundle, verify=False)

@@ -31,6 +31,7 @@ def test_threads_get_what_serial_calls_get(
     call_from_threads(engine, small)
 
 
+@pytest.mark.slow
 def test_a_failing_thread_does_not_disturb_the_others(device_engine: Engine, small: Engine) -> None:
     views = given_views("gi")
     expected = forward(small, views)

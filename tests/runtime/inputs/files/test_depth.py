@@ -215,6 +215,7 @@ def bomb(path: Path, shape: tuple[int, ...], dtype: str = "<f4") -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_an_archive_is_not_unpacked_beyond_its_image(tmp_path: Path) -> None:
     path = bomb(tmp_path / "a.npz", (1024, 1024))
     assert path.stat().st_size < 10_000

@@ -180,6 +180,7 @@ def test_distorted_images_become_those_of_a_pinhole(tmp_path: Path, model: str, 
     assert view.size == open_views(project.folder)[0].size
 
 
+@pytest.mark.slow
 def test_a_fisheye_stays_one(tmp_path: Path) -> None:
     import pycolmap
 
