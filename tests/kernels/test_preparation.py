@@ -139,6 +139,15 @@ def test_equal_blocks_are_kept_together() -> None:
     assert (select(query, key, Selection(0.5, 0.0))[1] == 10).all()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [640, 641])
+def test_queries_of_the_last_block_see_all_keys(length: int) -> None:
+    query, key, _ = random_qkv(1, length, 1, 32)
+    counts = select(query, key, Selection(0.3, 0.0))[1][0, 0]
+    assert counts[-1] == -(-length // KEY_BLOCK)
+    assert (counts[:-1] < counts[-1]).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [((0.0,), "threshold"), ((1.1,), "threshold"), ((0.5, -0.1), "least share"), ((0.5, 0.1, 3, 4), "class tokens")],
