@@ -23,7 +23,7 @@ from PIL import Image
 from mapengine.runtime import Engine, Scene, load_images
 from mapengine.runtime.inputs.formats.view_lists import load_view_list
 from mapengine.runtime.inputs.preprocess import preprocess_views
-from mapengine.runtime.inputs.sources import read_listed_views, read_views
+from mapengine.runtime.inputs.sources import read_views
 
 DATA = Path(os.environ.get("MAPENGINE_DATA") or Path(__file__).resolve().parents[1] / ".." / "shared" / "data")
 SCEAUX, KITCHEN = DATA / "sceaux", DATA / "redkitchen"
@@ -232,7 +232,7 @@ def test_command_line_with_a_view_list(tiny_bundle: Path, tmp_path: Path) -> Non
     scene = Scene.load(outs[0])
     check(scene, 5, SIZE)
     engine = Engine.load(tiny_bundle, "onnxruntime", verify=False)
-    expected = engine.reconstruct_views(read_listed_views(load_view_list(path)), size=SIZE)
+    expected = engine.reconstruct_views(read_views(load_view_list(path)), size=SIZE)
     np.testing.assert_allclose(scene.points, expected.points, atol=1e-5)
     assert len(pycolmap.Reconstruction(outs[2] / "sparse" / "0").images) == 5
     assert trimesh.load(outs[1]).geometry

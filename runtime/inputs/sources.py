@@ -112,11 +112,6 @@ def read_views(images: Any, *known: Any, **more: Any) -> list[RawView]:
     return list(in_order(read, open_views(images, *known, **more)))
 
 
-def read_listed_views(views: Sequence[ViewFiles]) -> list[RawView]:
-    """Read the views that a format found; errors as :func:`read_views`."""
-    return read_views(views)
-
-
 def _given(view: ViewFiles, options: ReadOptions) -> ViewFiles:
     """A view with what the network gets of it. Intrinsics stay where depth needs them: infer ignores them then."""
     if not options.gives("depth"):

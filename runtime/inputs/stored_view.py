@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from PIL import Image
 from ..errors import InputError, MapEngineError
 from ..geometry import Array
 from .checks import as_array, check_camera_of_image, depth_map, finite_range
-from .files.depth import read_depth
+from .files.depth import LIKELY_MILLIMETRES, read_depth
 from .formats.view_files import ViewFiles
 from .images import Picture, image_size, picture_of, read_picture
 from .lenses import Undistortion, scaled_camera
@@ -24,7 +23,6 @@ from .resolutions import Size
 
 _UNIT_OVERSHOOT = 1.5
 _OFF_CENTRE = 0.15  # of the image's side, of the principal point
-_FAR = 200.0  # metres; half of a scene lies farther only when the unit is wrong
 _SAME_SHAPE = 0.02  # how far the aspect ratio of a smaller depth map or camera may be off
 _BYTES_PER_PIXEL = 12  # of an image that is decoded and resized; Pillow takes 4 for RGB, and the resized one as many
 
@@ -295,7 +293,7 @@ def _camera_remarks(camera: Array, size: Size) -> list[Remark]:
 
 def _depth_remarks(depth: Array) -> list[Remark]:
     known = depth[depth > 0]
-    if not known.size or np.median(known) <= _FAR:
+    if not known.size or np.median(known) <= LIKELY_MILLIMETRES:
         return []
     return [
         Remark(
@@ -326,13 +324,3 @@ def _to_uint8(pixels: Array, where: str) -> npt.NDArray[np.uint8]:
         )
     # A resized picture overshoots 1 a little; a picture in 0..255 that stays below 1.5 would be black.
     return np.asarray(np.minimum(pixels, 1) * 255 if high <= _UNIT_OVERSHOOT else pixels).astype(np.uint8)
-
-
-def is_path(value: Any) -> bool:
-    """Return whether a value names a file."""
-    return isinstance(value, str | os.PathLike)
-
-
-def path_of(value: Any) -> Any:
-    """Return a path for a value that names a file, and any other value as it is."""
-    return Path(value) if is_path(value) else value

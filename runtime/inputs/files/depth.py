@@ -42,7 +42,8 @@ from ...system.reading import PathLike, open_file, shown_path
 from .opening import EXR, file_name, open_image, read_error, tiff_tags
 
 _NO_RETURN_16_BIT = 65535  # what range cameras write, besides 0, where they measured nothing
-_LIKELY_MILLIMETRES = 200.0  # metres; half of a scene lies farther only when the unit is wrong
+LIKELY_MILLIMETRES = 200.0
+"""Metres; half of a scene lies farther only when the unit is wrong."""
 _LARGEST_DEPTH_SCALE = 10.0
 MOST_DEPTHS = 100_000_000
 """Pixels of a depth map whose image is not known; no range camera has so many."""
@@ -105,7 +106,7 @@ def read_depth(
     known = depth[depth > 0]
     if not known.size:
         warn(f"{shown_path(name)}: holds no depth above 0, so the view counts as one without depth")
-    elif check_unit and is_float and depth_scale == 1 and np.median(known) > _LIKELY_MILLIMETRES:
+    elif check_unit and is_float and depth_scale == 1 and np.median(known) > LIKELY_MILLIMETRES:
         warn(
             f"{shown_path(name)}: the median depth is {np.median(known):.0f} m; if these are millimetres, pass "
             "depth_scale=0.001"

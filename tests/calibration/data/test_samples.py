@@ -13,7 +13,7 @@ from mapengine.calibration.evaluation import HELD_OUT_SEED
 from mapengine.calibration.scenes import MAX_VIEWS, render_scene
 from mapengine.runtime.errors import InputError, OutputError
 from mapengine.runtime.inputs.formats.view_lists import load_view_list
-from mapengine.runtime.inputs.sources import read_listed_views
+from mapengine.runtime.inputs.sources import read_views
 
 SMALL = (70, 56)
 WITH_SKY = HELD_OUT_SEED  # an outdoor scene
@@ -68,7 +68,7 @@ def test_written_samples_are_read_back(tmp_path: Path, seed: int) -> None:
     assert [path.name for path in images] == ["sample_0.png", "sample_1.png"]
     with Image.open(tmp_path / "samples" / "depth" / "sample_0.png") as stored:
         assert np.asarray(stored).dtype == np.uint16
-    loaded = read_listed_views(load_view_list(tmp_path / "samples" / "views.json"))
+    loaded = read_views(load_view_list(tmp_path / "samples" / "views.json"))
     assert [view.name for view in loaded] == ["sample_0.png", "sample_1.png"]
     for index, (view, path) in enumerate(zip(loaded, images, strict=True)):
         np.testing.assert_array_equal(np.asarray(Image.open(path)), scene.images[index])

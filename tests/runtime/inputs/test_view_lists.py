@@ -14,7 +14,7 @@ from mapengine.runtime.inputs.formats import values
 from mapengine.runtime.inputs.formats.view_files import ViewFiles
 from mapengine.runtime.inputs.formats.view_lists import load_view_list
 from mapengine.runtime.inputs.preprocess import preprocess_views
-from mapengine.runtime.inputs.sources import read_listed_views, read_views
+from mapengine.runtime.inputs.sources import read_views
 
 from .view_files import DEPTH, POSE, K
 
@@ -45,7 +45,7 @@ def test_view_list_in_every_form(folder: Path) -> None:
     np.testing.assert_array_equal(views[2].pose, POSE)
     assert views[3] == ViewFiles(image=folder / "b.png")
 
-    loaded = read_listed_views(views)
+    loaded = read_views(views)
     assert [view.name for view in loaded] == ["a.png", "b.png", "a.png", "b.png"]
     known = [(view.intrinsics, view.pose, view.depth) for view in loaded]
     assert [[value is not None for value in values] for values in known] == [
