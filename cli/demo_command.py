@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -80,7 +79,7 @@ def demo(
     """Reconstruct a rendered scene, beside its truth.
 
     Writes demo.png (images, true and predicted depth, errors, cameras), demo.glb (the reconstruction) and truth.glb
-    (the scene, in the same frame); .ply where trimesh is not installed.
+    (the scene, in the same frame).
 
     \b
     Example:
@@ -90,8 +89,7 @@ def demo(
 
     given = _given(give or [])
     target = None if size is None else parse_size(size, "--size")
-    suffix = ".glb" if importlib.util.find_spec("trimesh") is not None else ".ply"
-    names = ("demo.png", f"demo{suffix}", f"truth{suffix}")
+    names = ("demo.png", "demo.glb", "truth.glb")
     check_folder(out, _KIND, InputPaths([], [bundle]), option="--out", names=names)
     # Cheap, and says what is wrong with the bundle before anything is rendered.
     opened = Bundle.open(bundle, verify=False)
@@ -141,7 +139,7 @@ def demo(
         )
         with atomic_folder(out, _KIND, names) as folder:
             picture.save(folder / names[0], format="PNG")
-            comparison.save(folder, suffix)
+            comparison.save(folder)
     _summary(engine, comparison, f"{number} ({rendered.scene.kind}), {held_out}", task.inputs, [out / n for n in names])
 
 

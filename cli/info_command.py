@@ -79,7 +79,6 @@ def _environment() -> dict[str, Any]:
         "backends": {name: _backend_version(name) for name in available_backends()},
         "plan compilers": {name: _backend_version(name) for name in TENSORRT_BACKENDS if is_installed(name)},
         "export": versions("torch", "onnx", "onnxscript"),
-        "glb files": versions("trimesh"),
     }
 
 

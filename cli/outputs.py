@@ -2,71 +2,108 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from mapengine.runtime.errors import BackendUnavailableError
-from mapengine.runtime.outputs.colmap import COLMAP_NAMES
+from mapengine.runtime.options import option_help
+from mapengine.runtime.outputs.formats.options import SaveOptions
+from mapengine.runtime.outputs.formats.table import (
+    FORMAT_NAMES,
+    FORMATS,
+    OutputFormat,
+    chosen_format,
+    suffixes_and_folders,
+)
 from mapengine.runtime.writing.folders import Ours
 from mapengine.runtime.writing.output_checks import InputPaths, check_writable
 
-_WRITES = {
-    "glb": "point cloud",
-    "ply": "point cloud",
-    "npz": "scene",
-    "colmap": "COLMAP model",
-    "preview": "preview",
-}
+from .options import one_of, value_of
 
+_PREVIEW = "preview"
 
-class Format(str, Enum):
-    """The formats of a scene."""
-
-    glb = "glb"
-    ply = "ply"
-    npz = "npz"
-    colmap = "colmap"
+Out = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="PATH",
+        help=f"Where to save the scene: {suffixes_and_folders()}. May be given several times.",
+        show_default=False,
+    ),
+]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format",
+        **one_of(FORMAT_NAMES),
+        help="Format of --out where its suffix does not say it; once for all of them, or once for each.",
+        show_default=False,
+    ),
+]
+Preview = Annotated[
+    Path | None,
+    typer.Option(metavar="PNG", help="Where to save a picture of images, depth and confidence.", show_default=False),
+]
+MaxPoints = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help=option_help("max_points", SaveOptions), show_default=False)
+]
+Mesh = Annotated[bool, typer.Option("--mesh", help=option_help("mesh", SaveOptions))]
 
 
 @dataclass(frozen=True)
 class Output:
-    """One result: where, and as what (a format, or ``preview``)."""
+    """One result: where, and in which format; none for the preview."""
 
     path: Path
-    kind: str
+    format: OutputFormat | None
 
     @property
     def option(self) -> str:
         """The option that names it."""
-        return "--preview" if self.kind == "preview" else "--out"
+        return "--out" if self.format else "--preview"
 
     @property
-    def writes(self) -> str:
+    def name(self) -> str:
+        """Of its format, or ``preview``."""
+        return self.format.name if self.format else _PREVIEW
+
+    @property
+    def kind(self) -> str:
         """What an older file or folder must be to be replaced."""
-        return _WRITES[self.kind]
+        return self.format.kind if self.format else _PREVIEW
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder of files."""
+        return self.format is not None and self.format.is_folder
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Of what is written into a folder itself; of a file there is none."""
+        return self.format.names if self.format and self.is_folder else ()
 
 
 def plan_outputs(
-    out: Sequence[Path], formats: Sequence[Format], preview: Path | None, keep: InputPaths
+    out: Sequence[Path], formats: Sequence[str], preview: Path | None, options: SaveOptions, keep: InputPaths
 ) -> list[Output]:
     """What is to be written, checked as far as that is possible without writing.
 
     Args:
         out: paths of the scene files.
-        formats: none (suffixes decide), one for all of ``out``, or one for each.
+        formats: names; none (suffixes decide), one for all of ``out``, or one for each.
         preview: path of the picture.
+        options: of saving.
         keep: what is read, which must not be written over.
 
     Raises:
-        typer.BadParameter: an unknown suffix, or formats that do not match the paths.
+        typer.BadParameter: an unknown suffix, formats that do not match the paths, or an option that none of them has.
         OutputError: a path that cannot be written to.
-        BackendUnavailableError: ``.glb`` without trimesh.
+        BackendUnavailableError: a package is missing that a format needs.
     """
     if formats and not out:
         raise typer.BadParameter("it belongs to --out, which is not given", param_hint="--format")
@@ -74,25 +111,33 @@ def plan_outputs(
         raise typer.BadParameter(
             f"there are {len(formats)} for {len(out)} --out; give one for all, or one each", param_hint="--format"
         )
-    chosen: list[Format | None] = list(formats) if len(formats) == len(out) else [*formats, None][:1] * len(out)
-    outputs = [
-        Output(path, _kind(path) if form is None else form.value) for path, form in zip(out, chosen, strict=True)
-    ]
+    chosen: list[str | None] = list(formats) if len(formats) == len(out) else [*formats, None][:1] * len(out)
+    with value_of("--out"):
+        outputs = [Output(path, chosen_format(path, name)) for path, name in zip(out, chosen, strict=True)]
+    _refuse_options(options, [output.format for output in outputs if output.format])
     if preview is not None:
         if preview.suffix.lower() != ".png":
             raise typer.BadParameter(f"{preview} is no .png file, and the preview is one", param_hint="--preview")
-        outputs.append(Output(preview, "preview"))
+        outputs.append(Output(preview, None))
     for output in outputs:
         if sum(os.path.realpath(other.path) == os.path.realpath(output.path) for other in outputs) > 1:
             raise typer.BadParameter(f"{output.path} is named twice", param_hint=output.option)
     _refuse_inputs(outputs, keep)
     for output in outputs:
-        check_writable(output.path, None, folder=output.kind == "colmap")
-    if any(output.kind == "glb" for output in outputs) and importlib.util.find_spec("trimesh") is None:
-        raise BackendUnavailableError(
-            "writing .glb needs the package trimesh; install it with: pip install 'mapengine[viz]', or save as .ply"
-        )
+        check_writable(output.path, None, folder=output.is_folder)
+        if output.format is not None:
+            output.format.check_packages(options)
     return outputs
+
+
+def _refuse_options(options: SaveOptions, formats: Sequence[OutputFormat]) -> None:
+    """Refuse options that differ from their defaults and that no output has."""
+    for option in fields(SaveOptions):
+        if getattr(options, option.name) == option.default or any(option.name in form.options for form in formats):
+            continue
+        takers = " or ".join(form.name for form in FORMATS if option.name in form.options)
+        flag = f"--{option.name.replace('_', '-')}"
+        raise typer.BadParameter(f"it belongs to the format {takers}, which no --out has", param_hint=flag)
 
 
 def check_files(files: Mapping[str, tuple[Path | None, str]], read: InputPaths) -> None:
@@ -147,22 +192,11 @@ def check_outputs(outputs: Sequence[Output], read: InputPaths) -> None:
     """
     _refuse_inputs(outputs, read)
     for output in outputs:
-        check_writable(output.path, output.writes, folder=output.kind == "colmap", names=COLMAP_NAMES)
+        check_writable(output.path, output.kind, folder=output.is_folder, names=output.names)
 
 
 def _refuse_inputs(outputs: Sequence[Output], read: InputPaths) -> None:
     for output in outputs:
-        conflict = read.conflict(output.path, names=COLMAP_NAMES if output.kind == "colmap" else ())
+        conflict = read.conflict(output.path, names=output.names)
         if conflict is not None:
             raise typer.BadParameter(conflict, param_hint=output.option)
-
-
-def _kind(path: Path) -> str:
-    kind = path.suffix.lower().removeprefix(".")
-    if kind in ("glb", "ply", "npz"):
-        return kind
-    if kind == "" or path.is_dir():
-        return "colmap"
-    raise typer.BadParameter(
-        f"{path} has an unknown suffix; use .glb, .ply, .npz, or none for a COLMAP folder", param_hint="--out"
-    )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Sequence
-from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +17,8 @@ from mapengine.runtime.errors import ProfileError
 from mapengine.runtime.inputs.formats.view_files import ReadOptions
 from mapengine.runtime.inputs.stored_view import StoredView
 from mapengine.runtime.options import LIMITS, InferOptions, option_help
+from mapengine.runtime.outputs.formats.options import SaveOptions
+from mapengine.runtime.outputs.formats.table import suffixes_and_folders
 from mapengine.runtime.outputs.view_files import check_no_views, save_views
 from mapengine.runtime.system.sizes import parse_bytes
 from mapengine.runtime.writing.files import write_text
@@ -44,8 +45,17 @@ from .inputs import (
     read_options,
 )
 from .options import RANDOM_PRESETS, Backend, BundleArgument, Threads, parse_size, value_of
-from .outputs import Format, Output, check_files, check_outputs, plan_outputs
-from .signals import interrupts_later
+from .outputs import (
+    Formats,
+    MaxPoints,
+    Mesh,
+    Out,
+    Output,
+    Preview,
+    check_files,
+    check_outputs,
+    plan_outputs,
+)
 
 SUMMARY = "summary"
 """Kind of the file that ``--json`` writes."""
@@ -54,22 +64,8 @@ SUMMARY = "summary"
 def run(
     bundle: BundleArgument,
     inputs: Inputs,
-    out: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="PATH",
-            help="Where to save the scene: .glb, .ply, .npz, or a folder for COLMAP. May be given several times.",
-            show_default=False,
-        ),
-    ] = None,
-    preview: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PNG", help="Where to save a picture of images, depth and confidence.", show_default=False
-        ),
-    ] = None,
+    out: Out = None,
+    preview: Preview = None,
     backend: Backend = "auto",
     threads: Threads = None,
     size: Annotated[
@@ -92,15 +88,8 @@ def run(
     ignore: Ignore = None,
     depth_from: DepthFrom = ReadOptions.depth_from,
     depth_resize: DepthResize = ReadOptions.depth_resize,
-    max_points: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Save at most so many points (.glb, .ply: all; COLMAP: 100000 if not given).",
-            show_default=False,
-        ),
-    ] = None,
+    max_points: MaxPoints = SaveOptions.max_points,
+    mesh: Mesh = SaveOptions.mesh,
     confidence_percentile: Annotated[
         float,
         typer.Option(
@@ -140,15 +129,7 @@ def run(
             show_default=False,
         ),
     ] = None,
-    formats: Annotated[
-        list[Format] | None,
-        typer.Option(
-            "--format",
-            metavar="glb|ply|npz|colmap",
-            help="Format of --out where its suffix does not say it; once for all of them, or once for each.",
-            show_default=False,
-        ),
-    ] = None,
+    formats: Formats = None,
     json_file: Annotated[
         str | None,
         typer.Option(
@@ -161,7 +142,7 @@ def run(
 
     \b
     Example:
-      mapengine run build/engine a.jpg b.jpg --out scene.glb --preview scene.png
+      mapengine run build/engine a.jpg b.jpg --out scene.glb --mesh --preview scene.png
       mapengine run build/engine photos/ --intrinsics K.txt --out colmap/
       mapengine run build/engine views.json --out scene.ply --max-points 200000
       mapengine run build/engine colmap-project/ --ignore poses --depth-from points --out scene.glb
@@ -170,10 +151,8 @@ def run(
     """
 
     reading = read_options(recursive, every, fps, max_views, give, ignore, depth_from, depth_resize)
-    if stream is not None and (out or preview is not None or max_points is not None):
-        raise typer.BadParameter(
-            "a stream makes no scene; leave out --out, --preview and --max-points", param_hint="--stream"
-        )
+    if stream is not None and (out or preview is not None):
+        raise typer.BadParameter("a stream makes no scene; leave out --out and --preview", param_hint="--stream")
     if half and stream is None:
         raise typer.BadParameter("it belongs to --stream, which is not given", param_hint="--half")
     if stream is not None:
@@ -189,7 +168,8 @@ def run(
     target = None if size is None else parse_size(size, "--size")
     with value_of("--memory"):
         limit = None if memory is None else parse_bytes(memory)
-    outputs = plan_outputs(out or [], formats or [], preview, InputPaths(inputs, [bundle]))
+    saving_options = SaveOptions(max_points=max_points, mesh=mesh)
+    outputs = plan_outputs(out or [], formats or [], preview, saving_options, InputPaths(inputs, [bundle]))
     # Cheap, and says what is wrong with the bundle before images are read.
     opened = Bundle.open(bundle, verify=False)
     requests = opened.manifest.requests
@@ -226,16 +206,13 @@ def run(
                 _write_json(json_file, {**_engine_facts(engine), "views": named, "bytes": size_of_all})
                 return
             scene = engine.reconstruct_views(views, size=target, progress=progress, **options)
-    if any(output.kind == "glb" for output in outputs):
-        with interrupts_later(), suppress(ImportError):  # saving says what is missing
-            importlib.import_module("trimesh")
     with Steps(quiet) as saving:
         for output in outputs:
             saving(f"saving {output.path}")
-            if output.kind == "preview":
+            if output.format is None:
                 scene.preview(output.path)
             else:
-                scene.save(output.path, format=output.kind, max_points=max_points)
+                scene.save(output.path, format=output.name, **asdict(saving_options))
     seconds = {**step.seconds, **reconstruction.seconds}
     if outputs:
         seconds["saving"] = sum(saving.seconds.values())
@@ -280,7 +257,7 @@ def _summary(engine: Engine, scene: Scene, outputs: list[Output], seconds: dict[
         "metric_scale": scene.metric_scale,
         "median_depth": float(np.median(depths)) if depths.size else None,
         "seconds": seconds,
-        "saved": [{"path": str(output.path), "format": output.kind} for output in outputs],
+        "saved": [{"path": str(output.path), "format": output.name} for output in outputs],
     }
 
 
@@ -303,7 +280,7 @@ def _show(summary: dict[str, Any], names: Sequence[str], seconds: dict[str, floa
         ]
     )
     if not outputs:
-        say("To save the scene: --out scene.glb (or .ply, .npz, a folder for COLMAP); a picture: --preview scene.png")
+        say(f"To save the scene: --out scene.glb ({suffixes_and_folders()}); a picture: --preview scene.png")
     if engine["model"] in RANDOM_PRESETS:
         say(f"Note: {engine['model']} has random weights: this shows that the chain works, not what the images show.")
 
@@ -319,6 +296,6 @@ def _write_json(file: str | None, summary: dict[str, Any]) -> None:
 
 
 def _written(output: Output) -> str:
-    if output.kind == "colmap":
-        return f"{output.path} (COLMAP)"
+    if output.is_folder:
+        return f"{output.path} ({output.kind})"
     return f"{output.path} ({megabytes(output.path.stat().st_size)})"

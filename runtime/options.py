@@ -50,6 +50,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 """Smallest and largest value of every option that is a number; infinity itself is refused."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,7 @@ class InferOptions:
         Raises:
             InputError: an option that does not exist, or a value that is refused.
         """
-        known = [option.name for option in fields(cls)]
-        for name in named:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"the nearest is {near[0]!r}" if near else "help(InferOptions) lists them all"
-                raise InputError(f"there is no option {name!r}; {hint}")
-        return cls(*values, **named)
+        return options_of(cls, *values, **named)
 
     @property
     def reduced_precision(self) -> str | None:
@@ -163,28 +158,52 @@ def check_progress(progress: Any) -> None:
         raise InputError(f"progress is a {type(progress).__name__}; give a function of stage, done and total")
 
 
-def option_help(name: str) -> str:
-    """Return what an option of :class:`InferOptions` means, in one line."""
-    text = inspect.getdoc(InferOptions) or ""
+def options_of(cls: type[Options], *values: Any, **named: Any) -> Options:
+    """Return the options of a dataclass of options, in its order or by name.
+
+    Raises:
+        InputError: an option that does not exist, or a value that is refused.
+    """
+    make: Any = cls
+    known = [option.name for option in fields(make)]
+    for name in named:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"the nearest is {near[0]!r}" if near else f"help({cls.__name__}) lists them all"
+            raise InputError(f"there is no option {name!r}; {hint}")
+    result: Options = make(*values, **named)
+    return result
+
+
+def option_help(name: str, of: type = InferOptions) -> str:
+    """Return what an option of a dataclass of options means, in one line."""
+    text = inspect.getdoc(of) or ""
     found = re.search(rf"^    {name}: (.*(?:\n {{8}}.*)*)", text, re.MULTILINE)
     return " ".join(found[1].split()) if found else ""
 
 
-def shows_options(function: Function) -> Function:
-    """Put the options into the signature that ``inspect``, ``help`` and editors show of ``function``.
+def shows_options_of(cls: type[Any]) -> Callable[[Function], Function]:
+    """Return a decorator that puts options into the signature that ``inspect``, ``help`` and editors show.
 
-    They stand for its ``*values`` and ``**options``; by name only where it has no ``*values``.
+    They stand for the ``*values`` and ``**options`` of a function; by name only where it has no ``*values``.
     """
-    signature = inspect.signature(function)
-    own = signature.parameters.values()
-    in_order = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in own)
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if in_order else inspect.Parameter.KEYWORD_ONLY
-    options = [inspect.Parameter(o.name, kind, default=o.default, annotation=o.type) for o in fields(InferOptions)]
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    shown = [*(parameter for parameter in own if parameter.kind not in variadic), *options]
-    shown.sort(key=lambda parameter: parameter.kind)  # stable: only what is given by name moves behind the options
-    function.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
-    return function
+
+    def shows(function: Function) -> Function:
+        signature = inspect.signature(function)
+        own = signature.parameters.values()
+        in_order = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in own)
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if in_order else inspect.Parameter.KEYWORD_ONLY
+        options = [inspect.Parameter(o.name, kind, default=o.default, annotation=o.type) for o in fields(cls)]
+        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        shown = [*(parameter for parameter in own if parameter.kind not in variadic), *options]
+        shown.sort(key=lambda parameter: parameter.kind)  # stable: what is given by name moves behind the options
+        function.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+        return function
+
+    return shows
+
+
+shows_options = shows_options_of(InferOptions)
 
 
 def _flag(name: str, value: Any) -> bool:

@@ -84,11 +84,10 @@ class Comparison:
     reconstruction: Scene
     true_scene: Scene
 
-    def save(self, folder: str | os.PathLike[str], suffix: str = ".glb") -> None:
-        """Write ``demo`` (the reconstruction) and ``truth`` with ``suffix`` into a folder; errors as ``Scene.save``."""
-        path = Path(folder)
-        self.reconstruction.save(path / f"demo{suffix}")
-        self.true_scene.save(path / f"truth{suffix}")
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``demo.glb`` (the reconstruction) and ``truth.glb`` into a folder; errors as ``Scene.save``."""
+        self.reconstruction.save(Path(folder) / "demo.glb")
+        self.true_scene.save(Path(folder) / "truth.glb")
 
 
 def compare(predictions: Sequence[Mapping[str, Any]], scene: RenderedScene, norm_type: str = "dinov2") -> Comparison:

@@ -26,6 +26,9 @@ from .scene_arrays import SceneArrays
 COLMAP_NAMES = ("sparse", "images")
 """What is written into a COLMAP folder itself."""
 
+COLMAP_MAX_POINTS = 100_000
+"""How many points a COLMAP folder gets unless ``max_points`` says otherwise."""
+
 _PINHOLE = 1  # COLMAP's number for the model with parameters fx, fy, cx, cy
 _POINT = np.dtype(
     [

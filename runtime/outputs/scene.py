@@ -14,22 +14,18 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..inputs.normalization import image_bytes
+from ..options import options_of, shows_options_of
 from ..system.array_files import load_arrays
 from ..system.reading import shown_path
-from ..writing.files import output_path, write_npz
-from .colmap import write_colmap
-from .point_cloud import write_glb, write_ply
+from ..writing.files import output_path
+from .formats.options import SaveOptions
+from .formats.scene_file import VERSION
+from .formats.table import chosen_format
 from .preview import write_preview
-from .scene_arrays import DTYPES, SHAPES, SceneArrays
+from .scene_arrays import DTYPES, SHAPES, SceneArrays, selected_pixels
 
 Array = NDArray[Any]
 
-COLMAP_MAX_POINTS = 100_000
-"""How many points a COLMAP folder gets unless ``max_points`` says otherwise."""
-
-_FORMATS = ("glb", "ply", "npz", "colmap")
-_SUPPORTED = ".glb, .ply, .npz, or no suffix for a COLMAP folder"
-_VERSION = 1
 _PREDICTIONS = {
     "points": ("pts3d", 4),
     "colors": ("img_no_norm", 4),
@@ -129,39 +125,16 @@ class Scene(SceneArrays):
 
     def selection(self, max_points: int | None = None, confidence_percentile: float = 0.0) -> NDArray[np.bool_]:
         """Return the pixels (V, H, W) bool that :meth:`point_cloud` takes; same arguments."""
-        if not _is(confidence_percentile, numbers.Real) or not 0 <= confidence_percentile <= 100:
-            raise InputError(f"confidence_percentile is {confidence_percentile!r}; choose a number from 0 to 100")
-        if max_points is not None and (not _is(max_points, numbers.Integral) or max_points < 0):
-            raise InputError(f"max_points is {max_points!r}; choose an integer from 0 up, or None for all")
-        keep = self.mask.copy()
-        if confidence_percentile > 0:
-            for view_mask, confidence in zip(keep, self.confidence, strict=True):
-                if view_mask.any():
-                    view_mask &= confidence >= np.percentile(confidence[view_mask], confidence_percentile)
-        chosen = np.flatnonzero(keep)
-        if max_points is not None and chosen.size > max_points:
-            # The raw stream of a seeded bit generator is the part of NumPy's randomness that never changes.
-            order = np.argsort(np.random.PCG64(0).random_raw(chosen.size), kind="stable")
-            keep = np.zeros_like(keep)
-            keep.flat[chosen[order[:max_points]]] = True
-        return keep
+        return selected_pixels(self, max_points, confidence_percentile)
 
-    def save(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        format: str | None = None,
-        max_points: int | None = None,
-        confidence_percentile: float = 0.0,
-    ) -> Path:
-        """Write the scene; the suffix decides the format unless ``format`` ("glb", "ply", "npz", "colmap") does.
+    @shows_options_of(SaveOptions)
+    def save(self, path: str | os.PathLike[str], *, format: str | None = None, **options: Any) -> Path:
+        """Write the scene, in one of the formats of :mod:`.formats.table`.
 
-        * ``.glb``: coloured points and one frustum per camera in glTF's axes (y up, z backward), i.e. this scene's y
-          and z with their signs flipped. Needs ``mapengine[viz]``.
-        * ``.ply``: coloured points, binary, OpenCV axes like the scene.
-        * ``.npz``: every field, for :meth:`load`. ``max_points`` and ``confidence_percentile`` have no effect.
-        * a folder: COLMAP model in ``sparse/0`` (text and binary) and the images in ``images``; at most
-          ``COLMAP_MAX_POINTS`` points unless ``max_points`` is given. See :func:`~.colmap.write_colmap`.
+        Args:
+            path: its suffix decides the format, unless ``format`` does; none is a folder for COLMAP.
+            format: name of a format, such as "glb".
+            **options: those of :class:`~.formats.options.SaveOptions` that the format has.
 
         A scene without valid points gives valid files without points (the cameras stay).
 
@@ -169,27 +142,15 @@ class Scene(SceneArrays):
             The path written.
 
         Raises:
-            InputError: an unknown suffix or format, or an option outside its range.
+            InputError: an unknown suffix or format, or an option that does not exist or is outside its range.
             OutputError: it could not be written, or something that is not an older result of this kind is there;
                 nothing half-written is left.
-            BackendUnavailableError: ``.glb`` without trimesh.
+            BackendUnavailableError: a package that the format needs is not installed.
         """
         path = output_path(path)
-        kind = _format_of(path, format)
-        if kind == "npz":
-            self._save_npz(path)
-        elif kind == "colmap":
-            limit = COLMAP_MAX_POINTS if max_points is None else max_points
-            write_colmap(path, self, self.selection(limit, confidence_percentile))
-        else:
-            points, colors = self.point_cloud(max_points, confidence_percentile)
-            if kind == "ply":
-                write_ply(path, points, colors)
-            else:
-                height, width = self.depth.shape[1:]
-                valid = self.depth[self.mask & (self.depth > 0)]
-                size = 0.12 * float(np.median(valid)) if valid.size else 0.1
-                write_glb(path, points, colors, self.intrinsics, self.poses, (height, width), size)
+        form, chosen = chosen_format(path, format), options_of(SaveOptions, **options)
+        form.check_packages(chosen)
+        form.write(path, self, chosen)
         return path
 
     def preview(self, path: str | os.PathLike[str], max_width: int = 1600) -> Path:
@@ -207,9 +168,9 @@ class Scene(SceneArrays):
         try:
             arrays = load_arrays(path)
             version = int(arrays["version"])
-            if version != _VERSION:
+            if version != VERSION:
                 raise InputError(
-                    f"{name}: is a scene of version {version}, this mapengine reads {_VERSION}; save it again with "
+                    f"{name}: is a scene of version {version}, this mapengine reads {VERSION}; save it again with "
                     "this version"
                 )
             values: dict[str, Any] = {key: arrays[key] for key in wanted}
@@ -232,29 +193,10 @@ class Scene(SceneArrays):
         values["names"] = [str(each) for each in values["names"]]
         return cls(**values)
 
-    def _save_npz(self, path: Path) -> None:
-        values: dict[str, Any] = {name: getattr(self, name) for name in SHAPES}
-        values["names"] = np.array(self.names, dtype=np.str_)
-        values |= {"version": np.int64(_VERSION), "metric_scale": np.float64(self.metric_scale)}
-        write_npz(path, "scene", values)
-
 
 def _is(value: Any, kind: type) -> bool:
     """Whether a value is a number of a kind; True is none."""
     return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _format_of(path: Path, format: str | None) -> str:
-    if format is not None:
-        if format not in _FORMATS:
-            raise InputError(f"format {format!r} is not known; choose one of {', '.join(_FORMATS)}")
-        return format
-    kind = path.suffix.lower().removeprefix(".")
-    if kind in ("glb", "ply", "npz"):
-        return kind
-    if kind == "" or path.is_dir():
-        return "colmap"
-    raise InputError(f"{path}: scenes cannot be saved as {path.suffix}; use {_SUPPORTED}")
 
 
 def _sample(prediction: Mapping[str, Any], view: int, key: str, ndim: int, batch_index: int) -> Array:

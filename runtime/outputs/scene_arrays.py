@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..geometry import all_finite, zero_outside
+from .formats.options import SaveOptions
 
 SHAPES = {
     "points": ("V", "H", "W", 3),
@@ -95,3 +96,26 @@ class SceneArrays:
             setattr(self, name, np.array(getattr(self, name), order="C"))
         leave_out_what_is_not_finite(self.points, self.depth, self.confidence, self.mask)
         self.metric_scale = float(self.metric_scale)
+
+
+def selected_pixels(scene: SceneArrays, max_points: int | None, confidence_percentile: float) -> NDArray[np.bool_]:
+    """Return the pixels (V, H, W) bool that are saved: of the mask, those that the options leave.
+
+    Raises:
+        InputError: an option outside its range.
+    """
+    SaveOptions(max_points=max_points, confidence_percentile=confidence_percentile)
+    keep = scene.mask.copy()
+    if not all_finite(scene.points):  # somebody wrote into them
+        keep &= np.isfinite(scene.points).all(axis=-1)
+    if confidence_percentile > 0:
+        for view_mask, confidence in zip(keep, scene.confidence, strict=True):
+            if view_mask.any():
+                view_mask &= confidence >= np.percentile(confidence[view_mask], confidence_percentile)
+    chosen = np.flatnonzero(keep)
+    if max_points is not None and chosen.size > max_points:
+        # The raw stream of a seeded bit generator is the part of NumPy's randomness that never changes.
+        order = np.argsort(np.random.PCG64(0).random_raw(chosen.size), kind="stable")
+        keep = np.zeros_like(keep)
+        keep.flat[chosen[order[:max_points]]] = True
+    return keep

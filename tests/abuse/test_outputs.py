@@ -9,6 +9,7 @@ import random
 import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from mapengine.calibration.data.samples import sample_names
 from mapengine.runtime.bundle.store import write_bundle
 from mapengine.runtime.errors import OutputError
 from mapengine.runtime.outputs.colmap import COLMAP_NAMES
-from mapengine.runtime.outputs.point_cloud import write_glb, write_ply
+from mapengine.runtime.outputs.formats.table import FORMATS
 from mapengine.runtime.outputs.preview import write_preview
 from mapengine.runtime.outputs.scene import Scene
 from mapengine.runtime.writing.files import write_markdown, write_record
@@ -27,7 +28,6 @@ from mapengine.runtime.writing.folders import atomic_folder
 from mapengine.runtime.writing.output_checks import InputPaths
 
 SEEDS = range(6)
-POINTS = np.zeros((2, 3), np.float32)
 SCENE = Scene(
     points=np.zeros((1, 14, 14, 3), np.float32),
     colors=np.zeros((1, 14, 14, 3), np.uint8),
@@ -39,9 +39,7 @@ SCENE = Scene(
     names=["a"],
 )
 WRITERS: dict[str, Callable[[Path], object]] = {
-    "scene": lambda path: SCENE.save(path, format="npz"),
-    "ply": lambda path: write_ply(path, POINTS, POINTS.astype(np.uint8)),
-    "glb": lambda path: write_glb(path, POINTS, POINTS.astype(np.uint8), SCENE.intrinsics, SCENE.poses, (14, 14), 0.1),
+    **{form.name: partial(SCENE.save, format=form.name) for form in FORMATS if not form.is_folder},
     "preview": lambda path: write_preview(path.rename(path.with_suffix(".png")), SCENE),
     "record": lambda path: write_record(path, {"benchmark": "profile"}),
     "markdown": lambda path: write_markdown(path, "profile", "| a |"),
@@ -87,8 +85,6 @@ VICTIMS: dict[str, Callable[[random.Random], bytes]] = {
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("reason", VICTIMS)
 def test_a_file_that_is_not_ours_stays(tmp_path: Path, writer: str, reason: str) -> None:
-    if writer == "glb":
-        pytest.importorskip("trimesh")
     for seed in SEEDS:
         draw = random.Random(f"{reason} {seed}")
         home = tmp_path / str(seed)

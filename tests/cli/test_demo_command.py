@@ -143,16 +143,6 @@ def test_size_and_views_follow_the_bundle(cli: Any, tiny_bundle: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_without_trimesh_the_scenes_are_ply(
-    cli: Any, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mapengine.cli.demo_command.importlib.util.find_spec", lambda name: None)
-    assert cli("demo", tiny_bundle, "--out", tmp_path, "--views", "1", *QUICK).code == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.ply", "demo.png", RECORD, "truth.ply"]
-    assert (tmp_path / "truth.ply").read_bytes().startswith(b"ply")
-
-
-@pytest.mark.slow
 def test_an_older_demonstration_is_replaced_and_other_files_stay(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     assert cli("demo", tiny_bundle, "--out", tmp_path, "--views", "1", *QUICK).code == 0
@@ -225,7 +215,7 @@ def test_nothing_half_written_remains(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mapengine.runtime.outputs.scene.write_glb", interrupt)
+    monkeypatch.setattr("mapengine.runtime.outputs.formats.gltf.BinaryGltf.write", interrupt)
     result = cli("demo", tiny_bundle, "--out", tmp_path / "new" / "demo", "--views", "1", *QUICK)
     assert result.code == 130
     assert list(tmp_path.iterdir()) == []

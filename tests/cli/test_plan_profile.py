@@ -192,4 +192,3 @@ def test_the_extra_that_messages_name_brings_what_they_miss() -> None:
     text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     (viz,) = re.findall(r"^viz = \[(.*)\]$", text, re.MULTILINE)
     assert "matplotlib" in viz
-    assert "trimesh" in viz

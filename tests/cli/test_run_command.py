@@ -254,6 +254,8 @@ def test_results_may_stand_beside_the_inputs(
     ("options", "code", "words"),
     [
         (["--format", "ply"], 2, "belongs to --out"),
+        (["--out", "s.ply", "--mesh"], 2, "it belongs to the format glb, which no --out has"),
+        (["--out", "s.obj"], 2, "scenes cannot be saved as .obj; use .glb, .ply"),
         (["--out", ""], 2, "an argument is empty"),
         (["--out", "/dev/null", "--format", "ply"], 1, "a device or a pipe"),
     ],
@@ -365,12 +367,3 @@ def test_permission_is_asked_before_the_network_runs(
         assert result.code == 1
         assert len(result.err.splitlines()) == 1
         assert "no permission to write there" in result.err
-
-
-def test_glb_without_trimesh_is_refused_at_once(
-    cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mapengine.cli.outputs.importlib.util.find_spec", lambda name: None)
-    result = cli("run", tiny_bundle, samples, "--out", tmp_path / "scene.glb")
-    assert (result.code, len(result.err.splitlines())) == (1, 1)
-    assert "pip install 'mapengine[viz]'" in result.err

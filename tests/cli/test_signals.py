@@ -1,4 +1,4 @@
-"""Requests to end while something runs that must not see them."""
+"""Requests to end, handled like the interrupt key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mapengine.cli.signals import interrupt_on_end, interrupts_later
+from mapengine.cli.signals import interrupt_on_end
 
 ENDINGS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -25,20 +25,8 @@ def handlers_as_before() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, *ENDINGS])
-def test_an_interrupt_waits_for_the_end_of_the_block(number: signal.Signals) -> None:
+def test_a_request_to_end_is_an_interrupt(number: signal.Signals) -> None:
     interrupt_on_end()
-    handler = signal.getsignal(number)
-    finished = []
-
-    def block() -> None:
-        with interrupts_later():
-            signal.raise_signal(number)
-            finished.append(True)
-
-    with pytest.raises(KeyboardInterrupt):
-        block()
-    assert finished
-    assert signal.getsignal(number) is handler
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(number)
 
@@ -47,26 +35,12 @@ def test_an_interrupt_waits_for_the_end_of_the_block(number: signal.Signals) -> 
 def test_an_ignored_request_stays_ignored(number: signal.Signals) -> None:
     signal.signal(number, signal.SIG_IGN)
     interrupt_on_end()
-    with interrupts_later():
-        signal.raise_signal(number)
+    signal.raise_signal(number)
     assert signal.getsignal(number) is signal.SIG_IGN
 
 
-def test_an_error_of_the_block_passes_and_handlers_return() -> None:
-    with pytest.raises(OSError, match="mine"), interrupts_later():
-        raise OSError("mine")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
 def test_other_threads_leave_the_handlers_alone() -> None:
-    entered = []
-
-    def work() -> None:
-        interrupt_on_end()
-        with interrupts_later():
-            entered.append(signal.getsignal(signal.SIGINT))
-
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=interrupt_on_end)
     thread.start()
     thread.join()
-    assert entered == [signal.default_int_handler]
+    assert [signal.getsignal(number) for number in ENDINGS] == [signal.SIG_DFL] * len(ENDINGS)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mapengine.runtime.errors import InputError, OutputError
-from mapengine.runtime.outputs.colmap import image_names
-from mapengine.runtime.outputs.scene import COLMAP_MAX_POINTS, Scene
+from mapengine.runtime.outputs.colmap import COLMAP_MAX_POINTS, image_names
+from mapengine.runtime.outputs.scene import Scene
 from mapengine.runtime.outputs.scene_arrays import SHAPES
 
 Predictions = list[dict[str, Any]]
