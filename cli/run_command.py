@@ -16,9 +16,10 @@ from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import ProfileError
 from mapengine.runtime.inputs.formats.view_files import ReadOptions
 from mapengine.runtime.inputs.stored_view import StoredView
-from mapengine.runtime.options import LIMITS, InferOptions, option_help
+from mapengine.runtime.options import LIMITS, InferOptions, Progress, option_help
 from mapengine.runtime.outputs.formats.options import SaveOptions
 from mapengine.runtime.outputs.formats.table import suffixes_and_folders
+from mapengine.runtime.outputs.frame import FRAMES, Alignment, alignment_of
 from mapengine.runtime.outputs.view_files import check_no_views, save_views
 from mapengine.runtime.system.sizes import parse_bytes
 from mapengine.runtime.writing.files import write_text
@@ -44,7 +45,7 @@ from .inputs import (
     read_files,
     read_options,
 )
-from .options import RANDOM_PRESETS, Backend, BundleArgument, Threads, parse_size, value_of
+from .options import RANDOM_PRESETS, Backend, BundleArgument, Threads, one_of, parse_size, value_of
 from .outputs import (
     Formats,
     MaxPoints,
@@ -76,6 +77,13 @@ def run(
             show_default=False,
         ),
     ] = None,
+    frame: Annotated[
+        str,
+        typer.Option(
+            **one_of(FRAMES),
+            help="World of the result: that of the given poses, where there are some, or the camera of view 0.",
+        ),
+    ] = "given",
     intrinsics: Intrinsics = None,
     masks: Masks = None,
     depth_scale: DepthScale = None,
@@ -195,17 +203,12 @@ def run(
         with_geometry = sum(view.has_geometry for view in views)
         with stage_progress(len(views), with_geometry, quiet) as progress:
             if stream is not None:
-                prepared = engine.prepare(views, size=target)
-                dtype = "float16" if half else "float32"
-                predictions = engine.infer_stream(prepared, dtype=dtype, progress=progress, **options)
-                written = save_views(stream, predictions, [view.name for view in views])
-                size_of_all = sum(file.stat().st_size for file in written)
+                facts, words = _stream(engine, views, target, stream, frame, half, progress, options)
                 if not quiet:
-                    say(f"{len(written)} views in {stream}, {megabytes(size_of_all)}")
-                named = [{"name": view.name, "file": str(file)} for view, file in zip(views, written, strict=True)]
-                _write_json(json_file, {**_engine_facts(engine), "views": named, "bytes": size_of_all})
+                    say(words)
+                _write_json(json_file, facts)
                 return
-            scene = engine.reconstruct_views(views, size=target, progress=progress, **options)
+            scene = engine.reconstruct_views(views, size=target, frame=frame, progress=progress, **options)
     with Steps(quiet) as saving:
         for output in outputs:
             saving(f"saving {output.path}")
@@ -218,8 +221,52 @@ def run(
         seconds["saving"] = sum(saving.seconds.values())
     summary = _summary(engine, scene, outputs, seconds)
     if not quiet:
-        _show(summary, scene.names, seconds, outputs)
+        _show(summary, scene, seconds, outputs)
     _write_json(json_file, summary)
+
+
+def _stream(
+    engine: Engine,
+    views: Sequence[StoredView],
+    size: tuple[int, int] | None,
+    folder: Path,
+    frame: str,
+    half: bool,
+    progress: Progress | None,
+    options: dict[str, Any],
+) -> tuple[dict[str, Any], str]:
+    """Write views as they come; returns the summary for programs, and for people."""
+    prepared = engine.prepare(views, size=size)
+    predictions = engine.infer_stream(prepared, progress=progress, **options)
+    found: Alignment | None = None
+
+    def align(poses: Sequence[Any]) -> Alignment | None:
+        nonlocal found
+        found = alignment_of(poses, prepared, InferOptions(**options))
+        return found
+
+    written = save_views(
+        folder,
+        predictions,
+        [view.name for view in views],
+        original_pixels=[view.original_pixels for view in prepared],
+        align=align if frame == "given" and any(view.pose is not None for view in prepared) else None,
+        half=half,
+    )
+    total = sum(file.stat().st_size for file in written)
+    named = [{"name": view.name, "file": str(file)} for view, file in zip(views, written, strict=True)]
+    facts = {**_engine_facts(engine), **_frame_facts(found), "views": named, "bytes": total}
+    return facts, f"{len(written)} views in {folder}, {megabytes(total)}; frame: {_frame_words(found)}"
+
+
+def _frame_facts(alignment: Alignment | None) -> dict[str, Any]:
+    if alignment is None:
+        return {"frame": "view0"}
+    return {"frame": "given", "alignment": alignment.facts()}
+
+
+def _frame_words(alignment: Alignment | None) -> str:
+    return "the camera of view 0" if alignment is None else f"the world {alignment}"
 
 
 def _check_count(requests: ServedRequests, views: Sequence[StoredView], target: tuple[int, int] | None) -> None:
@@ -254,6 +301,7 @@ def _summary(engine: Engine, scene: Scene, outputs: list[Output], seconds: dict[
         "height": height,
         "points": int(scene.mask.sum()),
         "pixels": scene.mask.size,
+        **_frame_facts(scene.alignment),
         "metric_scale": scene.metric_scale,
         "median_depth": float(np.median(depths)) if depths.size else None,
         "seconds": seconds,
@@ -261,8 +309,10 @@ def _summary(engine: Engine, scene: Scene, outputs: list[Output], seconds: dict[
     }
 
 
-def _show(summary: dict[str, Any], names: Sequence[str], seconds: dict[str, float], outputs: list[Output]) -> None:
+def _show(summary: dict[str, Any], scene: Scene, seconds: dict[str, float], outputs: list[Output]) -> None:
     """The summary, for people."""
+    names, alignment = scene.names, scene.alignment
+    unit = "m" if alignment is None or alignment.metric or alignment.note else "units of the given poses"
     engine, points, pixels = summary["engine"], summary["points"], summary["pixels"]
     listed = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     depth = summary["median_depth"]
@@ -273,8 +323,9 @@ def _show(summary: dict[str, Any], names: Sequence[str], seconds: dict[str, floa
             ("views", f"{len(names)} ({listed})"),
             ("size", f"{summary['width']}x{summary['height']}"),
             ("points", f"{points:,} of {pixels:,} pixels ({points / pixels:.0%})"),
+            ("frame", _frame_words(alignment)),
             ("metric scale", f"{summary['metric_scale']:.4g}"),
-            ("median depth", "no valid depth" if depth is None else f"{depth:.3f} m"),
+            ("median depth", "no valid depth" if depth is None else f"{depth:.3f} {unit}"),
             ("seconds", ", ".join(f"{name} {time:.2f}" for name, time in seconds.items())),
             ("saved", "\n".join(_written(output) for output in outputs) or "nothing"),
         ]

@@ -35,6 +35,7 @@ from .inputs.stored_view import StoredView
 from .memory.guard import MemoryGuard, guard_for
 from .options import InferOptions, Progress, check_progress, shows_options
 from .outputs.assembly import ASSEMBLED, assemble_scene
+from .outputs.frame import check_frame
 from .outputs.scene import Scene
 
 
@@ -260,6 +261,7 @@ class Engine(MultiViewInference):
         depth_scale: float | Sequence[float | None] | None = None,
         read: ReadOptions = ReadOptions(),  # noqa: B008 - it is frozen
         size: tuple[int, int] | None = None,
+        frame: str = "given",
         progress: Progress | None = None,
         **options: Any,
     ) -> Scene:
@@ -278,23 +280,27 @@ class Engine(MultiViewInference):
             read: which views are taken, and what of them.
             size: (width, height) that the images are brought to; by default the nearest size of MapAnything's table
                 that the bundle serves.
+            frame: ``"given"``: the result is in the world of the poses, where there are some, by the rigid transform
+                (where they are metric) or similarity that fits the predicted cameras to them best: see
+                ``Scene.alignment``. ``"view0"``: it is in the frame of the first image, as the network predicts it.
             progress: called with stage, views done and views in all.
             **options: further options of :meth:`infer`.
 
         Returns:
-            The scene, in the frame of the first image.
+            The scene, in the world of the poses, or in the frame of the first image where there are none.
 
         Raises:
             InputError: as in :meth:`infer`, for files that cannot be read, and for an unknown option.
             MemoryLimitError: the call does not fit; nothing was decoded.
         """
         InferOptions.of(**options)  # before files are read
+        check_frame(frame)
         if not isinstance(read, ReadOptions):
             raise InputError(f"read is a {type(read).__name__}; give ReadOptions(...)")
         views = open_views(images, intrinsics, poses, depths, metric, depth_scale, masks, read)
         if not read.gives("intrinsics"):
             options["ignore_calibration_inputs"] = True
-        return self.reconstruct_views(views, size=size, progress=progress, **options)
+        return self.reconstruct_views(views, size=size, frame=frame, progress=progress, **options)
 
     @shows_options
     def reconstruct_views(
@@ -302,12 +308,14 @@ class Engine(MultiViewInference):
         views: Sequence[AnyView],
         *,
         size: tuple[int, int] | None = None,
+        frame: str = "given",
         progress: Progress | None = None,
         **options: Any,
     ) -> Scene:
         """Like :meth:`reconstruct`, from what :func:`.inputs.sources.open_views` found or ``read_views`` read."""
         chosen = InferOptions.of(**options)
         check_progress(progress)
+        check_frame(frame)
         # Refused before the images are decoded and resized: that takes longer than the refusal.
         target = self._target_size(views, size)
         self.check_call(views, size=target)
@@ -318,6 +326,8 @@ class Engine(MultiViewInference):
             together.views,
             [view.name or f"view {i}" for i, view in enumerate(views)],
             chosen,
+            frame=frame,
+            sources=views,
             data_norm_type=self.data_norm_type,
             threads=self._threads,
         )

@@ -117,6 +117,7 @@ class Undistortion:
         lens: with the ``camera`` (3, 3) float64 of the distorted image and its ``source`` size (W, H).
         intrinsics: (3, 3) float32 of the pinhole image.
         size: (W, H) of it.
+        corner: (x, y) of its first pixel, in pixels of a pinhole image with the intrinsics of ``camera``.
     """
 
     lens: Lens
@@ -124,6 +125,7 @@ class Undistortion:
     source: Size
     intrinsics: NDArray[np.float32]
     size: Size
+    corner: tuple[float, float]
 
     @classmethod
     def of(cls, lens: Lens, intrinsics: Array, size: Size) -> Undistortion:
@@ -153,7 +155,7 @@ class Undistortion:
             )
         moved = camera.copy()
         moved[:2, 2] -= (left, top)
-        return cls(lens, camera, size, moved.astype(np.float32), new)
+        return cls(lens, camera, size, moved.astype(np.float32), new, (float(left), float(top)))
 
     def image(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the pinhole image (H, W, 3) of the distorted one, interpolated between its pixels."""

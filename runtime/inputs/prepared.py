@@ -86,6 +86,7 @@ class PreparedView:
         features: what the image encoder gave for the image before, or None.
         mask: (B, H, W) bool, True where the view counts, or None for all of it.
         pixels: (B, H, W, 3) uint8, the image before it was normalised, or None if it came normalised.
+        original_pixels: (3, 3) float64, see :class:`.raw_view.RawView`, or None if it came at the network's size.
     """
 
     image: Array
@@ -96,6 +97,7 @@ class PreparedView:
     features: ImageFeatures | None = None
     mask: Array | None = None
     pixels: Array | None = None
+    original_pixels: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +198,7 @@ def prepare_raw(view: RawView, data_norm_type: str = "dinov2") -> PreparedView:
         pose=None if pose is None else _quaternion_and_translation(pose),
         mask=None if view.mask is None else view.mask[None],
         pixels=pixels[None],
+        original_pixels=view.original_pixels,
     )
 
 

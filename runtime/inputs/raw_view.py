@@ -60,6 +60,8 @@ class RawView:
         mask: (H, W) bool, True where the view counts, or None for all of it.
         depth_resize: ``"nearest"`` or ``"valid"``, see :class:`.formats.view_files.ReadOptions`.
         remarks: what is suspicious about it.
+        original_pixels: (3, 3) float64, from homogeneous pixels of ``image`` to those of the original one: upright,
+            and where it was undistorted, those that a pinhole camera with the original intrinsics has. None: the same.
     """
 
     image: Image.Image | npt.NDArray[np.uint8]
@@ -73,6 +75,7 @@ class RawView:
     mask: npt.NDArray[np.bool_] | None = None
     depth_resize: str = "nearest"
     remarks: tuple[Remark, ...] = ()
+    original_pixels: npt.NDArray[np.float64] | None = None
 
     @property
     def size(self) -> Size:
@@ -117,7 +120,9 @@ class RawView:
         if self.lens is not None and intrinsics is not None:
             rays = self.lens.rays(intrinsics, target)
             intrinsics = None
+        original = fit.original_pixels if self.original_pixels is None else self.original_pixels @ fit.original_pixels
         changes: dict[str, Any] = {"intrinsics": intrinsics, "rays": rays, "depth": depth, "mask": mask, "lens": None}
+        changes["original_pixels"] = original
         return replace(self, image=fit.image(picture), remarks=remarks, **changes)
 
     def _remarks(self, fit: Fit, depth: Array | None) -> list[Remark]:

@@ -97,6 +97,19 @@ class Fit:
         return cls(size, target, scale, _pair(scaled), _pair(corner), intrinsics)
 
     @property
+    def original_pixels(self) -> npt.NDArray[np.float64]:
+        """The (3, 3) matrix that takes homogeneous pixels of the result to those of the image before.
+
+        It is the mapping that the intrinsics follow: ``intrinsics before = original_pixels @ intrinsics``. The image
+        itself is resized to a whole number of pixels, which moves its content by less than half a pixel of the result
+        against it.
+        """
+        margin = 0.5 * (np.array(self.old) * self.scale - self.scaled)
+        result = np.diag([1 / self.scale, 1 / self.scale, 1.0])
+        result[:2, 2] = (0.5 + np.array(self.corner) + margin) / self.scale - 0.5
+        return result
+
+    @property
     def kept(self) -> float:
         """The part of the image that the crop keeps."""
         return float(self.target[0] * self.target[1] / (self.scaled[0] * self.scaled[1]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -96,11 +96,14 @@ class StoredView:
             painted = self._mask(size)
             mask = painted if mask is None else mask & painted
         lens = files.lens if camera is not None else None
+        original_pixels = None
         if lens is not None and not lens.fisheye:
             straight = self._undistortion(camera, size)
             image = straight.image(np.asarray(image))
             depth, mask = (None if values is None else straight.nearest(values) for values in (depth, mask))
             camera, lens, size = straight.intrinsics, None, straight.size
+            original_pixels = np.eye(3)
+            original_pixels[:2, 2] = straight.corner
         if files.points is not None and camera is not None:
             points = files.points
             depth = _points_on(points, _pixels_of(points, camera, lens), size)
@@ -119,6 +122,7 @@ class StoredView:
             mask=mask,
             depth_resize="valid" if files.points is not None else self.depth_resize,
             remarks=tuple(remarks),
+            original_pixels=original_pixels,
         )
 
     def _header(self) -> Size:
@@ -217,6 +221,16 @@ class StoredView:
         mask = levels > (levels.max() / 2 if levels.max() <= 1 else 127)
         rows, columns = (_spread_indices(new, old) for new, old in zip(size[::-1], mask.shape, strict=True))
         return np.asarray(mask[np.ix_(rows, columns)])
+
+
+def of_file(view: Any) -> StoredView | None:
+    """Return what reads the image of a view again, and nothing else of it; None for an image that was in memory."""
+    if not isinstance(view, StoredView):
+        return None
+    files = view.files
+    if not (isinstance(files.image, str | os.PathLike) or hasattr(files.image, "expect")):
+        return None
+    return replace(view, files=replace(files, depth=None, depth_scale=None, points=None, mask=None, pose=None))
 
 
 def enlarged_depth(depth: Array, size: Size) -> Array:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from ..geometry import all_finite
 from ..inputs.normalization import denormalize_image, image_bytes
 from ..inputs.prepared import PreparedView
+from ..inputs.raw_view import AnyView
+from ..inputs.stored_view import of_file
 from ..options import InferOptions
 from ..postprocessing.predictions import Heads, finish_predictions
+from .frame import alignment_of, move_arrays
 from .scene import Scene
 from .scene_arrays import leave_out_what_is_not_finite, new_arrays
 
@@ -33,6 +39,8 @@ def assemble_scene(
     names: Sequence[str],
     options: InferOptions,
     *,
+    frame: str = "view0",
+    sources: Sequence[AnyView] = (),
     data_norm_type: str = "dinov2",
     threads: int | None = None,
 ) -> Scene:
@@ -40,6 +48,7 @@ def assemble_scene(
 
     Post-processing writes into the arrays of the scene. Arguments as in
     :func:`..postprocessing.predictions.finish_predictions`; ``views`` have a batch of one, ``names`` are theirs.
+    ``frame`` is one of :data:`.frame.FRAMES`, ``sources`` are the views before they were prepared.
     """
     if not options.apply_mask:  # then the network's own mask holds, and a scene has nothing outside its mask
         options = replace(options, apply_mask=True, mask_edges=False, apply_confidence_mask=False)
@@ -63,4 +72,14 @@ def assemble_scene(
         one = {name: array[index] for name, array in arrays.items()}
         if not all(all_finite(one[name]) for name in ("points", "depth", "confidence")):
             leave_out_what_is_not_finite(one["points"], one["depth"], one["confidence"], one["mask"])
-    return Scene.of_finished(arrays, scale, names)
+    alignment = alignment_of(arrays["poses"], views, options) if frame == "given" else None
+    if alignment is not None:
+        move_arrays(arrays, alignment)
+        scale *= alignment.scale
+    originals: dict[str, Any] = {}
+    pixels = [view.original_pixels for view in views if view.original_pixels is not None]
+    if len(pixels) == len(sources):
+        originals["original_pixels"] = np.stack(pixels)
+        originals["original_sizes"] = np.array([source.size for source in sources], np.int64)
+        originals["sources"] = tuple(of_file(source) for source in sources)
+    return Scene.of_finished(arrays, scale, names, alignment=alignment, **originals)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numbers
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from ..system.array_files import load_arrays
 from ..system.reading import shown_path
 from ..writing.files import output_path
 from .formats.options import SaveOptions
-from .formats.scene_file import VERSION
+from .formats.scene_file import KNOWN, VERSION
 from .formats.table import chosen_format
+from .frame import Alignment
 from .preview import write_preview
-from .scene_arrays import DTYPES, SHAPES, SceneArrays, selected_pixels
+from .scene_arrays import DTYPES, IN_WORLD, SHAPES, SceneArrays, selected_pixels
 
 Array = NDArray[Any]
 
@@ -43,18 +43,29 @@ SCENE_OUTPUTS = (*(key for key, _ in _PREDICTIONS.values()), "mask", "metric_sca
 class Scene(SceneArrays):
     """A reconstruction of V views of H x W pixels.
 
-    Axes are OpenCV's (x right, y down, z forward); lengths are metres as far as the model's metric scale is right.
+    Axes are OpenCV's (x right, y down, z forward); lengths are metres as far as the model's metric scale is right, or
+    the unit of the given poses where those have no scale.
 
     Attributes:
-        points: (V, H, W, 3) float32, world coordinates of every pixel, 0 where ``mask`` is False.
+        points: (V, H, W, 3) float32, world coordinates of every pixel, 0 where ``mask`` is False. Float64 in a world
+            whose origin is more than 100 units away, such as one of map coordinates.
         colors: (V, H, W, 3) uint8, the images that the network saw.
         depth: (V, H, W) float32, z in the view's camera, 0 where ``mask`` is False.
         confidence: (V, H, W) float32, higher is more certain; no unit.
         mask: (V, H, W) bool, True where the reconstruction holds.
         intrinsics: (V, 3, 3) float32, pixels of the H x W images, pixel centres at integers.
-        poses: (V, 4, 4) float32, camera-to-world.
-        metric_scale: the metric scaling factor that is already applied.
+        poses: (V, 4, 4) of the type of the points, camera-to-world.
+        metric_scale: the metric scaling factor, and the scale of the ``alignment``, that are already applied.
         names: one name per view; ``view 0``, ``view 1``, ... unless given.
+        alignment: how the scene was brought into the world of the given poses, and how well it fits them; None in the
+            frame of view 0. See :class:`~.frame.Alignment`.
+        original_pixels: (V, 3, 3) float64, from homogeneous pixels (x, y, 1) of a view to those of the image that it
+            was made of, pixel centres at integers; None where that is not known. It is that image as it is shown: EXIF
+            orientation applied. An image that was undistorted counts as one of a pinhole camera with the same
+            intrinsics: distort its pixels with the lens for those of the file. Intrinsics follow:
+            ``original_pixels[v] @ intrinsics[v]``.
+        original_sizes: (V, 2) int64, width and height of these images (undistorted ones: of what was left), or None.
+        sources: where these images are read again, None for one that was in memory; empty for a scene that was loaded.
 
     Raises:
         InputError: arrays whose shapes do not fit together.
@@ -97,16 +108,21 @@ class Scene(SceneArrays):
         scale = 1.0
         if predictions[0].get("metric_scaling_factor") is not None:
             scale = float(_sample(predictions[0], 0, "metric_scaling_factor", 2, batch_index)[0])
-        return cls(
-            **{name: np.stack(arrays) for name, arrays in parts.items()}, metric_scale=scale, names=list(names or [])
-        )
+        values: dict[str, Any] = {name: np.stack(arrays) for name, arrays in parts.items()}
+        return cls(**values, metric_scale=scale, names=list(names or []))
 
     @classmethod
-    def of_finished(cls, arrays: Mapping[str, Array], metric_scale: float, names: Sequence[str]) -> Scene:
-        """Take arrays as they are: of the right shapes and types, finite, and 0 outside the mask."""
+    def of_finished(cls, arrays: Mapping[str, Array], metric_scale: float, names: Sequence[str], **known: Any) -> Scene:
+        """Take arrays as they are: of the right shapes and types, finite, and 0 outside the mask; ``known`` is more of
+        its attributes."""
         scene = cls.__new__(cls)
-        vars(scene).update(arrays, metric_scale=metric_scale, names=list(names))
+        vars(scene).update(arrays, metric_scale=metric_scale, names=list(names), **known)
         return scene
+
+    @property
+    def frame(self) -> str:
+        """``"given"`` for the world of the poses that were given, ``"view0"`` for the camera of view 0."""
+        return "view0" if self.alignment is None else "given"
 
     def point_cloud(
         self, max_points: int | None = None, confidence_percentile: float = 0.0
@@ -164,7 +180,7 @@ class Scene(SceneArrays):
         Raises:
             InputError: the file is missing, damaged, or no scene.
         """
-        name, wanted = shown_path(path), {f.name for f in fields(cls)}
+        name, wanted = shown_path(path), (*SHAPES, "metric_scale", "names")
         try:
             arrays = load_arrays(path)
             version = int(arrays["version"])
@@ -174,6 +190,8 @@ class Scene(SceneArrays):
                     "this version"
                 )
             values: dict[str, Any] = {key: arrays[key] for key in wanted}
+            known: dict[str, Any] = {key: arrays.get(key) for key in KNOWN}
+            known["alignment"] = Alignment.of_arrays(arrays)
         except InputError:
             raise
         except FileNotFoundError as error:
@@ -185,8 +203,12 @@ class Scene(SceneArrays):
             raise InputError(
                 f"{name}: is not a scene that Scene.save wrote as .npz, or is damaged{reason}; save it again"
             ) from error
-        for key, dtype in [(n, DTYPES.get(n, np.float32)) for n in SHAPES] + [("metric_scale", np.float64)]:
-            if values[key].dtype != dtype:
+        types = {key: DTYPES.get(key, np.float32) for key in SHAPES} | KNOWN | {"metric_scale": np.float64}
+        if known["alignment"] is not None:
+            types |= dict.fromkeys(IN_WORLD, known["alignment"].dtype)
+        values |= {key: value for key, value in known.items() if value is not None}
+        for key, dtype in types.items():
+            if key in values and values[key].dtype != dtype:
                 raise InputError(f"{name}: {key} is {values[key].dtype}, not {np.dtype(dtype)}; save the scene again")
         if values["names"].dtype.kind != "U" or values["names"].ndim != 1 or values["metric_scale"].shape != ():
             raise InputError(f"{name}: names or metric_scale are not what Scene.save writes; save the scene again")

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..geometry import all_finite, zero_outside
+from ..inputs.stored_view import StoredView
 from .formats.options import SaveOptions
+from .frame import Alignment
 
 SHAPES = {
     "points": ("V", "H", "W", 3),
@@ -23,6 +25,8 @@ SHAPES = {
 }
 DTYPES = {"colors": np.uint8, "mask": np.bool_}
 """Other than float32."""
+IN_WORLD = ("points", "poses")
+"""What is float64 in a world whose coordinates are large."""
 
 
 def new_arrays(views: int, height: int, width: int) -> dict[str, NDArray[Any]]:
@@ -70,6 +74,10 @@ class SceneArrays:
     poses: NDArray[np.float32]
     metric_scale: float = 1.0
     names: list[str] = field(default_factory=list)
+    alignment: Alignment | None = None
+    original_pixels: NDArray[np.float64] | None = None
+    original_sizes: NDArray[np.int64] | None = None
+    sources: tuple[StoredView | None, ...] = ()
 
     def __post_init__(self) -> None:
         sizes: dict[str, int] = {}
@@ -86,7 +94,13 @@ class SceneArrays:
             sizes.update((s, n) for s, n in zip(shape, array.shape, strict=True) if isinstance(s, str))
             # What is computed anew below needs no copy; the others must not stay the caller's arrays.
             copy = name in ("colors", "intrinsics", "poses")
-            setattr(self, name, array.astype(DTYPES.get(name, np.float32), copy=copy))
+            setattr(self, name, array.astype(self.dtype_of(name), copy=copy))
+        for name, rest, kind in (("original_pixels", (3, 3), np.float64), ("original_sizes", (2,), np.int64)):
+            if getattr(self, name) is not None:
+                array = np.array(getattr(self, name), dtype=kind)
+                if array.shape != (sizes["V"], *rest):
+                    raise InputError(f"scene: {name} has shape {array.shape}; expected {(sizes['V'], *rest)}")
+                setattr(self, name, array)
         if 0 in sizes.values():
             raise InputError("scene: there is no view or no pixel; give at least one")
         self.names = list(self.names) or [f"view {i}" for i in range(sizes["V"])]
@@ -96,6 +110,12 @@ class SceneArrays:
             setattr(self, name, np.array(getattr(self, name), order="C"))
         leave_out_what_is_not_finite(self.points, self.depth, self.confidence, self.mask)
         self.metric_scale = float(self.metric_scale)
+
+    def dtype_of(self, name: str) -> Any:
+        """Return the type of one of the arrays of :data:`SHAPES`."""
+        if name in IN_WORLD and self.alignment is not None:
+            return self.alignment.dtype
+        return DTYPES.get(name, np.float32)
 
 
 def selected_pixels(scene: SceneArrays, max_points: int | None, confidence_percentile: float) -> NDArray[np.bool_]:

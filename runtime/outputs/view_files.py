@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, OutputError
+from ..postprocessing.predictions import halved
 from ..system.array_files import load_arrays
 from ..system.reading import shown_path
-from ..writing.files import output_error, output_path, write_npz
+from ..writing.files import output_error, output_path, real_path, write_npz, writing
+from ..writing.staging import staging
+from .frame import Alignment, moved_prediction
+
+Align = Callable[[Sequence[NDArray[Any]]], Alignment | None]
+"""From the predicted poses (4, 4) of all views to the transform into the frame of the result, or None."""
 
 
 def save_views(
     folder: str | os.PathLike[str],
     predictions: Iterable[Mapping[str, NDArray[Any]]],
     names: Sequence[str] | None = None,
+    *,
+    original_pixels: Sequence[NDArray[np.float64] | None] | None = None,
+    align: Align | None = None,
+    half: bool = False,
 ) -> list[Path]:
     """Write ``view-0000.npz``, ``view-0001.npz``, ... with the keys, shapes and types that ``infer_stream`` gives.
 
+    Each also holds ``frame``, and of what is given below ``name``, ``original_pixels`` and, where the views were moved,
+    the fields of the :class:`~.frame.Alignment`, with ``alignment_`` before them.
+
     Args:
-        names: one per view, such as that of its image, which each file then holds as ``name``.
         folder: is made if it is not there; files of an earlier run must not be in it.
-        predictions: one dictionary per view.
+        predictions: one dictionary per view, in the frame of view 0.
+        names: one per view, such as that of its image.
+        original_pixels: one (3, 3) per view, see :class:`~.scene.Scene`.
+        align: brings the views into the world of the given poses. The poses of all views are needed for that, so views
+            wait on the disk, in ``folder``, until the last one was predicted, and are then moved one by one.
+        half: write maps as float16, but for points that are float64.
 
     Returns:
         The files, in order. Each is complete or not there.
@@ -42,19 +60,55 @@ def save_views(
         raise output_error(target, error) from error
     check_no_views(target)
     written: list[Path] = []
+
+    def write(index: int, prediction: Mapping[str, NDArray[Any]], alignment: Alignment | None) -> None:
+        path = _path(target, index)
+        contents: dict[str, Any] = {name: np.asarray(value) for name, value in prediction.items()}
+        if alignment is not None:
+            contents = moved_prediction(contents, alignment)
+        if half:
+            contents |= halved({key: value for key, value in contents.items() if value.dtype != np.float64})
+        contents["frame"] = np.array("view0" if alignment is None else "given")
+        if alignment is not None:
+            contents |= alignment.arrays()
+        if names is not None:
+            contents["name"] = np.array(names[index], dtype=np.str_)
+        if original_pixels is not None and original_pixels[index] is not None:
+            contents["original_pixels"] = original_pixels[index]
+        write_npz(path, "view", contents)
+        written.append(path)
+
     try:
-        for index, prediction in enumerate(predictions):
-            path = target / f"view-{index:04d}.npz"
-            contents: dict[str, Any] = {name: np.asarray(value) for name, value in prediction.items()}
-            if names is not None:
-                contents["name"] = np.array(names[index], dtype=np.str_)
-            write_npz(path, "view", contents)
-            written.append(path)
+        if align is None:
+            for index, prediction in enumerate(predictions):
+                write(index, prediction, None)
+        else:
+            with _waiting(target) as place:
+                poses = []
+                for index, prediction in enumerate(predictions):
+                    poses.append(prediction["camera_poses"][0])
+                    write_npz(_path(place, index), "view", prediction)
+                alignment = align(poses)
+                for index in range(len(poses)):
+                    write(index, load_arrays(_path(place, index)), alignment)
+                    _path(place, index).unlink()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{_complete(written, target)}; nothing half-written is left") from None
     except OutputError as error:
         raise OutputError(f"{error}; {_complete(written, target)}") from error
     return written
+
+
+def _path(folder: Path, index: int) -> Path:
+    return folder / f"view-{index:04d}.npz"
+
+
+@contextmanager
+def _waiting(folder: Path) -> Iterator[Path]:
+    """A folder for views that wait, inside the one that they will be in."""
+    with writing(folder), staging(real_path(folder) / "waiting") as place:
+        place.new.mkdir()
+        yield place.new
 
 
 def _complete(written: Sequence[Path], folder: Path) -> str:

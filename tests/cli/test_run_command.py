@@ -85,6 +85,39 @@ def test_a_summary_for_programs_and_silence(
 
 
 @pytest.mark.slow
+def test_results_are_in_the_world_of_the_poses(
+    cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]
+) -> None:
+    document = json.loads((samples / "views.json").read_text())
+    for view in document["views"]:
+        view["image"], view["depth"] = str(samples / view["image"]), str(samples / view["depth"])
+        view["pose"] = (np.diag([-1.0, -1, 1, 1]) @ view["pose"] + np.eye(4, 4, 3) * [[2], [0], [0], [0]]).tolist()
+    (tmp_path / "v.json").write_text(json.dumps(document))
+    summaries = {}
+    for frame in ("given", "view0"):
+        json_file, out = tmp_path / f"{frame}.json", tmp_path / f"{frame}.npz"
+        options = ("--frame", frame, "--json", json_file, "--out", out)
+        result = cli("run", tiny_bundle, tmp_path / "v.json", *options, *quick)
+        assert result.code == 0
+        summaries[frame] = json.loads(json_file.read_text())
+        assert summaries[frame]["frame"] == frame
+        assert ("of 2 given poses, rigid; off by" in result.out) == (frame == "given")
+    moved, own = Scene.load(tmp_path / "given.npz"), Scene.load(tmp_path / "view0.npz")
+    facts = summaries["given"]["alignment"]
+    assert (facts["given_poses"], facts["metric"], facts["scale"]) == (2, True, 1)
+    assert moved.alignment is not None
+    assert moved.alignment.facts() == facts
+    matrix = np.array(facts["matrix"])
+    wanted = own.points[own.mask] @ matrix[:3, :3].T + matrix[:3, 3]
+    np.testing.assert_allclose(moved.points[moved.mask], wanted, atol=1e-4)
+    stream = cli("run", tiny_bundle, tmp_path / "v.json", "--stream", tmp_path / "s", "--json", "-", *quick)
+    np.testing.assert_allclose(json.loads(stream.out)["alignment"]["matrix"], facts["matrix"], atol=1e-6)
+    view = load_view(tmp_path / "s" / "view-0001.npz")
+    np.testing.assert_allclose(view["pts3d"][0], moved.points[1], atol=1e-5)
+    assert cli("run", tiny_bundle, samples, "--frame", "world").code == 2
+
+
+@pytest.mark.slow
 def test_masked_pixels_give_no_points(
     cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]
 ) -> None:

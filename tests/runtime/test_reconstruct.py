@@ -89,7 +89,7 @@ def test_geometry_arrives_scaled_at_the_network(small: Engine, images: list[np.n
     cameras, poses, depths = ([getattr(s, k) for s in samples] for k in ("intrinsics", "pose", "depth_z"))
     raw = [{"img": s.image, "intrinsics": s.intrinsics, "depth_z": s.depth_z, "camera_poses": s.pose} for s in samples]
     by_hand = small.infer(preprocess_inputs(raw, resize_mode="fixed_size", size=(56, 42)))
-    scene = small.reconstruct(images, cameras, poses, depths, size=(56, 42))
+    scene = small.reconstruct(images, cameras, poses, depths, size=(56, 42), frame="view0")
     np.testing.assert_allclose(scene.points, np.concatenate([p["pts3d"] for p in by_hand]), atol=1e-5)
     plain = small.reconstruct(images, size=(56, 42))
     assert not np.allclose(scene.points, plain.points)
@@ -118,8 +118,9 @@ def test_positions_far_from_the_origin_keep_their_digits(small: Engine, images: 
     far = [pose.copy() for pose in poses]
     for pose in far:
         pose[:3, 3] += (4e6, -1e7, 5e6)  # Earth-centred coordinates, say
-    near = small.reconstruct(images, poses=poses, size=(56, 42))
-    np.testing.assert_allclose(small.reconstruct(images, poses=far, size=(56, 42)).points, near.points, atol=1e-5)
+    near = small.reconstruct(images, poses=poses, size=(56, 42), frame="view0")
+    found = small.reconstruct(images, poses=far, size=(56, 42), frame="view0")
+    np.testing.assert_allclose(found.points, near.points, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(50, 50), (57, 42)])
@@ -192,6 +193,7 @@ def test_views_that_were_read_reconstruct_the_same_scene(small: Engine, images: 
     np.testing.assert_array_equal(scene.points, expected.points)
     assert scene.names == expected.names == ["view 0", "view 1", "view 2"]
     # The same numbers, bit for bit, through the dictionaries that infer checks.
+    scene = small.reconstruct_views(views, size=(56, 42), frame="view0")
     by_hand = small.infer(small.preprocess(views, size=(56, 42)))
     np.testing.assert_array_equal(scene.points, np.concatenate([p["pts3d"] for p in by_hand]))
 

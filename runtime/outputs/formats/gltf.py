@@ -35,7 +35,9 @@ _LINEAR = _linear()
 class BinaryGltf:
     """A binary glTF that is filled node by node and then written; axes are glTF's, x right, y up, z backward."""
 
-    def __init__(self) -> None:
+    def __init__(self, origin: NDArray[np.float64] | None = None) -> None:
+        """Begin a file whose vertices are relative to ``origin`` (3,), which a node above all others holds."""
+        self._origin = origin
         self._document: dict[str, Any] = {"nodes": [], "meshes": [], "accessors": [], "bufferViews": []}
         self._parts: list[NDArray[Any]] = []
         self._length = 0
@@ -93,7 +95,11 @@ class BinaryGltf:
             **self._document,
         }
         if self._parts:
-            document["scenes"] = [{"nodes": list(range(len(document["nodes"])))}]
+            nodes = list(range(len(document["nodes"])))
+            if self._origin is not None:
+                above = {"name": "world", "translation": self._origin.tolist(), "children": nodes}
+                document["nodes"], nodes = [*document["nodes"], above], [len(nodes)]
+            document["scenes"] = [{"nodes": nodes}]
             document["buffers"] = [{"byteLength": self._length}]
         text = json.dumps({key: value for key, value in document.items() if value != []}).encode()
         text += b" " * (-len(text) % 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,21 +22,23 @@ _TO_GLTF = np.array([1, -1, -1], np.float32)
 
 
 def write_ply(path: Path, scene: SceneArrays, options: SaveOptions) -> None:
-    """Write a binary little-endian PLY with x, y, z (float32) and red, green, blue (sRGB) per vertex, axes unchanged.
+    """Write a binary little-endian PLY with x, y, z and red, green, blue (sRGB) per vertex, axes unchanged.
+
+    Coordinates are float32 or float64, as the scene's points are.
 
     Raises:
         OutputError: the file could not be written.
     """
     keep = selected_pixels(scene, options.max_points, options.confidence_percentile)
-    vertices = np.empty(int(keep.sum()), dtype=[("xyz", "<f4", 3), ("rgb", "u1", 3)])
+    vertices = np.empty(int(keep.sum()), dtype=[("xyz", scene.points.dtype.newbyteorder("<"), 3), ("rgb", "u1", 3)])
     vertices["xyz"], vertices["rgb"] = scene.points[keep], scene.colors[keep]
     header = [
         "ply",
         "format binary_little_endian 1.0",
         f"comment {marker(_KIND)}",
-        "comment OpenCV axes: x right, y down, z forward; metres",
+        "comment OpenCV axes of the cameras: x right, y down, z forward",
         f"element vertex {len(vertices)}",
-        *(f"property float {axis}" for axis in "xyz"),
+        *(f"property {'double' if scene.points.dtype == np.float64 else 'float'} {axis}" for axis in "xyz"),
         *(f"property uchar {color}" for color in ("red", "green", "blue")),
         "end_header",
     ]
@@ -54,15 +57,18 @@ def write_glb(path: Path, scene: SceneArrays, options: SaveOptions) -> None:
     Raises:
         OutputError: the file could not be written.
     """
-    file = BinaryGltf()
+    # Vertices are float32; a world of large coordinates would leave them few digits.
+    is_far = scene.points.dtype == np.float64
+    origin = np.rint(scene.poses[0, :3, 3].astype(np.float64)) if is_far else np.zeros(3)
+    file = BinaryGltf(origin * _TO_GLTF if is_far else None)
     keep = selected_pixels(scene, None if options.mesh else options.max_points, options.confidence_percentile)
     if options.mesh:
         for index, name in enumerate(scene.names):
             pixels, faces = view_mesh(scene.points[index], scene.depth[index], keep[index])
             points, colors = (array[index].reshape(-1, 3)[pixels] for array in (scene.points, scene.colors))
-            file.add(f"view_{index}", name, points * _TO_GLTF, colors, faces)
+            file.add(f"view_{index}", name, _near(points, origin), colors, faces)
     else:
-        file.add("points", "points", scene.points[keep] * _TO_GLTF, scene.colors[keep])
+        file.add("points", "points", _near(scene.points[keep], origin), scene.colors[keep])
     size = _FRUSTUM * _usual_depth(scene)
     for index, (camera, pose, name) in enumerate(zip(scene.intrinsics, scene.poses, scene.names, strict=True)):
         corners = _frustum(camera, pose, scene.depth.shape[1:], size)
@@ -72,8 +78,13 @@ def write_glb(path: Path, scene: SceneArrays, options: SaveOptions) -> None:
         share = index / max(len(scene.poses) - 1, 1)
         color = np.array([[230 - 190 * share, 60 + 40 * share, 50 + 180 * share]]).astype(np.uint8)
         shades = color.repeat(len(vertices), axis=0)
-        file.add(f"camera_{index}", f"camera {name}", vertices.astype(np.float32), shades, faces)
+        file.add(f"camera_{index}", f"camera {name}", _near(vertices, origin), shades, faces)
     file.write(path, _KIND)
+
+
+def _near(points: NDArray[Any], origin: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return points relative to an origin, in glTF's axes."""
+    return ((points - origin.astype(points.dtype)) * _TO_GLTF).astype(np.float32)
 
 
 def _usual_depth(scene: SceneArrays) -> float:
@@ -84,7 +95,7 @@ def _usual_depth(scene: SceneArrays) -> float:
 def _frustum(
     camera: NDArray[np.float32], pose: NDArray[np.float32], size: tuple[int, ...], depth: float
 ) -> NDArray[np.float64] | None:
-    """Return the apex, the image corners clockwise from the upper left, and a tip above them: (6, 3), glTF axes."""
+    """Return the apex, the image corners clockwise from the upper left, and a tip above them: (6, 3), in the world."""
     height, width = size
     k = camera.astype(np.float64)
     if not (np.isfinite(k).all() and np.isfinite(pose).all() and k[0, 0] != 0 and k[1, 1] != 0):
@@ -95,7 +106,7 @@ def _frustum(
     rays = [(0, 0, 0), (left, top, 1), (right, top, 1), (right, bottom, 1), (left, bottom, 1), (middle, tip, 1)]
     corners = depth * np.array(rays, dtype=np.float64)
     world = corners @ pose[:3, :3].T.astype(np.float64) + pose[:3, 3]
-    return np.asarray(world * _TO_GLTF) if np.isfinite(world).all() else None
+    return np.asarray(world) if np.isfinite(world).all() else None
 
 
 def _frustum_mesh(corners: NDArray[np.float64], thickness: float) -> tuple[NDArray[np.float64], NDArray[np.uint32]]:

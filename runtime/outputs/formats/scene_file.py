@@ -13,6 +13,8 @@ from .options import SaveOptions
 
 VERSION = 1
 """Of the arrays of a scene's file."""
+KNOWN: dict[str, type] = {"original_pixels": np.float64, "original_sizes": np.int64}
+"""What only some scenes have, with its type."""
 
 
 def write_scene(path: Path, scene: SceneArrays, options: SaveOptions) -> None:
@@ -20,4 +22,7 @@ def write_scene(path: Path, scene: SceneArrays, options: SaveOptions) -> None:
     values: dict[str, Any] = {name: getattr(scene, name) for name in SHAPES}
     values["names"] = np.array(scene.names, dtype=np.str_)
     values |= {"version": np.int64(VERSION), "metric_scale": np.float64(scene.metric_scale)}
+    values |= {key: getattr(scene, key) for key in KNOWN if getattr(scene, key) is not None}
+    if scene.alignment is not None:
+        values |= scene.alignment.arrays()
     write_npz(path, "scene", values)

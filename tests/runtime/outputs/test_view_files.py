@@ -26,7 +26,7 @@ def test_views_come_back_and_those_of_another_run_stay(tmp_path: Path) -> None:
     files = save_views(tmp_path / "a", views(None), names=["a", "b", "c", "d"])
     assert [path.name for path in files] == [f"view-000{index}.npz" for index in range(4)]
     last = load_view(files[3])
-    assert (set(last), str(last["name"]), last["depth_z"].max()) == ({"depth_z", "name"}, "d", 3)
+    assert (set(last), str(last["name"]), last["depth_z"].max()) == ({"depth_z", "name", "frame"}, "d", 3)
     with pytest.raises(InputError, match="holds views of another run"):
         save_views(tmp_path / "a", views(None))
 
