@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from mapengine.runtime.options import option_help
-from mapengine.runtime.outputs.formats.options import SaveOptions
+from mapengine.runtime.outputs.formats.options import MAP_FORMATS, MAPS, SaveOptions
 from mapengine.runtime.outputs.formats.table import (
     FORMAT_NAMES,
     FORMATS,
@@ -53,6 +53,49 @@ MaxPoints = Annotated[
     int | None, typer.Option(min=0, metavar="N", help=option_help("max_points", SaveOptions), show_default=False)
 ]
 Mesh = Annotated[bool, typer.Option("--mesh", help=option_help("mesh", SaveOptions))]
+LazPrecision = Annotated[
+    float, typer.Option("--laz-precision", metavar="METRES", help=option_help("laz_precision", SaveOptions))
+]
+Maps = Annotated[
+    str | None,
+    typer.Option(
+        "--maps",
+        metavar=",".join(MAPS),
+        help=f"{option_help('maps', SaveOptions)} All if not given.",
+        show_default=False,
+    ),
+]
+MapFormat = Annotated[
+    str, typer.Option("--map-format", **one_of(MAP_FORMATS), help=option_help("map_format", SaveOptions))
+]
+DepthPngScale = Annotated[
+    float, typer.Option("--depth-png-scale", metavar="UNITS", help=option_help("depth_png_scale", SaveOptions))
+]
+
+
+def save_options(
+    max_points: int | None, mesh: bool, laz_precision: float, maps: str | None, map_format: str, depth_png_scale: float
+) -> SaveOptions:
+    """The options that were given.
+
+    Raises:
+        typer.BadParameter: a value that is none, naming the option.
+    """
+    with value_of("--laz-precision"):
+        SaveOptions(laz_precision=laz_precision)
+    with value_of("--maps"):
+        chosen = MAPS if maps is None else tuple(word.strip() for word in maps.split(","))
+        SaveOptions(maps=chosen)
+    with value_of("--depth-png-scale"):
+        SaveOptions(depth_png_scale=depth_png_scale)
+    return SaveOptions(
+        max_points=max_points,
+        mesh=mesh,
+        laz_precision=laz_precision,
+        maps=chosen,
+        map_format=map_format,
+        depth_png_scale=depth_png_scale,
+    )
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,11 @@ from .inputs import (
 )
 from .options import RANDOM_PRESETS, Backend, BundleArgument, Threads, one_of, parse_size, value_of
 from .outputs import (
+    DepthPngScale,
     Formats,
+    LazPrecision,
+    MapFormat,
+    Maps,
     MaxPoints,
     Mesh,
     Out,
@@ -56,6 +60,7 @@ from .outputs import (
     check_files,
     check_outputs,
     plan_outputs,
+    save_options,
 )
 
 SUMMARY = "summary"
@@ -98,6 +103,10 @@ def run(
     depth_resize: DepthResize = ReadOptions.depth_resize,
     max_points: MaxPoints = SaveOptions.max_points,
     mesh: Mesh = SaveOptions.mesh,
+    laz_precision: LazPrecision = SaveOptions.laz_precision,
+    maps: Maps = None,
+    map_format: MapFormat = SaveOptions.map_format,
+    depth_png_scale: DepthPngScale = SaveOptions.depth_png_scale,
     confidence_percentile: Annotated[
         float,
         typer.Option(
@@ -176,7 +185,7 @@ def run(
     target = None if size is None else parse_size(size, "--size")
     with value_of("--memory"):
         limit = None if memory is None else parse_bytes(memory)
-    saving_options = SaveOptions(max_points=max_points, mesh=mesh)
+    saving_options = save_options(max_points, mesh, laz_precision, maps, map_format, depth_png_scale)
     outputs = plan_outputs(out or [], formats or [], preview, saving_options, InputPaths(inputs, [bundle]))
     # Cheap, and says what is wrong with the bundle before images are read.
     opened = Bundle.open(bundle, verify=False)

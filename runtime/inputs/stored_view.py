@@ -233,6 +233,11 @@ def of_file(view: Any) -> StoredView | None:
     return replace(view, files=replace(files, depth=None, depth_scale=None, points=None, mask=None, pose=None))
 
 
+def time_of(view: Any) -> float | None:
+    """Return when a view was taken, seconds; None where that is not known."""
+    return view.files.time if isinstance(view, StoredView) else None
+
+
 def enlarged_depth(depth: Array, size: Size) -> Array:
     """Return a smaller depth map at ``size`` = (W, H).
 

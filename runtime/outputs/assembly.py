@@ -12,7 +12,7 @@ from ..geometry import all_finite
 from ..inputs.normalization import denormalize_image, image_bytes
 from ..inputs.prepared import PreparedView
 from ..inputs.raw_view import AnyView
-from ..inputs.stored_view import of_file
+from ..inputs.stored_view import of_file, time_of
 from ..options import InferOptions
 from ..postprocessing.predictions import Heads, finish_predictions
 from .frame import alignment_of, move_arrays
@@ -82,4 +82,7 @@ def assemble_scene(
         originals["original_pixels"] = np.stack(pixels)
         originals["original_sizes"] = np.array([source.size for source in sources], np.int64)
         originals["sources"] = tuple(of_file(source) for source in sources)
+    times = [time_of(source) for source in sources]
+    if None not in times and times:
+        originals["times"] = np.array(times, np.float64)
     return Scene.of_finished(arrays, scale, names, alignment=alignment, **originals)

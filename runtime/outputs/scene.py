@@ -66,6 +66,7 @@ class Scene(SceneArrays):
             ``original_pixels[v] @ intrinsics[v]``.
         original_sizes: (V, 2) int64, width and height of these images (undistorted ones: of what was left), or None.
         sources: where these images are read again, None for one that was in memory; empty for a scene that was loaded.
+        times: (V,) float64, seconds, where all views have a time (of a video or a recording); else None.
 
     Raises:
         InputError: arrays whose shapes do not fit together.

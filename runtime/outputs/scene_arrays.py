@@ -78,6 +78,7 @@ class SceneArrays:
     original_pixels: NDArray[np.float64] | None = None
     original_sizes: NDArray[np.int64] | None = None
     sources: tuple[StoredView | None, ...] = ()
+    times: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         sizes: dict[str, int] = {}
@@ -95,12 +96,15 @@ class SceneArrays:
             # What is computed anew below needs no copy; the others must not stay the caller's arrays.
             copy = name in ("colors", "intrinsics", "poses")
             setattr(self, name, array.astype(self.dtype_of(name), copy=copy))
-        for name, rest, kind in (("original_pixels", (3, 3), np.float64), ("original_sizes", (2,), np.int64)):
+        known = ("original_pixels", (3, 3), np.float64), ("original_sizes", (2,), np.int64), ("times", (), np.float64)
+        for name, rest, kind in known:
             if getattr(self, name) is not None:
                 array = np.array(getattr(self, name), dtype=kind)
                 if array.shape != (sizes["V"], *rest):
                     raise InputError(f"scene: {name} has shape {array.shape}; expected {(sizes['V'], *rest)}")
                 setattr(self, name, array)
+        if self.times is not None and not np.isfinite(self.times).all():
+            raise InputError("scene: times are not all finite; give one number of seconds per view, or None")
         if 0 in sizes.values():
             raise InputError("scene: there is no view or no pixel; give at least one")
         self.names = list(self.names) or [f"view {i}" for i in range(sizes["V"])]
@@ -116,6 +120,17 @@ class SceneArrays:
         if name in IN_WORLD and self.alignment is not None:
             return self.alignment.dtype
         return DTYPES.get(name, np.float32)
+
+
+def check_cameras(scene: SceneArrays) -> None:
+    """Refuse a scene with a camera that files of cameras cannot hold (InputError, which names the view)."""
+    finite = np.isfinite(scene.intrinsics).all(axis=(1, 2)) & np.isfinite(scene.poses).all(axis=(1, 2))
+    good = finite & (scene.intrinsics[:, 0, 0] > 0) & (scene.intrinsics[:, 1, 1] > 0)
+    if not good.all():
+        raise InputError(
+            f"view {int(np.argmin(good))}: intrinsics or pose are not finite or have no focal length, which no camera "
+            "can have; save the scene as .ply or .npz, or leave this view out"
+        )
 
 
 def selected_pixels(scene: SceneArrays, max_points: int | None, confidence_percentile: float) -> NDArray[np.bool_]:

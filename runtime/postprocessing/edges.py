@@ -107,6 +107,29 @@ def normal_edges(
     return edges.reshape(-1, stride)[HALO : HALO + height, :width] & candidates
 
 
+def surface_normals(points: Array, mask: Array) -> Array:
+    """Return the unit normals (H, W, 3) of points (H, W, 3) of one view, in their frame, on the side of the camera.
+
+    As for the edge mask: the mean of the four triangles with two neighbours of ``mask`` (H, W); 0 without any, and
+    outside the mask. The frame is right-handed, as all of this project.
+    """
+    height, width = mask.shape
+    inside, planes = np.zeros((height + 2, width + 1), bool), np.zeros((3, height + 2, width + 1), points.dtype)
+    inside[1:-1, :width] = mask
+    planes[:, 1:-1, :width] = np.moveaxis(points, -1, 0)
+    size = height * (width + 1)
+    normals, valid = np.empty((3, size), points.dtype), np.empty(size, bool)
+    for start in range(0, size, PIECE_PIXELS):
+        piece = slice(start, min(start + PIECE_PIXELS, size))
+        reach = slice(start, piece.stop + 2 * (width + 1))
+        flat = planes.reshape(3, -1)[:, reach], inside.reshape(-1)[reach]
+        _normals(*flat, width + 1, normals[:, piece], valid[piece])
+    result = np.moveaxis(normals.reshape(3, height, width + 1)[:, :, :width], 0, -1).copy()
+    # A normal that two equal points make is none.
+    zero_outside(result, (mask & valid.reshape(height, -1)[:, :width])[..., None])
+    return result
+
+
 def _strips(candidates: Array, bands: int) -> Iterator[Array]:
     """Yield strips of columns around those with candidates: flat indices of their top pixels in the padded image.
 

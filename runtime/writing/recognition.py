@@ -6,6 +6,8 @@ Every file that mapengine writes says so inside: ``mapengine scene`` and the lik
 * PNG: a text chunk ``Software``,
 * binary glTF: ``asset.generator``,
 * PLY: a comment of the header,
+* LAS and LAZ: the name of the program in the header,
+* text: a comment in the first line,
 * JSON: the first key ``generator``, or the layout of a record of `profile`, `eval` or `calibrate`,
 * Markdown: a comment in the first line,
 * a folder: ``mapengine.json``, which lists the files that were written, with their hashes. What the user added or
@@ -35,6 +37,7 @@ RECORD = "mapengine.json"
 """The list of the files of a folder that mapengine wrote."""
 
 _HEAD = 2**16
+_LAS_SOFTWARE = slice(58, 90)
 _SCENES = {"scene", "point cloud"}
 """A scene in one format may replace the same in another."""
 _MOST_JSON = 256 * 2**20
@@ -88,6 +91,10 @@ def kind_of(path: Path) -> str | None:
         if head.startswith(b"ply\n"):
             comments = re.findall(rb"^comment (.*)$", head.partition(b"end_header")[0], re.MULTILINE)
             return next((kind for kind in map(_kind, comments) if kind), None)
+        if head.startswith(b"LASF"):
+            return _kind(head[_LAS_SOFTWARE].rstrip(b"\0"))
+        if head.startswith(b"# "):
+            return _kind(head[2:].partition(b"\n")[0])
         if head.startswith(b"<!-- "):
             return _kind(head[5:].partition(b" -->")[0])
         if _CALIBRATION.match(head):

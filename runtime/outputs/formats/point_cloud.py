@@ -22,12 +22,15 @@ _TO_GLTF = np.array([1, -1, -1], np.float32)
 
 
 def write_ply(path: Path, scene: SceneArrays, options: SaveOptions) -> None:
-    """Write a binary little-endian PLY with x, y, z and red, green, blue (sRGB) per vertex, axes unchanged.
+    """Write the file of :func:`ply_bytes` (OutputError if it could not be written)."""
+    with atomic_write(path, _KIND) as temporary:
+        temporary.write_bytes(ply_bytes(scene, options))
+
+
+def ply_bytes(scene: SceneArrays, options: SaveOptions) -> bytes:
+    """Return a binary little-endian PLY: x, y, z and red, green, blue (sRGB) per vertex, axes unchanged.
 
     Coordinates are float32 or float64, as the scene's points are.
-
-    Raises:
-        OutputError: the file could not be written.
     """
     keep = selected_pixels(scene, options.max_points, options.confidence_percentile)
     vertices = np.empty(int(keep.sum()), dtype=[("xyz", scene.points.dtype.newbyteorder("<"), 3), ("rgb", "u1", 3)])
@@ -42,9 +45,7 @@ def write_ply(path: Path, scene: SceneArrays, options: SaveOptions) -> None:
         *(f"property uchar {color}" for color in ("red", "green", "blue")),
         "end_header",
     ]
-    with atomic_write(path, _KIND) as temporary, temporary.open("wb") as file:
-        file.write(("\n".join(header) + "\n").encode("ascii"))
-        file.write(vertices.tobytes())
+    return ("\n".join(header) + "\n").encode("ascii") + vertices.tobytes()
 
 
 def write_glb(path: Path, scene: SceneArrays, options: SaveOptions) -> None:

@@ -13,7 +13,7 @@ from .options import SaveOptions
 
 VERSION = 1
 """Of the arrays of a scene's file."""
-KNOWN: dict[str, type] = {"original_pixels": np.float64, "original_sizes": np.int64}
+KNOWN: dict[str, type] = {"original_pixels": np.float64, "original_sizes": np.int64, "times": np.float64}
 """What only some scenes have, with its type."""
 
 

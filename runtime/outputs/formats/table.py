@@ -10,9 +10,13 @@ from pathlib import Path
 from ...errors import BackendUnavailableError, InputError
 from ..colmap import COLMAP_MAX_POINTS, COLMAP_NAMES, write_colmap
 from ..scene_arrays import SceneArrays, selected_pixels
+from .laz import write_laz
+from .maps import MAPS_KIND, MAPS_NAMES, write_maps
 from .options import SaveOptions
 from .point_cloud import write_glb, write_ply
 from .scene_file import write_scene
+from .trajectory import TRAJECTORY_KIND, write_trajectory
+from .transforms import TRANSFORMS_KIND, TRANSFORMS_NAMES, write_transforms
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,45 @@ FORMATS: tuple[OutputFormat, ...] = (
         _colmap,
         _POINTS,
         COLMAP_NAMES,
+    ),
+    OutputFormat(
+        "transforms",
+        (),
+        TRANSFORMS_KIND,
+        "`transforms.json`, images, depth as 16-bit PNG, points as PLY",
+        "nerfstudio (splatfacto trains with gsplat), `mapengine run`",
+        write_transforms,
+        (*_POINTS, "depth_png_scale"),
+        TRANSFORMS_NAMES,
+    ),
+    OutputFormat(
+        "maps",
+        (),
+        MAPS_KIND,
+        "depth, normals (camera frame, OpenCV axes) and confidence per view, and `maps.json`, which lists them",
+        "dn-splatter, OpenCV, NumPy",
+        write_maps,
+        ("maps", "map_format", "depth_png_scale"),
+        MAPS_NAMES,
+        lambda options: Requirement("exr", ("OpenEXR",)) if options.map_format == "exr" else None,
+    ),
+    OutputFormat(
+        "laz",
+        (".laz", ".las"),
+        "point cloud",
+        "coloured points with confidence and the number of their view, in steps of `laz_precision`",
+        "QGIS, CloudCompare, PDAL",
+        write_laz,
+        (*_POINTS, "laz_precision"),
+        needs=lambda options: Requirement("geo", ("laspy", "lazrs")),
+    ),
+    OutputFormat(
+        "tum",
+        (".txt",),
+        TRAJECTORY_KIND,
+        "a trajectory: `timestamp tx ty tz qx qy qz qw`, camera-to-world",
+        "evo, TUM's tools",
+        write_trajectory,
     ),
 )
 """The first folder among them is what a path without an ending becomes."""
