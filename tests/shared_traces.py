@@ -8,12 +8,12 @@ it. Whatever follows the trace (names, metadata, precision, files) is computed i
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,14 @@ import pytest
 import torch
 from filelock import FileLock
 from torch import Tensor, nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mapengine.export.graphs import tracing
+
 EXPORT = Path(__file__).parents[1] / "export"
-SOURCES = (*(EXPORT / "model" / "network").glob("*.py"), EXPORT / "graphs" / "stages.py", Path(__file__))
+GRAPHS = [EXPORT / "graphs" / name for name in ("stages.py", "trace.py")]
+SOURCES = (*(EXPORT / "model" / "network").glob("*.py"), *GRAPHS, Path(__file__))
 
 SMALL = 16
 """A weight of at most so many numbers, or of one value throughout, is part of what decides a trace: the exporter leaves
@@ -35,7 +39,7 @@ _MARK = "weight"
 
 
 def share_traces(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Keep what ``torch.onnx.export`` returns in ``folder``, and return it again for a stage that computes the same."""
+    """Keep what ``trace_graph`` returns in ``folder``, and return it again for a stage that computes the same."""
     code = hashlib.sha256(repr([importlib.metadata.version(name) for name in ("torch", "onnxscript")]).encode())
     for source in sorted(SOURCES):
         code.update(source.read_bytes())
@@ -44,11 +48,13 @@ def share_traces(patch: pytest.MonkeyPatch, folder: Path) -> None:
     for other in folder.iterdir():
         if other != current:  # of older code
             shutil.rmtree(other, ignore_errors=True)
-    patch.setattr(torch.onnx, "export", _shared(torch.onnx.export, current))
+    patch.setattr(tracing, "trace_graph", _shared(tracing.trace_graph, current))
+    # The exporter makes its table of ONNX functions anew for every trace.
+    patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
 
 
-def _shared(trace: Callable[..., Any], folder: Path) -> Callable[..., Any]:
-    def export(module: nn.Module, examples: tuple[Tensor, ...], **options: Any) -> Any:
+def _shared(trace: Callable[..., ir.Model], folder: Path) -> Callable[..., ir.Model]:
+    def trace_once(module: nn.Module, examples: tuple[Tensor, ...], **options: Any) -> ir.Model:
         found = _Operations(module)
         with torch.inference_mode(), found:
             module(*examples)
@@ -57,15 +63,15 @@ def _shared(trace: Callable[..., Any], folder: Path) -> Callable[..., Any]:
         shared, own = folder / f"{name}.onnx", folder / f"{name}-{_digest_of_values(found.weights)}.onnx"
         with FileLock(f"{shared}.lock"):
             if not shared.exists() and not own.exists():
-                model = trace(module, examples, **options).model
+                model = trace(module, examples, **options)
                 target = shared if _mark_weights(model, found.weights) else own
                 ir.save(model, target.with_suffix(".partial"))
                 target.with_suffix(".partial").rename(target)
         model = ir.load(shared if shared.exists() else own)
         _set_weights(model, found.weights)
-        return SimpleNamespace(model=model)
+        return model
 
-    return export
+    return trace_once
 
 
 def _digest_of_values(weights: Mapping[str, np.ndarray]) -> str:

@@ -13,7 +13,6 @@ from typing import Literal
 
 import onnx
 import onnx_ir as ir
-import torch
 from torch import nn
 from torch.export import Dim
 
@@ -23,6 +22,7 @@ from ..model.config import PATCH_SIZE
 from ..model.network import MapAnythingNetwork
 from ..model.network.transformer import Attention, AttentionForm
 from .stages import HEIGHT, WIDTH, Stage, StageTensor, make_stages
+from .trace import trace_graph
 from .weights import save_model
 
 AttentionExport = Literal["mha", "attention", "matmul"]
@@ -97,21 +97,16 @@ def export_stages(
 
 def _export_stage(stage: Stage, folder: Path, opset: int, metadata: Mapping[str, str]) -> ExportedStage:
     try:
-        program = torch.onnx.export(
+        model = trace_graph(
             stage.module,
             stage.examples(),
-            dynamo=True,
             dynamic_shapes=(_dynamic_shapes(stage),),
             input_names=[spec.name for spec in stage.inputs],
             output_names=[spec.name for spec in stage.outputs],
             opset_version=opset,
-            verbose=False,
         )
-    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        raise ExportError(f"{stage.name}: tracing to ONNX opset {opset} failed ({error}).") from error
-    if program is None:
-        raise ExportError(f"{stage.name}: the ONNX exporter returned nothing.")
-    model = program.model
+    except ExportError as error:
+        raise ExportError(f"{stage.name}: {error}") from error
     written_opset = model.opset_imports[""]
     if written_opset != opset:
         # Asked for an opset that it does not know, the exporter falls back silently.

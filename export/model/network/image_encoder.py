@@ -115,7 +115,7 @@ class DinoV2(nn.Module):
         """
         patches = self.patch_embed(images)
         n, dim, h, w = patches.shape
-        tokens = patches.flatten(2).transpose(1, 2) + self.patch_positions(h, w)
+        tokens = patches.reshape(n, dim, h * w).transpose(1, 2) + self.patch_positions(h, w)
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(n, -1, -1)
         x = torch.cat([cls_token, tokens], dim=1)  # (N, 1 + h * w, C)
         for block in self.blocks:

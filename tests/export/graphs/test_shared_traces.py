@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mapengine.export.graphs import tracing
+
 from ...shared_traces import share_traces
+
+NAMES = {"input_names": ["x"], "output_names": ["y"]}
 
 
 class Small(nn.Module):
@@ -34,18 +37,18 @@ def traced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[nn.Module]:
     """The modules that are traced and not read from the cache."""
     modules: list[nn.Module] = []
 
-    def trace(module: nn.Module, examples: tuple[Tensor, ...], **options: Any) -> Any:
+    def trace(module: nn.Module, examples: tuple[Tensor, ...], **options: Any) -> ir.Model:
         modules.append(module)
         graph = ir.Graph([], [], nodes=[], opset_imports={"": options["opset_version"]}, name=f"trace {len(modules)}")
-        return SimpleNamespace(model=ir.Model(graph, ir_version=10))
+        return ir.Model(graph, ir_version=10)
 
-    monkeypatch.setattr(torch.onnx, "export", trace)
+    monkeypatch.setattr(tracing, "trace_graph", trace)
     share_traces(monkeypatch, tmp_path)
     return modules
 
 
 def export(module: nn.Module, rows: int = 2, opset_version: int = 20) -> str:
-    return str(torch.onnx.export(module, (torch.ones(rows, 3),), opset_version=opset_version).model.graph.name)
+    return str(tracing.trace_graph(module, (torch.ones(rows, 3),), **NAMES, opset_version=opset_version).graph.name)
 
 
 def test_the_same_stage_is_traced_once(traced: list[nn.Module]) -> None:
@@ -97,10 +100,8 @@ def test_networks_that_differ_in_their_weights_share_a_trace(monkeypatch: pytest
     x = torch.rand(2, 32)
 
     def right(module: nn.Module) -> bool:
-        program = torch.onnx.export(module.eval(), (x,), input_names=["x"], verbose=False, opset_version=20)
-        (found,) = onnxruntime.InferenceSession(ir.to_proto(program.model).SerializeToString()).run(
-            None, {"x": x.numpy()}
-        )
+        model = tracing.trace_graph(module.eval(), (x,), **NAMES, opset_version=20)
+        (found,) = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString()).run(None, {"x": x.numpy()})
         with torch.inference_mode():
             return np.allclose(found, module(x).numpy(), atol=1e-5)
 

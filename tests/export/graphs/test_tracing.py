@@ -13,7 +13,9 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper, shape_inference
 
+from mapengine.export.graphs import tracing
 from mapengine.export.graphs.stages import HEIGHT, WIDTH, make_stages
+from mapengine.export.graphs.trace import trace_graph
 from mapengine.export.graphs.tracing import export_stages
 from mapengine.export.model.network import MapAnythingNetwork
 from mapengine.export.model.network.transformer import Attention
@@ -297,7 +299,8 @@ def test_failed_trace_is_one_sentence(tiny: MapAnything, tmp_path: Path, monkeyp
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("cannot trace this")
 
-    monkeypatch.setattr(torch.onnx, "export", fail)
+    monkeypatch.setattr(tracing, "trace_graph", trace_graph)  # not the one that the tests share
+    monkeypatch.setattr(torch.export, "export", fail)
     with pytest.raises(ExportError, match=r"^image_encoder: tracing to ONNX opset 20 failed \(cannot trace this\)"):
         export_stages(tiny, tmp_path)
     assert {module.form for module in tiny.modules() if isinstance(module, Attention)} == {"sdpa"}
