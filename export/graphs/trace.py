@@ -8,7 +8,7 @@ time. A program with any other is traced twice, as ever.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir as ir
 import torch
@@ -74,7 +74,7 @@ def _trace(module: nn.Module, examples: tuple[Tensor, ...], dynamic_shapes: Any)
             return decompose(table, **options)
         return program
 
-    program.run_decompositions = run_decompositions  # type: ignore[method-assign]
+    program.run_decompositions = run_decompositions
     return program
 
 
@@ -91,11 +91,12 @@ def _source(node: fx.Node) -> tuple[fx.Node, Tensor]:
 
 def _cast(node: fx.Node) -> None:
     source, value = _source(node)
-    if value.dtype == node.args[1]:
+    dtype = cast(torch.dtype, node.args[1])
+    if value.dtype == dtype:
         node.replace_all_uses_with(source)
         node.graph.erase_node(node)
     else:
-        node.target, node.args, node.kwargs = aten._to_copy.default, (source,), {"dtype": node.args[1]}
+        node.target, node.args, node.kwargs = aten._to_copy.default, (source,), {"dtype": dtype}
 
 
 def _view(node: fx.Node) -> None:
@@ -110,9 +111,7 @@ def _view(node: fx.Node) -> None:
 
 def _split(node: fx.Node) -> None:
     source, value = _source(node)
-    _, chunks, axis = node.args
-    assert isinstance(chunks, int)
-    assert isinstance(axis, int)
+    chunks, axis = cast(tuple[int, int], node.args[1:])
     node.target, node.args = aten.split.Tensor, (source, -(-value.shape[axis] // chunks), axis % value.ndim)
 
 
@@ -121,9 +120,9 @@ def _difference(node: fx.Node) -> None:
 
 
 def _transposed_convolution(node: fx.Node) -> None:
-    defaults = (None, (1, 1), (0, 0), (0, 0), 1, (1, 1))
-    source, weight, *given = node.args
-    bias, stride, padding, output_padding, groups, dilation = (*given, *defaults[len(given) :])
+    given: list[Any] = list(node.args)
+    defaults: list[Any] = [None, (1, 1), (0, 0), (0, 0), 1, (1, 1)]
+    source, weight, bias, stride, padding, output_padding, groups, dilation = given + defaults[len(given) - 2 :]
     node.target = aten.convolution.default
     node.args = (source, weight, bias, stride, padding, dilation, True, output_padding, groups)
 
