@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from urllib.parse import unquote, urlsplit
 
 import docstring_roles
 
+from mapengine.runtime.options import option_help
+from mapengine.runtime.outputs.formats.options import SaveOptions
+from mapengine.runtime.outputs.formats.table import FORMATS
 from mapengine.runtime.system.children import child_command, child_environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -193,6 +197,25 @@ def rooms() -> str:
     return "\n".join(entries)
 
 
+def output_formats() -> str:
+    """Return the table of the formats of scenes, and a list of their options, from the package itself."""
+    lines = ["| format | ending | holds | options | extra | read by |", "|---|---|---|---|---|---|"]
+    for form in FORMATS:
+        ending = ", ".join(f"`{suffix}`" for suffix in form.suffixes) or "a folder"
+        options = ", ".join(f"`{name}`" for name in form.options)
+        extra = ""
+        for changed, note in (({}, ""), ({"map_format": "exr"}, " for exr")):
+            needed = form.needs(SaveOptions(**changed))
+            extra = extra or (f"`{needed.extra}`{note}" if needed else "")
+        lines.append(f"| `{form.name}` | {ending} | {form.holds} | {options} | {extra} | {form.read_by} |")
+    lines.append("")
+    lines += [
+        f"* `{option.name}` (`--{option.name.replace('_', '-')}`): {option_help(option.name, SaveOptions)}"
+        for option in fields(SaveOptions)
+    ]
+    return "\n".join(lines)
+
+
 def first_line(node: ast.Module | ast.ClassDef) -> str:
     """Return the first sentence of a docstring as Markdown."""
     text = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
@@ -201,6 +224,7 @@ def first_line(node: ast.Module | ast.ClassDef) -> str:
 
 WRITTEN = {
     ROOT / "docs" / "contributing" / "architecture.md": ("rooms", rooms),
+    ROOT / "docs" / "guide" / "outputs.md": ("formats", output_formats),
     ROOT / "docs" / "reference" / "errors.md": ("errors", error_tree),
 }
 """Pages with a block that is made from the source: the block's name, and what makes it."""

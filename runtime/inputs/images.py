@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from ..errors import ImageReadError, InputError
 from ..system.reading import PathLike
-from .files.opening import EXTRAS, HEIF_EXTENSIONS, NOT_READ, file_name, open_image, read_error, tiff_tags
+from .files.opening import EXTRAS, HEIF_EXTENSIONS, NOT_READ, file_name, open_image, read_error, stored_size, tiff_tags
 
 IMAGE_EXTENSIONS: tuple[str, ...] = (".jpg", ".jpeg", ".png") + (
     HEIF_EXTENSIONS if importlib.util.find_spec("pillow_heif") else ()
@@ -117,7 +117,7 @@ def missing_extra(path: Path) -> str | None:
 
 
 def image_size(path: PathLike, as_stored: bool = False) -> tuple[int, int]:
-    """Return (W, H) of an image file after EXIF orientation (but for ``as_stored``), without decoding a JPEG or PNG.
+    """Return (W, H) of an image file after EXIF orientation (but for ``as_stored``), from its header.
 
     A PNG that tells its orientation only behind the pixels, which is rare, is reported as it is stored.
 
@@ -127,12 +127,8 @@ def image_size(path: PathLike, as_stored: bool = False) -> tuple[int, int]:
     name = file_name(path)
     try:
         with open_image(name) as image:
-            if image.format == "TIFF":
-                # Its size is the stored or the upright one depending on the version of Pillow; decoding settles it.
-                image.load()
-                ImageOps.exif_transpose(image, in_place=True)
-                return image.size
-            width, height = image.size
+            width, height = stored_size(image)
+            as_stored &= image.format != "TIFF"  # which is turned whenever it is decoded
             # Not image.getexif(): for a PNG without EXIF before the pixels that decodes the whole image.
             sideways = _is_turned(Image.Image.getexif(image))
     except Exception as error:  # see read_image

@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 from mapengine.calibration.data.samples import sample_views
-from mapengine.runtime import Engine, InputError, ProfileError, Scene, preprocess_inputs
+from mapengine.runtime import Engine, InputError, ProfileError, ReadOptions, Scene, preprocess_inputs
 from mapengine.runtime.errors import ImageSizeError
 from mapengine.runtime.inputs.raw_view import RawView
 from mapengine.runtime.inputs.sources import read_views
+
+from .inputs.formats.recordings import write_tum
 
 
 @pytest.fixture
@@ -47,6 +49,17 @@ def test_arrays_pictures_paths_and_a_folder_agree(small: Engine, images: list[np
         np.testing.assert_array_equal(scene.points, expected.points)
     assert small.reconstruct(tmp_path, size=(56, 42)).names == ["0.png", "1.png", "2.png"]
     assert small.reconstruct(paths[0], size=(56, 42)).points.shape == (1, 42, 56, 3)
+
+
+@pytest.mark.slow
+def test_times_of_a_recording_are_those_of_its_trajectory(small: Engine, tmp_path: Path) -> None:
+    folder = write_tum(tmp_path / "tum")
+    scene = small.reconstruct(folder, read=ReadOptions(ignore=("depth", "poses"), max_views=2), size=(28, 28))
+    assert scene.times is not None
+    lines = scene.save(tmp_path / "poses.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines if line[0] != "#"] == ["100", "200"]
+    assert [line for line in lines if ".png" in line] == ["# rgb/0.png", "# rgb/late.png"]
+    assert small.reconstruct([folder / "rgb/0.png"], size=(28, 28)).times is None
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from ...system.reading import PathLike, open_file, shown_path
 
 MOST_PIXELS = 500_000_000
 """Of an image file; Pillow takes 2 GB for so many."""
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _LONGEST_REASON = 300  # libraries quote what a damaged file holds
 HEIF_EXTENSIONS = (".heic", ".heif")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".mts", ".m2ts", ".3gp")
@@ -76,6 +77,14 @@ def _identified(file: BinaryIO) -> Image.Image:
             except (SyntaxError, IndexError, TypeError, struct.error):
                 continue
     raise UnidentifiedImageError("no format is like it")
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Return (W, H) of an image that was opened and not decoded, as its file stores it."""
+    # Of a TIFF, Pillow gives the stored or the upright size, depending on its version.
+    tags = tiff_tags(image)
+    width, height = tags.get(_TIFF_WIDTH), tags.get(_TIFF_HEIGHT)
+    return (int(width), int(height)) if width and height else image.size
 
 
 def tiff_tags(image: Image.Image) -> Mapping[int, Any]:

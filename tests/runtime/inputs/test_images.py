@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from mapengine.runtime.errors import ImageReadError, InputError
 from mapengine.runtime.inputs.files import opening
 from mapengine.runtime.inputs.files.depth import read_depth
 from mapengine.runtime.inputs.images import IMAGE_EXTENSIONS, image_size, picture_of, read_image, to_rgb
+from mapengine.runtime.inputs.sources import open_views
 
 from ...image_bytes import png, tiff
 
@@ -63,6 +65,24 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, ending: s
     assert result.shape == upright.shape
     assert np.abs(result.astype(int) - upright).max() <= (30 if ending == "jpg" else 0)
     assert image_size(path) == (80, 40)
+
+
+@pytest.mark.parametrize("packing", [None, "tiff_lzw"])
+@pytest.mark.parametrize("values", [COLOUR, RAMP, RAMP.astype(np.uint16), RAMP.astype(np.float32)])
+def test_the_size_of_a_tiff_is_in_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str | None, values: np.ndarray
+) -> None:
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        save(tmp_path / f"{orientation}.tif", values, exif=exif, compression=packing)
+
+    def decoded(*_: object) -> None:
+        raise AssertionError("it was decoded to learn its size")
+
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "load", decoded)
+    assert image_size(tmp_path / "1.tif") == (40, 6)
+    assert image_size(tmp_path / "6.tif") == (6, 40)
 
 
 def test_greys_palettes_alpha_and_cmyk_become_rgb(tmp_path: Path) -> None:
@@ -133,6 +153,23 @@ def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(opening, "MOST_PIXELS", 100)
     with pytest.raises(ImageReadError, match=r"bomb\.png: .* pixels, and at most"):
         read_image(path)
+
+
+def test_a_panorama_up_to_our_limit_is_read_without_talk_of_an_attack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # At its real size (14000x7000, 98 million pixels) this takes 2.8 s and 410 MB.
+    path = save(tmp_path / "panorama.jpg", np.repeat(COLOUR, 8, axis=0))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)  # of which Pillow refuses the double
+    monkeypatch.setattr(opening, "MOST_PIXELS", 48 * 40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (view,) = open_views(path)
+        assert view.size == (40, 48)
+        assert view.resized((28, 28)).image.shape == (28, 28, 3)
+    monkeypatch.setattr(opening, "MOST_PIXELS", 48 * 40 - 1)
+    with pytest.raises(ImageReadError, match=r"panorama\.jpg: .*40x48 pixels, and at most"):
+        open_views(path)[0].read()
 
 
 def test_a_small_file_that_stands_for_a_huge_image_is_refused_before_it_is_decoded(tmp_path: Path) -> None:

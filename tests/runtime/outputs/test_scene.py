@@ -21,6 +21,13 @@ Predictions = list[dict[str, Any]]
 FIELDS = ("points", "colors", "depth", "confidence", "mask", "intrinsics", "poses")
 
 
+def test_repr_is_one_short_line(scene: Scene, empty: Scene) -> None:
+    assert repr(scene) == f"Scene(2 views of 56x42, {int(scene.mask.sum())} points, metric_scale=1.5)"
+    scene.names = ["a\nb"] * 2
+    assert "\n" not in repr(scene) + repr(empty)
+    assert len(repr(scene)) < 100
+
+
 def test_fields(scene: Scene, predictions: Predictions) -> None:
     assert scene.points.shape == scene.colors.shape == (2, 42, 56, 3)
     assert scene.depth.shape == scene.confidence.shape == scene.mask.shape == (2, 42, 56)
