@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from mapengine.runtime.options import option_help
-from mapengine.runtime.outputs.formats.options import MAP_FORMATS, MAPS, SaveOptions
+from mapengine.runtime.outputs.formats.options import COLMAP_SIZES, MAP_FORMATS, MAPS, SaveOptions
 from mapengine.runtime.outputs.formats.table import (
     FORMAT_NAMES,
     FORMATS,
@@ -71,10 +71,21 @@ MapFormat = Annotated[
 DepthPngScale = Annotated[
     float, typer.Option("--depth-png-scale", metavar="UNITS", help=option_help("depth_png_scale", SaveOptions))
 ]
+Voxel = Annotated[
+    float | None, typer.Option(metavar="LENGTH", help=option_help("voxel", SaveOptions), show_default=False)
+]
+ColmapSize = Annotated[str, typer.Option(**one_of(COLMAP_SIZES), help=option_help("colmap_size", SaveOptions))]
 
 
 def save_options(
-    max_points: int | None, mesh: bool, laz_precision: float, maps: str | None, map_format: str, depth_png_scale: float
+    max_points: int | None,
+    mesh: bool,
+    laz_precision: float,
+    maps: str | None,
+    map_format: str,
+    depth_png_scale: float,
+    voxel: float | None,
+    colmap_size: str,
 ) -> SaveOptions:
     """The options that were given.
 
@@ -88,6 +99,8 @@ def save_options(
         SaveOptions(maps=chosen)
     with value_of("--depth-png-scale"):
         SaveOptions(depth_png_scale=depth_png_scale)
+    with value_of("--voxel"):
+        SaveOptions(voxel=voxel)
     return SaveOptions(
         max_points=max_points,
         mesh=mesh,
@@ -95,6 +108,8 @@ def save_options(
         maps=chosen,
         map_format=map_format,
         depth_png_scale=depth_png_scale,
+        voxel=voxel,
+        colmap_size=colmap_size,
     )
 
 

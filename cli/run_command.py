@@ -47,6 +47,7 @@ from .inputs import (
 )
 from .options import RANDOM_PRESETS, Backend, BundleArgument, Threads, one_of, parse_size, value_of
 from .outputs import (
+    ColmapSize,
     DepthPngScale,
     Formats,
     LazPrecision,
@@ -57,6 +58,7 @@ from .outputs import (
     Out,
     Output,
     Preview,
+    Voxel,
     check_files,
     check_outputs,
     plan_outputs,
@@ -107,6 +109,8 @@ def run(
     maps: Maps = None,
     map_format: MapFormat = SaveOptions.map_format,
     depth_png_scale: DepthPngScale = SaveOptions.depth_png_scale,
+    voxel: Voxel = SaveOptions.voxel,
+    colmap_size: ColmapSize = SaveOptions.colmap_size,
     confidence_percentile: Annotated[
         float,
         typer.Option(
@@ -185,7 +189,9 @@ def run(
     target = None if size is None else parse_size(size, "--size")
     with value_of("--memory"):
         limit = None if memory is None else parse_bytes(memory)
-    saving_options = save_options(max_points, mesh, laz_precision, maps, map_format, depth_png_scale)
+    saving_options = save_options(
+        max_points, mesh, laz_precision, maps, map_format, depth_png_scale, voxel, colmap_size
+    )
     outputs = plan_outputs(out or [], formats or [], preview, saving_options, InputPaths(inputs, [bundle]))
     # Cheap, and says what is wrong with the bundle before images are read.
     opened = Bundle.open(bundle, verify=False)

@@ -136,6 +136,21 @@ def image_size(path: PathLike, as_stored: bool = False) -> tuple[int, int]:
     return (height, width) if sideways and not as_stored else (width, height)
 
 
+def is_plain_image(path: PathLike, form: str | None) -> bool:
+    """Return whether a file is of a format, in Pillow's words, with 8 bits per channel in grey or RGB, and upright.
+
+    Raises:
+        ImageReadError: as :func:`read_image`, as far as the header tells.
+    """
+    name = file_name(path)
+    try:
+        with open_image(name) as image:
+            upright = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in (0, 1)
+            return image.format == form and image.mode in ("RGB", "L") and upright
+    except Exception as error:  # see read_image
+        raise read_error(name, error, "an image") from error
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any Pillow image to RGB with 8 bits per channel; rules as in :func:`read_image`, EXIF is not looked at.
 

@@ -149,8 +149,13 @@ def selected_pixels(scene: SceneArrays, max_points: int | None, confidence_perce
                 view_mask &= confidence >= np.percentile(confidence[view_mask], confidence_percentile)
     chosen = np.flatnonzero(keep)
     if max_points is not None and chosen.size > max_points:
-        # The raw stream of a seeded bit generator is the part of NumPy's randomness that never changes.
-        order = np.argsort(np.random.PCG64(0).random_raw(chosen.size), kind="stable")
         keep = np.zeros_like(keep)
-        keep.flat[chosen[order[:max_points]]] = True
+        keep.flat[chosen[random_choice(chosen.size, max_points)]] = True
     return keep
+
+
+def random_choice(count: int, most: int) -> NDArray[np.intp]:
+    """Return ``most`` of the indices below ``count``, ascending, at random but always the same ones."""
+    # The raw stream of a seeded bit generator is the part of NumPy's randomness that never changes.
+    order = np.argsort(np.random.PCG64(0).random_raw(count), kind="stable")
+    return np.sort(order[:most])

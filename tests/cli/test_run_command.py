@@ -85,6 +85,22 @@ def test_a_summary_for_programs_and_silence(
 
 
 @pytest.mark.slow
+def test_a_colmap_project_at_the_original_size(
+    cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]
+) -> None:
+    options = ("--out", tmp_path / "project", "--colmap-size", "original", "--voxel", 0.2)
+    assert cli("run", tiny_bundle, samples, *options, *quick).code == 0
+    for name in ("sample_0.png", "sample_1.png"):
+        assert (tmp_path / "project" / "images" / name).read_bytes() == (samples / name).read_bytes()
+    cameras = (tmp_path / "project" / "sparse" / "0" / "cameras.txt").read_text().splitlines()[1:]
+    with Image.open(samples / "sample_0.png") as image:
+        assert [line.split()[2:4] for line in cameras] == [[str(image.width), str(image.height)]] * 2
+    for wrong in (("--voxel", 0), ("--colmap-size", "large"), ("--voxel", 1, "--out", tmp_path / "a.ply")):
+        out = () if "--out" in wrong else ("--out", tmp_path / "p")
+        assert cli("run", tiny_bundle, samples, *wrong, *out).code == 2
+
+
+@pytest.mark.slow
 def test_results_are_in_the_world_of_the_poses(
     cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]
 ) -> None:

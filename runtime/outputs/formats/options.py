@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ...errors import InputError
 MAPS = ("depth", "normals", "confidence")
 MAP_FORMATS = ("png", "exr", "npy")
 _LIMITS = {"laz_precision": (1e-9, 1e3), "depth_png_scale": (0.1, 1e6)}
+COLMAP_SIZES = ("network", "original")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class SaveOptions:
         maps: What is saved per view: some of depth, normals and confidence.
         map_format: File format of the maps: png (depth in 16 bits, normals in 8, confidence as npy), exr or npy.
         depth_png_scale: Units per metre of depth in 16-bit PNG, such as 5000 for TUM; 1000 is millimetres, up to 65 m.
+        voxel: COLMAP: side of the voxels that points are merged in, in the scene's unit; 1/256 of the scene's diagonal
+            if not given.
+        colmap_size: COLMAP: size of images and cameras: the network's, or "original" for that of the original images.
 
     Raises:
         InputError: a value of another type or outside its limits; the message names the option.
@@ -42,6 +47,8 @@ class SaveOptions:
     maps: tuple[str, ...] = MAPS
     map_format: str = "png"
     depth_png_scale: float = 1000.0
+    voxel: float | None = None
+    colmap_size: str = "network"
 
     def __post_init__(self) -> None:
         if self.max_points is not None and (not _is(self.max_points, Integral) or self.max_points < 0):
@@ -49,6 +56,10 @@ class SaveOptions:
         percentile = self.confidence_percentile
         if not _is(percentile, Real) or not 0 <= percentile <= 100:
             raise InputError(f"confidence_percentile is {percentile!r}; choose a number from 0 to 100")
+        if self.voxel is not None and (not _is(self.voxel, Real) or not 0 < self.voxel < math.inf):
+            raise InputError(f"voxel is {self.voxel!r}; choose a length above 0, or None for the scene's own")
+        if not isinstance(self.colmap_size, str) or self.colmap_size not in COLMAP_SIZES:
+            raise InputError(f"colmap_size is {self.colmap_size!r}; choose {' or '.join(COLMAP_SIZES)}")
         if not isinstance(self.mesh, bool | np.bool_):
             raise InputError(f"mesh is {reprlib.repr(self.mesh)}; it must be True or False")
         for name, (low, high) in _LIMITS.items():

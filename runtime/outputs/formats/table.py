@@ -69,8 +69,14 @@ class OutputFormat:
 
 
 def _colmap(path: Path, scene: SceneArrays, options: SaveOptions) -> None:
-    limit = COLMAP_MAX_POINTS if options.max_points is None else options.max_points
-    write_colmap(path, scene, selected_pixels(scene, limit, options.confidence_percentile))
+    write_colmap(
+        path,
+        scene,
+        selected_pixels(scene, None, options.confidence_percentile),
+        voxel=options.voxel,
+        max_points=COLMAP_MAX_POINTS if options.max_points is None else options.max_points,
+        original_size=options.colmap_size == "original",
+    )
 
 
 _POINTS = ("max_points", "confidence_percentile")
@@ -99,10 +105,10 @@ FORMATS: tuple[OutputFormat, ...] = (
         "colmap",
         (),
         "COLMAP model",
-        "cameras, points and images, as text and binary",
+        "cameras, merged points with the views that see them, and images under their names, as text and binary",
         "COLMAP, gsplat, OpenMVS, Metashape",
         _colmap,
-        _POINTS,
+        (*_POINTS, "voxel", "colmap_size"),
         COLMAP_NAMES,
     ),
     OutputFormat(
