@@ -37,7 +37,7 @@ STAMP      := .venv/.installed
 PACKAGES   := calibration cli export kernels runtime
 TEST       := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup engine verify kernels profile soak check fast-test test gpu-test lint typecheck docs clean
+.PHONY: help setup engine verify kernels profile viewer soak browser check fast-test test gpu-test lint typecheck docs clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -78,6 +78,9 @@ profile: $(STAMP)  ## Time the bundle OUT beside PyTorch, from files to a scene 
 	@test -f "$(OUT)/manifest.json" || $(MAKE) engine
 	$(BIN)/mapengine profile "$(OUT)" $(PROFILE) --json build/profile.json --markdown build/profile.md --plot build/profile.png
 
+viewer:  ## Build the page that scenes are shown in, runtime/outputs/viewer/page.html, from viewer/ (needs Node.js; its result is kept in the repository)
+	cd viewer && npm ci --ignore-scripts --no-audit --no-fund && npm run build
+
 soak: $(STAMP)  ## Use engines for ten minutes in every way at once; fails if a result differs or anything grows (SOAK_SECONDS=3600 for an hour)
 	$(BIN)/python benchmarks/soak.py --seconds $(SOAK_SECONDS) --json benchmarks/results/soak.json
 
@@ -92,6 +95,11 @@ fast-test: $(STAMP)  # The tests that are not marked as slow.
 
 test: $(STAMP)  ## Run all tests (PYTEST="-k name" passes options on, WORKERS=n runs n at a time)
 	$(TEST) $(PYTEST)
+
+# Without a network there may be none: then the tests of pages are skipped, and say so.
+browser: $(STAMP)  ## Install a Chromium for the tests of pages, if there is none
+	@$(BIN)/python tests/chromium.py || timeout 300 $(BIN)/python -m playwright install --with-deps chromium || \
+		timeout 300 $(BIN)/python -m playwright install chromium || echo 'No Chromium: the tests of pages are skipped'
 
 lint: $(STAMP) typecheck  ## Check style, formatting and types
 	$(BIN)/ruff check .

@@ -187,6 +187,11 @@ class Engine(MultiViewInference):
         """Backend, its version and the device, for records and messages."""
         return f"{self._backend.name} {self._backend.version} on {self._backend.device}"
 
+    @property
+    def label(self) -> str:
+        """Model, precision and name of the bundle, for titles."""
+        return f"{self.manifest.model.id}, {self.manifest.precision} (bundle {self._bundle.folder.resolve().name})"
+
     def __repr__(self) -> str:
         return f"Engine({self.manifest.model.id!r}, {self.manifest.precision}, {self.backend} on {self.device})"
 
@@ -328,6 +333,7 @@ class Engine(MultiViewInference):
             chosen,
             frame=frame,
             sources=views,
+            made_by=self.label,
             data_norm_type=self.data_norm_type,
             threads=self._threads,
         )

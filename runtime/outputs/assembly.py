@@ -41,6 +41,7 @@ def assemble_scene(
     *,
     frame: str = "view0",
     sources: Sequence[AnyView] = (),
+    made_by: str = "",
     data_norm_type: str = "dinov2",
     threads: int | None = None,
 ) -> Scene:
@@ -48,7 +49,8 @@ def assemble_scene(
 
     Post-processing writes into the arrays of the scene. Arguments as in
     :func:`..postprocessing.predictions.finish_predictions`; ``views`` have a batch of one, ``names`` are theirs.
-    ``frame`` is one of :data:`.frame.FRAMES`, ``sources`` are the views before they were prepared.
+    ``frame`` is one of :data:`.frame.FRAMES`, ``sources`` are the views before they were prepared,
+    ``made_by`` is the label of the engine.
     """
     if not options.apply_mask:  # then the network's own mask holds, and a scene has nothing outside its mask
         options = replace(options, apply_mask=True, mask_edges=False, apply_confidence_mask=False)
@@ -85,4 +87,4 @@ def assemble_scene(
     times = [time_of(source) for source in sources]
     if None not in times and times:
         originals["times"] = np.array(times, np.float64)
-    return Scene.of_finished(arrays, scale, names, alignment=alignment, **originals)
+    return Scene.of_finished(arrays, scale, names, alignment=alignment, made_by=made_by, **originals)

@@ -65,6 +65,8 @@ class Scene(SceneArrays):
             intrinsics: distort its pixels with the lens for those of the file. Intrinsics follow:
             ``original_pixels[v] @ intrinsics[v]``.
         original_sizes: (V, 2) int64, width and height of these images (undistorted ones: of what was left), or None.
+        made_by: :attr:`Engine.label <mapengine.runtime.Engine.label>` of the engine that made it; empty where that is
+            not known.
         sources: where these images are read again, None for one that was in memory; empty for a scene that was loaded.
         times: (V,) float64, seconds, where all views have a time (of a video or a recording); else None.
 
@@ -213,6 +215,10 @@ class Scene(SceneArrays):
                 raise InputError(f"{name}: {key} is {values[key].dtype}, not {np.dtype(dtype)}; save the scene again")
         if values["names"].dtype.kind != "U" or values["names"].ndim != 1 or values["metric_scale"].shape != ():
             raise InputError(f"{name}: names or metric_scale are not what Scene.save writes; save the scene again")
+        made_by = arrays.get("made_by", np.array(""))
+        if made_by.dtype.kind != "U" or made_by.shape != ():
+            raise InputError(f"{name}: made_by is not what Scene.save writes; save the scene again")
+        values["made_by"] = str(made_by)
         values["names"] = [str(each) for each in values["names"]]
         return cls(**values)
 

@@ -79,6 +79,7 @@ class SceneArrays:
     original_sizes: NDArray[np.int64] | None = None
     sources: tuple[StoredView | None, ...] = ()
     times: NDArray[np.float64] | None = None
+    made_by: str = ""
 
     def __post_init__(self) -> None:
         sizes: dict[str, int] = {}

@@ -9,7 +9,7 @@ Every file that mapengine writes says so inside: ``mapengine scene`` and the lik
 * LAS and LAZ: the name of the program in the header,
 * text: a comment in the first line,
 * JSON: the first key ``generator``, or the layout of a record of `profile`, `eval` or `calibrate`,
-* Markdown: a comment in the first line,
+* Markdown and HTML: a comment in the first line,
 * a folder: ``mapengine.json``, which lists the files that were written, with their hashes. What the user added or
   changed is not ours. An engine bundle has its manifest instead.
 

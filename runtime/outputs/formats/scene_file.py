@@ -23,6 +23,8 @@ def write_scene(path: Path, scene: SceneArrays, options: SaveOptions) -> None:
     values["names"] = np.array(scene.names, dtype=np.str_)
     values |= {"version": np.int64(VERSION), "metric_scale": np.float64(scene.metric_scale)}
     values |= {key: getattr(scene, key) for key in KNOWN if getattr(scene, key) is not None}
+    if scene.made_by:
+        values["made_by"] = np.array(scene.made_by, dtype=np.str_)
     if scene.alignment is not None:
         values |= scene.alignment.arrays()
     write_npz(path, "scene", values)

@@ -10,6 +10,7 @@ from pathlib import Path
 from ...errors import BackendUnavailableError, InputError
 from ..colmap import COLMAP_MAX_POINTS, COLMAP_NAMES, write_colmap
 from ..scene_arrays import SceneArrays, selected_pixels
+from ..viewer.page import PAGE_KIND, write_page
 from .laz import write_laz
 from .maps import MAPS_KIND, MAPS_NAMES, write_maps
 from .options import SaveOptions
@@ -98,6 +99,15 @@ FORMATS: tuple[OutputFormat, ...] = (
         "coloured points, binary",
         "MeshLab, CloudCompare, Open3D",
         write_ply,
+        _POINTS,
+    ),
+    OutputFormat(
+        "html",
+        (".html",),
+        PAGE_KIND,
+        "a page to look at the scene: points that turn, confidence, cameras with images, distances; at most 15 MB",
+        "any browser, without a network",
+        write_page,
         _POINTS,
     ),
     OutputFormat("npz", (".npz",), "scene", "every array of the scene", "NumPy, `Scene.load`", write_scene),

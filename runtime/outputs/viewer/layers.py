@@ -1,0 +1,210 @@
+"""A scene as a layer of what is looked at: its points in blocks, its cameras with images, and what was left out."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..scene_arrays import SceneArrays, selected_pixels
+from .quantization import Block, confidence_ranks, quantize
+from .thinning import levels, thin
+
+_COARSE_POINTS = 200_000
+"""What a slow machine draws while a scene moves."""
+_IMAGE_BYTES = 2_000_000
+"""For the images of all cameras."""
+_IMAGE_WIDTHS = (320, 240, 160, 96)
+_FRUSTUM = 0.12  # of the median depth
+
+
+@dataclass(frozen=True, eq=False)
+class PointSet:
+    """The points of a scene that may be shown.
+
+    Attributes:
+        points: (N, 3) float64, relative to an origin.
+        colors: (N, 3) uint8.
+        ranks: (N,) uint8, of the confidence.
+        limits: (256,) the smallest confidence of each rank.
+        views: (N,) the view of each.
+    """
+
+    points: NDArray[np.float64]
+    colors: NDArray[np.uint8]
+    ranks: NDArray[np.uint8]
+    limits: NDArray[np.float32]
+    views: NDArray[np.int32]
+
+    @classmethod
+    def of(
+        cls, scene: SceneArrays, origin: NDArray[np.float64], max_points: int | None, confidence_percentile: float
+    ) -> PointSet:
+        """Return the points of the mask that the options of saving leave.
+
+        Raises:
+            InputError: an option outside its range.
+        """
+        keep = selected_pixels(scene, max_points, confidence_percentile)
+        views = np.repeat(np.arange(len(keep), dtype=np.int32), keep.sum(axis=(1, 2)))
+        ranks, limits = confidence_ranks(scene.confidence[keep])
+        return cls(scene.points[keep].astype(np.float64) - origin, scene.colors[keep], ranks, limits, views)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """What is drawn of one scene.
+
+    Attributes:
+        name: what it is called where there are several.
+        blocks: its points.
+        total: how many points the scene has.
+        edges: of the voxels that its coarse level and all of it were thinned by; 0 for what was not.
+        limits: of the ranks of the confidence, as in :class:`PointSet`.
+    """
+
+    name: str
+    blocks: tuple[Block, ...]
+    total: int
+    edges: tuple[float, float]
+    limits: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, name: str, points: PointSet, total: int, most: int) -> Layer:
+        """Return a layer of at most ``most`` of the points, of a scene that has ``total``."""
+        kept, edge = thin(points.points, points.ranks, most)
+        places, ranks = points.points[kept], points.ranks[kept]
+        level, coarse = levels(places, ranks, _COARSE_POINTS)
+        blocks = tuple(quantize(places, points.colors[kept], ranks, points.views[kept], level))
+        return cls(name, blocks, total, (max(edge, coarse), edge), points.limits)
+
+    @property
+    def stored(self) -> int:
+        """How many points it holds."""
+        return sum(block.count for block in self.blocks)
+
+    def description(self) -> dict[str, Any]:
+        """Return what a viewer has to know of it beside the bytes of its blocks."""
+        return {
+            "name": self.name,
+            "total": self.total,
+            "stored": self.stored,
+            "thinned": f"at most one per cube of {length(self.edges[1])}" if self.edges[1] else "",
+            "edges": list(self.edges),
+            "confidence": [float(f"{limit:.4g}") for limit in self.limits],
+            "blocks": [
+                {
+                    "view": block.view,
+                    "level": block.level,
+                    "count": block.count,
+                    "low": block.low.tolist(),
+                    "size": block.size.tolist(),
+                }
+                for block in self.blocks
+            ],
+        }
+
+
+def scene_origin(scene: SceneArrays) -> NDArray[np.float64]:
+    """Return a round place (3,) near the cameras, from which float32 has enough digits."""
+    places = scene.poses[:, :3, 3].astype(np.float64)
+    places = places[np.isfinite(places).all(axis=1)]
+    return np.rint(np.median(places, axis=0)) if len(places) else np.zeros(3)
+
+
+def cameras(scene: SceneArrays, origin: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Return name, pose, frustum, width of a pixel and image of each view.
+
+    A pose has 16 numbers, column by column; a frustum is left, top, right and bottom at depth 1, where the width of a
+    pixel counts, too; an image is a JPEG as ``data:`` address. A camera that is not finite has the pose of the origin
+    and a frustum of no size.
+    """
+    _, height, width = scene.depth.shape
+    images = _images(scene.colors)
+    result = []
+    for k, pose, name, image in zip(
+        scene.intrinsics.astype(np.float64), scene.poses.astype(np.float64), scene.names, images, strict=True
+    ):
+        edges, place = np.zeros(4), np.eye(4)
+        if np.isfinite(k).all() and np.isfinite(pose).all() and k[0, 0] != 0 and k[1, 1] != 0:
+            horizontal, vertical = (
+                (np.array([-0.5, side - 0.5]) - k[a, 2]) / k[a, a] for a, side in ((0, width), (1, height))
+            )
+            edges = np.array([horizontal[0], vertical[0], horizontal[1], vertical[1]])
+            place = pose.copy()
+            place[:3, 3] -= origin
+        result.append(
+            {
+                "name": name,
+                "pose": place.T.reshape(-1).tolist(),
+                "frustum": edges.tolist(),
+                "pixel": float(abs(edges[2] - edges[0])) / width,
+                "image": image,
+            }
+        )
+    return result
+
+
+def frustum_depth(scene: SceneArrays) -> float:
+    """Return how deep a frustum is drawn: a share of the usual depth."""
+    valid = scene.depth[scene.mask & (scene.depth > 0)]
+    return _FRUSTUM * float(np.median(valid)) if valid.size else 0.1
+
+
+def first_look(scene: SceneArrays, points: PointSet) -> dict[str, Any]:
+    """Return where a viewer begins: its position, what it looks at and turns about, up, and the radius of it all.
+
+    It looks over the shoulders of the cameras, with their upper edges up.
+    """
+    origin = scene_origin(scene)
+    poses = scene.poses[np.isfinite(scene.poses).all(axis=(1, 2))].astype(np.float64)
+    if not len(poses):
+        poses = np.eye(4)[None]
+    centres = poses[:, :3, 3] - origin
+    up = _unit(-poses[:, :3, 1].mean(axis=0), np.array([0.0, -1.0, 0.0]))
+    ahead = _unit(poses[:, :3, 2].mean(axis=0), poses[0, :3, 2])
+    eye = centres.mean(axis=0)
+    target = np.median(points.points, axis=0) if len(points.points) else eye + ahead
+    arm = eye - target
+    reach = max(float(np.linalg.norm(arm)), 1e-3)
+    spread = float(np.max(np.linalg.norm(centres - eye, axis=1)))
+    back = _unit(arm, -ahead)
+    position = target + (1.35 * reach + 1.2 * spread) * back + 0.35 * reach * up
+    return {
+        "position": position.tolist(),
+        "target": target.tolist(),
+        "up": up.tolist(),
+        "radius": max(reach, spread, 1e-3),
+    }
+
+
+def length(metres: float) -> str:
+    """Return a length with a unit that suits it."""
+    return f"{1000 * metres:.2g} mm" if metres < 0.01 else f"{100 * metres:.2g} cm" if metres < 1 else f"{metres:.3g} m"
+
+
+def _unit(vector: NDArray[np.float64], otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
+    size = float(np.linalg.norm(vector))
+    return vector / size if size > 1e-6 else otherwise
+
+
+def _images(colors: NDArray[np.uint8]) -> list[str]:
+    """JPEGs as ``data:`` addresses, smaller ones where there are many."""
+    for width in _IMAGE_WIDTHS:
+        images = [_jpeg(image, width) for image in colors]
+        if sum(map(len, images)) <= _IMAGE_BYTES:
+            break
+    return [f"data:image/jpeg;base64,{base64.b64encode(image).decode()}" for image in images]
+
+
+def _jpeg(image: NDArray[np.uint8], width: int) -> bytes:
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture.thumbnail((width, width), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=82)
+    return buffer.getvalue()

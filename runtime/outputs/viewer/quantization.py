@@ -1,0 +1,93 @@
+"""Points in ten bytes that compress well: 16 bits for each coordinate, 8 for each colour and the confidence.
+
+A block holds the points of one view and one level, in the order of its pixels. For every point it has the difference
+from the point before, and the differences are stored as planes of N bytes: of x the low and the high bytes, then of y
+and z, then red - green, green, blue - green, and the rank of the confidence. Differences of coordinates are folded
+(0, -1, 1, -2, ... become 0, 1, 2, 3, ...), so that the high bytes of neighbours are 0; all others are modulo 256.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+BYTES_PER_POINT = 10
+RANKS = 256
+_STEPS = 65535
+_FAR = 4.0
+"""Extents of the middle points of a view, beyond which a point gets coarser steps, so that few of them cost the others
+no digits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Points of one view and level.
+
+    Attributes:
+        view, level: numbers from 0 up.
+        low, size: (3,) float64; a coordinate is ``low + size * steps / 65535``.
+        count: of points.
+        content: ``BYTES_PER_POINT`` times ``count``.
+    """
+
+    view: int
+    level: int
+    low: NDArray[np.float64]
+    size: NDArray[np.float64]
+    count: int
+    content: bytes
+
+
+def confidence_ranks(confidence: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Return the rank (N,) of each value among all, 0 to 255, and the smallest value (256,) of each rank.
+
+    A share r / 255 of the values lies below rank r, as near as equal values allow; what is equal has the same rank.
+    """
+    if not len(confidence):
+        return np.empty(0, np.uint8), np.zeros(RANKS, np.float32)
+    limits = np.quantile(confidence, np.linspace(0, 1, RANKS), method="lower").astype(np.float32)
+    return (np.searchsorted(limits, confidence, side="right") - 1).clip(0).astype(np.uint8), limits
+
+
+def quantize(
+    points: NDArray[np.float64],
+    colors: NDArray[np.uint8],
+    ranks: NDArray[np.uint8],
+    views: NDArray[np.integer],
+    levels: NDArray[np.uint8],
+) -> Iterator[Block]:
+    """Yield the blocks of points (N, 3) with colours (N, 3), ranks, views and levels (N,), level by level."""
+    for level in np.unique(levels):
+        for view in np.unique(views[levels == level]):
+            chosen = np.flatnonzero((levels == level) & (views == view))
+            far = _is_far(points[chosen])
+            for part in (chosen[~far], chosen[far]):
+                if len(part):
+                    yield _block(points[part], colors[part], ranks[part], int(view), int(level))
+
+
+def _is_far(points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    low, high = np.percentile(points, (5, 95), axis=0)
+    reach = _FAR * max(float(np.max(high - low)), 1e-9)
+    return np.asarray(((points < low - reach) | (points > high + reach)).any(axis=1))
+
+
+def _block(
+    points: NDArray[np.float64], colors: NDArray[np.uint8], ranks: NDArray[np.uint8], view: int, level: int
+) -> Block:
+    low = points.min(axis=0)
+    size = points.max(axis=0) - low
+    size[size == 0] = 1
+    steps = np.rint((points - low) / size * _STEPS).astype(np.int64)
+    planes = []
+    for axis in steps.T:
+        differences = np.diff(axis, prepend=0)
+        wrapped = (differences + 2**15) % 2**16 - 2**15
+        folded = np.where(wrapped < 0, -2 * wrapped - 1, 2 * wrapped).astype(np.uint16)
+        planes += [(folded & 255).astype(np.uint8), (folded >> 8).astype(np.uint8)]
+    red, green, blue = colors.T
+    planes += [np.diff(plane, prepend=np.uint8(0)) for plane in (red - green, green, blue - green, ranks)]
+    return Block(view, level, low, size, len(points), b"".join(plane.tobytes() for plane in planes))

@@ -1,0 +1,169 @@
+import { Color, PerspectiveCamera, Scene, WebGLRenderer } from "three";
+import { Cameras } from "./cameras.js";
+import { listenToKeys } from "./keyboard.js";
+import { Measuring, inMetres } from "./measuring.js";
+import { Navigation } from "./navigation.js";
+import { Panel } from "./panel.js";
+import { Cloud } from "./points.js";
+import { readBytes, readDescription } from "./scene_data.js";
+
+const SLOW = 50; // ms a frame: above it, only the coarse level is drawn while the scene moves
+const STILL = 200; // ms after which it no longer moves
+const REACH = 14; // pixels around the pointer in which a point is found
+
+const canvas = document.getElementById("canvas");
+const message = document.getElementById("message");
+const label = document.getElementById("distance");
+
+start().catch((error) => {
+  message.textContent = `The scene cannot be shown: ${error.message}`;
+  document.documentElement.dataset.state = "failed";
+});
+
+async function start() {
+  if (typeof DecompressionStream === "undefined") throw new Error("this browser is too old (no DecompressionStream)");
+  const description = readDescription();
+  let renderer;
+  try {
+    renderer = new WebGLRenderer({ canvas, antialias: true, preserveDrawingBuffer: true });
+  } catch {
+    throw new Error("this browser has no WebGL 2; switch on hardware acceleration, or try another one");
+  }
+  const bytes = await readBytes();
+  const scene = new Scene();
+  const { radius } = description.start;
+  const camera = new PerspectiveCamera(50, 1, radius * 1e-3, radius * 1e3);
+  const measuring = new Measuring();
+  let measures = false;
+  let movedAt = -Infinity;
+  let frame = 0;
+  let slow = false;
+
+  const redraw = () => {
+    if (!frame) frame = requestAnimationFrame(draw);
+  };
+  const moved = () => {
+    movedAt = performance.now();
+    redraw();
+  };
+  const clouds = [];
+  let position = 0;
+  for (const layer of description.layers) {
+    const cloud = new Cloud(layer, bytes, position);
+    position = cloud.end;
+    clouds.push({ cloud, cameras: new Cameras(layer, redraw) });
+    scene.add(cloud.group, clouds.at(-1).cameras.group);
+  }
+  scene.add(measuring.group);
+  const navigation = new Navigation(camera, canvas, description.start, moved);
+
+  const measure = (on) => {
+    measures = on;
+    panel.measuring = on;
+    measuring.clear();
+    panel.measured = on ? "Choose the first point." : "";
+    redraw();
+  };
+  const pickAt = (x, y) => {
+    const { cloud } = clouds[panel.layer];
+    const { clientWidth, clientHeight } = canvas;
+    return cloud.pick(camera, clientWidth, clientHeight, x, y, panel.least, panel.shownViews, REACH);
+  };
+  const takePoint = (x, y) => {
+    const point = pickAt(x, y);
+    if (point === null) {
+      panel.measured = "There is no point; choose another place.";
+      return;
+    }
+    measuring.add(point);
+    const { distance } = measuring;
+    panel.measured = distance === null ? "Choose the second point." : `Distance: ${inMetres(distance)}`;
+    redraw();
+  };
+  const actions = {
+    reset: () => navigation.reset(),
+    toggleMeasuring: () => {
+      measure(!measures);
+      if (measures) canvas.focus();
+    },
+    stopMeasuring: () => measure(false),
+    pickAtCross: () => measures && takePoint(canvas.clientWidth / 2, canvas.clientHeight / 2),
+    toggleCameras: () => panel.toggleCameras(),
+    nextLayer: () => clouds.length > 1 && panel.nextLayer(),
+    lookFrom: (index) => {
+      const view = clouds[panel.layer].cameras.views[index];
+      if (view) navigation.from(view.pose, radius);
+    },
+  };
+  const panel = new Panel(description, actions, redraw);
+  listenToKeys(canvas, navigation, actions);
+  listenToClicks((x, y) => measures && takePoint(x, y));
+  canvas.addEventListener("dblclick", (event) => {
+    const point = measures ? null : pickAt(event.offsetX, event.offsetY);
+    if (point !== null) navigation.about(point);
+  });
+  new ResizeObserver(redraw).observe(canvas);
+  canvas.addEventListener("webglcontextlost", (event) => {
+    event.preventDefault();
+    message.textContent = "The graphics processor gave up; load the page again.";
+  });
+
+  function draw(now) {
+    frame = 0;
+    const { clientWidth: width, clientHeight: height } = canvas;
+    if (!width || !height) return;
+    const ratio = Math.min(window.devicePixelRatio, 2);
+    if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
+      renderer.setPixelRatio(ratio);
+      renderer.setSize(width, height, false);
+      camera.aspect = width / height;
+      camera.updateProjectionMatrix();
+    }
+    const { cloud, cameras } = clouds[panel.layer];
+    const moving = now - movedAt < STILL;
+    cloud.coarse = moving && slow && cloud.hasLevels;
+    for (const each of clouds) {
+      each.cloud.group.visible = each.cloud === cloud;
+      each.cameras.group.visible = false;
+    }
+    cloud.draw(panel.size, panel.least, height * ratio, camera.fov, panel.shownViews);
+    cameras.draw(panel.cameras, panel.images, panel.frustum, panel.shownViews, camera.position);
+    measuring.draw(camera);
+    scene.background = new Color(getComputedStyle(document.getElementById("stage")).backgroundColor);
+    const began = performance.now();
+    renderer.render(scene, camera);
+    if (!cloud.coarse) {
+      renderer.getContext().finish();
+      slow = performance.now() - began > SLOW;
+    }
+    placeLabel(width, height);
+    panel.write(cloud.count(panel.least, panel.shownViews));
+    if (cloud.coarse) redraw(); // until it stands still, and everything is drawn
+  }
+
+  function placeLabel(width, height) {
+    label.hidden = measuring.distance === null;
+    if (label.hidden) return;
+    const place = measuring.middle.project(camera);
+    label.hidden = place.z > 1;
+    label.textContent = inMetres(measuring.distance);
+    label.style.left = `${((place.x + 1) / 2) * width}px`;
+    label.style.top = `${((1 - place.y) / 2) * height}px`;
+  }
+
+  redraw();
+  message.textContent = "";
+  document.documentElement.dataset.state = "ready";
+}
+
+/** Call `click` with the place of a press that did not drag. */
+function listenToClicks(click) {
+  let down = null;
+  canvas.addEventListener("pointerdown", (event) => {
+    down = event.isPrimary && event.button === 0 ? [event.offsetX, event.offsetY] : null;
+  });
+  canvas.addEventListener("pointerup", (event) => {
+    if (down && Math.hypot(event.offsetX - down[0], event.offsetY - down[1]) < 5) click(event.offsetX, event.offsetY);
+    down = null;
+  });
+}
