@@ -44,6 +44,11 @@ class StoredView:
     depth_resize: str = "nearest"
 
     @property
+    def is_file(self) -> bool:
+        """Whether the image is a file of its own."""
+        return isinstance(self.files.image, str | os.PathLike)
+
+    @property
     def has_geometry(self) -> bool:
         """Whether more is known than the image."""
         known = (self.files.intrinsics, self.files.depth, self.files.pose, self.files.points)
@@ -228,7 +233,7 @@ def of_file(view: Any) -> StoredView | None:
     if not isinstance(view, StoredView):
         return None
     files = view.files
-    if not (isinstance(files.image, str | os.PathLike) or hasattr(files.image, "expect")):
+    if not (view.is_file or hasattr(files.image, "expect")):
         return None
     return replace(view, files=replace(files, depth=None, depth_scale=None, points=None, mask=None, pose=None))
 

@@ -142,7 +142,7 @@ def _changed_names(scene: SceneArrays, names: list[str]) -> list[dict[str, str]]
         if name != given:
             result.append({"image": name, "name": given})
             source = scene.sources[index] if scene.sources else None
-            if source is not None and isinstance(source.files.image, str | os.PathLike):
+            if source is not None and source.is_file:
                 result[-1]["file"] = os.fspath(source.files.image)
     return result
 

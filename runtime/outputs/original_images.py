@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -75,7 +74,7 @@ def save_original(scene: SceneArrays, view: int, path: Path) -> tuple[Size, NDAr
 def plain_file(source: StoredView, path: Path) -> Path | None:
     """Return the file of a view if nothing has to be done to it for a copy named ``path``."""
     image, lens = source.files.image, source.files.lens
-    if not isinstance(image, str | os.PathLike) or (lens is not None and not lens.fisheye):
+    if not source.is_file or (lens is not None and not lens.fisheye):
         return None
     file = Path(image)
     return file if is_plain_image(file, image_type(path.name)) else None

@@ -116,6 +116,11 @@ class SceneArrays:
         leave_out_what_is_not_finite(self.points, self.depth, self.confidence, self.mask)
         self.metric_scale = float(self.metric_scale)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Frames of an opened video cannot be read again by another process, nor through a copy."""
+        sources = tuple(source if source is None or source.is_file else None for source in self.sources)
+        return {**vars(self), "sources": sources}
+
     def dtype_of(self, name: str) -> Any:
         """Return the type of one of the arrays of :data:`SHAPES`."""
         if name in IN_WORLD and self.alignment is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ def write_ply(path: Path, scene: SceneArrays, options: SaveOptions) -> None:
 def ply_bytes(scene: SceneArrays, options: SaveOptions) -> bytes:
     """Return a binary little-endian PLY: x, y, z and red, green, blue (sRGB) per vertex, axes unchanged.
 
-    Coordinates are float32 or float64, as the scene's points are.
+    Coordinates are float32 or float64, as the scene's points are. Comments say which vertices are of which view.
     """
     keep = selected_pixels(scene, options.max_points, options.confidence_percentile)
     vertices = np.empty(int(keep.sum()), dtype=[("xyz", scene.points.dtype.newbyteorder("<"), 3), ("rgb", "u1", 3)])
@@ -40,12 +42,23 @@ def ply_bytes(scene: SceneArrays, options: SaveOptions) -> bytes:
         "format binary_little_endian 1.0",
         f"comment {marker(_KIND)}",
         "comment OpenCV axes of the cameras: x right, y down, z forward",
+        *_views(scene.names, keep),
         f"element vertex {len(vertices)}",
         *(f"property {'double' if scene.points.dtype == np.float64 else 'float'} {axis}" for axis in "xyz"),
         *(f"property uchar {color}" for color in ("red", "green", "blue")),
         "end_header",
     ]
     return ("\n".join(header) + "\n").encode("ascii") + vertices.tobytes()
+
+
+def _views(names: Sequence[str], keep: NDArray[np.bool_]) -> list[str]:
+    """Comments, in ASCII, that say which vertices are of which view."""
+    ends = np.cumsum(keep.sum(axis=(1, 2))).tolist()
+    return [
+        f"comment view {json.dumps(name)}: vertices {start} to {end - 1}"
+        for name, start, end in zip(names, [0, *ends], ends, strict=False)
+        if end > start
+    ]
 
 
 def write_glb(path: Path, scene: SceneArrays, options: SaveOptions) -> None:

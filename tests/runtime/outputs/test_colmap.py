@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -279,6 +280,27 @@ def test_an_undistorted_image_is_what_its_camera_is_of(small: Engine, tmp_path: 
     wanted = [matrix[0, 0], matrix[1, 1], matrix[0, 2] + 0.5, matrix[1, 2] + 0.5]
     np.testing.assert_allclose(model.cameras[1].params, wanted, rtol=1e-4)
     assert (model.cameras[1].width, model.cameras[1].height) == raw.size
+
+
+def test_frames_of_a_video_are_written_at_their_size(small: Engine, tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "film.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for grey in (50, 200):
+            frame = av.VideoFrame.from_ndarray(np.full((120, 160, 3), grey, np.uint8), "rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    scene = small.reconstruct(tmp_path / "film.mp4", size=(56, 42))
+    scene.save(tmp_path / "out", colmap_size="original")
+    for index, grey in enumerate((50, 200)):
+        with Image.open(tmp_path / "out" / "images" / f"film.mp4#00000{index}.png") as picture:
+            assert picture.size == (160, 120)
+            assert abs(np.asarray(picture).mean() - grey) < 5
+    copied = pickle.loads(pickle.dumps(scene))
+    np.testing.assert_array_equal(copied.points, scene.points)
+    with pytest.raises(InputError, match="its original image is not at hand"):
+        copied.save(tmp_path / "copy", colmap_size="original")
 
 
 def test_originals_that_are_not_at_hand(small: Engine, photos: list[Path], tmp_path: Path) -> None:

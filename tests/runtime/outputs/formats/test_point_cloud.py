@@ -25,6 +25,19 @@ def test_ply(scene: Scene, tmp_path: Path) -> None:
     assert len(trimesh.load(tmp_path / "scene.ply").vertices) == 100
 
 
+def test_a_ply_says_which_points_are_of_which_view(scene: Scene, tmp_path: Path) -> None:
+    scene.names = ["größe\n.jpg", "b.jpg"]
+    scene.mask[0] = False
+    scene.mask[0, 5, 10:13] = True
+    header = scene.save(tmp_path / "scene.ply").read_bytes().partition(b"end_header")[0].decode("ascii").splitlines()
+    count = int(scene.mask[1].sum())
+    assert [line for line in header if "comment view" in line] == [
+        'comment view "gr\\u00f6\\u00dfe\\n.jpg": vertices 0 to 2',
+        f'comment view "b.jpg": vertices 3 to {count + 2}',
+    ]
+    assert len(trimesh.load(tmp_path / "scene.ply").vertices) == count + 3
+
+
 def test_ply_without_points(empty: Scene, tmp_path: Path) -> None:
     content = empty.save(tmp_path / "scene.ply").read_bytes()
     assert b"element vertex 0\n" in content
