@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from mapengine.runtime.system.threads import in_order
+from mapengine.runtime.errors import warn
+from mapengine.runtime.system.threads import in_order, threads_in_order
 
 
 @pytest.mark.slow
@@ -43,3 +44,24 @@ def test_threads_end_when_the_results_are_left() -> None:
     assert next(results) == 0
     results.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+def test_a_single_item_needs_no_thread_and_says_what_it_warns_of() -> None:
+    def where(item: str) -> str:
+        warn(f"about {item}")
+        return threading.current_thread().name
+
+    with pytest.warns(UserWarning, match="about one"):
+        assert list(in_order(where, iter(["one"]))) == [threading.current_thread().name]
+    with pytest.warns(UserWarning, match="about"):
+        assert threading.current_thread().name not in list(in_order(where, ["one", "two"]))
+
+
+def test_processors_are_counted_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of a small network takes milliseconds, and so does reading the limits of control groups."""
+    counted = []
+    monkeypatch.setattr("mapengine.runtime.system.threads.usable_processors", lambda: counted.append(1) or 3)
+    start = time.monotonic()
+    counts = [threads_in_order() for _ in range(100)]
+    assert set(counts[1:]) <= {3, counts[0]}
+    assert len(counted) <= 2 + time.monotonic() - start
