@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,6 @@ import torch
 from mapengine.calibration.data.cases import rendered_cases
 from mapengine.calibration.ranges import Calibration, load_calibration
 from mapengine.runtime.backend_table import EIGHT_BIT, GPU_BACKENDS
-from mapengine.runtime.backends.contract import ChunkSizes
 from mapengine.runtime.bundle.manifest import Manifest
 from mapengine.runtime.bundle.store import BundleWriter, files_of_old_bundle, write_bundle
 from mapengine.runtime.errors import InputError
@@ -22,7 +22,7 @@ from .bundles.gpu import GpuRecipe, decide_gpu, write_gpu_bundle
 from .bundles.onnx import write_onnx_bundle
 from .bundles.recipe import decide_graphs
 from .model.reference import MapAnything
-from .options import attention_form, check_options, served_requests
+from .options import attention_form, check_options, processor_chunks, served_requests
 from .quantization import CalibrationOptions, QuantizedNetwork, WeightsOnly
 from .quantization.calibrate import Calibrator
 from .tensorrt.progress import Fraction
@@ -90,7 +90,8 @@ def build_engine(
     check_options(precision, backend, attention, calibration, settings, rest, weights_only)
     if not isinstance(out, str | os.PathLike):
         raise InputError(f"out is a {type(out).__name__}; give the path of the bundle's folder")
-    requests = served_requests(views, resolutions, ChunkSizes().to_json())
+    requests = served_requests(views, resolutions, {})
+    requests = replace(requests, chunks=processor_chunks(requests.sizes, requests.views))
     files_of_old_bundle(Path(out))  # refused before anything is measured
     on_gpu = backend in GPU_BACKENDS
     gpu: GpuRecipe | None = None

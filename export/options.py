@@ -14,6 +14,7 @@ from mapengine.runtime.backend_table import (
     NAMES,
     TENSORRT_BACKENDS,
 )
+from mapengine.runtime.backends.contract import ChunkSizes
 from mapengine.runtime.bundle.backend_info import parse_version
 from mapengine.runtime.bundle.requests import MAX_SIDE, MAX_VIEWS, AnySize, Range, ServedRequests
 from mapengine.runtime.errors import InputError
@@ -31,6 +32,9 @@ RESTS = ("fp32", "bf16")
 
 _LARGEST_SIDE = 518
 """Longest side of the sizes that MapAnything was trained at (set 518)."""
+
+_PATCHES_AT_ONCE = 640
+"""Patches that are work enough for one call of the image encoder on a processor."""
 
 _ATTENTION_OPERATOR_SINCE = (10, 14)
 """First TensorRT whose parser reads the standard ``Attention`` operator; older ones get MatMul-Softmax-MatMul."""
@@ -101,6 +105,19 @@ def attention_form(attention: str, backend: str, version: str) -> AttentionExpor
     if backend != "tensorrt":
         return "mha"
     return "attention" if parse_version(version) >= _ATTENTION_OPERATOR_SINCE else "matmul"
+
+
+def processor_chunks(sizes: AnySize | Sequence[tuple[int, int]], views: Range) -> dict[str, int]:
+    """Return the views per call of the chunked stages on a processor.
+
+    One view of usual size is work enough for a call, more of them only cost memory. Views of a few dozen patches are
+    not: products of a few rows are slow, and every call has its own costs. So the encoder of images takes as many
+    together as have :data:`_PATCHES_AT_ONCE` patches at the largest size. The other stages gain nothing: their work is
+    per pixel (``docs/results/cpu-choices.md``).
+    """
+    largest = _LARGEST_SIDE**2 if isinstance(sizes, AnySize) else max(width * height for width, height in sizes)
+    together = _PATCHES_AT_ONCE * PATCH_SIZE**2 // largest
+    return ChunkSizes(image_encoder=max(1, min(together, views.max))).to_json()
 
 
 def served_requests(

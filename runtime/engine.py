@@ -207,7 +207,8 @@ class Engine(MultiViewInference):
         Returns:
             One :class:`.encoded.EncodedView` per view, which ``infer``, ``infer_stream`` and ``predict`` of this engine
             take in place of a dictionary. The numbers are those of a call with the plain views: bit for bit where the
-            encoder takes one view at a time, as on a CPU; else within the rounding that its chunks make.
+            encoder takes one view at a time, as on a CPU (but for small images); else within the rounding that its
+            chunks make.
 
         Raises:
             InputError, ProfileError, BackendError: as in :meth:`infer`.

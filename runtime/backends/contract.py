@@ -58,7 +58,8 @@ class Backend(Protocol):
 class ChunkSizes:
     """Views per call of each chunked stage.
 
-    The defaults are for a CPU: one view fills its caches, more only cost memory (``docs/results/cpu-choices.md``).
+    The defaults are for a CPU: one view fills its caches, more only cost memory (``docs/results/cpu-choices.md``). A
+    bundle that was built for small images has more.
     """
 
     image_encoder: int = 1

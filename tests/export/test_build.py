@@ -249,6 +249,22 @@ def test_counts_and_sizes_may_be_numpy_integers() -> None:
     assert type(requests.views.max) is int
 
 
+@pytest.mark.parametrize(
+    ("sizes", "most", "together"),
+    [
+        (AnySize(14, 518), 32, 1),
+        (((518, 392),), 32, 1),
+        (((140, 112),), 32, 8),  # 80 patches
+        (((140, 112),), 2, 2),
+        (((140, 112), (280, 224)), 32, 2),  # the largest decides
+        (((14, 14),), 32, 32),
+    ],
+)
+def test_small_images_are_encoded_together(sizes: Any, most: int, together: int) -> None:
+    chunks = build_options.processor_chunks(sizes, Range(1, 1, most))
+    assert chunks == {"image_encoder": together, "geometry_encoder": 1, "dense_head": 1}
+
+
 def test_wrong_models_and_folders_are_refused_before_any_work(
     tiny: MapAnything, tmp_path: Path, traced: list[dict[str, Any]]
 ) -> None:

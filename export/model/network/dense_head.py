@@ -17,10 +17,6 @@ from ..config import PATCH_SIZE, HeadConfig
 _MIN_NORM = 1e-8
 
 
-def _upsample(x: Tensor, height: int, width: int) -> Tensor:
-    return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)
-
-
 class ResidualConvUnit(nn.Module):
     """Pre-activated pair of 3 x 3 convolutions around the identity."""
 
@@ -35,7 +31,10 @@ class ResidualConvUnit(nn.Module):
 
 
 class FusionBlock(nn.Module):
-    """Adds a skip map, refines, projects and doubles the resolution."""
+    """Adds a skip map, refines, projects and doubles the resolution.
+
+    Doubling by a constant factor, not to a computed size: ONNX Runtime keeps the layout of its convolutions then.
+    """
 
     def __init__(self, channels: int, has_skip: bool) -> None:
         super().__init__()
@@ -44,14 +43,13 @@ class FusionBlock(nn.Module):
         self.resConfUnit2 = ResidualConvUnit(channels)
         self.out_conv = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, skip: Tensor | None, height: int, width: int) -> Tensor:
-        """Map (N, C, h, w) -> (N, C, 2h, 2w) cropped to (height, width)."""
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Map (N, C, h, w) -> (N, C, 2h, 2w)."""
         if skip is not None:
             x = x + self.resConfUnit1(skip)
         # The 1 x 1 convolution commutes with the bilinear upsampling (sample weights sum to 1): a quarter of the work.
         x = self.out_conv(self.resConfUnit2(x))
-        doubled = _upsample(x, 2 * x.shape[2], 2 * x.shape[3])
-        return doubled[:, :, :height, :width]
+        return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
 
 
 class Scratch(nn.Module):
@@ -95,10 +93,10 @@ class DptFeature(nn.Module):
         level1, level2, level3, level4 = (
             process(feature) for process, feature in zip(self.input_process, maps, strict=True)
         )
-        path = self.scratch.refinenet4(level4, None, h, w)  # cropped: an odd h or w was rounded up when halved
-        path = self.scratch.refinenet3(path, level3, 2 * h, 2 * w)
-        path = self.scratch.refinenet2(path, level2, 4 * h, 4 * w)
-        return self.scratch.refinenet1(path, level1, 8 * h, 8 * w)
+        path = self.scratch.refinenet4(level4)[:, :, :h, :w]  # an odd h or w was rounded up when halved
+        path = self.scratch.refinenet3(path, level3)
+        path = self.scratch.refinenet2(path, level2)
+        return self.scratch.refinenet1(path, level1)
 
 
 class Regressor(nn.Module):
@@ -112,7 +110,8 @@ class Regressor(nn.Module):
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         """Map (N, F, 8h, 8w) -> (N, 6, H, W)."""
-        return self.conv2(_upsample(self.conv1(x), height, width))
+        x = F.interpolate(self.conv1(x), size=(height, width), mode="bilinear", align_corners=True)
+        return self.conv2(x)
 
 
 class PoseResidual(nn.Module):
@@ -175,7 +174,8 @@ def dense_outputs(raw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         Unit ray directions (N, H, W, 3), depth along the ray (N, H, W, 1) up to the metric scaling factor, confidence
         (N, H, W) above 1, and the logit of the non-ambiguous mask (N, H, W).
     """
-    rays = raw[:, 0:3].permute(0, 2, 3, 1)
-    rays = rays / rays.norm(dim=-1, keepdim=True).clamp(min=_MIN_NORM)
+    # Divided before the channels go last: a quotient over an axis of three is slow in ONNX Runtime.
+    rays = raw[:, 0:3]
+    rays = (rays / rays.norm(dim=1, keepdim=True).clamp(min=_MIN_NORM)).permute(0, 2, 3, 1)
     depth = torch.exp(raw[:, 3]).unsqueeze(-1)
     return rays, depth, 1 + torch.exp(raw[:, 4]), raw[:, 5]

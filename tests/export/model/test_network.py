@@ -188,8 +188,27 @@ def test_projection_commutes_with_upsampling(height: int, width: int) -> None:
     with torch.no_grad():
         doubled = F.interpolate(block.resConfUnit2(x), scale_factor=2, mode="bilinear", align_corners=True)
         expected = block.out_conv(doubled)
-        assert torch.allclose(block(x, None, 2 * height, 2 * width), expected, atol=1e-5)
-        assert torch.allclose(block(x, None, 2 * height - 1, 2 * width), expected[:, :, :-1], atol=1e-5)
+        assert torch.allclose(block(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (5, 4), (7, 9)])
+def test_only_the_coarsest_level_is_cropped(height: int, width: int, reference: Reference) -> None:
+    """Upstream resizes every level to twice its size, and crops it to what the next one has."""
+    network = reference("preset:tiny")
+    feature = network.dense_head[0]
+    channels = [branch[0][0].in_channels for branch in feature.input_process]
+    maps = [torch.rand(2, c, height, width, generator=torch.Generator().manual_seed(c)) for c in channels]
+    sizes = [(factor * height, factor * width) for factor in (1, 2, 4, 8)]
+    with torch.no_grad():
+        skips = [process(values) for process, values in zip(feature.input_process, maps, strict=True)]
+        path = None
+        for level, size in zip((4, 3, 2, 1), sizes, strict=True):
+            block: Any = getattr(feature.scratch, f"refinenet{level}")
+            added = skips[level - 1] if path is None else path + block.resConfUnit1(skips[level - 1])
+            refined = block.out_conv(block.resConfUnit2(added))
+            doubled = [2 * side for side in refined.shape[2:]]
+            path = F.interpolate(refined, doubled, mode="bilinear", align_corners=True)[:, :, : size[0], : size[1]]
+        assert torch.equal(feature(maps), path)
 
 
 def test_attention_is_softmax_of_scaled_products() -> None:
