@@ -49,8 +49,8 @@ _use_one_processor()  # before a library asks how many processors there are
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the end-to-end runs: they take longest, and no worker should be left alone with one."""
-    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+    """Begin with what takes longest, the networks of full size and the end-to-end runs: nobody waits for them then."""
+    items.sort(key=lambda item: ("test_full_size" not in item.name, item.path.parent != Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)
