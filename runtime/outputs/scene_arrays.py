@@ -156,12 +156,11 @@ def selected_pixels(scene: SceneArrays, max_points: int | None, confidence_perce
     chosen = np.flatnonzero(keep)
     if max_points is not None and chosen.size > max_points:
         keep = np.zeros_like(keep)
-        keep.flat[chosen[random_choice(chosen.size, max_points)]] = True
+        keep.flat[chosen[random_order(chosen.size)[:max_points]]] = True
     return keep
 
 
-def random_choice(count: int, most: int) -> NDArray[np.intp]:
-    """Return ``most`` of the indices below ``count``, ascending, at random but always the same ones."""
+def random_order(count: int) -> NDArray[np.intp]:
+    """Return the indices below ``count`` in a random order that is always the same."""
     # The raw stream of a seeded bit generator is the part of NumPy's randomness that never changes.
-    order = np.argsort(np.random.PCG64(0).random_raw(count), kind="stable")
-    return np.sort(order[:most])
+    return np.argsort(np.random.PCG64(0).random_raw(count), kind="stable")

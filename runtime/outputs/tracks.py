@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..geometry import Array
-from .scene_arrays import SceneArrays, random_choice
+from .scene_arrays import SceneArrays, random_order
 
 DEPTH_TOLERANCE = 0.03
 """Of its depth, by which the depth map of a view may differ from a point that it sees."""
@@ -51,7 +51,8 @@ def find_tracks(
     """Merge the points of all views by voxel, and find the views that see each.
 
     A view sees a point that is in front of it and falls on a pixel of ``keep`` whose depth is that of the point, within
-    :data:`DEPTH_TOLERANCE`. Points that no view sees, as some between two surfaces, are left out.
+    :data:`DEPTH_TOLERANCE`. A mean that no view sees, as some between two surfaces, gives way to one of its points;
+    what no view sees even then is left out.
 
     Args:
         scene: V views.
@@ -64,29 +65,49 @@ def find_tracks(
     Raises:
         InputError: the voxel is too small for the scene.
     """
-    points, colors = _merged(scene, keep, voxel)
-    if most is not None and len(points) > most:
-        chosen = random_choice(len(points), most)
-        points, colors = points[chosen], colors[chosen]
     cameras = scene.intrinsics.astype(np.float64)
-    views = [
-        _seen(points, cameras[view], rotations[view], translations[view], scene.depth[view], keep[view])
-        for view in range(len(keep))
-    ]
-    is_seen = np.zeros(len(points), bool)
-    for indices, _ in views:
-        is_seen[indices] = True
-    number = np.cumsum(is_seen) - 1
-    return Tracks(points[is_seen], colors[is_seen], [number[indices] for indices, _ in views], [p for _, p in views])
+
+    def seen_by(points: NDArray[np.float64]) -> list[tuple[NDArray[np.intp], NDArray[np.float64]]]:
+        return [
+            _seen(points, cameras[view], rotations[view], translations[view], scene.depth[view], keep[view])
+            for view in range(len(keep))
+        ]
+
+    def is_seen(points: NDArray[np.float64]) -> NDArray[np.bool_]:
+        result = np.zeros(len(points), bool)
+        for indices, _ in seen_by(points):
+            result[indices] = True
+        return result
+
+    merged, single = _merged(scene, keep, voxel)
+    limit = len(merged) if most is None else most
+    found: list[NDArray[np.intp]] = []
+    count, block = 0, max(limit, 1)
+    order = random_order(len(merged)) if limit < len(merged) else np.arange(len(merged))
+    for start in range(0, len(order), block):
+        chosen = order[start : start + block]
+        visible = is_seen(merged[chosen, :3])
+        hidden = chosen[~visible]
+        merged[hidden] = single[hidden]
+        visible[~visible] = is_seen(merged[hidden, :3])
+        found.append(chosen[visible])
+        count += len(found[-1])
+        if count >= limit:
+            break
+    kept = merged[np.sort(np.concatenate([np.zeros(0, np.intp), *found])[:limit])]
+    views = seen_by(kept[:, :3])
+    colors = np.rint(kept[:, 3:]).astype(np.uint8)
+    return Tracks(kept[:, :3].copy(), colors, [indices for indices, _ in views], [pixels for _, pixels in views])
 
 
 def _merged(
     scene: SceneArrays, keep: NDArray[np.bool_], voxel: float | None
-) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
-    """The mean place (N, 3) and colour (N, 3) of the points in each voxel, in an order that is always the same."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The mean place and colour (N, 6) of the points in each voxel, in an order that is always the same, and the place
+    and colour of one of them."""
     centre, side = _grid(scene, keep)
     size = side if voxel is None else voxel
-    keys, sums = [], []
+    keys, sums, singles = [], [], []
     for view, mask in enumerate(keep):
         points = scene.points[view][mask].astype(np.float64) - centre
         cells = np.floor(points / size)
@@ -100,21 +121,22 @@ def _merged(
         # Without a size that was given: an outlier a thousand times farther away than the others is no surface.
         x, y, z = cells[inside].astype(np.int64).T + 2**_AXIS_BITS
         values = np.concatenate([points[inside], scene.colors[view][mask][inside]], axis=-1)
-        found, total = _summed((x << (2 * _AXIS_BITS + 2)) | (y << (_AXIS_BITS + 1)) | z, values)
+        cell = (x << (2 * _AXIS_BITS + 2)) | (y << (_AXIS_BITS + 1)) | z
+        found, first, total = _summed(cell, np.concatenate([values, np.ones((len(values), 1))], axis=-1))
         keys.append(found)
         sums.append(total)
-    _, total = _summed(np.concatenate(keys), np.concatenate(sums))
-    mean = total[:, :6] / total[:, 6:]
-    return mean[:, :3] + centre, np.rint(mean[:, 3:]).astype(np.uint8)
+        singles.append(values[first])
+    _, first, total = _summed(np.concatenate(keys), np.concatenate(sums))
+    mean, single = total[:, :6] / total[:, 6:], np.concatenate(singles)[first]
+    mean[:, :3] += centre
+    single[:, :3] += centre
+    return mean, single
 
 
-def _summed(keys: NDArray[np.int64], values: Array) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The keys without repetition, and for each the sums of its values; how many there were comes last."""
-    found, place = np.unique(keys, return_inverse=True)
-    columns = [np.bincount(place, column, len(found)) for column in values.T]
-    if len(columns) == 6:
-        columns.append(np.bincount(place, minlength=len(found)).astype(np.float64))
-    return found, np.stack(columns, axis=-1)
+def _summed(keys: NDArray[np.int64], values: Array) -> tuple[NDArray[np.int64], NDArray[np.intp], NDArray[np.float64]]:
+    """The keys without repetition, where each is first, and the sums of its values."""
+    found, first, place = np.unique(keys, return_index=True, return_inverse=True)
+    return found, first, np.stack([np.bincount(place, column, len(found)) for column in values.T], axis=-1)
 
 
 def _grid(scene: SceneArrays, keep: NDArray[np.bool_]) -> tuple[NDArray[np.float64], float]:

@@ -71,6 +71,22 @@ def test_points_are_means_of_places_and_colours(scene: Scene) -> None:
         assert (colors[near].max(axis=0) + 0.5 >= color).all()
 
 
+def test_points_of_rough_depth_are_not_lost(scene: Scene) -> None:
+    """The mean of a voxel is in no view then, but its points are."""
+    factors = np.random.default_rng(0).uniform(0.6, 1.4, scene.depth.shape).astype(np.float32)
+    scene.depth *= factors
+    centres = scene.poses[:, None, None, :3, 3]
+    scene.points[...] = (scene.points - centres) * factors[..., None] + centres
+    cameras = world_to_camera(scene)
+    coarse = find_tracks(scene, scene.mask, *cameras, voxel=0.3)
+    cells = len(np.unique(np.floor(scene.points[scene.mask] / 0.3), axis=0))
+    assert len(coarse.points) > 0.8 * cells
+    limited = find_tracks(scene, scene.mask, *cameras, voxel=0.3, most=200)
+    assert len(limited.points) == 200
+    places = {tuple(point) for point in coarse.points.tolist()}
+    assert all(tuple(point) in places for point in limited.points.tolist())
+
+
 def test_the_usual_voxel_and_outliers(scene: Scene) -> None:
     keep, cameras = scene.mask, world_to_camera(scene)
     points = scene.points[keep].astype(np.float64)
