@@ -66,7 +66,7 @@ engine: $(STAMP)  ## Export and build MODEL into the bundle OUT, check it, and r
 		$(BIN)/mapengine demo "$(OUT)" --out "$(DEMO)" $(GPU_OPTIONAL),\
 		@echo 'No demonstration: a rendered scene has at most 8 views, and VIEWS=$(VIEWS) takes more')
 	@echo
-	@echo 'Try it on images: $(BIN)/mapengine run $(OUT) $(SAMPLES) --out scene.glb --preview scene.png'
+	@echo 'Try it on images: $(BIN)/mapengine run $(OUT) $(SAMPLES) --out scene.html --preview scene.png'
 
 verify: $(STAMP)  ## Check the bundle OUT on this machine
 	$(BIN)/mapengine verify "$(OUT)"

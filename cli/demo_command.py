@@ -34,7 +34,7 @@ _WARNING = "Random weights: this shows that the chain works, and the prediction 
 def demo(
     bundle: BundleArgument,
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write the picture and the two scenes.")
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write page, picture and the two scenes.")
     ] = Path("build/demo"),
     seed: Annotated[
         int | None,
@@ -78,8 +78,8 @@ def demo(
 ) -> None:
     """Reconstruct a rendered scene, beside its truth.
 
-    Writes demo.png (images, true and predicted depth, errors, cameras), demo.glb (the reconstruction) and truth.glb
-    (the scene, in the same frame).
+    Writes demo.html (both scenes, to turn in a browser), demo.png (images, true and predicted depth, errors, cameras),
+    demo.glb (the reconstruction) and truth.glb (the scene, in the same frame).
 
     \b
     Example:
@@ -89,7 +89,7 @@ def demo(
 
     given = _given(give or [])
     target = None if size is None else parse_size(size, "--size")
-    names = ("demo.png", "demo.glb", "truth.glb")
+    names = ("demo.html", "demo.png", "demo.glb", "truth.glb")
     check_folder(out, _KIND, InputPaths([], [bundle]), option="--out", names=names)
     # Cheap, and says what is wrong with the bundle before anything is rendered.
     opened = Bundle.open(bundle, verify=False)
@@ -138,8 +138,8 @@ def demo(
             _WARNING if manifest.model.id in RANDOM_PRESETS else "",
         )
         with atomic_folder(out, _KIND, names) as folder:
-            picture.save(folder / names[0], format="PNG")
-            comparison.save(folder)
+            picture.save(folder / "demo.png", format="PNG")
+            comparison.save(folder, f"{engine.label}: a rendered scene, reconstructed {what}")
     _summary(engine, comparison, f"{number} ({rendered.scene.kind}), {held_out}", task.inputs, [out / n for n in names])
 
 
@@ -200,3 +200,4 @@ def _summary(engine: Engine, comparison: Comparison, scene: str, inputs: str, fi
         say(f"Note: {_WARNING}")
     for file in files:
         print(f"Wrote {file} ({megabytes(file.stat().st_size)})")
+    say(f"Look at it: open {files[0]} in a browser")

@@ -87,7 +87,7 @@ def test_readme_commands_in_order(checkout: Path) -> None:
         example = run(".venv/bin/python example.py", checkout)
         assert example.returncode == 0, example.stderr
         assert "112, 140" in example.stdout
-    assert (checkout / "build" / "scene.ply").stat().st_size > 10_000
+    assert (checkout / "build" / "scene.html").stat().st_size > 10_000
 
 
 @pytest.mark.slow

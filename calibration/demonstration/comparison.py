@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mapengine.runtime import Scene
 from mapengine.runtime.inputs.normalization import normalize_image
 from mapengine.runtime.inputs.resizing import resize_and_crop
+from mapengine.runtime.outputs.viewer.page import write_layers
 from mapengine.runtime.postprocessing.predictions import finish_predictions, heads_of
 
 from ..data.samples import SAMPLE_SEED, SAMPLE_SIZE
@@ -84,8 +85,12 @@ class Comparison:
     reconstruction: Scene
     true_scene: Scene
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``demo.glb`` (the reconstruction) and ``truth.glb`` into a folder; errors as ``Scene.save``."""
+    def save(self, folder: str | os.PathLike[str], title: str = "") -> None:
+        """Write ``demo.html``, a page with this title that shows both scenes in turn, ``demo.glb`` (the reconstruction)
+        and ``truth.glb`` into a folder; errors as ``Scene.save``."""
+        write_layers(
+            Path(folder) / "demo.html", {"Prediction": self.reconstruction, "Truth": self.true_scene}, title=title
+        )
         self.reconstruction.save(Path(folder) / "demo.glb")
         self.true_scene.save(Path(folder) / "truth.glb")
 

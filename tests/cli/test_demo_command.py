@@ -18,7 +18,7 @@ from mapengine.runtime.writing.recognition import RECORD
 
 from ..stage_files import change_manifest
 
-FILES = ["demo.glb", "demo.png", RECORD, "truth.glb"]
+FILES = ["demo.glb", "demo.html", "demo.png", RECORD, "truth.glb"]
 QUICK = ("--size", "70x56", "--backend", "onnxruntime", "--threads", "1")
 
 
@@ -45,6 +45,10 @@ def test_a_picture_and_two_scenes(cli: Any, tiny_bundle: Path, tmp_path: Path) -
     with Image.open(out / "demo.png") as picture:
         assert (picture.format, picture.mode) == ("PNG", "RGB")
         assert picture.width > 900
+    page = (out / "demo.html").read_text(encoding="utf-8")
+    assert f"<title>preset:tiny, fp32 (bundle {tiny_bundle.name}): a rendered scene, reconstructed from images" in page
+    assert page.index('"name":"Prediction"') < page.index('"name":"Truth"')
+    assert f"Look at it: open {out / 'demo.html'} in a browser" in " ".join(result.out.split())
     truth = trimesh.load(out / "truth.glb")
     assert set(truth.geometry) == {"points", "camera_0", "camera_1", "camera_2", "camera_3"}
     scene = sample_scene(4, 70, 56)

@@ -101,6 +101,7 @@ FORMATS: tuple[OutputFormat, ...] = (
         write_ply,
         _POINTS,
     ),
+    OutputFormat("npz", (".npz",), "scene", "every array of the scene", "NumPy, `Scene.load`", write_scene),
     OutputFormat(
         "html",
         (".html",),
@@ -110,7 +111,6 @@ FORMATS: tuple[OutputFormat, ...] = (
         write_page,
         _POINTS,
     ),
-    OutputFormat("npz", (".npz",), "scene", "every array of the scene", "NumPy, `Scene.load`", write_scene),
     OutputFormat(
         "colmap",
         (),

@@ -66,7 +66,7 @@ def page_text(scenes: Mapping[str, SceneArrays], options: SaveOptions, title: st
     frame = {"start": first_look(first, next(iter(sets.values()))), "origin": origin.tolist()}
     count, height, width = first.mask.shape
     views_of = f"{count} view{'s' if count > 1 else ''} of {width}x{height}"
-    about = f"{views_of}. {'' if first.made_by else 'What made the scene is not recorded in it.'}".strip()
+    about = f"{views_of}." if title or first.made_by else f"{views_of}. What made the scene is not recorded in it."
     parts = {"TITLE": html.escape(title or first.made_by or "A scene")}
     template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     points = (most - len(template)) // len(scenes) * 3 // 4 // _DENSEST
