@@ -26,6 +26,7 @@ from .inputs.encoded import EncodedView
 from .inputs.formats.view_files import ReadOptions
 from .inputs.preprocess import load_images, preprocess_inputs
 from .options import InferOptions
+from .outputs.formats.options import SaveOptions
 from .outputs.scene import Scene
 from .outputs.view_files import load_view, save_views
 from .session import Session
@@ -45,6 +46,7 @@ __all__ = [
     "ParityError",
     "ProfileError",
     "ReadOptions",
+    "SaveOptions",
     "Scene",
     "Session",
     "load_images",

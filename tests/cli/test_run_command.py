@@ -17,14 +17,16 @@ from PIL import Image
 
 from mapengine.runtime import Scene, load_view
 from mapengine.runtime.backends.host_pipeline import Pipeline
+from mapengine.runtime.outputs.formats.table import FORMATS
 
 PROGRAM = Path(sys.executable).parent / "mapengine"
 
 
 @pytest.mark.slow
 def test_photos_to_every_format(tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]) -> None:
-    names = ["scene.glb", "scene.ply", "scene.npz", "colmap"]
+    names = [f"{form.name}{(*form.suffixes, '')[0]}" for form in FORMATS]
     outputs = [word for name in names for word in ("--out", str(tmp_path / "made" / name))]
+    outputs += [word for form in FORMATS for word in ("--format", form.name)] + ["--mesh", "--map-format", "exr"]
     command = [PROGRAM, "run", tiny_bundle, samples / "sample_0.png", samples / "sample_1.png", *outputs]
     command += ["--preview", tmp_path / "preview.png", "--threads", "1", *quick]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -34,10 +36,12 @@ def test_photos_to_every_format(tiny_bundle: Path, samples: Path, tmp_path: Path
         assert word in result.stdout
     assert "image encoder: 2 of 2 views" in result.stderr
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == sorted(names)
-    scene = Scene.load(tmp_path / "made" / "scene.npz")
+    scene = Scene.load(tmp_path / "made" / "npz.npz")
     assert scene.points.shape == (2, 84, 112, 3)
     assert f"{int(scene.mask.sum()):,} of {2 * 84 * 112:,} pixels" in result.stdout
     assert (tmp_path / "made" / "colmap" / "sparse" / "0" / "cameras.txt").is_file()
+    assert (tmp_path / "made" / "maps" / "depth" / "sample_1.exr").is_file()
+    assert (tmp_path / "made" / "transforms" / "images" / "sample_0.png").is_file()
     with Image.open(tmp_path / "preview.png") as picture:
         assert picture.width > 300
 
@@ -304,6 +308,10 @@ def test_results_may_stand_beside_the_inputs(
     [
         (["--format", "ply"], 2, "belongs to --out"),
         (["--out", "s.ply", "--mesh"], 2, "it belongs to the format glb, which no --out has"),
+        (["--out", "s", "--format", "maps", "--maps", "depth,colors"], 2, "give some of depth, normals, confidence"),
+        (["--out", "s", "--format", "maps", "--depth-png-scale", "0"], 2, "depth_png_scale is 0"),
+        (["--out", "s", "--format", "maps", "--map-format", "jpg"], 2, "not one of png, exr, npy"),
+        (["--out", "s", "--laz-precision", "0.01"], 2, "it belongs to the format laz, which no --out has"),
         (["--out", "s.obj"], 2, "scenes cannot be saved as .obj; use .glb, .ply"),
         (["--out", ""], 2, "an argument is empty"),
         (["--out", "/dev/null", "--format", "ply"], 1, "a device or a pipe"),
@@ -416,3 +424,16 @@ def test_permission_is_asked_before_the_network_runs(
         assert result.code == 1
         assert len(result.err.splitlines()) == 1
         assert "no permission to write there" in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "extra"),
+    [(["--out", "s.laz"], "geo"), (["--out", "s", "--format", "maps", "--map-format", "exr"], "exr")],
+)
+def test_a_format_without_its_packages_is_refused_at_once(
+    cli: Any, tiny_bundle: Path, samples: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], extra: str
+) -> None:
+    monkeypatch.setattr("mapengine.runtime.outputs.formats.table.importlib.util.find_spec", lambda name: None)
+    result = cli("run", tiny_bundle, samples, *options)
+    assert (result.code, len(result.err.splitlines())) == (1, 1)
+    assert f"pip install 'mapengine[{extra}]'" in result.err
