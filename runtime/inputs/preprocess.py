@@ -42,7 +42,7 @@ Array = npt.NDArray[Any]
 Views = list[dict[str, Any]]
 Result = TypeVar("Result")
 
-_FAR_APART = 50.0  # times the depth: cameras that look at one scene are nearer
+_FAR_APART = 10.0  # times the depth, to the nearest other camera: those that look at one scene are nearer
 _PINHOLE = 1.0  # pixels that rays may be off the pinhole camera that fits them best
 
 
@@ -240,21 +240,22 @@ def _warn_of(views: Sequence[RawView]) -> None:
 
 
 def _far_pose(views: Sequence[RawView]) -> tuple[int, str] | None:
-    """The view that is farthest from view 0, if it is so far for its depth that the units differ."""
+    """The view that is farthest from any other, if views are so far apart for their depth that the units differ."""
     depths = [np.median(view.depth[view.depth > 0]) for view in views if view.depth is not None and view.depth.any()]
     places = {
         i: v.pose[1] if isinstance(v.pose, tuple) else v.pose[:3, 3] for i, v in enumerate(views) if v.pose is not None
     }
     if not depths or len(places) < 2:
         return None
-    start = next(iter(places.values()))
-    index, distance = max(((i, float(np.linalg.norm(p - start))) for i, p in places.items()), key=lambda pair: pair[1])
+    every = np.stack(list(places.values())).astype(np.float64)
+    nearest = [np.linalg.norm(np.delete(every, i, axis=0) - place, axis=-1).min() for i, place in enumerate(every)]
     depth = float(np.median(depths))
-    if distance < _FAR_APART * depth:
+    if np.median(nearest) < _FAR_APART * depth:
         return None
-    return index, (
-        f"its camera is {distance:.0f} m from the first one, and the median depth is {depth:.3g} m; if the poses are "
-        "in millimetres, divide their positions by 1000"
+    index = len(nearest) - 1 - int(np.argmax(nearest[::-1]))
+    return list(places)[index], (
+        f"its camera is {nearest[index]:.0f} m from the nearest other one, and the median depth is {depth:.3g} m; if "
+        "the poses are in millimetres, divide their positions by 1000"
     )
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from ..errors import InputError
 from ..system.threads import in_order
 from .formats.table import find_views
-from .formats.values import camera_matrix, is_4x4_camera, pose_matrix
+from .formats.values import camera_matrix, is_one_camera, pose_matrix, shape_of
 from .formats.view_files import ReadOptions, ViewFiles
 from .formats.view_lists import NO_CAMERA
 from .images import image_suffixes
@@ -23,7 +23,6 @@ from .raw_view import RawView
 from .stored_view import StoredView
 
 _DEFAULTS = ReadOptions()
-_MATRICES = ((3, 3), (4,))
 
 
 def open_views(
@@ -62,8 +61,10 @@ def open_views(
         InputError: numbers of entries that differ, a wrong shape, values that cannot be right; names view and key.
         ImageReadError: a file that cannot be found.
     """
-    shared = intrinsics if _is_one_camera(intrinsics) else None
-    views = find_views(_sources(images), replace(options, intrinsics=shared))
+    intrinsics = options.intrinsics if intrinsics is None else intrinsics
+    masks = options.masks if masks is None else masks
+    shared = intrinsics if is_one_camera(intrinsics) else None
+    views = find_views(_sources(images), replace(options, intrinsics=intrinsics, masks=masks))
     count, one = len(views), len(views) == 1
     cameras = [shared] * count if shared is not None else _per_view(intrinsics, count, "intrinsics")
     pose_list = _per_view(poses, count, "poses", ((4, 4), (3, 4)) if one else (), shared_path=one)
@@ -158,16 +159,6 @@ def _mask_in(folder: Path, view: ViewFiles) -> Path | None:
     return None
 
 
-def _is_one_camera(value: Any) -> bool:
-    """Whether it is the camera of all views, not a list of one per view."""
-    if value is None:
-        return False
-    if isinstance(value, str | os.PathLike):
-        return True
-    shape = _shape(value)
-    return shape in _MATRICES or (shape == (4, 4) and is_4x4_camera(np.asarray(value)))
-
-
 def _sources(images: Any) -> list[Any]:
     """What is given, one by one."""
     if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", None) == 3:
@@ -198,7 +189,7 @@ def _per_view(
         if shared_path:
             return [values] * count
         raise InputError(f"{name} is a {type(values).__name__}; give a list with one entry (or None) per view")
-    shape = _shape(values)
+    shape = shape_of(values)
     if shape is not None and (shape in shared_shapes or len(shape) == shared_ndim):
         return [values] * count
     if isinstance(values, Mapping) or not isinstance(values, Iterable) or shape == ():
@@ -207,17 +198,6 @@ def _per_view(
     if len(entries) != count:
         raise InputError(f"{name} has {len(entries)} entries for {count} images; give one (or None) per view")
     return entries
-
-
-def _shape(values: Any) -> tuple[int, ...] | None:
-    """Shape of an array or of nested lists of numbers; None for anything else (such as a list with None)."""
-    if hasattr(values, "shape"):
-        return tuple(values.shape)
-    try:
-        array = np.asarray(values)
-    except (ValueError, TypeError):
-        return None
-    return array.shape if array.dtype.kind in "fiu" else None
 
 
 def _flags(metric: Any, count: int) -> list[bool | None]:

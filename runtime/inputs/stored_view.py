@@ -304,13 +304,15 @@ def _camera_remarks(camera: Array, size: Size) -> list[Remark]:
     if off.max() <= _OFF_CENTRE:
         return []
     (width, height), (cx, cy) = size, camera[:2, 2]
+    place = f"the principal point ({cx:g}, {cy:g}) is far from the centre of the image of {width}x{height}"
+    if min(cx, cy) < 1:
+        return [Remark("intrinsics", f"{place}; give that of the image in pixels")]
     like = f"{2 * cx + 1:.0f}x{2 * cy + 1:.0f}"
     return [
         Remark(
             "intrinsics",
-            f"the principal point ({cx:g}, {cy:g}) is far from the centre of the image of {width}x{height}, as if the "
-            f"intrinsics were of an image of {like}; scale them by {width / (2 * cx + 1):.3g} if they are, or ignore "
-            "this if the image was cropped",
+            f"{place}, as if the intrinsics were of an image of {like}; scale them by {width / (2 * cx + 1):.3g} if "
+            "they are, or ignore this if the image was cropped",
         )
     ]
 

@@ -116,11 +116,12 @@ def read_error(path: str, error: Exception, kind: str) -> ImageReadError:
             return ImageReadError(
                 f"{name}: is an OpenEXR file, which is read as a depth map and not as {kind}; convert it to PNG"
             )
-        if suffix in EXTRAS:
+        if suffix in EXTRAS and suffix not in Image.registered_extensions():
             return ImageReadError(
                 f"{name}: is not {kind} that can be read here; pip install 'mapengine[{EXTRAS[suffix]}]'"
             )
-        return ImageReadError(f"{name}: is not {kind} in a format Pillow knows; convert it to PNG or JPEG")
+        remedy = "PNG or JPEG" if kind == "an image" else "16-bit PNG or .npy"
+        return ImageReadError(f"{name}: is not {kind} in a format Pillow knows; convert it to {remedy}")
     if isinstance(error, OSError) and error.strerror:
         return ImageReadError(f"{name}: cannot be read as {kind}: {error.strerror}; check the path")
     reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__

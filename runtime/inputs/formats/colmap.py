@@ -8,13 +8,14 @@ import numpy as np
 
 from ...errors import ImageReadError, InputError, warn
 from ...geometry import Array
-from ..images import image_suffixes
 from .colmap_model import ModelImage, has_model, read_model
+from .image_files import warn_of_unlisted
 from .selection import listed, natural_key
 from .view_files import InputFormat, ReadOptions, ViewFiles
 
 _MODELS = ("sparse/0", "sparse", ".", "0", "colmap/sparse/0", "distorted/sparse/0")
 _IMAGES = ("images", "input", "rgb", ".")
+_NO_POINTS = "{}: has no points3D, which depth from points needs; leave that option (--depth-from) out"
 _ABOVE = 3  # folders from a model up to its project
 
 
@@ -38,6 +39,8 @@ def _read(path: Path, options: ReadOptions) -> list[ViewFiles]:
     if folder is None:
         raise InputError(f"{path}: holds no COLMAP model; give the folder with sparse/0 and images")
     from_points = options.depth_from == "points" and options.gives("depth")
+    if from_points and not any((folder / f"points3D.{end}").is_file() for end in ("bin", "txt")):
+        raise InputError(_NO_POINTS.format(folder))
     model = read_model(folder, from_points)
     if not model.images:
         raise InputError(f"{folder}: has no image with a pose; reconstruct it with COLMAP first")
@@ -45,12 +48,12 @@ def _read(path: Path, options: ReadOptions) -> list[ViewFiles]:
     others = [model for model in beside if model != folder and model.is_dir() and has_model(model)]
     if others and path != folder:
         names = listed(sorted(model.name for model in others))
-        warn(f"{folder.parent}: left out the models {names}; give one of them by name")
+        warn(f"{folder.parent}: left out {names}, which are models too; give one of them by name")
     images = sorted(model.images, key=lambda image: natural_key(image.name))
     place = _image_folder(path, folder, images)
     _say_unregistered(place, images)
     if from_points and not model.points:
-        raise InputError(f"{folder}: has no points3D, which --depth-from points needs; leave that option out")
+        raise InputError(_NO_POINTS.format(folder))
     views = []
     for image in images:
         file = place / image.name
@@ -87,12 +90,7 @@ def _image_folder(path: Path, model: Path, images: list[ModelImage]) -> Path:
 def _say_unregistered(place: Path, images: list[ModelImage]) -> None:
     if place.name not in _IMAGES:
         return  # a folder of more than these images
-    known = {Path(image.name) for image in images}
-    files = [file.relative_to(place) for file in place.rglob("*") if file.suffix.lower() in image_suffixes()]
-    absent = sorted((f for f in files if f not in known and not f.name.startswith(".")), key=natural_key)
-    if absent:
-        names = listed(file.as_posix() for file in absent)
-        warn(f"{place}: left out {len(absent)} images that the COLMAP model has no pose of ({names})")
+    warn_of_unlisted(place, (place / image.name for image in images), "the COLMAP model has no pose of", recursive=True)
 
 
 def _seen_points(image: ModelImage, points: dict[int, tuple[float, float, float]]) -> Array:

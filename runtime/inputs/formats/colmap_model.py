@@ -20,10 +20,13 @@ from ..resolutions import Size
 _MODELS = (
     ("SIMPLE_PINHOLE", 3), ("PINHOLE", 4), ("SIMPLE_RADIAL", 4), ("RADIAL", 5), ("OPENCV", 8), ("OPENCV_FISHEYE", 8),
     ("FULL_OPENCV", 12), ("FOV", 5), ("SIMPLE_RADIAL_FISHEYE", 4), ("RADIAL_FISHEYE", 5), ("THIN_PRISM_FISHEYE", 12),
-    ("RAD_TAN_THIN_PRISM_FISHEYE", 16),
+    ("RAD_TAN_THIN_PRISM_FISHEYE", 16), ("SIMPLE_DIVISION", 4), ("DIVISION", 5), ("SIMPLE_FISHEYE", 3), ("FISHEYE", 4),
+    ("EUCM", 6), ("EQUIRECTANGULAR", 2),
 )  # fmt: skip
 """COLMAP's camera models by their number, with the number of their parameters."""
-_ONE_FOCAL = ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE")
+_ONE_FOCAL = ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "SIMPLE_FISHEYE")
+_FISHEYES = ("OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "SIMPLE_FISHEYE", "FISHEYE")
+_READ = (*_FISHEYES, "SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
 _LARGEST = 2**34  # bytes; a large city has fewer
 _OBSERVATION = np.dtype([("xy", "<f8", 2), ("point", "<i8")])
 
@@ -99,6 +102,10 @@ def camera_of(name: str, size: Size, parameters: tuple[float, ...], where: str) 
     Raises:
         InputError: a model that has no pinhole image and is no fisheye that is known here.
     """
+    if name not in _READ:
+        raise InputError(
+            f"{where} is of the model {name}, which is not read; undistort the images with `colmap image_undistorter`"
+        )
     one = name in _ONE_FOCAL
     fx, fy, cx, cy = (parameters[0], *parameters[:3]) if one else parameters[:4]
     rest = parameters[3 if one else 4 :]
@@ -109,12 +116,8 @@ def camera_of(name: str, size: Size, parameters: tuple[float, ...], where: str) 
         lens = Lens(name, rest[:2], tangential=(rest[2], rest[3]))
     elif name == "FULL_OPENCV":
         lens = Lens(name, (*rest[:2], rest[4]), rest[5:8], (rest[2], rest[3]))
-    elif name in ("OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE"):
+    elif name in _FISHEYES:
         lens = Lens(name, rest, fisheye=True)
-    elif name not in ("SIMPLE_PINHOLE", "PINHOLE"):
-        raise InputError(
-            f"{where} is of the model {name}, which is not read; undistort the images with `colmap image_undistorter`"
-        )
     matrix = np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]], np.float32)
     return Camera(matrix, None if lens is None or lens.is_pinhole else lens, size)
 
@@ -124,7 +127,8 @@ def _camera(model: int | str, size: Size, parameters: tuple[float, ...], where: 
     name = _MODELS[model][0] if isinstance(model, int) else model
     if name not in known or len(parameters) != known[name] or min(size) < 1:
         raise ValueError(f"{where} is {name} of {size[0]}x{size[1]} with {len(parameters)} parameters")
-    if not np.isfinite(parameters).all() or parameters[0] <= 0:
+    focal = parameters[:1] if name in _ONE_FOCAL else parameters[:2]
+    if not np.isfinite(parameters).all() or min(focal) <= 0:
         raise ValueError(f"{where} has parameters that are no camera")
     return camera_of(name, size, parameters, where)
 

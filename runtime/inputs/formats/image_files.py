@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from ...errors import ImageReadError, InputError, warn
@@ -22,19 +23,24 @@ def _matches(path: Path) -> bool:
 def _read(path: Path, options: ReadOptions) -> list[ViewFiles]:
     if not path.is_dir():
         return [ViewFiles(path)]
-    return [ViewFiles(file, name=file.relative_to(path).as_posix()) for file in images_of(path, options.recursive)]
+    return [ViewFiles(file, name=file.relative_to(path).as_posix()) for file in images_of(path, options)]
 
 
-def images_of(folder: Path, recursive: bool = False) -> list[Path]:
+def images_of(folder: Path, options: ReadOptions) -> list[Path]:
     """Return the images in a folder in natural order; one warning says what is left out.
 
     Raises:
         InputError: the folder cannot be listed, or holds no photographs.
     """
     try:
-        files, folders = _walk(folder, recursive)
+        files, folders = _walk(folder, options.recursive)
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed as a folder of images: {error.strerror or error}") from error
+    others_use = {os.path.abspath(path) for path in options.not_images}
+    files, folders = (
+        [path for path in paths if others_use.isdisjoint(map(os.path.abspath, (path, *path.parents)))]
+        for paths in (files, folders)
+    )
     hidden = [file for file in files if any(part.startswith(".") for part in file.relative_to(folder).parts)]
     seen = [file for file in files if file not in set(hidden)]
     images = [file for file in seen if file.suffix.lower() in image_suffixes()]
@@ -66,6 +72,20 @@ def images_of(folder: Path, recursive: bool = False) -> list[Path]:
     if left_out:
         warn(f"{folder}: left out {left_out}")
     return images
+
+
+def warn_of_unlisted(folder: Path, listed_files: Iterable[Path], why: str, recursive: bool = False) -> None:
+    """Say in one warning which images of a folder are not among those that a recording lists.
+
+    Args:
+        why: what is true of the others, such as ``views.json does not name``.
+    """
+    known = {os.path.abspath(file) for file in listed_files}
+    files = folder.rglob("*") if recursive else folder.iterdir()
+    images = (file for file in files if file.suffix.lower() in image_suffixes() and not file.name.startswith("."))
+    others = sorted((file for file in images if os.path.abspath(file) not in known), key=natural_key)
+    if others:
+        warn(f"{folder}: left out {_note(others, folder, ('image', 'images'))} that {why}")
 
 
 def _walk(folder: Path, recursive: bool) -> tuple[list[Path], list[Path]]:

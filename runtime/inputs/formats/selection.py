@@ -21,7 +21,7 @@ def natural_key(name: str | Path) -> list[Any]:
     text = name.as_posix() if isinstance(name, Path) else name
     # Text and numbers alternate, so that only like is compared; the text itself decides between 1 and 01.
     parts: list[Any] = [
-        int(part) if index % 2 else part.casefold() for index, part in enumerate(re.split(r"([0-9]{1,300})", text))
+        int(part) if index % 2 else part.casefold() for index, part in enumerate(re.split(r"(\d{1,300})", text))
     ]
     return [parts, text]
 
@@ -49,7 +49,8 @@ def _at_rate(views: list[ViewFiles], rate: float) -> list[ViewFiles]:
     start, last = 0.0, -1
     for view in views:
         if view.time is None:
-            raise InputError(f"fps needs views with a time, as of a video, and {view.name} has none; use every instead")
+            name = view.name or getattr(view.image, "name", "an image")
+            raise InputError(f"fps needs views with a time, as of a video, and {name} has none; use every instead")
         start = view.time if not taken else start
         interval = int(np.floor((view.time - start) * rate + _JITTER))
         if interval > last:

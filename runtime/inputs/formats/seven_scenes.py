@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ...errors import ImageReadError, InputError
 from ...geometry import Array
+from .image_files import warn_of_unlisted
 from .selection import natural_key
-from .values import camera_matrix, pose_matrix
+from .values import camera_matrix, is_one_camera, pose_matrix
 from .view_files import InputFormat, ReadOptions, ViewFiles
 
 CAMERA_FILE = "camera-intrinsics.txt"
@@ -39,6 +40,8 @@ def _read(folder: Path, options: ReadOptions) -> list[ViewFiles]:
             raise InputError(f"{folder}: {image.name} has no pose {pose.name}; add it or remove the image")
         matrix = pose_matrix(pose, "pose") if options.gives("poses") else None
         views.append(ViewFiles(image, intrinsics=intrinsics, depth=depth, pose=matrix, name=image.name))
+    known = (file for view in views for file in (view.image, _beside(view.image, _DEPTH)))
+    warn_of_unlisted(folder, known, f"are no {_COLOR} or {_DEPTH} of a view")
     return views
 
 
@@ -48,6 +51,8 @@ def recording_camera(folder: Path, names: tuple[str, ...], options: ReadOptions)
     Raises:
         InputError: there is none.
     """
+    if options.intrinsics is not None and not is_one_camera(options.intrinsics):
+        return None  # each view gets its own
     if options.intrinsics is not None:
         return camera_matrix(options.intrinsics, "intrinsics")
     for name in names:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import ImageReadError
+from ...errors import ImageReadError, InputError
 from ...system.reading import path_problem, shown_path
 from ..images import image_suffixes
 from .colmap import COLMAP
@@ -65,6 +65,12 @@ def find_views(sources: Sequence[Any], options: ReadOptions) -> list[ViewFiles]:
         if several and entry.is_dir():
             views = [replace(view, name=f"{entry.name}/{view.name or Path(view.image).name}") for view in views]
         sequences.append(views)
+    from_points = options.depth_from == "points" and options.gives("depth")
+    if from_points and all(view.points is None for views in sequences for view in views):
+        raise InputError(
+            "depth should come from the points of a COLMAP model, and what is given is none; leave depth_from "
+            "(--depth-from) out"
+        )
     result = spread([view for views in sequences for view in chosen(views, options)], options.max_views)
     for view in result:
         if hasattr(view.image, "expect"):
@@ -90,10 +96,17 @@ def _expanded(source: Any) -> list[Any]:
         raise ImageReadError(f"{shown_path(path)}: cannot be read: {problem}; check the path")
     if path.exists() or not glob.has_magic(str(path)):
         return [path]
-    found = [Path(name) for name in glob.glob(str(path), recursive=True)]
+    found = [Path(name) for name in glob.glob(_with_literal_folders(path), recursive=True)]
     if not found:
         raise ImageReadError(f"{path}: there is no such file, and nothing fits it as a pattern; check the path")
     return sorted(found, key=natural_key)
+
+
+def _with_literal_folders(pattern: Path) -> str:
+    """A pattern in which the folders that exist under that very name, such as ``trip [2024]``, stand for themselves."""
+    folder = next(place for place in pattern.parents if place.is_dir())
+    rest = pattern.relative_to(folder)
+    return str(Path(glob.escape(str(folder))) / rest)
 
 
 def _named(views: list[ViewFiles]) -> list[ViewFiles]:

@@ -10,6 +10,7 @@ from ...errors import ImageReadError, InputError, warn
 from ...geometry import Array, pose_matrix
 from ...system.reading import read_file
 from ..checks import camera_pose
+from .image_files import warn_of_unlisted
 from .selection import listed
 from .seven_scenes import CAMERA_FILE, recording_camera
 from .view_files import InputFormat, ReadOptions, ViewFiles
@@ -66,6 +67,9 @@ def _read(folder: Path, options: ReadOptions) -> list[ViewFiles]:
                 time=time,
             )
         )
+    files = [folder / name for _, (name, *_) in (*rgb, *(depth or ()))]
+    for place in sorted({file.parent for file in files[: len(rgb)]}):
+        warn_of_unlisted(place, files, "rgb.txt does not name")
     return views
 
 
@@ -77,9 +81,12 @@ def _rows(path: Path, columns: int) -> list[tuple[float, list[str]]]:
         raise InputError(f"{path}: cannot be read as a list with timestamps ({error}); check the file") from error
     rows = []
     for number, line in enumerate(lines, 1):
-        words = line.partition("#")[0].replace(",", " ").split()
-        if not words:
+        if not line.strip() or line.lstrip().startswith("#"):
             continue
+        # A name may hold spaces; numbers may be followed by a comment.
+        words = line.partition("#")[0].replace(",", " ").split()
+        if columns == 2:
+            words = [word.strip(" \t,") for word in line.strip().replace(",", " ", 1).split(maxsplit=1)]
         try:
             time = float(words[0])
         except ValueError:

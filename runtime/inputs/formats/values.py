@@ -15,6 +15,7 @@ from ..checks import as_array, camera_intrinsics, camera_pose, finite_array
 _LARGEST_TEXT = 65536  # bytes; a matrix of 16 numbers needs far less
 _LAST_ROW = (0, 0, 0, 1)
 _CAMERA = "3x3 numbers, 4x4 numbers or [fx, fy, cx, cy]"
+_MATRICES = ((3, 3), (4,))
 _POSE = "4x4 numbers or 3x4 numbers"
 
 
@@ -28,6 +29,16 @@ def camera_matrix(value: Any, where: str) -> Array:
     elif is_4x4_camera(numbers):
         numbers = numbers[:3, :3]
     return camera_intrinsics(numbers, (), where, np.float32, _CAMERA).copy()
+
+
+def is_one_camera(value: Any) -> bool:
+    """Return whether a value is the camera of all views, and no list of one per view."""
+    if value is None:
+        return False
+    if isinstance(value, str | os.PathLike):
+        return True
+    shape = shape_of(value)
+    return shape in _MATRICES or (shape == (4, 4) and is_4x4_camera(np.asarray(value)))
 
 
 def is_4x4_camera(numbers: Array) -> bool:
@@ -44,6 +55,17 @@ def pose_matrix(value: Any, where: str) -> Array:
     matrix = finite_array(numbers, (4, 4), where, np.float64, _POSE)
     camera_pose(matrix, (), where)
     return matrix.copy()
+
+
+def shape_of(values: Any) -> tuple[int, ...] | None:
+    """Return the shape of an array or of nested lists of numbers; None for anything else (such as a list with None)."""
+    if hasattr(values, "shape"):
+        return tuple(values.shape)
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError):
+        return None
+    return array.shape if array.dtype.kind in "fiu" else None
 
 
 def _numbers(value: Any, shapes: dict[int, tuple[int, ...]], usual: str, needed: str, where: str) -> tuple[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,7 +91,9 @@ class ReadOptions:
         depth_from: ``"files"``, or ``"points"`` for the sparse points of a COLMAP model as sparse depth.
         depth_resize: ``"nearest"`` as upstream, or ``"valid"``: a pixel without depth takes the nearest measured value
             of those that fall into it.
-        intrinsics: of all images, where a recording needs them and has none: what ``camera_matrix`` takes, or None.
+        intrinsics: of all images, where a recording needs them and has none: what ``camera_matrix`` takes, one of these
+            (or None) per view, which each view gets later, or None.
+        masks: of the images, which each view gets later; a folder of them holds no images.
     """
 
     recursive: bool = False
@@ -101,21 +105,31 @@ class ReadOptions:
     depth_from: str = "files"
     depth_resize: str = "nearest"
     intrinsics: Any = None
+    masks: Any = None
 
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("max_views", 1)):
             value = getattr(self, name)
-            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            is_count = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
             if not (is_count or (name == "max_views" and value is None)):
                 raise InputError(f"{name} is {value!r}; give a whole number from {least} up")
-        if self.fps is not None and not (isinstance(self.fps, int | float) and 0 < self.fps < float("inf")):
+        is_rate = isinstance(self.fps, Real) and not isinstance(self.fps, bool) and 0 < self.fps < float("inf")
+        if self.fps is not None and not is_rate:
             raise InputError(f"fps is {self.fps!r}; give a number of views per second above 0")
         for name, value in (("give", self.give), ("ignore", self.ignore)):
-            if value is not None and (isinstance(value, str) or not set(value) <= set(KNOWN)):
+            is_list = isinstance(value, list | tuple | set | frozenset) and all(entry in KNOWN for entry in value)
+            if not is_list and not (name == "give" and value is None):
                 raise InputError(f"{name} is {value!r}; give names among {', '.join(KNOWN)}")
+        if not isinstance(self.recursive, bool):
+            raise InputError(f"recursive is {self.recursive!r}; give True or False")
         for name, known in (("depth_from", DEPTH_SOURCES), ("depth_resize", DEPTH_RESIZING)):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} is {getattr(self, name)!r}; choose {' or '.join(known)}")
+
+    @property
+    def not_images(self) -> tuple[str | os.PathLike[str], ...]:
+        """Paths that are given for something else than images."""
+        return tuple(path for path in (self.intrinsics, self.masks) if isinstance(path, str | os.PathLike))
 
     def gives(self, what: str) -> bool:
         """Return whether the network gets ``what``, one of :data:`KNOWN`."""

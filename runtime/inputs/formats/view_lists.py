@@ -13,6 +13,7 @@ from ...system.reading import read_file, shown_path
 from ...typed_json.codec import Fail, decode
 from ...typed_json.fields import Text
 from ...typed_json.text import Document, parse_json
+from .image_files import warn_of_unlisted
 from .values import camera_matrix, pose_matrix
 from .view_files import InputFormat, ReadOptions, ViewFiles
 
@@ -113,7 +114,13 @@ def _matches(path: Path) -> bool:
 
 
 def _read(path: Path, options: ReadOptions) -> list[ViewFiles]:
-    return load_view_list(path / FILE_NAME if path.is_dir() else path)
+    if not path.is_dir():
+        return load_view_list(path)
+    views = load_view_list(path / FILE_NAME)
+    files = [file for view in views for file in view.files()]
+    for folder in sorted({view.image.parent for view in views}):
+        warn_of_unlisted(folder, files, f"{FILE_NAME} does not name")
+    return views
 
 
 VIEW_LIST = InputFormat("view list", _matches, _read)

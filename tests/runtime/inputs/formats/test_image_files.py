@@ -223,7 +223,7 @@ SUSPICIOUS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "poses": (
         {"images": [IMAGE] * 2, "intrinsics": K, "depths": [DEPTH, None], "poses": [np.eye(4), POSE + 0]},
-        r"view 1: its camera is 3742 m from the first one.*millimetres, divide their positions by 1000",
+        r"view 1: its camera is 3742 m from the nearest other one.*millimetres, divide their positions by 1000",
     ),
     "depth": ({"images": [IMAGE], "intrinsics": K, "depths": [DEPTH * 400]}, r"view 0: the median depth is 1\d* m"),
     "crop": ({"images": [np.zeros((3000, 10, 3), np.uint8)]}, r"view 0: only 0.7% of the image of 10x3000 is left"),
@@ -247,6 +247,20 @@ def test_what_is_suspicious_is_said_once(kind: str) -> None:
 def test_ordinary_views_are_not_suspicious(folder: Path) -> None:
     views = open_views([folder / "a.png", IMAGE], K, [POSE, POSE], [folder / "a.depth.png", DEPTH])
     preprocess_views(views, (56, 42))
+    far = [moved(4.0 * x) for x in range(60)]  # a long way, each view near the last
+    preprocess_views(open_views([IMAGE] * 60, K, far, [DEPTH] * 60), (28, 28))
+
+
+def moved(x: float) -> np.ndarray:
+    pose = np.eye(4)
+    pose[0, 3] = x
+    return pose
+
+
+def test_poses_in_millimetres_are_noticed_when_they_are_near() -> None:
+    near = [moved(50.0 * x) for x in range(3)]  # 5 cm apart
+    with pytest.warns(UserWarning, match="view 2: its camera is 50 m from the nearest other one"):
+        preprocess_views(open_views([IMAGE] * 3, K, near, [DEPTH] * 3), (56, 42))
 
 
 def test_sparse_depth_is_thinned_by_resizing_unless_valid_values_are_kept() -> None:

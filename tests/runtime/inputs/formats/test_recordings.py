@@ -124,7 +124,7 @@ def test_colmap(tmp_path: Path, model: str, text: bool) -> None:
     project = write_colmap(tmp_path, model, text=text)
     Image.fromarray(VIEWS[0].image).save(tmp_path / "images" / "unused.png")
     for folder in (project.folder, project.folder / "sparse" / "0", project.folder / "sparse"):
-        with pytest.warns(UserWarning, match=r"left out 1 images that the COLMAP model has no pose of \(unused.png\)"):
+        with pytest.warns(UserWarning, match=r"left out 1 image \(unused.png\) that the COLMAP model has no pose"):
             views = read_views(folder)
         check_geometry(views, depth=None)
         assert [view.metric for view in views] == [False] * COUNT
@@ -199,9 +199,9 @@ def test_a_fisheye_stays_one(tmp_path: Path) -> None:
     assert preprocess_views(views)[0]["ray_directions"].shape[-1] == 3
 
 
-@pytest.mark.parametrize("model", ["FOV", "THIN_PRISM_FISHEYE"])
+@pytest.mark.parametrize("model", ["FOV", "THIN_PRISM_FISHEYE", "EUCM"])
 def test_other_lenses_are_refused_by_name(tmp_path: Path, model: str) -> None:
-    extra = (0.9,) if model == "FOV" else (0.0,) * 8
+    extra = {"FOV": (0.9,), "EUCM": (0.5, 1.0)}.get(model, (0.0,) * 8)
     project = write_colmap(tmp_path, model, extra)
     with pytest.raises(InputError, match=rf"camera 1 is of the model {model}.*image_undistorter"):
         read_views(project.folder)
