@@ -110,10 +110,10 @@ class ReadOptions:
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("max_views", 1)):
             value = getattr(self, name)
-            is_count = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+            is_count = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
             if not (is_count or (name == "max_views" and value is None)):
                 raise InputError(f"{name} is {value!r}; give a whole number from {least} up")
-        is_rate = isinstance(self.fps, Real) and not isinstance(self.fps, bool) and 0 < self.fps < float("inf")
+        is_rate = isinstance(self.fps, Real) and not isinstance(self.fps, bool) and 0 < float(self.fps) < float("inf")
         if self.fps is not None and not is_rate:
             raise InputError(f"fps is {self.fps!r}; give a number of views per second above 0")
         for name, value in (("give", self.give), ("ignore", self.ignore)):

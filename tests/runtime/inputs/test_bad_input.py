@@ -377,7 +377,7 @@ def test_places_where_nothing_can_be_written(scene: Scene, tmp_path: Path) -> No
     (tmp_path / "folder.ply").mkdir()
     refused(OutputError, "file|not a folder", lambda: scene.save(tmp_path / "file" / "a.ply"))
     refused(OutputError, "folder.ply|it is a folder", lambda: scene.save(tmp_path / "folder.ply", format="ply"))
-    refused(InputError, "a.obj|.glb, .ply, .npz", lambda: scene.save(tmp_path / "a.obj"))
+    refused(InputError, "a.obj|.glb, .ply|.npz", lambda: scene.save(tmp_path / "a.obj"))
     with pytest.raises(OutputError, match=r"the name is too long; choose a shorter one"):
         scene.save(tmp_path / ("x" * 300 + ".ply"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.ply"]
