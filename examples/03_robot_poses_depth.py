@@ -27,11 +27,11 @@ def main(bundle: str, recording: str) -> None:
     engine = Engine.load(bundle)
     scene = engine.reconstruct(images, intrinsics=intrinsics, poses=poses, depths=sparse)
 
-    in_map = scene.points @ poses[0][:3, :3].T + poses[0][:3, 3]  # scenes are in the frame of the first view
     known = sum(int((depth > 0).sum()) for depth in sparse)
     print(f"{known} depths became {scene.mask.sum()} points of {scene.depth.shape[2]}x{scene.depth.shape[1]} maps")
-    low, high = in_map[scene.mask].min(axis=0), in_map[scene.mask].max(axis=0)
-    print(f"In the map they reach from {low.round(2)} to {high.round(2)}")
+    low, high = scene.points[scene.mask].min(axis=0), scene.points[scene.mask].max(axis=0)
+    print(f"In the map they reach from {low.round(2)} to {high.round(2)}")  # scenes are in the world of the poses
+    print(f"Their frame is the world {scene.alignment}")
 
 
 if __name__ == "__main__":
