@@ -18,14 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import InputError
 from ..geometry import matrix_to_quaternion, quaternion_to_matrix
 from ..inputs.resolutions import Size
 from ..writing.folders import atomic_folder
 from ..writing.recognition import marker
 from .original_images import check_originals, save_image, save_original
 from .original_names import image_names
-from .scene_arrays import SceneArrays
+from .scene_arrays import SceneArrays, check_cameras
 from .tracks import Tracks, find_tracks
 
 COLMAP_NAMES = ("sparse", "images", "names.json")
@@ -83,8 +82,7 @@ def write_colmap(
         OutputError: the folder could not be written, or holds something else than an older model of ours; it is then
             unchanged.
     """
-    for index in range(len(scene.names)):
-        _check_camera(scene, index)
+    check_cameras(scene)
     if original_size:
         check_originals(scene)
     names = image_names(scene.names)
@@ -124,15 +122,6 @@ def write_colmap(
             document = {"generator": marker("COLMAP names"), "images": changed}
             text = json.dumps(document, indent=1, ensure_ascii=True)
             (temporary / "names.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _check_camera(scene: SceneArrays, index: int) -> None:
-    intrinsics, pose = scene.intrinsics[index], scene.poses[index]
-    if not (np.isfinite(intrinsics).all() and np.isfinite(pose).all() and intrinsics[0, 0] and intrinsics[1, 1]):
-        raise InputError(
-            f"view {index}: intrinsics or pose are not finite or have no focal length, which no COLMAP camera can "
-            "hold; save the scene as .ply or .npz, or leave this view out"
-        )
 
 
 def _changed_names(scene: SceneArrays, names: list[str]) -> list[dict[str, str]]:
