@@ -80,7 +80,7 @@ def assemble_scene(
         scale *= alignment.scale
     originals: dict[str, Any] = {}
     pixels = [view.original_pixels for view in views if view.original_pixels is not None]
-    if len(pixels) == len(sources):
+    if pixels and len(pixels) == len(sources):
         originals["original_pixels"] = np.stack(pixels)
         originals["original_sizes"] = np.array([source.size for source in sources], np.int64)
         originals["sources"] = tuple(of_file(source) for source in sources)
