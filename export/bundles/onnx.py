@@ -37,7 +37,7 @@ from mapengine.runtime.bundle.store import Bundle, BundleWriter
 from mapengine.runtime.checks.golden import pack
 from mapengine.runtime.checks.parity import Predictions
 
-from ..graphs.openvino import rewrite_for_openvino
+from ..graphs.processors import rewrite_for_processors
 from ..graphs.tracing import AttentionExport, ExportedStage, export_stages
 from ..model.checkpoint import parameter_count
 from ..model.reference import MapAnything
@@ -171,8 +171,9 @@ def write_onnx_bundle(recipe: GraphRecipe, writer: BundleWriter, report: Report)
     if recipe.rounded_by_backend:
         assert recipe.backend is not None
         backends = (recipe.backend,)
-        report("rewriting the stages for openvino")
-        graphs = _for_openvino(graphs)
+    if recipe.rewritten_for_processors:
+        report("rewriting the stages for processors")
+        graphs = _for_processors(graphs)
     manifest = Manifest(
         created_by=metadata.version("mapengine"),
         tools=_tool_versions(),
@@ -199,11 +200,11 @@ def write_onnx_bundle(recipe: GraphRecipe, writer: BundleWriter, report: Report)
     return writer.write_manifest(replace(manifest, parity=reference.parity(engine, engine.where)))
 
 
-def _for_openvino(graphs: Graphs) -> Graphs:
-    """Rewrite the graphs for OpenVINO, and count their products anew."""
+def _for_processors(graphs: Graphs) -> Graphs:
+    """Rewrite the graphs for processors, and count their products anew."""
     record = graphs.quantization
     for stage in graphs.stages:
-        more = rewrite_for_openvino(stage.path, stage.name)
+        more = rewrite_for_processors(stage.path, stage.name)
         if record is not None and more and not record.weights_only:
             products = {**record.products, stage.name: record.products[stage.name] + more}
             record = replace(record, products=products)

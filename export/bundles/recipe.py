@@ -54,6 +54,12 @@ class GraphRecipe:
         """Whether the files are float32 and the backend computes in another type."""
         return self.rest != self.stored
 
+    @property
+    def rewritten_for_processors(self) -> bool:
+        """Whether the graphs are rewritten for the libraries on processors: where both run them in float32, or OpenVINO
+        alone runs them."""
+        return self.rounded_by_backend or (self.backend is not None and self.precision == "fp32")
+
 
 def decide_graphs(
     model: MapAnything,

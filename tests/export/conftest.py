@@ -69,15 +69,11 @@ def reference(model_folder: Callable[[str, str], Path]) -> Callable[..., MapAnyt
 
 
 @pytest.fixture(scope="session")
-def exported(
-    shared_folder: Path, reference: Callable[..., MapAnything], request: pytest.FixtureRequest
-) -> Callable[..., Path]:
+def exported(shared_folder: Path, reference: Callable[..., MapAnything]) -> Callable[..., Path]:
     """Folder with the ONNX stages of a network; each (network, attention form) is traced once per test run."""
 
     @functools.cache
     def export(attention: AttentionExport, name: str = "preset:tiny", config: str = "config.json") -> Path:
-        if (attention, name) == ("mha", "preset:tiny"):
-            return request.getfixturevalue("tiny_bundle")
         folder = shared_folder / f"stages-{attention}-{name.replace(':', '-')}-{Path(config).stem}"
         with FileLock(f"{folder}.lock"):
             done = folder / "done"
@@ -91,8 +87,8 @@ def exported(
 
 
 @pytest.fixture
-def traced(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Copies the shared bundle's stages where a build would trace them; returns what the build asked for."""
+def traced(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Copies stages that were traced before where a build would trace them; returns what the build asked for."""
     calls: list[dict[str, Any]] = []
 
     def copy(network: MapAnything, folder: Path, **options: Any) -> list[ExportedStage]:
@@ -100,7 +96,7 @@ def traced(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str,
         stages = []
         for stage in make_stages(network).values():
             options["progress"](stage.name)
-            path = Path(shutil.copy(tiny_bundle / f"{stage.name}.onnx", folder))
+            path = Path(shutil.copy(exported("mha") / f"{stage.name}.onnx", folder))
             stages.append(ExportedStage(stage.name, path, None, 20, stage.inputs, stage.outputs))
         return stages
 

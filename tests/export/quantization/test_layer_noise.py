@@ -24,7 +24,7 @@ from mapengine.export.diagnosis.layer_noise import (
     check_comparable,
     compare_noise,
 )
-from mapengine.export.graphs.openvino import rewrite_for_openvino
+from mapengine.export.graphs.processors import rewrite_for_processors
 from mapengine.export.model.reference import MapAnything
 from mapengine.export.quantization.layers import find_layers
 from mapengine.export.quantization.qdq import quantize_stage
@@ -113,7 +113,7 @@ def test_the_layer_with_a_wrong_scale_is_first_and_worst(layer: str, copied: Bun
 def test_separate_products(backend: str, copied: Bundle, network: MapAnything) -> None:
     together = by_name(compare_noise(copied, network))
     for stage in QUANTISED:
-        assert rewrite_for_openvino(copied.stage_path(stage), stage) > 0
+        assert rewrite_for_processors(copied.stage_path(stage), stage) > 0
     apart = by_name(compare_noise(copied, network, backend))
     assert list(apart) == list(together)
     for name, noise in apart.items():
@@ -129,7 +129,7 @@ def test_bfloat16_around_it(copied: Bundle, network: MapAnything) -> None:
 
     plain = by_name(compare_noise(copied, network, "openvino"))
     for stage in QUANTISED:
-        rewrite_for_openvino(copied.stage_path(stage), stage)
+        rewrite_for_processors(copied.stage_path(stage), stage)
     comparison = compare_noise(replaced(copied, copied.folder, loosen), network)
     assert comparison.compared == "openvino"
     assert comparison.first is None

@@ -1,4 +1,8 @@
-"""Graphs in a form that OpenVINO runs faster, for bundles that no other library runs. They compute the same."""
+"""Graphs in a form that the libraries on processors run faster. They compute the same.
+
+For float32 in both libraries, and for what OpenVINO alone runs: ONNX Runtime takes products in 8 bits apart again if
+several share an input.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from .products import separate_products
 from .weights import save_model
 
 
-def rewrite_for_openvino(path: Path, stage: str) -> int:
+def rewrite_for_processors(path: Path, stage: str) -> int:
     """Rewrite a stage in place: a product for each part of a result, and rounding next to its product.
 
     Args:

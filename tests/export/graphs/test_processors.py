@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from mapengine.export.graphs.openvino import rewrite_for_openvino
+from mapengine.export.graphs.processors import rewrite_for_processors
 from mapengine.runtime.errors import ExportError
 
 from ..small_graphs import run_graph, save_graph
@@ -43,7 +43,7 @@ def test_the_parts_are_products_that_compute_the_same(tmp_path: Path, quantized:
     write_graph(path, quantized)
     x = np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
     before = run_graph(path, x)
-    assert rewrite_for_openvino(path, "stage") == (2 if quantized else 0)
+    assert rewrite_for_processors(path, "stage") == (2 if quantized else 0)
     onnx.checker.check_model(str(path), full_check=True)
     graph = onnx.load(path).graph
     kinds = Counter(node.op_type for node in graph.node)
@@ -57,14 +57,14 @@ def test_a_stage_without_such_a_product_keeps_its_bytes(tmp_path: Path) -> None:
     path = tmp_path / "stage.onnx"
     write_graph(path, quantized=False, cut=False)
     before = path.read_bytes()
-    assert rewrite_for_openvino(path, "stage") == 0
+    assert rewrite_for_processors(path, "stage") == 0
     assert path.read_bytes() == before
 
 
 def test_a_file_that_is_no_stage_is_named(tmp_path: Path) -> None:
     (tmp_path / "stage.onnx").write_bytes(b"\x00no graph")
     with pytest.raises(ExportError, match=r"stage: .*stage.onnx is not a readable ONNX file"):
-        rewrite_for_openvino(tmp_path / "stage.onnx", "stage")
+        rewrite_for_processors(tmp_path / "stage.onnx", "stage")
 
 
 @pytest.mark.parametrize("per_tensor", [True, False])
@@ -90,7 +90,7 @@ def test_a_rotated_result_is_rounded_before_it_is_reshaped(tmp_path: Path, per_t
     save_graph(path, nodes, [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 8]) for n in "xy"], stored)
     x = rng.standard_normal((5, 8)).astype(np.float32)
     before, content = run_graph(path, x), path.read_bytes()
-    assert rewrite_for_openvino(path, "stage") == 0
+    assert rewrite_for_processors(path, "stage") == 0
     onnx.checker.check_model(str(path), full_check=True)
     kinds = [node.op_type for node in onnx.load(path).graph.node]
     if per_tensor:
