@@ -17,6 +17,7 @@ from mapengine.runtime.outputs.drawing import (
     TEXT,
     Stops,
     colorize,
+    draw_label,
     draw_scale,
     fit_text,
     paste_tile,
@@ -116,12 +117,12 @@ def draw_demo(
     layout = _layout(count, width, height, bool(warning))
     canvas = Image.new("RGB", (layout.width, layout.height), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    font, large = ImageFont.load_default(layout.font), ImageFont.load_default(round(layout.font * 1.5))
+    font = ImageFont.load_default(layout.font)
     room, line = layout.width - 2 * layout.margin, round(layout.font * 1.6)
-    draw.text((layout.margin, layout.margin), fit_text(draw, title, large, room), fill=TEXT, font=large)
+    draw_label(draw, (layout.margin, layout.margin), title, round(layout.font * 1.5), room, TEXT)
     for number, (text, colour) in enumerate(((facts, FAINT), (warning, _WARNING))):
         y = layout.margin + round(layout.font * 2.1) + number * line
-        draw.text((layout.margin, y), fit_text(draw, text, font, room), fill=colour, font=font)
+        draw_label(draw, (layout.margin, y), text, layout.font, room, colour)
     columns = [layout.margin + column * layout.step for column in range(4)]
     for x, head in zip(columns, _TITLES, strict=True):
         draw.text((x, layout.top - round(layout.font * 1.6)), head, fill=TEXT, font=font)

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from .fonts import font_and_text
+
 Colour = tuple[int, int, int]
 Stops = tuple[Colour, ...]
 """Equally spaced colours of a map, from its low to its high end."""
@@ -140,6 +142,12 @@ def tick_label(value: float, span: float) -> str:
     text = f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.3g}"
     text = text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
     return "0" if text in ("-0", "") else text
+
+
+def draw_label(draw: Any, corner: tuple[int, int], text: str, size: int, width: int, colour: Colour) -> None:
+    """Draw any text as one line, shortened to ``width`` pixels, in a font that has its letters."""
+    font, line = font_and_text(text, size)
+    draw.text(corner, fit_text(draw, line, font, width), fill=colour, font=font)
 
 
 def fit_text(draw: Any, text: str, font: Any, width: int) -> str:

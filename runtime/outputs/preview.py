@@ -21,8 +21,8 @@ from .drawing import (
     FAINT,
     TEXT,
     colorize,
+    draw_label,
     draw_scale,
-    fit_text,
     paste_tile,
     robust_range,
 )
@@ -125,8 +125,8 @@ def draw_preview(scene: SceneArrays, max_width: int = 1600) -> Image.Image:
         for column, tile in enumerate(tiles):
             corner = (left + column * (layout.tile[0] + layout.gap), top)
             paste_tile(canvas, tile, corner, layout.tile, smooth=column == 0)
-        name = fit_text(draw, scene.names[view], font, layout.tile[0])
-        draw.text((left, top + layout.tile[1] + layout.font // 5), name, fill=FAINT, font=font)
+        below = (left, top + layout.tile[1] + layout.font // 5)
+        draw_label(draw, below, scene.names[view], layout.font, layout.tile[0], FAINT)
 
     note = f"first {shown} of {total} views" if shown < total else f"{total} view{'s' if total > 1 else ''}"
     draw.text((layout.margin, layout.bars_top), note, fill=FAINT, font=font)

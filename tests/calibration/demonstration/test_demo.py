@@ -87,10 +87,10 @@ def test_the_true_scene_is_what_was_rendered(rendered: DemoScene) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", [".glb", ".ply"])
-def test_both_scenes_are_saved(rendered: DemoScene, tmp_path: Path, suffix: str) -> None:
-    answer(rendered).save(tmp_path, suffix)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"demo{suffix}", f"truth{suffix}"]
+def test_both_scenes_are_saved(rendered: DemoScene, tmp_path: Path) -> None:
+    answer(rendered).save(tmp_path, "a title")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.glb", "demo.html", "truth.glb"]
+    assert "<title>a title</title>" in (tmp_path / "demo.html").read_text(encoding="utf-8")
     assert min(path.stat().st_size for path in tmp_path.iterdir()) > 10_000
 
 
