@@ -45,6 +45,7 @@ def make_app() -> typer.Typer:
     from .export_command import export
     from .info_command import info
     from .plan_command import plan
+    from .plot_command import plot
     from .profile_command import profile
     from .run_command import run
     from .samples_command import samples
@@ -54,7 +55,7 @@ def make_app() -> typer.Typer:
     # Plain help text: it reads the same on a terminal, in a pipe and in a log.
     app = typer.Typer(name="mapengine", add_completion=False, rich_markup_mode=None, context_settings=settings)
     app.callback(invoke_without_command=True)(_start)
-    for command in (export, calibrate, build, verify, run, plan, profile, demo, eval_, info):
+    for command in (export, calibrate, build, verify, run, plan, profile, plot, demo, eval_, info):
         app.command(command.__name__.rstrip("_"), context_settings=settings)(command)
     app.command(context_settings=settings, hidden=True)(samples)
     return app

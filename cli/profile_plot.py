@@ -26,7 +26,8 @@ def check_plots() -> None:
 
 
 def plot(record: Mapping[str, Any], path: Path) -> None:
-    """Latency and memory against views, one line per contender and size; accuracy against latency where it is known.
+    """Time by phase as stacked bars, one per contender, size and number of views; memory against views, one line per
+    contender and size; accuracy against time where it is known.
 
     Raises:
         BackendUnavailableError: matplotlib is not installed.
@@ -41,31 +42,48 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
 
     accurate = [entry for entry in record["results"] if entry.get("accuracy")]
     panels = 3 if accurate else 2
-    figure, axes = pyplot.subplots(1, panels, figsize=(5.5 * panels, 4), layout="constrained")
+    height = max(4, 1.2 + 0.24 * len(record["results"]))
+    figure, axes = pyplot.subplots(1, panels, figsize=(5.5 * panels, height), layout="constrained")
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for entry in record["results"]:
         lines.setdefault("{} {}x{}".format(entry["contender"], *entry["size"]), []).append(entry)
     for label, entries in lines.items():
-        views = [entry["views"] for entry in entries]
-        axes[0].plot(views, [entry["end_to_end_s"]["p50"] for entry in entries], marker="o", markersize=3, label=label)
         known = [entry for entry in entries if entry["peak_process_mb"] is not None]
         sizes = [entry["peak_process_mb"] for entry in known]
         axes[1].plot([entry["views"] for entry in known], sizes, marker="o", markersize=3, label=label)
     if accurate:
         _accuracy(axes[2], record["results"], max(entry["views"] for entry in accurate))
-    for axis, what in zip(
-        axes[:2], ("seconds, files to scene (median)", "peak memory of the process, MB"), strict=True
-    ):
-        axis.set_xlabel("views")
-        axis.set_ylabel(what)
-        axis.set_ylim(bottom=0)
+    _phases(axes[0], [(label, entry) for label, entries in lines.items() for entry in entries])
+    axes[1].set_xlabel("views")
+    axes[1].set_ylabel("peak memory of the process, MB")
+    axes[1].set_ylim(bottom=0)
+    axes[1].xaxis.get_major_locator().set_params(integer=True)
+    axes[1].legend(fontsize=7, frameon=False)
     for axis in axes:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(fontsize=7, frameon=False)
     with atomic_write(path, PLOT) as temporary:
         figure.savefig(temporary, format="png", dpi=110, metadata={"Software": marker(PLOT)})
     pyplot.close(figure)
+
+
+def _phases(axis: Any, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Median seconds of each phase, and what the whole call takes beside them."""
+    phases = list(dict.fromkeys(phase for _, entry in entries for phase in entry["phases_s"] or {}))
+    rows = range(len(entries))
+    ends = [0.0] * len(entries)
+    for phase in phases:
+        seconds = [(entry["phases_s"] or {}).get(phase, {}).get("p50", 0.0) for _, entry in entries]
+        axis.barh(rows, seconds, left=ends, label=phase)
+        ends = [end + second for end, second in zip(ends, seconds, strict=True)]
+    rest = [max(0.0, entry["end_to_end_s"]["p50"] - end) for (_, entry), end in zip(entries, ends, strict=True)]
+    axis.barh(rows, rest, left=ends, color="lightgrey", label="not told apart")
+    axis.set_yticks(
+        rows, [f"{label}, {entry['views']} view{'s'[: entry['views'] - 1]}" for label, entry in entries], fontsize=7
+    )
+    axis.invert_yaxis()
+    axis.set_xlabel("seconds, files to scene (median)")
+    axis.legend(fontsize=7, frameon=False)
 
 
 def _accuracy(axis: Any, results: Sequence[Mapping[str, Any]], views: int) -> None:

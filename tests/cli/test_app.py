@@ -22,7 +22,7 @@ from mapengine.cli import app as app_module
 from mapengine.runtime.backend_table import EIGHT_BIT, NAMES, PRECISIONS
 from mapengine.runtime.bundle.store import Bundle
 
-COMMANDS = ("export", "calibrate", "build", "verify", "run", "plan", "profile", "demo", "eval", "info")
+COMMANDS = ("export", "calibrate", "build", "verify", "run", "plan", "profile", "plot", "demo", "eval", "info")
 PROGRAM = Path(sys.executable).parent / "mapengine"
 
 
