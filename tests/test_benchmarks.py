@@ -140,6 +140,17 @@ def test_soak(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     assert "First difference from a single thread: none." in tables.RENDER["soak"](record)
 
 
+@pytest.mark.slow
+def test_load(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ("--bundle", str(tiny_bundle), "--model", "preset:tiny", "--size", "56x56", "--backends", "onnxruntime")
+    record = run("load.py", *options, "--json", str(tmp_path / "record.json"))
+    check(record, tables)
+    graphs = sum(path.stat().st_size for path in tiny_bundle.rglob("*") if path.suffix in (".onnx", ".data"))
+    assert record["weights_mb"] == graphs / 1e6
+    figures = record["results"]["onnxruntime"]
+    assert min(figures.values()) > 0
+
+
 def test_a_soak_ends_at_the_first_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     soak = importlib.import_module("soak")

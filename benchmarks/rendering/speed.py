@@ -135,6 +135,25 @@ def memory(record: Record) -> str:
     return page(record, head, rows, f"`{record['model']}`, {record['size']}: {record['what']}.")
 
 
+def load(record: Record) -> str:
+    """Return the peaks of loading a bundle and of its first call, beside the size of its weights."""
+    rows = [
+        [
+            backend,
+            *(
+                f"{figures[f'{what}_mb'] / 1e3:.2f} GB ({figures[f'{what}_times_weights']:.2f})"
+                for what in ("load", "first_call")
+            ),
+        ]
+        for backend, figures in record["results"].items()
+    ]
+    what = (
+        f"`{record['model']}`, {record['weights_mb'] / 1e3:.2f} GB of graphs and weights (times these in brackets); "
+        f"the call has {record['views']} views of {record['size']}."
+    )
+    return page(record, ["backend", "peak of loading", "peak of the first call"], rows, what)
+
+
 def saved(record: Record) -> str:
     """Return what encoding a view once saves; counted, not measured."""
     rows = [
