@@ -78,8 +78,8 @@ profile: $(STAMP)  ## Time the bundle OUT beside PyTorch, from files to a scene 
 	@test -f "$(OUT)/manifest.json" || $(MAKE) engine
 	$(BIN)/mapengine profile "$(OUT)" $(PROFILE) --json build/profile.json --markdown build/profile.md --plot build/profile.png
 
-viewer:  ## Build the page that scenes are shown in, runtime/outputs/viewer/page.html, from viewer/ (needs Node.js; its result is kept in the repository)
-	cd viewer && npm ci --ignore-scripts --no-audit --no-fund && npm run build
+viewer:  ## Build the page that scenes are shown in, runtime/outputs/viewer/page.html, from its source/ (needs Node.js; its result is kept in the repository)
+	cd runtime/outputs/viewer/source && npm ci --ignore-scripts --no-audit --no-fund && npm run build
 
 soak: $(STAMP)  ## Use engines for ten minutes in every way at once; fails if a result differs or anything grows (SOAK_SECONDS=3600 for an hour)
 	$(BIN)/python benchmarks/soak.py --seconds $(SOAK_SECONDS) --json benchmarks/results/soak.json

@@ -122,7 +122,7 @@ def test_layers_are_drawn_in_one_frame(scene: Scene, tmp_path: Path) -> None:
 
 def test_the_built_page_is_that_of_its_sources() -> None:
     """`make viewer` builds it; its sources are those that build.js lists."""
-    folder = ROOT / "viewer"
+    folder = ROOT / "runtime/outputs/viewer/source"
     listed = re.findall(
         r'"([\w./-]+)"', (folder / "build.js").read_text().partition("SOURCES = [")[2].partition("]")[0]
     )

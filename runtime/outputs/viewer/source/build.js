@@ -1,4 +1,4 @@
-// Writes ../runtime/outputs/viewer/page.html: the page with its style and its script in it, and room for a scene.
+// Writes ../page.html: the page with its style and its script in it, and room for a scene.
 import { createHash } from "node:crypto";
 import { readFileSync, writeFileSync } from "node:fs";
 import { build } from "esbuild";
@@ -33,6 +33,6 @@ const parts = {
   SCRIPT: `/* Contains parts of three.js.\n\n${licence}\n*/\n${script.trim()}`,
 };
 const page = read("page.html").replace(/\{\{(SOURCES|STYLE|SCRIPT)\}\}/g, (_, name) => parts[name]);
-writeFileSync(new URL("../runtime/outputs/viewer/page.html", import.meta.url), page);
-writeFileSync(new URL("../runtime/outputs/viewer/LICENSE-three.txt", import.meta.url), `${read("node_modules/three/LICENSE").trim()}\n`);
+writeFileSync(new URL("../page.html", import.meta.url), page);
+writeFileSync(new URL("../LICENSE-three.txt", import.meta.url), `${read("node_modules/three/LICENSE").trim()}\n`);
 console.log(`page.html: ${page.length} characters`);
