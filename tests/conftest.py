@@ -156,6 +156,17 @@ def shared_traces(shared_folder: Path, request: pytest.FixtureRequest) -> Iterat
 
 
 @pytest.fixture(scope="session")
+def shared_kernels(shared_folder: Path, request: pytest.FixtureRequest) -> Iterator[None]:
+    """No two builds in the tests' own processes compile the same kernel, nor does the next run of the same code."""
+    from .shared_kernels import share_kernels
+
+    cache = getattr(request.config, "cache", None)
+    with pytest.MonkeyPatch.context() as patch:
+        share_kernels(patch, shared_folder / "kernels" if cache is None else cache.mkdir("kernels"))
+        yield
+
+
+@pytest.fixture(scope="session")
 def tiny_bundle(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A real bundle of ``preset:tiny``, built once and shared by all worker processes. Copy it before changing it."""
     bundle = shared_folder / "tiny-bundle"

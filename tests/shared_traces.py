@@ -12,7 +12,7 @@ import functools
 import hashlib
 import importlib.metadata
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +40,23 @@ _MARK = "weight"
 
 def share_traces(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Keep what ``trace_graph`` returns in ``folder``, and return it again for a stage that computes the same."""
-    code = hashlib.sha256(repr([importlib.metadata.version(name) for name in ("torch", "onnxscript")]).encode())
-    for source in sorted(SOURCES):
+    current = folder_of_code(folder, SOURCES, ["torch", "onnxscript"])
+    patch.setattr(tracing, "trace_graph", _shared(tracing.trace_graph, current))
+    # The exporter makes its table of ONNX functions anew for every trace.
+    patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+
+
+def folder_of_code(folder: Path, sources: Iterable[Path], packages: Iterable[str]) -> Path:
+    """Return the folder in ``folder`` for what this code makes with these versions; that of other code is deleted."""
+    code = hashlib.sha256(repr([importlib.metadata.version(name) for name in packages]).encode())
+    for source in sorted(sources):
         code.update(source.read_bytes())
     current = folder / code.hexdigest()[:16]
     current.mkdir(parents=True, exist_ok=True)
     for other in folder.iterdir():
-        if other != current:  # of older code
+        if other.is_dir() and other != current:
             shutil.rmtree(other, ignore_errors=True)
-    patch.setattr(tracing, "trace_graph", _shared(tracing.trace_graph, current))
-    # The exporter makes its table of ONNX functions anew for every trace.
-    patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+    return current
 
 
 def _shared(trace: Callable[..., ir.Model], folder: Path) -> Callable[..., ir.Model]:

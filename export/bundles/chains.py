@@ -159,7 +159,7 @@ def compile_chain(
         attention=attention,
     )
     architectures = kernel_architectures(compiler, kernels.values())
-    return chain, _compile_kernels(architectures, writer, scratch / "kernels", attention)
+    return chain, compile_kernels(architectures, writer, scratch / "kernels", attention)
 
 
 def with_launches(attention: KernelAttention) -> KernelAttention:
@@ -202,10 +202,23 @@ def _sum(records: Sequence[LayerRecord]) -> LayerRecord | None:
     )
 
 
-def _compile_kernels(
+def compile_kernels(
     architectures: Sequence[int], writer: BundleWriter, folder: Path, attention: Sequence[KernelAttention]
 ) -> tuple[KernelCode, ...]:
-    """Compile what the attention needs into the bundle."""
+    """Compile what the attention needs into the bundle.
+
+    Args:
+        architectures: compute capabilities times ten.
+        writer: of the bundle.
+        folder: for the kernels; those that it has already are kept, and belong to the bundle too.
+        attention: with its launches.
+
+    Returns:
+        The code of the kernels, as the manifest lists it.
+
+    Raises:
+        ExportError: one cannot be compiled.
+    """
     from mapengine.kernels.compile import read_manifest
 
     names = {variant for entry in attention for launch in entry.launches for variant in launch}

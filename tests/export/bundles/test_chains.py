@@ -27,6 +27,7 @@ needs_rtx = pytest.mark.skipif(
 
 @pytest.mark.slow
 @needs_rtx
+@pytest.mark.usefixtures("shared_kernels")
 @pytest.mark.parametrize(
     "names", [("flash", "int8", "sparse:0.9"), ("int8-fp8", "sparse-int8:0.9", "sparse-int8-fp8:0.9")]
 )
@@ -51,6 +52,7 @@ def test_a_chain_is_compiled_with_its_kernels(names: tuple[str, ...], reference:
     assert (stage.layers.attention, stage.layers.fused) == (3, 3)  # the frame-wise ones, as before
     variants = {name for entry in stage.attention for launch in entry.launches for name in launch}
     assert len(variants) >= len(names)
+    assert {code.variant for code in bundle.manifest.kernels} == variants
     for variant in variants:
         codes = [code for code in bundle.manifest.kernels if code.variant == variant]
         wanted = {(89, False), (89, True)} if "fp8" in variant else {(80, False), (80, True), (89, False)}
