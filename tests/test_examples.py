@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import runpy
 from pathlib import Path
@@ -62,8 +63,13 @@ def test_video(made_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_traces")
 def test_calibrate_int8(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    # Two of its eight calibration scenes, which are as many kinds of inputs.
+    from mapengine.export import quantization  # here, because the other programs need no PyTorch
+
+    # Two of its eight calibration scenes, which are as many kinds of inputs; and nothing is folded into the weights, so
+    # that both engines have the traces of other tests.
     monkeypatch.setattr(cases, "rendered_cases", lambda count, *more: rendered_cases(2, *more))
+    plain = quantization.CalibrationOptions(smooth=False, rotate=False, correct_bias=False)
+    monkeypatch.setattr(quantization, "calibrate", functools.partial(quantization.calibrate, options=plain))
     run("05_calibrate_int8.py", "preset:tiny", tmp_path / "compared", 1)
     float32, int8 = (re.fullmatch(r"\w+: ([\d.]+) MB, .*", line) for line in capsys.readouterr().out.splitlines())
     assert float32 is not None
