@@ -21,6 +21,7 @@ from mapengine.runtime.outputs.formats.table import (
 )
 from mapengine.runtime.writing.folders import Ours
 from mapengine.runtime.writing.output_checks import InputPaths, check_writable
+from mapengine.runtime.writing.recognition import RECORD
 
 from .options import one_of, value_of
 
@@ -147,7 +148,12 @@ class Output:
 
 
 def plan_outputs(
-    out: Sequence[Path], formats: Sequence[str], preview: Path | None, options: SaveOptions, keep: InputPaths
+    out: Sequence[Path],
+    formats: Sequence[str],
+    preview: Path | None,
+    options: SaveOptions,
+    keep: InputPaths,
+    summary: Path | None = None,
 ) -> list[Output]:
     """What is to be written, checked as far as that is possible without writing.
 
@@ -157,9 +163,11 @@ def plan_outputs(
         preview: path of the picture.
         options: of saving.
         keep: what is read, which must not be written over.
+        summary: path of the file of ``--json``, which none of them may be.
 
     Raises:
-        typer.BadParameter: an unknown suffix, formats that do not match the paths, or an option that none of them has.
+        typer.BadParameter: results that would be written over each other, an unknown suffix, formats that do not match
+            the paths, or an option that none of them has.
         OutputError: a path that cannot be written to.
         BackendUnavailableError: a package is missing that a format needs.
     """
@@ -177,15 +185,30 @@ def plan_outputs(
         if preview.suffix.lower() != ".png":
             raise typer.BadParameter(f"{preview} is no .png file, and the preview is one", param_hint="--preview")
         outputs.append(Output(preview, None))
-    for output in outputs:
-        if sum(os.path.realpath(other.path) == os.path.realpath(output.path) for other in outputs) > 1:
-            raise typer.BadParameter(f"{output.path} is named twice", param_hint=output.option)
+    places = [(output.option, output.path) for output in outputs]
+    _refuse_overlaps(outputs, [*places, *([] if summary is None else [("--json", summary)])])
     _refuse_inputs(outputs, keep)
     for output in outputs:
         check_writable(output.path, None, folder=output.is_folder)
         if output.format is not None:
             output.format.check_packages(options)
     return outputs
+
+
+def _refuse_overlaps(outputs: Sequence[Output], places: Sequence[tuple[str, Path]]) -> None:
+    """Refuse results, by option and path, that are the same, or inside what a folder of another is filled with."""
+    real = [Path(os.path.realpath(path)) for _, path in places]
+    for index, (option, path) in enumerate(places):
+        if real[index] in real[:index]:
+            raise typer.BadParameter(f"{path} is named twice; choose another name", param_hint=option)
+        for output in outputs:
+            folder = Path(os.path.realpath(output.path))
+            filled = [folder / name for name in (RECORD, *output.names)] if output.is_folder and output.names else []
+            if any(own in (real[index], *real[index].parents) for own in filled):
+                raise typer.BadParameter(
+                    f"{path} is inside what {output.option} {output.path} writes; choose another place",
+                    param_hint=option,
+                )
 
 
 def _refuse_options(options: SaveOptions, formats: Sequence[OutputFormat]) -> None:

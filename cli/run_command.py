@@ -192,7 +192,8 @@ def run(
     saving_options = save_options(
         max_points, mesh, laz_precision, maps, map_format, depth_png_scale, voxel, colmap_size
     )
-    outputs = plan_outputs(out or [], formats or [], preview, saving_options, InputPaths(inputs, [bundle]))
+    json_path = None if json_file in (None, "-") else Path(str(json_file))
+    outputs = plan_outputs(out or [], formats or [], preview, saving_options, InputPaths(inputs, [bundle]), json_path)
     # Cheap, and says what is wrong with the bundle before images are read.
     opened = Bundle.open(bundle, verify=False)
     requests = opened.manifest.requests

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, warn
 from ..geometry import all_finite, matrix_to_quaternion, pose_matrix, zero_outside
 from ..inputs.prepared import PreparedView
 from ..options import InferOptions
@@ -203,14 +203,18 @@ def alignment_of(
         options: of the call; poses that it ignores count as not given.
 
     Returns:
-        None where no view has a pose.
+        None where no view has a pose, or none that has one was predicted a finite one, which a warning says.
     """
     if options.ignore_pose_inputs:
         return None
-    pairs = [
-        (pose, view) for pose, view in zip(poses, views, strict=True) if view.pose is not None and all_finite(pose)
-    ]
+    posed = [(pose, view) for pose, view in zip(poses, views, strict=True) if view.pose is not None]
+    pairs = [(pose, view) for pose, view in posed if all_finite(pose)]
     if not pairs:
+        if posed:
+            warn(
+                "the network predicted no finite pose of a view whose pose was given, so the result stays in the "
+                "camera of view 0; try another precision or backend"
+            )
         return None
     given = np.stack([pose_matrix(*view.pose)[0] for _, view in pairs if view.pose is not None])
     metric = not options.ignore_pose_scale_inputs and all(view.is_metric.all() for _, view in pairs)

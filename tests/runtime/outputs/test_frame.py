@@ -324,3 +324,14 @@ def test_views_that_wait_leave_nothing_when_the_stream_ends_early(tmp_path: Path
 def test_frame_of_views_without_poses(tmp_path: Path, room_predictions: Callable[..., Predictions]) -> None:
     files = save_views(tmp_path / "views", room_predictions(1))
     assert str(load_view(files[0])["frame"]) == "view0"
+
+
+def test_predicted_poses_that_are_not_finite_leave_the_frame_of_view_0_and_that_is_said(small: Engine) -> None:
+    images, poses = posed(2)
+    prepared = small.prepare(read_views(images, poses=[None, poses[1]]), size=SIZE)
+    lost = np.full((4, 4), np.nan, np.float32)
+    with pytest.warns(UserWarning, match="no finite pose of a view whose pose was given.* camera of view 0"):
+        assert alignment_of([np.eye(4, dtype=np.float32), lost], prepared, InferOptions()) is None
+    kept = alignment_of([lost, np.eye(4, dtype=np.float32)], prepared, InferOptions())
+    assert kept is not None
+    assert kept.cameras == 1
