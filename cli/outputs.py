@@ -273,7 +273,7 @@ def check_outputs(outputs: Sequence[Output], read: InputPaths) -> None:
     """
     _refuse_inputs(outputs, read)
     for output in outputs:
-        check_writable(output.path, output.kind, folder=output.is_folder, names=output.names)
+        check_writable(output.path, output.kind, folder=output.is_folder)
 
 
 def _refuse_inputs(outputs: Sequence[Output], read: InputPaths) -> None:

@@ -226,7 +226,8 @@ def run(
                 return
             scene = engine.reconstruct_views(views, size=target, frame=frame, progress=progress, **options)
     with Steps(quiet) as saving:
-        for output in outputs:
+        # A folder must be empty or ours, so it is there before what is written into it.
+        for output in sorted(outputs, key=lambda output: (not output.is_folder, len(output.path.resolve().parts))):
             saving(f"saving {output.path}")
             if output.format is None:
                 scene.preview(output.path)

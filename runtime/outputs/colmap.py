@@ -94,7 +94,7 @@ def write_colmap(
     translations = -np.einsum("vij,vj->vi", rotations, poses[:, :3, 3])
     tracks = find_tracks(scene, keep, rotations, translations, voxel, max_points)
     views = []
-    with atomic_folder(folder, "COLMAP model", COLMAP_NAMES) as temporary:
+    with atomic_folder(folder, "COLMAP model") as temporary:
         for index, name in enumerate(names):
             path = temporary / "images" / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -298,9 +298,10 @@ def test_results_may_stand_beside_the_inputs(
     cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: tuple[str, ...]
 ) -> None:
     shutil.copytree(samples, tmp_path / "photos")
-    out = ["--out", tmp_path / "photos" / "scene.glb", "--out", tmp_path / "photos" / "colmap"]
+    out = [arg for name in ("scene.glb", "colmap/cloud.ply", "colmap") for arg in ("--out", tmp_path / "photos" / name)]
     for _ in range(2):
         assert cli("run", tiny_bundle, tmp_path / "photos", *out, *quick).code == 0
+        assert (tmp_path / "photos" / "colmap" / "cloud.ply").is_file()
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def write_maps(folder: Path, scene: SceneArrays, options: SaveOptions) -> None:
     stems = file_stems(scene.names)
     depth = DepthPngs(options.depth_png_scale)
     views: list[dict[str, str]] = [{"name": name} for name in scene.names]
-    with atomic_folder(folder, MAPS_KIND, MAPS_NAMES) as temporary:
+    with atomic_folder(folder, MAPS_KIND) as temporary:
         for kind in options.maps:
             ending = "npy" if (kind, options.map_format) == ("confidence", "png") else options.map_format
             (temporary / kind).mkdir()

@@ -47,7 +47,7 @@ def write_transforms(folder: Path, scene: SceneArrays, options: SaveOptions) -> 
         "frames": [_frame(scene, index, stem, width, height) for index, stem in enumerate(stems)],
     }
     depth = DepthPngs(options.depth_png_scale)
-    with atomic_folder(folder, TRANSFORMS_KIND, TRANSFORMS_NAMES) as temporary:
+    with atomic_folder(folder, TRANSFORMS_KIND) as temporary:
         for name in ("images", "depth"):
             (temporary / name).mkdir()
         for index, stem in enumerate(stems):

@@ -180,6 +180,13 @@ def test_somebody_elses_model_is_left_alone(scene: Scene, tmp_path: Path) -> Non
     with pytest.raises(OutputError, match="no COLMAP model that mapengine wrote"):
         scene.save(theirs)
     assert {path.read_bytes() for path in theirs.rglob("*") if path.is_file()} == {b"a week of work"}
+    for format in ("colmap", "transforms", "maps"):  # nor is another folder filled, such as one of notes
+        other = tmp_path / format
+        other.mkdir()
+        (other / "notes.txt").write_bytes(b"mine")
+        with pytest.raises(OutputError, match=r"is not empty and no .* that mapengine wrote; choose another"):
+            scene.save(other, format=format)
+        assert [path.name for path in other.rglob("*")] == ["notes.txt"]
     ours = scene.save(tmp_path / "ours")
     (ours / "sparse" / "0" / "cameras.bin").write_bytes(b"bundle adjustment")
     with pytest.raises(OutputError, match=r"cameras\.bin: was changed since mapengine wrote it"):

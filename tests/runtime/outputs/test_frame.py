@@ -330,7 +330,7 @@ def test_predicted_poses_that_are_not_finite_leave_the_frame_of_view_0_and_that_
     images, poses = posed(2)
     prepared = small.prepare(read_views(images, poses=[None, poses[1]]), size=SIZE)
     lost = np.full((4, 4), np.nan, np.float32)
-    with pytest.warns(UserWarning, match="no finite pose of a view whose pose was given.* camera of view 0"):
+    with pytest.warns(UserWarning, match=r"no finite pose of a view whose pose was given.* camera of view 0"):
         assert alignment_of([np.eye(4, dtype=np.float32), lost], prepared, InferOptions()) is None
     kept = alignment_of([lost, np.eye(4, dtype=np.float32)], prepared, InferOptions())
     assert kept is not None

@@ -68,7 +68,7 @@ def test_an_older_one_is_replaced_whole_and_what_others_wrote_stays(scene: Scene
     (other / "images").mkdir(parents=True)
     (other / "images" / "mine.png").write_bytes(b"mine")
     (other / "transforms.json").write_text("{}")
-    with pytest.raises(OutputError, match="choose another folder"):
+    with pytest.raises(OutputError, match="which is not empty and no dataset with transforms"):
         scene.save(other, format="transforms")
     assert sorted(path.name for path in other.rglob("*")) == ["images", "mine.png", "transforms.json"]
     with pytest.raises(OutputError):
