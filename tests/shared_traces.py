@@ -2,7 +2,8 @@
 
 A trace is found again by the operations that the stage runs, the names and shapes of the weights it uses, and the code
 that decides how it is traced. Networks that differ in their weights alone share a trace: each gets its own weights in
-it. Whatever follows the trace (names, metadata, precision, files) is computed in every test.
+it. A stage that is traced for several opsets by one process is captured once, as only its translation to ONNX differs.
+Whatever follows the trace (names, metadata, precision, files) is computed in every test.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ import pytest
 import torch
 from filelock import FileLock
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mapengine.export.graphs import tracing
+from mapengine.export.graphs import trace, tracing
 
 EXPORT = Path(__file__).parents[1] / "export"
 GRAPHS = [EXPORT / "graphs" / name for name in ("stages.py", "trace.py")]
@@ -35,6 +37,9 @@ SMALL = 16
 """A weight of at most so many numbers, or of one value throughout, is part of what decides a trace: the exporter leaves
 out products with 1, for example."""
 
+PROGRAMS = 16
+"""Captured programs that a process keeps; they hold the weights of their networks."""
+
 _MARK = "weight"
 
 
@@ -42,6 +47,7 @@ def share_traces(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Keep what ``trace_graph`` returns in ``folder``, and return it again for a stage that computes the same."""
     current = folder_of_code(folder, SOURCES, ["torch", "onnxscript"])
     patch.setattr(tracing, "trace_graph", _shared(tracing.trace_graph, current))
+    patch.setattr(trace, "capture_program", _captured_once(trace.capture_program))
     # The exporter makes its table of ONNX functions anew for every trace.
     patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
 
@@ -59,17 +65,15 @@ def folder_of_code(folder: Path, sources: Iterable[Path], packages: Iterable[str
     return current
 
 
-def _shared(trace: Callable[..., ir.Model], folder: Path) -> Callable[..., ir.Model]:
+def _shared(trace_graph: Callable[..., ir.Model], folder: Path) -> Callable[..., ir.Model]:
     def trace_once(module: nn.Module, examples: tuple[Tensor, ...], **options: Any) -> ir.Model:
-        found = _Operations(module)
-        with torch.inference_mode(), found:
-            module(*examples)
+        found = _Operations.of(module, examples)
         found.digest.update(repr(sorted(options.items())).encode())
         name = found.digest.hexdigest()[:32]
         shared, own = folder / f"{name}.onnx", folder / f"{name}-{_digest_of_values(found.weights)}.onnx"
         with FileLock(f"{shared}.lock"):
             if not shared.exists() and not own.exists():
-                model = trace(module, examples, **options)
+                model = trace_graph(module, examples, **options)
                 target = shared if _mark_weights(model, found.weights) else own
                 ir.save(model, target.with_suffix(".partial"))
                 target.with_suffix(".partial").rename(target)
@@ -78,6 +82,22 @@ def _shared(trace: Callable[..., ir.Model], folder: Path) -> Callable[..., ir.Mo
         return model
 
     return trace_once
+
+
+def _captured_once(capture: Callable[..., ExportedProgram]) -> Callable[..., ExportedProgram]:
+    programs: dict[str, ExportedProgram] = {}
+
+    @functools.wraps(capture)
+    def capture_once(module: nn.Module, examples: tuple[Tensor, ...], dynamic_shapes: Any) -> ExportedProgram:
+        found = _Operations.of(module, examples)
+        name = f"{found.digest.hexdigest()} {_digest_of_values(found.weights)} {dynamic_shapes!r}"
+        if name not in programs:
+            if len(programs) == PROGRAMS:
+                del programs[next(iter(programs))]
+            programs[name] = capture(module, examples, dynamic_shapes)
+        return programs[name]
+
+    return capture_once
 
 
 def _digest_of_values(weights: Mapping[str, np.ndarray]) -> str:
@@ -138,6 +158,14 @@ class _Operations(TorchDispatchMode):
         self.weights: dict[str, np.ndarray] = {}
         """Values that do not decide the trace."""
         self._known = {id(value): name for name, value in (*module.named_parameters(), *module.named_buffers())}
+
+    @classmethod
+    def of(cls, module: nn.Module, examples: tuple[Tensor, ...]) -> _Operations:
+        """Run the module."""
+        found = cls(module)
+        with torch.inference_mode(), found:
+            module(*examples)
+        return found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.digest.update(str(func).encode())

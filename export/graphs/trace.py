@@ -44,7 +44,7 @@ def trace_graph(
     """
     try:
         graph = torch.onnx.export(
-            _trace(module, examples, dynamic_shapes),
+            capture_program(module, examples, dynamic_shapes),
             dynamo=True,
             input_names=input_names,
             output_names=output_names,
@@ -58,7 +58,12 @@ def trace_graph(
     return graph.model
 
 
-def _trace(module: nn.Module, examples: tuple[Tensor, ...], dynamic_shapes: Any) -> ExportedProgram:
+def capture_program(module: nn.Module, examples: tuple[Tensor, ...], dynamic_shapes: Any) -> ExportedProgram:
+    """Return the operations of ``module``, of which all have ONNX functions; the same for every opset.
+
+    Raises:
+        RuntimeError: the module cannot be traced.
+    """
     # As torch.onnx.export does: a dynamic axis may be 1 in a call, so nothing is assumed that would exclude it.
     with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         program = torch.export.export(

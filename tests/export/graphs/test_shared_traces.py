@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mapengine.export.graphs import tracing
+from mapengine.export.graphs import trace, tracing
 
 from ...shared_traces import share_traces
 
@@ -118,3 +119,28 @@ def test_networks_that_differ_in_their_weights_share_a_trace(monkeypatch: pytest
     assert right(Mixed(1))
     assert right(Mixed(2))
     assert traces() == 4
+
+
+@pytest.mark.slow
+def test_a_process_captures_a_program_once_for_all_opsets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    captured: list[nn.Module] = []
+    capture = inspect.unwrap(trace.capture_program)  # without what the whole run shares
+
+    def counted(module: nn.Module, *more: Any) -> Any:
+        captured.append(module)
+        return capture(module, *more)
+
+    def traced(module: nn.Module, opset_version: int) -> bytes:
+        model = tracing.trace_graph(module.eval(), (torch.ones(2, 32),), **NAMES, opset_version=opset_version)
+        assert model.opset_imports[""] == opset_version
+        return ir.to_proto(model).SerializeToString()
+
+    monkeypatch.setattr(tracing, "trace_graph", trace.trace_graph)
+    monkeypatch.setattr(trace, "capture_program", counted)
+    fresh = [traced(Layers(1), version) for version in (20, 18, 23)]
+    assert len(captured) == 3
+    share_traces(monkeypatch, tmp_path)
+    assert [traced(Layers(1), version) for version in (20, 18, 23)] == fresh
+    assert len(captured) == 4
+    traced(Mixed(1), 20)
+    assert len(captured) == 5
