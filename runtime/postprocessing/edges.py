@@ -111,7 +111,8 @@ def surface_normals(points: Array, mask: Array) -> Array:
     """Return the unit normals (H, W, 3) of points (H, W, 3) of one view, in their frame, on the side of the camera.
 
     As for the edge mask: the mean of the four triangles with two neighbours of ``mask`` (H, W); 0 without any, and
-    outside the mask. The frame is right-handed, as all of this project.
+    outside the mask, and where the rays of neighbours cross so that it would turn away. The frame is right-handed, as
+    all of this project, and the camera is at its origin.
     """
     height, width = mask.shape
     inside, planes = np.zeros((height + 2, width + 1), bool), np.zeros((3, height + 2, width + 1), points.dtype)
@@ -126,7 +127,8 @@ def surface_normals(points: Array, mask: Array) -> Array:
         _normals(*flat, width + 1, normals[:, piece], valid[piece])
     result = np.moveaxis(normals.reshape(3, height, width + 1)[:, :, :width], 0, -1).copy()
     # A normal that two equal points make is none.
-    zero_outside(result, (mask & valid.reshape(height, -1)[:, :width])[..., None])
+    seen = np.einsum("hwi,hwi->hw", result, points) < 0
+    zero_outside(result, (mask & valid.reshape(height, -1)[:, :width] & seen)[..., None])
     return result
 
 

@@ -28,8 +28,8 @@ def write_maps(folder: Path, scene: SceneArrays, options: SaveOptions) -> None:
 
     * Depth is the z coordinate, 0 where there is none: 16-bit PNG, EXR (channel Z, metres) or NPY (metres).
     * Normals are those of the points, in the view's camera frame with OpenCV axes (x right, y down, z forward), on the
-      side of the camera (z below 0), 0 where there is none: 8-bit PNG of ``127.5 (n + 1)``, EXR (channels R, G, B) or
-      NPY (H, W, 3).
+      side of the camera (against the ray of the pixel), 0 where there is none: 8-bit PNG of ``127.5 (n + 1)``, EXR
+      (channels R, G, B) or NPY (H, W, 3).
     * Confidence has no unit and no upper end: EXR (channel Y), otherwise NPY.
 
     Raises:

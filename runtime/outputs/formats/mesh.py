@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,22 @@ from ...postprocessing.edges import normal_edges
 
 
 def view_mesh(
-    points: NDArray[np.float32], depth: NDArray[np.float32], keep: NDArray[np.bool_]
+    points: NDArray[np.float32],
+    depth: NDArray[np.float32],
+    keep: NDArray[np.bool_],
+    camera: Sequence[float] | NDArray[Any] = (0, 0, 0),
 ) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
     """Return the surface of one view: the flat indices of its pixels (N,) and its triangles (F, 3) among these N.
 
     Four pixels that touch each other make two triangles if all of them are in ``keep``, lie in front of the camera,
     and do not jump in depth: a jump is what the edge mask of ``infer`` has for one (more than 3 % of the depth, where
     the surface turns). So nothing spans a hole, or connects an object with what lies behind it. Triangles go
-    counter-clockwise as the camera sees them, and the shorter diagonal cuts the four.
+    counter-clockwise as the camera sees them, and the shorter diagonal cuts the four. Where the rays of neighbours
+    cross, a triangle would turn its back on the camera: it is left out.
 
     Args:
         points: (H, W, 3) in any frame.
+        camera: (3,), where the camera is in it.
         depth: (H, W).
         keep: (H, W), pixels that are part of it.
     """
@@ -51,6 +57,9 @@ def view_mesh(
     cut_falling = [upper_left, lower_left, lower_right, upper_left, lower_right, upper_right]
     cut_rising = [upper_left, lower_left, upper_right, lower_left, lower_right, upper_right]
     faces = np.where(falls, np.stack(cut_falling, axis=-1), np.stack(cut_rising, axis=-1)).reshape(-1, 3)
+    corners = flat[faces] - np.asarray(camera, flat.dtype)
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    faces = faces[np.einsum("fi,fi->f", normals, corners[:, 0]) < 0]
     used = np.zeros(height * width, bool)
     used[faces] = True
     pixels = np.flatnonzero(used)

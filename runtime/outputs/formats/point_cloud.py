@@ -78,7 +78,7 @@ def write_glb(path: Path, scene: SceneArrays, options: SaveOptions) -> None:
     keep = selected_pixels(scene, None if options.mesh else options.max_points, options.confidence_percentile)
     if options.mesh:
         for index, name in enumerate(scene.names):
-            pixels, faces = view_mesh(scene.points[index], scene.depth[index], keep[index])
+            pixels, faces = view_mesh(scene.points[index], scene.depth[index], keep[index], scene.poses[index, :3, 3])
             points, colors = (array[index].reshape(-1, 3)[pixels] for array in (scene.points, scene.colors))
             file.add(f"view_{index}", name, _near(points, origin), colors, faces)
     else:

@@ -93,6 +93,19 @@ def test_normals_face_the_camera_in_its_own_frame(scene: Scene, tmp_path: Path) 
     np.testing.assert_array_equal(np.load(folder / "normals" / "a.npy"), normals)
 
 
+def test_where_rays_cross_no_normal_turns_away_from_the_camera(scene: Scene) -> None:
+    scene.mask[0] = True
+    rows, columns = np.indices((42, 56))
+    local = np.stack([columns / 50 - 0.5, rows / 50 - 0.4, np.ones((42, 56))], axis=-1)
+    local[20:23, 30:35] = local[20:23, 34:29:-1].copy()
+    scene.points[0] = local @ scene.poses[0, :3, :3].T + scene.poses[0, :3, 3]
+    normals = camera_normals(scene, 0)
+    lengths = np.linalg.norm(normals, axis=-1)
+    assert 0 < (lengths == 0).sum() <= 15
+    np.testing.assert_allclose(lengths[lengths > 0], 1, atol=1e-5)
+    assert (np.sum(normals * local, axis=-1)[lengths > 0] < 0).all()
+
+
 def test_exr_holds_floats_by_their_usual_channels(scene: Scene, tmp_path: Path) -> None:
     folder = scene.save(tmp_path / "maps", format="maps", map_format="exr")
     for kind, channel in (("depth", "Z"), ("normals", "RGB"), ("confidence", "Y")):

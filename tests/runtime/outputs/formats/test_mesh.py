@@ -84,3 +84,15 @@ def test_the_shorter_diagonal_cuts() -> None:
     pixels, faces = view_mesh(points, depth, depth > 0)
     assert pixels.tolist() == [0, 1, 2, 3]
     assert not any({0, 3} <= set(face) for face in faces.tolist())
+
+
+def test_where_rays_cross_no_triangle_turns_its_back_on_the_camera() -> None:
+    depth = np.full(SIZE, 2, np.float32)
+    points = points_at(depth)
+    points[4, 6:8] = points[4, 7:5:-1]
+    camera = np.array([3, -2, 1], np.float32)
+    pixels, faces = view_mesh(points + camera, depth, ALL, camera)
+    assert 2 * 11 * 15 - 8 <= len(faces) < 2 * 11 * 15
+    corners = points.reshape(-1, 3)[pixels][faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    assert (np.sum(normals * corners.mean(axis=1), axis=-1) < 0).all()
