@@ -17,6 +17,7 @@ from .options import SaveOptions
 _KIND = "point cloud"
 _POINT_FORMAT = 7  # coordinates, colours, the number of the source
 _MOST_STEPS = 2**31 - 2
+_FEW_STEPS = 100
 _SOFTWARE = 32  # bytes of the field for the program's name
 
 
@@ -57,7 +58,15 @@ def write_laz(path: Path, scene: SceneArrays, options: SaveOptions) -> None:
 
 
 def _fitting(precision: float, extent: float) -> float:
-    """The precision, or one that is so many times ten coarser that 32 bits hold the extent, which is then said."""
+    """The precision, or one that is so many times ten coarser that 32 bits hold the extent, which is then said.
+
+    That few steps are left of the extent, as in a world that is no metre across, is said, too.
+    """
+    if 0 < extent < _FEW_STEPS * precision:
+        warn(
+            f"the points extend over {extent:.4g} only, and their coordinates are saved in steps of {precision:g}; "
+            "give a smaller laz_precision"
+        )
     if extent <= _MOST_STEPS * precision:
         return precision
     fitting = precision * 10.0 ** math.ceil(math.log10(extent / (_MOST_STEPS * precision)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import laspy
@@ -44,6 +45,17 @@ def test_points_that_32_bits_do_not_hold_are_coarser_and_that_is_said(scene: Sce
         cloud = laspy.read(scene.save(tmp_path / "far.laz"))
     np.testing.assert_allclose(cloud.xyz, scene.point_cloud()[0], rtol=0, atol=0.00501)
     assert cloud.z.max() == pytest.approx(3e6)
+
+
+def test_steps_that_are_coarse_for_the_scene_are_said(scene: Scene, tmp_path: Path) -> None:
+    scene.points *= np.float32(1e-4)
+    with pytest.warns(UserWarning, match=r"only, .* steps of 0\.0001; give a smaller laz_precision"):
+        scene.save(tmp_path / "a.laz")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scene.save(tmp_path / "a.laz", laz_precision=1e-9)
+    points = scene.points[scene.mask]
+    np.testing.assert_allclose(laspy.read(tmp_path / "a.laz").xyz, points, atol=1e-9)
 
 
 def test_las_is_not_packed_and_no_point_is_valid(scene: Scene, empty: Scene, tmp_path: Path) -> None:
