@@ -47,7 +47,6 @@ def share_traces(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Keep what ``trace_graph`` returns in ``folder``, and return it again for a stage that computes the same."""
     current = folder_of_code(folder, SOURCES, ["torch", "onnxscript"])
     patch.setattr(tracing, "trace_graph", _shared(tracing.trace_graph, current))
-    patch.setattr(trace, "capture_program", _captured_once(trace.capture_program))
     # The exporter makes its table of ONNX functions anew for every trace.
     patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
 
@@ -66,6 +65,8 @@ def folder_of_code(folder: Path, sources: Iterable[Path], packages: Iterable[str
 
 
 def _shared(trace_graph: Callable[..., ir.Model], folder: Path) -> Callable[..., ir.Model]:
+    capture_once = _captured_once(trace.capture_program)
+
     def trace_once(module: nn.Module, examples: tuple[Tensor, ...], **options: Any) -> ir.Model:
         found = _Operations.of(module, examples)
         found.digest.update(repr(sorted(options.items())).encode())
@@ -73,7 +74,9 @@ def _shared(trace_graph: Callable[..., ir.Model], folder: Path) -> Callable[...,
         shared, own = folder / f"{name}.onnx", folder / f"{name}-{_digest_of_values(found.weights)}.onnx"
         with FileLock(f"{shared}.lock"):
             if not shared.exists() and not own.exists():
-                model = trace_graph(module, examples, **options)
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(trace, "capture_program", capture_once)
+                    model = trace_graph(module, examples, **options)
                 target = shared if _mark_weights(model, found.weights) else own
                 ir.save(model, target.with_suffix(".partial"))
                 target.with_suffix(".partial").rename(target)
@@ -87,7 +90,6 @@ def _shared(trace_graph: Callable[..., ir.Model], folder: Path) -> Callable[...,
 def _captured_once(capture: Callable[..., ExportedProgram]) -> Callable[..., ExportedProgram]:
     programs: dict[str, ExportedProgram] = {}
 
-    @functools.wraps(capture)
     def capture_once(module: nn.Module, examples: tuple[Tensor, ...], dynamic_shapes: Any) -> ExportedProgram:
         found = _Operations.of(module, examples)
         name = f"{found.digest.hexdigest()} {_digest_of_values(found.weights)} {dynamic_shapes!r}"
