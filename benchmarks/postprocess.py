@@ -1,6 +1,6 @@
 """Time post-processing against what it was before, as ratios measured in one run. Writes JSON.
 
-    python benchmarks/postprocess.py [--size 518x392] [--views 8] [--threads 1 2] [--runs 9] [--json FILE]
+    python benchmarks/postprocess.py [--size 518x392] [--views 8] [--threads 1 2] [--runs 9] [--stage] [--json FILE]
 
 Timed: from the heads' outputs of all views, and the prepared views, to a ``Scene``, with default options: metric
 points, intrinsics, poses, depth, the edge mask, colours, and the arrays of the scene themselves. Two scenes: ``room``
@@ -9,6 +9,9 @@ the edge mask.
 
 NAMED BASELINE ``earlier``: the functions of commit 39c1548, kept in ``earlier/``, which worked view by view on one
 thread. It is timed alternately with ours in the same process. The ratio is that of the median wall times.
+
+With ``--stage`` also the stage ``scene``, which is the same as a graph, on the backends of this machine: for one view,
+from the heads' outputs to what ``infer`` returns, on one thread, in turn with NumPy.
 
 Both must give the same scene, and masks that differ in at most 0.5 % of the pixels from a ``plain`` transcription of
 the reference's formulas into NumPy: arrays of vectors, one shifted copy per neighbour, angles by arccos.
@@ -20,6 +23,7 @@ import argparse
 import os
 import statistics
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -31,12 +35,17 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np  # noqa: E402
 from earlier.postprocessing import EarlierScene, finish_view, forward_outputs  # noqa: E402
 
+from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend  # noqa: E402
+from mapengine.runtime.backends.openvino import OpenVinoBackend  # noqa: E402
 from mapengine.runtime.geometry import rays_from_intrinsics  # noqa: E402
 from mapengine.runtime.inputs.normalization import normalize_image  # noqa: E402
 from mapengine.runtime.inputs.prepared import PreparedView  # noqa: E402
 from mapengine.runtime.options import DEFAULTS  # noqa: E402
 from mapengine.runtime.outputs.assembly import assemble_scene  # noqa: E402
 from mapengine.runtime.outputs.scene import Scene  # noqa: E402
+from mapengine.runtime.postprocessing.predictions import finish_predictions  # noqa: E402
+from mapengine.runtime.postprocessing.predictions import finish_view as finish_now  # noqa: E402
+from mapengine.runtime.postprocessing.scene_stage import READS, option_values  # noqa: E402
 from mapengine.runtime.system.machine import usable_processors  # noqa: E402
 from mapengine.runtime.system.origin import record_origin  # noqa: E402
 from mapengine.runtime.system.sizes import parse_pixels  # noqa: E402
@@ -95,7 +104,12 @@ def make_views(count: int, height: int, width: int, scene: str) -> Views:
 
 def ours(views: Views, threads: int) -> Scene:
     heads, prepared = zip(*views, strict=True)
-    return assemble_scene(heads, prepared, [f"view {i}" for i in range(len(views))], DEFAULTS, threads=threads)
+    images, kept = [view.image for view in prepared], [view.mask for view in prepared]
+
+    def finish(options: Any, outputs: Any, into: Any) -> Any:
+        return finish_predictions(heads, images, options, outputs, kept=kept, into=into, threads=threads)
+
+    return assemble_scene(finish, prepared, [f"view {i}" for i in range(len(views))], DEFAULTS)
 
 
 def earlier(views: Views) -> EarlierScene:
@@ -229,12 +243,42 @@ def measure(count: int, height: int, width: int, scene: str, threads: list[int],
     }
 
 
+def time_stage(height: int, width: int, scene: str, runs: int) -> dict[str, float]:
+    """Return the milliseconds of NumPy and of the stage, for one view, up to what ``infer`` returns."""
+    from mapengine.export.graphs.tracing import export_scene
+
+    heads = make_view(height, width, scene)
+    image = normalize_image(heads.pop("pixels"))
+    given = {name: heads[head] for name, head in READS.items()} | {
+        "metric_scaling_factor": heads["scale"][0],
+        "images": image,
+        "kept": np.ones((1, height, width), bool),
+        "options": option_values(DEFAULTS, height * width),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = export_scene(Path(folder), "dinov2").path
+        stages = {
+            library.name: library.load_stage("scene", path)
+            for library in (OnnxRuntimeBackend(threads=1), OpenVinoBackend(threads=1))
+        }
+    calls: dict[str, Any] = {"numpy": lambda: finish_now(heads, image)}
+    calls |= {name: partial(stage.run, given) for name, stage in stages.items()}
+    wall: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(runs + 1):
+        for name, function in calls.items():
+            start = time.perf_counter()
+            function()
+            wall[name].append(1e3 * (time.perf_counter() - start))
+    return {name: round(statistics.median(values[1:]), 2) for name, values in wall.items()}
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Time post-processing, up to a scene, against what it was before.")
     parser.add_argument("--size", default="518x392", type=parse_pixels)
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, min(2, usable_processors())}))
     parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--stage", action="store_true", help="time post-processing as a graph, too")
     parser.add_argument("--json", type=Path, default=Path("build/postprocess.json"), help="where to write the record")
     options = parser.parse_args(arguments)
     width, height = options.size
@@ -243,6 +287,9 @@ def main(arguments: list[str] | None = None) -> int:
     results = {
         name: measure(options.views, height, width, name, options.threads, options.runs) for name in ("room", "noise")
     }
+    for name, figures in results.items() if options.stage else ():
+        figures["infer_ms"] = time_stage(height, width, name, options.runs)
+        print(f"{name:6s} {width}x{height}  one view to what infer returns, ms: {figures['infer_ms']}")
     for name, figures in results.items():
         print(f"{name:6s} {width}x{height}  earlier {figures['earlier_ms']:6.2f} ms a view", end="")
         for most, own in figures["ours"].items():

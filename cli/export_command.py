@@ -38,7 +38,7 @@ def export(
     ] = "fp32",
     revision: Revision = None,
 ) -> None:
-    """Write MODEL as four ONNX files, one per stage.
+    """Write MODEL as five ONNX files, one per stage.
 
     The number of views and the image size stay dynamic. `mapengine build` does this too; the files alone are for
     other tools, such as trtexec or Netron.
@@ -51,20 +51,17 @@ def export(
     check_folder(out, _KIND, InputPaths([model]))
     with needs("export"):
         from mapengine.export.bundles.onnx import model_metadata, write_graphs
+        from mapengine.export.graphs.tracing import export_scene
         from mapengine.export.model.reference import load_model
     form = cast("AttentionExport", "mha" if attention == "auto" else attention)
     with Steps() as step:
         step(f"loading {model}")
         network = load_model(model, revision)
         with atomic_folder(out, _KIND) as folder:
-            stages = write_graphs(
-                network,
-                folder,
-                precision=precision,
-                attention=form,
-                origin=model_metadata(network, network.weights_hash()),
-                report=step,
-            ).stages
+            origin = model_metadata(network, network.weights_hash())
+            graphs = write_graphs(network, folder, precision=precision, attention=form, origin=origin, report=step)
+            step("exporting scene")
+            stages = (*graphs.stages, export_scene(folder, network.data_norm_type, metadata=origin))
 
     def axes(tensors: Any) -> tuple[tuple[str, tuple[int | str, ...]], ...]:
         return tuple((tensor.name, getattr(tensor, "axes", None) or tensor.shape) for tensor in tensors)

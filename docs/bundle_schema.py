@@ -15,10 +15,10 @@ from typing import Any, get_args, get_origin
 
 from mapengine.runtime.bundle.manifest import SCHEMA_VERSION, Manifest
 from mapengine.runtime.typed_json.fields import (
-    EVERY_KEY,
     MAX_TEXT,
     NO_BOUNDS,
     Bounds,
+    EveryKey,
     Multiple,
     OneOf,
     Text,
@@ -77,8 +77,8 @@ def _schema(hint: Any, outer: Bounds, definitions: dict[str, Schema]) -> Schema:
     if get_origin(kind) is Mapping:
         member = _schema(arguments[1], bounds, definitions)
         names = _schema(arguments[0], NO_BOUNDS, definitions)
-        if EVERY_KEY in marks:
-            return _exactly(dict.fromkeys(names["enum"], member))
+        if EveryKey in found:
+            return _exactly(dict.fromkeys(names["enum"], member), found[EveryKey].added)
         return {"type": "object", "propertyNames": names, "additionalProperties": member}
     if arguments[-1] is Ellipsis:
         return {"type": "array", "items": _schema(arguments[0], bounds, definitions)}

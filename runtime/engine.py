@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -34,9 +33,10 @@ from .inputs.sources import open_views
 from .inputs.stored_view import StoredView
 from .memory.guard import MemoryGuard, guard_for
 from .options import InferOptions, Progress, check_progress, shows_options
-from .outputs.assembly import ASSEMBLED, assemble_scene
+from .outputs.assembly import assemble_scene
 from .outputs.frame import check_frame
 from .outputs.scene import Scene
+from .postprocessing.scene_stage import PLAIN_IMAGE, runs_in_stage, with_plain_images
 
 
 class Engine(MultiViewInference):
@@ -239,12 +239,25 @@ class Engine(MultiViewInference):
     def _predict(
         self, prepared: PreparedViews, options: InferOptions, progress: Progress | None, heads: Collection[str]
     ) -> Iterator[dict[str, Array]]:
-        chunks = self.pipeline.chunks
+        return self.pipeline.stream(prepared, self._chunks(prepared, options), progress, heads)
+
+    def _chunks(self, prepared: PreparedViews, options: InferOptions) -> ChunkSizes:
         head_chunk = options.head_chunk(len(prepared.images))
-        if head_chunk is not None:
-            chunks = replace(chunks, dense_head=head_chunk)
-        with closing(self.pipeline.stream(prepared, chunks, progress, heads)) as views:
-            yield from views
+        return self.pipeline.chunks if head_chunk is None else replace(self.pipeline.chunks, dense_head=head_chunk)
+
+    def _predict_finished(
+        self,
+        prepared: PreparedViews,
+        options: InferOptions,
+        progress: Progress | None,
+        outputs: Collection[str],
+        into: Sequence[Mapping[str, Array]] | None = None,
+    ) -> Iterator[dict[str, Array]] | None:
+        if not (self.pipeline.finishes and runs_in_stage(options)):
+            return None
+        chunks = self._chunks(prepared, options)
+        views = self.pipeline.finish(prepared, options, set(outputs) - {PLAIN_IMAGE}, chunks, progress, into)
+        return with_plain_images(views, prepared.images, outputs, self.data_norm_type)
 
     @property
     def _threads(self) -> int | None:
@@ -328,7 +341,7 @@ class Engine(MultiViewInference):
         prepared = self.prepare(views, size=target)
         together = network_inputs(prepared, chosen)
         return assemble_scene(
-            self._heads(together, chosen, progress, ASSEMBLED),
+            lambda options, outputs, into: self._finish(together, options, progress, outputs, into),
             together.views,
             [view.name or f"view {i}" for i, view in enumerate(views)],
             chosen,
@@ -336,7 +349,6 @@ class Engine(MultiViewInference):
             sources=views,
             made_by=self.label,
             data_norm_type=self.data_norm_type,
-            threads=self._threads,
         )
 
     def prepare(self, views: Sequence[AnyView], *, size: tuple[int, int] | None = None) -> list[PreparedView]:

@@ -101,16 +101,7 @@ class MultiViewInference(ABC):
         chosen = InferOptions.of(*values, **options)
         wanted = chosen_outputs(outputs, chosen)
         prepared = self._prepare(views, chosen, progress)
-        heads = self._heads(prepared, chosen, progress, wanted)
-        finished = finish_predictions(
-            heads,
-            prepared.images,
-            chosen,
-            wanted,
-            kept=prepared.masks,
-            data_norm_type=self.data_norm_type,
-            threads=self._threads,
-        )
+        finished = self._finish(prepared, chosen, progress, wanted)
         return [{key: self._output(value) for key, value in prediction.items()} for prediction in finished]
 
     @shows_options
@@ -149,13 +140,13 @@ class MultiViewInference(ABC):
         prepared = self._prepare(views, chosen, progress, copy=True)
         self._check_request(prepared, collect=False)
 
-        def finished() -> Iterator[dict[str, Array]]:
+        def on_host() -> Iterator[dict[str, Array]]:
             predictions = self._predict(prepared, chosen, progress, needed_heads(chosen, wanted))
             for heads, image, kept in zip(predictions, prepared.images, prepared.masks, strict=True):
-                result = finish_view(heads, image, chosen, wanted, kept=kept, data_norm_type=self.data_norm_type)
-                yield halved(result) if dtype == "float16" else result
+                yield finish_view(heads, image, chosen, wanted, kept=kept, data_norm_type=self.data_norm_type)
 
-        return finished()
+        finished = self._predict_finished(prepared, chosen, progress, wanted) or on_host()
+        return map(halved, finished) if dtype == "float16" else finished
 
     def predict(self, views: Sequence[View], use_amp: bool = True) -> list[dict[str, Array]]:
         """Return what the network says of the views, without masks and other post-processing, as NumPy arrays.
@@ -169,6 +160,7 @@ class MultiViewInference(ABC):
         """
         options = InferOptions(use_amp=use_amp)
         prepared = self._prepare(views, options)
+        self._check_request(prepared, collect=True)
         return [forward_outputs(**heads) for heads in self._heads(prepared, options, None, FORWARD_OUTPUTS)]
 
     def _prepare(
@@ -186,6 +178,43 @@ class MultiViewInference(ABC):
             views, options, data_norm_type=self.data_norm_type, dtype=self._dtype(), encoder=self._encoder, copy=copy
         )
 
+    def _predict_finished(
+        self,
+        prepared: PreparedViews,
+        options: InferOptions,
+        progress: Progress | None,
+        outputs: Collection[str],
+        into: Sequence[Mapping[str, Array]] | None = None,
+    ) -> Iterator[dict[str, Array]] | None:
+        """Run the network and post-processing where the network runs, when a view is asked for.
+
+        Returns:
+            What :func:`.postprocessing.predictions.finish_predictions` yields, with ``outputs`` and ``into`` as there;
+            None where that has to be done here.
+        """
+        return None
+
+    def _finish(
+        self,
+        prepared: PreparedViews,
+        options: InferOptions,
+        progress: Progress | None,
+        outputs: Collection[str],
+        into: Sequence[Mapping[str, Array]] | None = None,
+    ) -> Iterator[dict[str, Array]]:
+        """Run the network and post-processing on all views, each where it is to run, after a check of the request."""
+        self._check_request(prepared, collect=True)
+        return self._predict_finished(prepared, options, progress, outputs, into) or finish_predictions(
+            self._heads(prepared, options, progress, outputs),
+            prepared.images,
+            options,
+            outputs,
+            kept=prepared.masks,
+            data_norm_type=self.data_norm_type,
+            into=into,
+            threads=self._threads,
+        )
+
     def _heads(
         self, prepared: PreparedViews, options: InferOptions, progress: Progress | None, outputs: Collection[str]
     ) -> Iterable[dict[str, Array]]:
@@ -193,7 +222,6 @@ class MultiViewInference(ABC):
 
         Processors that the network needs itself have none left for post-processing before the network is done.
         """
-        self._check_request(prepared, collect=True)
         heads = self._predict(prepared, options, progress, needed_heads(options, outputs))
         return heads if self._leaves_processors else list(heads)
 

@@ -13,6 +13,7 @@ import pytest
 from filelock import FileLock
 
 from mapengine.runtime.bundle.manifest import (
+    SCENE,
     STAGES,
     AnySize,
     BackendInfo,
@@ -74,7 +75,7 @@ def _make_manifest(record: Callable[[str], FileRecord]) -> Manifest:
             opset=20,
             optimization_profiles=({"views": Range(1, 4, 32)},),
         )
-        for name in STAGES
+        for name in (*STAGES, SCENE)
     }
     return Manifest(
         created_by="0.1.0",
@@ -109,7 +110,7 @@ def _make_manifest(record: Callable[[str], FileRecord]) -> Manifest:
 
 
 def _fill_bundle(writer: BundleWriter) -> Manifest:
-    for name in STAGES:
+    for name in (*STAGES, SCENE):
         data = "aggregator.onnx.data" if name == "aggregator" else ""
         (writer.folder / f"{name}.onnx").write_bytes(graph_bytes(_INPUTS, _OUTPUTS, data=data))
     (writer.folder / "aggregator.onnx.data").write_bytes(b"weights" * 1000)

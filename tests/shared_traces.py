@@ -30,8 +30,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mapengine.export.graphs import trace, tracing
 
 EXPORT = Path(__file__).parents[1] / "export"
-GRAPHS = [EXPORT / "graphs" / name for name in ("stages.py", "trace.py")]
-SOURCES = (*(EXPORT / "model" / "network").glob("*.py"), *GRAPHS, Path(__file__))
+GRAPHS = [EXPORT / "graphs" / name for name in ("stages.py", "trace.py", "recording.py")]
+SOURCES = (
+    *(EXPORT / "model" / "network").glob("*.py"),
+    EXPORT / "model" / "postprocessing.py",
+    *GRAPHS,
+    Path(__file__),
+)
 
 SMALL = 16
 """A weight of at most so many numbers, or of one value throughout, is part of what decides a trace: the exporter leaves
@@ -47,6 +52,7 @@ def share_traces(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Keep what ``trace_graph`` returns in ``folder``, and return it again for a stage that computes the same."""
     current = folder_of_code(folder, SOURCES, ["torch", "onnxscript"])
     patch.setattr(tracing, "trace_graph", _shared(tracing.trace_graph, current))
+    patch.setattr(tracing, "record_graph", _recorded(tracing.record_graph, current))
     # The exporter makes its table of ONNX functions anew for every trace.
     patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
 
@@ -100,6 +106,21 @@ def _captured_once(capture: Callable[..., ExportedProgram]) -> Callable[..., Exp
         return programs[name]
 
     return capture_once
+
+
+def _recorded(record: Callable[..., ir.Model], folder: Path) -> Callable[..., ir.Model]:
+    def record_once(module: nn.Module, *arguments: Any, **options: Any) -> ir.Model:
+        # It has no weights: what it is made with is all that its graph depends on.
+        made_with = [(name, sorted(vars(part).items())) for name, part in module.named_modules() if name]
+        key = repr([made_with, sorted(options.items())]).encode()
+        kept = folder / f"{hashlib.sha256(key).hexdigest()[:32]}.onnx"
+        with FileLock(f"{kept}.lock"):
+            if not kept.exists():
+                ir.save(record(module, *arguments, **options), kept.with_suffix(".partial"))
+                kept.with_suffix(".partial").rename(kept)
+        return ir.load(kept)
+
+    return record_once
 
 
 def _digest_of_values(weights: Mapping[str, np.ndarray]) -> str:

@@ -48,10 +48,13 @@ def check(record: dict[str, Any], tables: ModuleType) -> None:
 
 @pytest.mark.slow
 def test_postprocess(tables: ModuleType, tmp_path: Path) -> None:
-    options = ("--size", "112x84", "--views", "2", "--threads", "1", "2", "--runs", "1")
+    options = ("--size", "112x84", "--views", "2", "--threads", "1", "2", "--runs", "1", "--stage")
     record = run("postprocess.py", *options, "--json", str(tmp_path / "a" / "record.json"))
     check(record, tables)
     assert record["size"] == "112x84"
+    assert all(
+        set(figures["infer_ms"]) == {"numpy", "onnxruntime", "openvino"} for figures in record["results"].values()
+    )
     # From the baseline, and from an independent transcription of the same formulas.
     assert all(figures["mask_pixels_that_differ"] <= 0.005 for figures in record["results"].values())
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["record.json"]

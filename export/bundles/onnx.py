@@ -24,6 +24,8 @@ from mapengine.runtime.backends.registry import available_backends
 from mapengine.runtime.bundle.backend_info import BackendInfo
 from mapengine.runtime.bundle.build_record import Parity, Tolerance
 from mapengine.runtime.bundle.manifest import (
+    SCENE,
+    STAGES,
     Golden,
     Manifest,
     ModelInfo,
@@ -38,7 +40,7 @@ from mapengine.runtime.checks.golden import pack
 from mapengine.runtime.checks.parity import Predictions
 
 from ..graphs.processors import rewrite_for_processors
-from ..graphs.tracing import AttentionExport, ExportedStage, export_stages
+from ..graphs.tracing import AttentionExport, ExportedStage, export_scene, export_stages
 from ..model.checkpoint import parameter_count
 from ..model.reference import MapAnything
 from ..precision import LoweredStage, load_runnable, lower_precision, measure_magnitudes
@@ -55,7 +57,7 @@ _TIGHTEST = 8
 
 @dataclass(frozen=True)
 class Graphs:
-    """The four stages as files, in running order.
+    """The four stages of the network as files, in running order.
 
     Attributes:
         reduced: what writing 16 bit into them found; None for float32. quantization: None but for int8 and fp8.
@@ -143,7 +145,7 @@ def _lower(
 
 
 def write_onnx_bundle(recipe: GraphRecipe, writer: BundleWriter, report: Report) -> Bundle:
-    """Fill ``writer`` with the four stages, the golden file and the manifest, and check them.
+    """Fill ``writer`` with the stages, the golden file and the manifest, and check them.
 
     Args:
         recipe: of :func:`.recipe.decide_graphs`.
@@ -167,6 +169,8 @@ def write_onnx_bundle(recipe: GraphRecipe, writer: BundleWriter, report: Report)
         report=report,
         mha_layers=recipe.mha_layers,
     )
+    report(f"exporting {SCENE}")
+    scene = export_scene(writer.folder, model.data_norm_type, metadata=model_metadata(model, recipe.weights_sha256))
     backends = BACKENDS_BY_FORMAT["onnx"]
     if recipe.rounded_by_backend:
         assert recipe.backend is not None
@@ -185,7 +189,7 @@ def write_onnx_bundle(recipe: GraphRecipe, writer: BundleWriter, report: Report)
         format="onnx",
         backends=_backends(backends),
         requests=recipe.requests,
-        stages={stage.name: _stage_spec(stage, writer, recipe.requests) for stage in graphs.stages},
+        stages={stage.name: _stage_spec(stage, writer, recipe.requests) for stage in (*graphs.stages, scene)},
         golden=_golden(writer, reference.inputs[GOLDEN], reference[GOLDEN], recipe.tolerance),
     )
     bundle = writer.write_manifest(manifest)
@@ -220,9 +224,7 @@ def open_graphs(bundle: Bundle) -> Engine:
     library = OnnxRuntimeBackend()
     if bundle.manifest.precision != "fp32":
         library.device += f", {bundle.manifest.precision} emulated"
-    stages = {
-        name: load_runnable(library, name, bundle.stage_path(name), bundle.folder) for name in bundle.manifest.stages
-    }
+    stages = {name: load_runnable(library, name, bundle.stage_path(name), bundle.folder) for name in STAGES}
     return Engine(bundle, library, Pipeline(stages))
 
 
@@ -274,7 +276,7 @@ def _model_info(model: MapAnything, weights_sha256: str) -> ModelInfo:
 
 def _stage_spec(stage: ExportedStage | LoweredStage, writer: BundleWriter, requests: ServedRequests) -> StageSpec:
     def specs(tensors: Sequence[Any]) -> tuple[TensorSpec, ...]:
-        return tuple(t if isinstance(t, TensorSpec) else TensorSpec(t.name, "float32", t.axes) for t in tensors)
+        return tuple(t if isinstance(t, TensorSpec) else TensorSpec(t.name, t.dtype, t.axes) for t in tensors)
 
     return StageSpec(
         file=writer.record(stage.path.name),

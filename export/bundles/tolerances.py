@@ -24,7 +24,7 @@ from mapengine.runtime.backends.host_pipeline import Pipeline
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mapengine.runtime.bundle.build_record import Tolerance
 from mapengine.runtime.bundle.kernel_attention import KernelAttention
-from mapengine.runtime.bundle.manifest import Golden, StageSpec
+from mapengine.runtime.bundle.manifest import STAGES, Golden, StageSpec
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.checks.golden import unpack
 from mapengine.runtime.checks.parity import Predictions, measure_parity
@@ -147,7 +147,7 @@ def kernel_tolerance(bundle: Bundle, kernels: Mapping[str, KernelChoice], scratc
     def load(path: Path) -> StageRunner:
         return load_runnable(library, path.stem, path, scratch, rounding=False)
 
-    stages = {name: load(bundle.stage_path(name)) for name in manifest.stages if name != "aggregator"}
+    stages = {name: load(bundle.stage_path(name)) for name in STAGES if name != "aggregator"}
     parts = [load(segment.path) for segment in segments]
     norm = manifest.model.data_norm_type
     golden = [{**view, "data_norm_type": [norm]} for view in unpack(bundle.golden())[0]]

@@ -1,7 +1,7 @@
-"""The four stages that are exported: tensor names, axes, example inputs and the modules that trace them.
+"""The stages that are exported: tensor names, axes, example inputs and the modules that trace them.
 
-The stages cut the network where its leading dimension changes meaning, so that memory is bounded by chunks and encoded
-views can be kept: see ``docs/contributing/architecture.md``.
+Four cut the network where its leading dimension changes meaning, so that memory is bounded by chunks and encoded views
+can be kept: see ``docs/contributing/architecture.md``. The fifth, ``scene``, is post-processing.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mapengine.runtime.bundle.stages import SCENE
 from mapengine.runtime.inputs.prepared import MODALITIES
+from mapengine.runtime.postprocessing.scene_stage import OPTIONS
 
 from ..model.config import PATCH_SIZE, ModelConfig
 from ..model.network import MapAnythingNetwork, ViewFeatures
+from ..model.postprocessing import PostProcessing
 
 HEIGHT, WIDTH = f"{PATCH_SIZE}*patch_rows", f"{PATCH_SIZE}*patch_columns"
 Axes = tuple[int | str, ...]
@@ -27,15 +30,17 @@ _EXAMPLE_PATCHES = (4, 5)  # rows, columns: different, so that no axis is taken 
 
 @dataclass(frozen=True)
 class StageTensor:
-    """Name and symbolic shape of one input or output of a stage (float32)."""
+    """Name, symbolic shape and dtype (``float32`` or ``bool``) of one input or output of a stage."""
 
     name: str
     axes: Axes
+    dtype: str = "float32"
 
     def example(self, sizes: dict[str, int]) -> Tensor:
         """Return random values with every dynamic axis replaced by ``sizes``."""
         shape = [a if isinstance(a, int) else sizes[a] for a in self.axes]
-        return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        values = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        return values > 0.5 if self.dtype == "bool" else values
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Stage:
 class _Traced(nn.Module):
     """A stage of ``network`` as a module with flat tensor inputs and outputs."""
 
-    def __init__(self, network: MapAnythingNetwork, run: Callable[..., tuple[Tensor, ...]]) -> None:
+    def __init__(self, network: nn.Module, run: Callable[..., tuple[Tensor, ...]]) -> None:
         super().__init__()
         self.network = network
         self.run = run
@@ -95,7 +100,7 @@ def _dense_head(network: MapAnythingNetwork, *maps: Tensor) -> tuple[Tensor, ...
 
 
 def make_stages(network: MapAnythingNetwork) -> dict[str, Stage]:
-    """Describe the four stages of ``network``, in running order, keyed by name."""
+    """Describe the four stages of the network, in running order, keyed by name."""
     config: ModelConfig = network.config
     encoder_dim, dim = config.image_encoder.block.dim, config.aggregator.block.dim
 
@@ -160,3 +165,35 @@ def make_stages(network: MapAnythingNetwork) -> dict[str, Stage]:
         name: Stage(name, leading, inputs, outputs, _Traced(network, run).eval())
         for name, leading, inputs, outputs, run in specs
     }
+
+
+def make_scene_stage(data_norm_type: str) -> Stage:
+    """Describe the stage of post-processing, for images that are normalised in this way."""
+    chunk = "views_in_chunk"
+    pixels: Axes = (chunk, HEIGHT, WIDTH)
+    inputs = (
+        StageTensor("ray_directions", (*pixels, 3)),
+        StageTensor("unscaled_depth_along_ray", (*pixels, 1)),
+        StageTensor("confidence", pixels),
+        StageTensor("mask_logits", pixels),
+        StageTensor("unscaled_cam_trans", (chunk, 3)),
+        StageTensor("cam_quats", (chunk, 4)),
+        StageTensor("metric_scaling_factor", (1,)),
+        StageTensor("images", (chunk, 3, HEIGHT, WIDTH)),
+        StageTensor("kept", pixels, "bool"),
+        StageTensor("options", (len(OPTIONS),)),
+    )
+    outputs = (
+        StageTensor("pts3d", (*pixels, 3)),
+        StageTensor("pts3d_cam", (*pixels, 3)),
+        StageTensor("depth_along_ray", (*pixels, 1)),
+        StageTensor("cam_trans", (chunk, 3)),
+        StageTensor("non_ambiguous_mask", pixels, "bool"),
+        StageTensor("img_no_norm", (*pixels, 3)),
+        StageTensor("depth_z", (*pixels, 1)),
+        StageTensor("intrinsics", (chunk, 3, 3)),
+        StageTensor("camera_poses", (chunk, 4, 4)),
+        StageTensor("mask", (*pixels, 1), "bool"),
+    )
+    module = _Traced(PostProcessing(data_norm_type), lambda whole, *tensors: tuple(whole(*tensors)))
+    return Stage(SCENE, chunk, inputs, outputs, module.eval())

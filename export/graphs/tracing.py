@@ -21,7 +21,8 @@ from mapengine.runtime.errors import ExportError
 from ..model.config import PATCH_SIZE
 from ..model.network import MapAnythingNetwork
 from ..model.network.transformer import Attention, AttentionForm
-from .stages import HEIGHT, WIDTH, Stage, StageTensor, make_stages
+from .recording import record_graph
+from .stages import HEIGHT, WIDTH, Stage, StageTensor, make_scene_stage, make_stages
 from .trace import trace_graph
 from .weights import save_model
 
@@ -29,12 +30,12 @@ AttentionExport = Literal["mha", "attention", "matmul"]
 """How attention is written: contrib ``MultiHeadAttention`` (ONNX Runtime, OpenVINO, TensorRT-RTX), the standard
 ``Attention`` operator (TensorRT 10.14 and later), or MatMul-Softmax-MatMul (TensorRT 10.3 of JetPack 6.2)."""
 
+_OLDEST_OPSET = 18
+"""The newest without Gelu as one operator, so the oldest parsers in use read every node of it."""
 _FORMS: Mapping[str, tuple[AttentionForm, int]] = {
-    # Opset 23 introduced Attention. Opset 18 is the newest without Gelu as one operator, so the oldest parsers in use
-    # read every node of it.
     "mha": ("mha", 20),
-    "attention": ("sdpa", 23),
-    "matmul": ("sdpa", 18),
+    "attention": ("sdpa", 23),  # the opset that introduced Attention
+    "matmul": ("sdpa", _OLDEST_OPSET),
 }
 
 _MAX_VIEWS = 65536
@@ -95,6 +96,32 @@ def export_stages(
     return written
 
 
+def export_scene(folder: Path, data_norm_type: str, *, metadata: Mapping[str, str] | None = None) -> ExportedStage:
+    """Write the stage of post-processing: in float32, and with operators of the oldest parsers, for every bundle.
+
+    Args:
+        folder: existing folder to write into.
+        data_norm_type: how images are normalised.
+        metadata: see :func:`export_stages`.
+
+    Raises:
+        ExportError: as in :func:`export_stages`.
+    """
+    stage = make_scene_stage(data_norm_type)
+    try:
+        model = record_graph(
+            stage.module,
+            stage.examples(),
+            dynamic_axes={spec.name: dict(_dynamic_axes(spec)) for spec in (*stage.inputs, *stage.outputs)},
+            input_names=[spec.name for spec in stage.inputs],
+            output_names=[spec.name for spec in stage.outputs],
+            opset_version=_OLDEST_OPSET,
+        )
+    except ExportError as error:
+        raise ExportError(f"{stage.name}: {error}") from error
+    return _write(model, stage, folder, _OLDEST_OPSET, {**(metadata or {}), "mapengine.stage": stage.name})
+
+
 def _export_stage(stage: Stage, folder: Path, opset: int, metadata: Mapping[str, str]) -> ExportedStage:
     try:
         model = trace_graph(
@@ -107,6 +134,11 @@ def _export_stage(stage: Stage, folder: Path, opset: int, metadata: Mapping[str,
         )
     except ExportError as error:
         raise ExportError(f"{stage.name}: {error}") from error
+    return _write(model, stage, folder, opset, metadata)
+
+
+def _write(model: ir.Model, stage: Stage, folder: Path, opset: int, metadata: Mapping[str, str]) -> ExportedStage:
+    """Write a traced stage with the names of the contract."""
     written_opset = model.opset_imports[""]
     if written_opset != opset:
         # Asked for an opset that it does not know, the exporter falls back silently.
@@ -125,6 +157,10 @@ def _export_stage(stage: Stage, folder: Path, opset: int, metadata: Mapping[str,
     return ExportedStage(stage.name, path, data_path, opset, stage.inputs, stage.outputs)
 
 
+def _dynamic_axes(spec: StageTensor) -> Iterator[tuple[int, str]]:
+    yield from ((index, axis) for index, axis in enumerate(spec.axes) if isinstance(axis, str))
+
+
 def _dynamic_shapes(stage: Stage) -> tuple[dict[int, object], ...]:
     least = _MIN_PATCHES.get(stage.name, 1)
     rows, columns = (Dim(name, min=least, max=_MAX_PATCHES) for name in ("patch_rows", "patch_columns"))
@@ -135,7 +171,7 @@ def _dynamic_shapes(stage: Stage) -> tuple[dict[int, object], ...]:
         HEIGHT: PATCH_SIZE * rows,
         WIDTH: PATCH_SIZE * columns,
     }
-    return tuple({i: dims[a] for i, a in enumerate(spec.axes) if isinstance(a, str)} for spec in stage.inputs)
+    return tuple({i: dims[a] for i, a in _dynamic_axes(spec)} for spec in stage.inputs)
 
 
 def _name_axes(model: ir.Model, stage: Stage) -> None:

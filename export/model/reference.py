@@ -15,12 +15,20 @@ from torch import Tensor
 from mapengine.runtime.backends.host_pipeline import geometry_inputs
 from mapengine.runtime.inference import MultiViewInference
 from mapengine.runtime.inputs.prepared import PreparedViews
-from mapengine.runtime.options import InferOptions, Progress
+from mapengine.runtime.options import OUTPUTS, InferOptions, Progress
+from mapengine.runtime.postprocessing.scene_stage import (
+    PASSED_ON,
+    READS,
+    option_values,
+    present_outputs,
+    runs_in_stage,
+)
 
 from .checkpoint import weights_sha256
 from .config import ModelConfig
 from .hub import resolve_model
 from .network import HeadOutputs, MapAnythingNetwork, ViewFeatures
+from .postprocessing import PostProcessing
 
 _AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -62,10 +70,53 @@ class MapAnything(MapAnythingNetwork, MultiViewInference):
     def _output(self, value: NDArray[Any]) -> Tensor:
         return torch.from_numpy(value).to(self.device)
 
-    @torch.inference_mode()
     def _predict(
         self, prepared: PreparedViews, options: InferOptions, progress: Progress | None, heads: Collection[str]
     ) -> Iterator[dict[str, NDArray[Any]]]:
+        for _, outputs, scale in self._decoded(prepared, options, progress):
+            named = {**outputs._asdict(), "scale": scale}
+            yield from _by_view({name: named[name] for name in named if name in heads}, len(scale), prepared.batch)
+
+    def _predict_finished(
+        self,
+        prepared: PreparedViews,
+        options: InferOptions,
+        progress: Progress | None,
+        outputs: Collection[str],
+        into: Sequence[Mapping[str, NDArray[Any]]] | None = None,
+    ) -> Iterator[dict[str, NDArray[Any]]] | None:
+        return self._finished(prepared, options, progress, outputs) if runs_in_stage(options) else None
+
+    @torch.inference_mode()
+    def _finished(
+        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None, outputs: Collection[str]
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        finish = PostProcessing(self.data_norm_type)
+        values = self._tensor(option_values(options, prepared.height * prepared.width, self._dtype()))
+        shape = prepared.batch, prepared.height, prepared.width
+        for start, heads, scale in self._decoded(prepared, options, progress):
+            stop = start + len(scale) // prepared.batch
+            kept = [np.ones(shape, bool) if mask is None else mask for mask in prepared.masks[start:stop]]
+            inputs = {name: getattr(heads, head) for name, head in READS.items()}
+            found = finish(
+                **inputs,
+                metric_scaling_factor=scale,
+                images=self._tensor(np.concatenate(prepared.images[start:stop])),
+                kept=torch.from_numpy(np.concatenate(kept)).to(self.device),
+                options=values,
+            )._asdict()
+            found |= {name: getattr(heads, head) for name, head in PASSED_ON.items()}
+            found["metric_scaling_factor"] = scale
+            views = _by_view({name: found[name] for name in OUTPUTS if name in outputs}, len(scale), prepared.batch)
+            for view, mask in zip(views, prepared.masks[start:stop], strict=True):
+                present = present_outputs(outputs, options, mask)
+                yield {name: value for name, value in view.items() if name in present}
+
+    @torch.inference_mode()
+    def _decoded(
+        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None
+    ) -> Iterator[tuple[int, HeadOutputs, Tensor]]:
+        """Yield a chunk of views at a time: the first view, what the heads say, and the scale (N, 1)."""
         views, batch = len(prepared.images), prepared.batch
         report = progress or (lambda stage, done, total: None)
         with self._autocast(options.reduced_precision):
@@ -89,9 +140,7 @@ class MapAnything(MapAnythingNetwork, MultiViewInference):
         for start in range(0, views, chunk):
             stop = min(start + chunk, views)
             outputs = self.decode(ViewFeatures(*(x[start * batch : stop * batch] for x in maps)))
-            for view in range(stop - start):
-                named = [*_named(outputs), ("scale", scale.to(self.dtype).repeat(stop - start, 1))]
-                yield {name: _array(x[view * batch : (view + 1) * batch]) for name, x in named if name in heads}
+            yield start, outputs, scale.to(self.dtype).repeat(stop - start, 1)
             report("dense_head", stop, views)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
@@ -132,8 +181,11 @@ def _per_sample(x: Tensor, views: int, batch: int) -> Tensor:
     return x.reshape(views, batch, *x.shape[1:]).transpose(0, 1)
 
 
-def _named(outputs: HeadOutputs) -> list[tuple[str, Tensor]]:
-    return list(outputs._asdict().items())
+def _by_view(tensors: Mapping[str, Tensor], count: int, batch: int) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yield the arrays of one view after the other from view-major tensors of ``count`` rows."""
+    arrays = {name: _array(tensor) for name, tensor in tensors.items()}
+    for first in range(0, count, batch):
+        yield {name: array[first : first + batch] for name, array in arrays.items()}
 
 
 def _array(x: Tensor) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..bundle.store import Bundle
 from ..inputs.encoded import ImageFeatures
 from ..inputs.prepared import PreparedViews
-from ..options import Progress
+from ..options import InferOptions, Progress
 from ..postprocessing.predictions import forward_outputs
 
 BF16_STAGES = ("image_encoder", "aggregator")
@@ -113,6 +113,33 @@ class StagePipeline(ABC):
             ProfileError: the stages were not built for so many views, or for their size.
             BackendError: the backend failed.
         """
+
+    @property
+    def finishes(self) -> bool:
+        """Whether post-processing is a stage of the pipeline: see :meth:`finish`."""
+        return False
+
+    def finish(
+        self,
+        prepared: PreparedViews,
+        options: InferOptions,
+        outputs: Collection[str],
+        chunks: ChunkSizes | None = None,
+        progress: Progress | None = None,
+        into: Sequence[Mapping[str, NDArray[Any]]] | None = None,
+    ) -> Generator[dict[str, NDArray[Any]], None, None]:
+        """Yield what ``infer`` returns of one view after the other, if the pipeline ``finishes``.
+
+        Args:
+            prepared, chunks, progress: as in :meth:`stream`.
+            options: of the call, without multi-view confidence.
+            outputs: names of what the dictionaries hold, without ``img_no_norm``, which the caller has.
+            into: per view the arrays that hold the results, by name; what is not among them is new.
+
+        Raises:
+            ProfileError, BackendError: as in :meth:`stream`.
+        """
+        raise NotImplementedError
 
     def device_bytes(self) -> int | None:
         """Return the bytes in use on a device of its own, by all programs; None without one."""

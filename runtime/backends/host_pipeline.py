@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.stages import StageSpec
+from ..bundle.stages import SCENE, StageSpec
 from ..bundle.store import Bundle
 from ..inputs.encoded import ImageFeatures
 from ..inputs.prepared import MODALITIES, PreparedViews, ViewGeometry
@@ -196,6 +196,8 @@ class HostBackend(ABC):
 
     def open_pipeline(self, bundle: Bundle, chunks: ChunkSizes) -> StagePipeline:
         """See :class:`Backend`."""
+        # Post-processing stays in NumPy on a processor: the same values in a fifth of the time that the stage takes
+        # (docs/results/cpu-choices.md), because only what is near a depth jump gets normals. Decided here alone.
         stages = {
             name: CheckedStage(
                 self.name,
@@ -206,6 +208,7 @@ class HostBackend(ABC):
                 failed=self.renew,
             )
             for name, spec in bundle.manifest.stages.items()
+            if name != SCENE
         }
         return Pipeline(stages, chunks)
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from ..backend_table import BACKENDS_BY_FORMAT, EIGHT_BIT, PRECISIONS
 from ..errors import ManifestError, VersionError
 from ..typed_json.codec import Fail, decode, encode
-from ..typed_json.fields import ADDED, EVERY_KEY, Bounds, Count, Key, OneOf, Positive, Sha256
+from ..typed_json.fields import ADDED, Bounds, Count, EveryKey, Key, OneOf, Positive, Sha256
 from ..typed_json.text import Document, shorten
 from .backend_info import BackendInfo
 from .build_record import (
@@ -30,7 +30,7 @@ from .build_record import (
 from .file_record import MANIFEST_NAME, FileRecord
 from .kernel_attention import KernelAttention, KernelCode
 from .requests import PATCH_SIZE, AnySize, Range, ServedRequests
-from .stages import DTYPES, STAGES, LayerRecord, StageSpec, TensorSpec
+from .stages import DTYPES, SCENE, STAGES, LayerRecord, StageSpec, TensorSpec
 
 __all__ = [
     "ATTENTIONS",
@@ -38,6 +38,7 @@ __all__ = [
     "DTYPES",
     "PATCH_SIZE",
     "PRECISIONS",
+    "SCENE",
     "SCHEMA_VERSION",
     "STAGES",
     "AnySize",
@@ -62,9 +63,9 @@ __all__ = [
     "Tolerance",
 ]  # fmt: skip
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 OLDEST_VERSION = 4
-"""Of the schemas that are read; its manifests carry no hash of themselves."""
+"""Of the schemas that are read; its manifests carry no hash of themselves, and until version 5 no stage ``scene``."""
 ATTENTIONS = ("mha", "attention", "matmul")
 """Contrib MultiHeadAttention, the standard ONNX Attention, and MatMul-Softmax-MatMul."""
 
@@ -111,7 +112,7 @@ class Manifest:
         attention: one of ``ATTENTIONS``.
         format: a key of ``BACKENDS_BY_FORMAT``: ``onnx`` (for backends on processors), ``onnx-cuda`` or ``plan`` (for
             one kind of TensorRT).
-        stages: the four stages of ``STAGES``, in that order.
+        stages: the four stages of ``STAGES``, in that order, and ``scene``, which bundles of schema 5 and older lack.
         parity: as measured against the PyTorch reference after the build, or None.
         kernels: compiled code of the attention between the segments of stages; empty where there is none.
     """
@@ -128,7 +129,7 @@ class Manifest:
     format: Annotated[str, OneOf(tuple(BACKENDS_BY_FORMAT))]
     backends: tuple[BackendInfo, ...]
     requests: Annotated[ServedRequests, Key("profile")]
-    stages: Annotated[Mapping[Annotated[str, OneOf(STAGES)], StageSpec], EVERY_KEY]
+    stages: Annotated[Mapping[Annotated[str, OneOf((*STAGES, SCENE))], StageSpec], EveryKey(added=(SCENE,))]
     kernels: tuple[KernelCode, ...] = field(default=(), kw_only=True)
     golden: Golden
     parity: Parity | None = None

@@ -14,6 +14,9 @@ from .kernel_attention import KernelAttention
 from .requests import Range
 
 STAGES = ("image_encoder", "geometry_encoder", "aggregator", "dense_head")
+"""The stages of the network."""
+SCENE = "scene"
+"""The stage of post-processing; bundles of older versions have none."""
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int8", "uint8", "bool", "float8_e4m3fn")
 MAX_AXIS = 2**40
 
@@ -91,7 +94,8 @@ class StageSpec:
                 if spec.name in names:
                     fail(f"{side}[{index}]", f"repeats the tensor name {shorten(spec.name)}")
                 names.add(spec.name)
-        axes = {axis for spec in (*self.inputs, *self.outputs) for axis in spec.shape}
+        # 14*patch_rows follows from the axis patch_rows
+        axes = {str(axis).rpartition("*")[2] for spec in (*self.inputs, *self.outputs) for axis in spec.shape}
         for index, profile in enumerate(self.optimization_profiles):
             for axis in profile:
                 if axis not in axes:

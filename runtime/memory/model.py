@@ -19,7 +19,7 @@ from ..bundle.requests import PATCH_SIZE
 from ..errors import MemoryLimitError
 from ..system.sizes import gigabytes
 from ..typed_json.codec import Fail
-from ..typed_json.fields import EVERY_KEY, Bounds, Count, OneOf, Positive
+from ..typed_json.fields import Bounds, Count, EveryKey, OneOf, Positive
 from ..writing.cached_records import cache_path, keep_record, kept_record
 
 STAGES = ("load", "image_encoder", "geometry_encoder", "aggregator", "dense_head")
@@ -45,7 +45,7 @@ class Sample:
     height: Positive
     geometry: bool
     collect: bool
-    peaks: Annotated[Mapping[Annotated[str, OneOf(STAGES)], Count], EVERY_KEY]
+    peaks: Annotated[Mapping[Annotated[str, OneOf(STAGES)], Count], EveryKey()]
 
     def numbers(self) -> Iterator[int]:
         """Yield the numbers that the fit divides by."""

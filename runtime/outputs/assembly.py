@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ..geometry import all_finite
+from ..geometry import Array, all_finite
 from ..inputs.normalization import denormalize_image, image_bytes
 from ..inputs.prepared import PreparedView
 from ..inputs.raw_view import AnyView
 from ..inputs.stored_view import of_file, time_of
 from ..options import InferOptions
-from ..postprocessing.predictions import Heads, finish_predictions
 from .frame import alignment_of, move_arrays
 from .scene import Scene
 from .scene_arrays import leave_out_what_is_not_finite, new_arrays
+
+Finish = Callable[[InferOptions, Sequence[str], Sequence[Mapping[str, Array]]], Iterable[Mapping[str, Array]]]
+"""Yields ``infer``'s answer view by view: from options, names of outputs, and per view the arrays to write into."""
 
 _PLACES = {
     "pts3d": "points",
@@ -34,7 +36,7 @@ ASSEMBLED = (*_PLACES, "metric_scaling_factor")
 
 
 def assemble_scene(
-    heads: Iterable[Heads],
+    finish: Finish,
     views: Sequence[PreparedView],
     names: Sequence[str],
     options: InferOptions,
@@ -43,14 +45,18 @@ def assemble_scene(
     sources: Sequence[AnyView] = (),
     made_by: str = "",
     data_norm_type: str = "dinov2",
-    threads: int | None = None,
 ) -> Scene:
     """Return the scene of a call: what ``Scene.from_predictions`` makes of the answer of ``infer``.
 
-    Post-processing writes into the arrays of the scene. Arguments as in
-    :func:`..postprocessing.predictions.finish_predictions`; ``views`` have a batch of one, ``names`` are theirs.
-    ``frame`` is one of :data:`.frame.FRAMES`, ``sources`` are the views before they were prepared,
-    ``made_by`` is the label of the engine.
+    Post-processing writes into the arrays of the scene.
+
+    Args:
+        finish: yields the answer, see :data:`Finish`.
+        views: with a batch of one. names: of the views.
+        options: of the call.
+        frame: one of :data:`.frame.FRAMES`. sources: the views before they were prepared.
+        made_by: the label of the engine.
+        data_norm_type: of the images.
     """
     if not options.apply_mask:  # then the network's own mask holds, and a scene has nothing outside its mask
         options = replace(options, apply_mask=True, mask_edges=False, apply_confidence_mask=False)
@@ -60,11 +66,8 @@ def assemble_scene(
     for index in range(len(views)):
         own = {key: arrays[name][index : index + 1] for key, name in _PLACES.items()}
         into.append({key: value[..., None] if key in ("depth_z", "mask") else value for key, value in own.items()})
-    images = [view.image for view in views]
     scale = 1.0
-    kept = [view.mask for view in views]
-    finished = finish_predictions(heads, images, options, ASSEMBLED, kept=kept, into=into, threads=threads)
-    for index, (view, result) in enumerate(zip(views, finished, strict=True)):
+    for index, (view, result) in enumerate(zip(views, finish(options, ASSEMBLED, into), strict=True)):
         if index == 0:
             scale = float(result["metric_scaling_factor"][0, 0])
         if view.pixels is not None:

@@ -56,6 +56,11 @@ def edge_mask(
     return normal_edges(points, mask, normal_threshold, candidates, distance)
 
 
+def edge_cosine(threshold: float) -> float:
+    """Return the cosine below which two normals enclose more than ``threshold`` degrees; that of 90 is 0."""
+    return math.cos(math.radians(threshold)) if threshold < 90 else min(math.cos(math.radians(threshold)), 0.0)
+
+
 def depth_edges(depth_z: Array, mask: Array, threshold: float) -> Array:
     """Return pixels (H, W) bool whose 3 x 3 neighbours in ``mask`` differ by over ``threshold`` times their depth."""
     infinity = depth_z.dtype.type(np.inf)
@@ -236,8 +241,7 @@ def _normalize(planes: Array, squares: Array, norm: Array) -> None:
 
 def _turning(normals: Array, valid: Array, stride: int, threshold: float) -> Array:
     """Return flat pixels, bool, with a valid normal of their eight neighbours at more than ``threshold`` degrees."""
-    cosine = math.cos(math.radians(threshold)) if threshold < 90 else min(math.cos(math.radians(threshold)), 0.0)
-    limit, one = normals.dtype.type(cosine), normals.dtype.type(1)
+    limit, one = normals.dtype.type(edge_cosine(threshold)), normals.dtype.type(1)
     turning = np.zeros(valid.shape, bool)
     undefined = np.zeros(valid.shape, bool)
     for start in range(0, valid.size, PIECE_PIXELS):

@@ -19,6 +19,7 @@ from ..inputs.normalization import denormalize_image
 from ..options import DEFAULTS, OUTPUTS, InferOptions
 from ..system.threads import in_order
 from . import edges, multiview
+from .scene_stage import present_outputs
 
 Heads = Mapping[str, Array]
 """The outputs of the dense head for one view, and the scale: the arguments of :func:`forward_outputs`."""
@@ -193,7 +194,7 @@ def finish_view(
         data_norm_type: of the image.
         into: arrays of the right shape and type, C-contiguous, which get results and are those of the dictionary.
     """
-    wanted = set(outputs) if options.apply_mask or kept is not None else set(outputs) - {"mask"}
+    wanted = present_outputs(outputs, options, kept)
     given = into or {}
     masks = options.apply_mask and not _MASKED.isdisjoint(wanted)
     finds_edges = masks and options.mask_edges

@@ -30,10 +30,10 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 from .fields import (
     ADDED,
-    EVERY_KEY,
     MAX_TEXT,
     NO_BOUNDS,
     Bounds,
+    EveryKey,
     KeyedBy,
     Multiple,
     OneOf,
@@ -165,7 +165,7 @@ def _reader(hint: Any, defaults: bool, outer: Bounds = NO_BOUNDS, known: Mapping
         return partial(_read_fixed, [inner(argument) for argument in arguments])
     if origin is Mapping:
         names = next((mark.options for mark in split_marks(arguments[0])[1] if isinstance(mark, OneOf)), None)
-        return partial(_read_mapping, inner(arguments[1]), names=names, every=EVERY_KEY in marks)
+        return partial(_read_mapping, inner(arguments[1]), names=names, every=found.get(EveryKey))
     raise TypeError(f"{hint} has no JSON form")
 
 
@@ -255,9 +255,9 @@ def _read_fixed(items: list[Read], value: Any) -> tuple[Any, ...]:
 
 
 def _read_mapping(
-    member: Read, value: Any, names: tuple[str, ...] | None = None, every: bool = False
+    member: Read, value: Any, names: tuple[str, ...] | None = None, every: EveryKey | None = None
 ) -> dict[str, Any]:
-    members = _exactly(value, names or ()) if every else _members(value)
+    members = _members(value) if every is None else _exactly(value, names or (), frozenset(every.added))
     for name in members:
         if names is not None and name not in names:
             raise _Wrong(f"names {shorten(name)}, which is none of {', '.join(names)}")

@@ -77,8 +77,16 @@ FLAT = _Mark("flat")
 """The fields of a dataclass stand in JSON beside those of the one that has it; all of them are null for None."""
 ADDED = _Mark("added")
 """A field with a default was added to its schema: documents that were written before may lack it."""
-EVERY_KEY = _Mark("every key")
-"""An object has all of the keys that its mapping allows (by :class:`OneOf`), and is read in their order."""
+
+
+@dataclass(frozen=True)
+class EveryKey:
+    """An object has all of the keys that its mapping allows (by :class:`OneOf`), and is read in their order.
+
+    The keys in ``added`` were added to the schema: documents that were written before may lack them.
+    """
+
+    added: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Runs the four stages of a bundle on a GPU: the counterpart of :class:`..host_pipeline.Pipeline`."""
+"""Runs the stages of a bundle on a GPU: the counterpart of :class:`..host_pipeline.Pipeline`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...bundle.requests import PATCH_SIZE
+from ...bundle.stages import SCENE
 from ...errors import BackendError
 from ...inputs.encoded import ImageFeatures
 from ...inputs.prepared import PreparedViews, ViewGeometry
-from ...options import Progress
+from ...options import InferOptions, Progress
+from ...postprocessing.predictions import FORWARD_OUTPUTS
 from ..contract import ChunkSizes, StagePipeline
 from .driver import Device, OutOfMemory, Stream
+from .scene_call import SceneCall
 from .shape_context import RequestShape, ShapeContext, Work
 from .stage import DeviceStage
 from .timing import GpuClock
 
 _MOST_IDLE = 4
 """Contexts that are kept for the next call: a few shapes are usual, and each holds the memory of its largest stage."""
+
+_UNMASKED = InferOptions(apply_mask=False)
 
 
 class Caches(Protocol):
@@ -81,6 +86,47 @@ class DevicePipeline(StagePipeline):
         for parts in zip(*samples, strict=True):
             yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
+    @property
+    def finishes(self) -> bool:
+        """See :attr:`.StagePipeline.finishes`; bundles of older versions lack the stage."""
+        return self._contexts.finishes
+
+    def forward(
+        self,
+        prepared: PreparedViews,
+        chunks: ChunkSizes | None = None,
+        progress: Progress | None = None,
+    ) -> list[dict[str, NDArray[Any]]]:
+        """See :meth:`.StagePipeline.forward`; from the stage of post-processing where there is one."""
+        if not self.finishes:
+            return super().forward(prepared, chunks, progress)
+        with contextlib.closing(self.finish(prepared, _UNMASKED, FORWARD_OUTPUTS, chunks, progress)) as views:
+            return [{name: view[name] for name in FORWARD_OUTPUTS} for view in views]
+
+    def finish(
+        self,
+        prepared: PreparedViews,
+        options: InferOptions,
+        outputs: Collection[str],
+        chunks: ChunkSizes | None = None,
+        progress: Progress | None = None,
+        into: Sequence[Mapping[str, NDArray[Any]]] | None = None,
+    ) -> Generator[dict[str, NDArray[Any]], None, None]:
+        """See :meth:`.StagePipeline.finish`. Samples run one after the other, as in :meth:`stream`."""
+        sizes = self._limited(chunks or self.chunks)
+        into = into or [{}] * len(prepared.images)
+        if prepared.batch == 1:
+            yield from self._run(prepared, 0, sizes, progress, SceneCall.of(prepared, 0, options, outputs, into))
+            return
+        samples = []
+        for sample in range(prepared.batch):
+            call = SceneCall.of(prepared, sample, options, outputs, into)
+            samples.append(list(self._run(prepared, sample, sizes, progress, call)))
+        for parts, own in zip(zip(*samples, strict=True), into, strict=True):
+            yield {
+                name: own[name] if name in own else np.concatenate([part[name] for part in parts]) for name in parts[0]
+            }
+
     def encode(
         self, images: Sequence[NDArray[Any]], chunks: ChunkSizes | None = None, progress: Progress | None = None
     ) -> list[ImageFeatures]:
@@ -109,14 +155,17 @@ class DevicePipeline(StagePipeline):
         sample: int,
         chunks: ChunkSizes,
         progress: Progress | None,
-        heads: Collection[str] | None,
+        wanted: Collection[str] | SceneCall | None,
     ) -> Generator[dict[str, NDArray[Any]], None, None]:
-        """Yield the views of one sample. The GPU is current for this thread only while the generator runs."""
+        """Yield the views of one sample: outputs of the dense head, or of ``infer``.
+
+        The GPU is current for this thread only while the generator runs.
+        """
         images = [np.asarray(image[sample : sample + 1], np.float32) for image in prepared.images]
         geometry = [_of_sample(view, sample) for view in prepared.geometry]
         features = [None if view is None else _features_of(view, sample) for view in prepared.features]
         request = RequestShape(len(images), prepared.height // PATCH_SIZE, prepared.width // PATCH_SIZE, chunks)
-        work = Work.of(features, geometry)
+        work = Work.of(features, geometry, finish=isinstance(wanted, SceneCall))
         report = progress
         if progress is not None and prepared.batch > 1:
             before, batch, tell = sample, prepared.batch, progress
@@ -127,7 +176,7 @@ class DevicePipeline(StagePipeline):
         with contextlib.ExitStack() as held:
             with self._device.current():
                 context = held.enter_context(self._contexts.taken(request, work))
-                views = context.run(images, geometry, features, report, self._contexts.clock, heads)
+                views = context.run(images, geometry, features, report, self._contexts.clock, wanted)
             while True:
                 with self._device.current():
                     view = next(views, None)
@@ -163,6 +212,7 @@ class _ShapeContexts:
         self._stages = stages
         self._caches = caches
         self._stream = stream
+        self.finishes = SCENE in stages
         self.clock: GpuClock | None = None
         self._idle: list[ShapeContext] = []  # the newest last
         self._running = 0

@@ -20,19 +20,19 @@ from numpy.typing import NDArray
 
 from ...bundle.manifest import TensorSpec
 from ...bundle.requests import PATCH_SIZE
-from ...bundle.stages import tensor_shape
+from ...bundle.stages import SCENE, tensor_shape
 from ...errors import BackendError
 from ...inputs.encoded import ImageFeatures
 from ...inputs.prepared import ViewGeometry
 from ...options import Progress
+from ...postprocessing.scene_stage import READS
 from ..contract import ChunkSizes
 from ..host_pipeline import chunk_ranges, geometry_inputs
-from .driver import Buffer, Device, Event, Graph, Pinned, Stream
+from .driver import Buffer, Device, Event, Pinned, Stream
+from .launch import Launch
+from .scene_call import SCALE, SceneCall
 from .stage import DeviceStage, tensor_bytes
 from .timing import DEVICE_TO_HOST, HOST_TO_DEVICE, ON_DEVICE, GpuClock
-
-SCALE = "metric_scaling_factor"
-"""The output of the aggregator that the host reads."""
 
 _WHOLE_NAMES = {"patch_features": "features"}
 """Tensors that have another name where the aggregator reads them, for all views."""
@@ -62,74 +62,41 @@ class Work:
 
     Attributes:
         images, geometry: the views that go through the image encoder and through the geometry encoder.
-        encode_only: nothing but the image encoder runs.
+        encode_only: nothing but the image encoder runs. finish: post-processing runs as a stage.
     """
 
     images: Sequence[int]
     geometry: Sequence[int]
     encode_only: bool = False
+    finish: bool = False
 
     @classmethod
-    def of(cls, features: Sequence[ImageFeatures | None], geometry: Sequence[ViewGeometry | None]) -> Work:
+    def of(
+        cls,
+        features: Sequence[ImageFeatures | None],
+        geometry: Sequence[ViewGeometry | None],
+        *,
+        finish: bool = False,
+    ) -> Work:
         """Return the work of a whole call, from what is known of each view."""
         return cls(
             [view for view, known in enumerate(features) if known is None],
             [view for view, brings in enumerate(geometry) if brings is not None],
+            finish=finish,
         )
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One launch: a stage and the views that it works on."""
+    """A stage and the views that it works on, and what is launched behind it for the same views."""
 
     stage: str
     views: Sequence[int]
+    then: tuple[str, ...] = ()
 
-
-class _Launch:
-    """An execution context for one stage and number of views, with its tensors at fixed addresses."""
-
-    def __init__(
-        self, stage: DeviceStage, stream: Stream, axes: Mapping[str, int], addresses: Mapping[str, int]
-    ) -> None:
-        self._stage = stage
-        self._context, self.memory = stage.context(stream.handle, axes)
-        self._runs = 0
-        self._graph: Graph | None = None
-        for name, address in addresses.items():
-            if not self._context.set_tensor_address(name, address):
-                raise stage.failed(f"it refuses the address of {name}")
-
-    def use_memory(self, memory: Buffer) -> None:
-        """Use ``memory`` from now on, which contexts that run one after the other share."""
-        self.free()
-        self._runs = 0
-        self._context.set_device_memory(memory.address, memory.size)
-
-    def run(self, stream: Stream) -> None:
-        """Enqueue the stage: as a graph from its second run on, where that can be recorded."""
-        if self._runs == 1 and self._stage.recordable:
-            self._graph = self._record(stream)
-        self._runs += 1
-        if self._graph is not None:
-            stream.launch(self._graph)
-        else:
-            with stream.turn:
-                self._stage.enqueue(self._context, stream.handle)
-
-    def _record(self, stream: Stream) -> Graph | None:
-        try:
-            with stream.capture() as graph:
-                self._stage.enqueue(self._context, stream.handle)
-        except BackendError:  # what cannot be recorded is run as before
-            return None
-        return graph
-
-    def free(self) -> None:
-        """Give the graph back."""
-        if self._graph is not None:
-            self._graph.free()
-            self._graph = None
+    @property
+    def launches(self) -> tuple[str, ...]:
+        return self.stage, *self.then
 
 
 class ShapeContext:
@@ -143,10 +110,12 @@ class ShapeContext:
         self._device = device
         self._stages = stages
         self._owned: list[Buffer | Pinned | Stream | Event] = []
-        self._launches: dict[tuple[str, int], _Launch] = {}
+        self._launches: dict[tuple[str, int], Launch] = {}
         self._buffers: dict[tuple[str, str], Buffer] = {}
         self._pinned: dict[tuple[str, str, int, int], Pinned] = {}
         self._memory: Buffer | None = None
+        self._all_kept = False
+        """Whether the input ``kept`` of the stage ``scene`` is true everywhere, as most calls have it."""
         aggregator = stages["aggregator"]
         self._whole = {name for name in aggregator.inputs | aggregator.outputs if name != SCALE}
         """Tensors of all views, kept on the GPU."""
@@ -188,9 +157,9 @@ class ShapeContext:
         features: Sequence[ImageFeatures | None],
         report: Progress | None = None,
         clock: GpuClock | None = None,
-        heads: Collection[str] | None = None,
+        wanted: Collection[str] | SceneCall | None = None,
     ) -> Iterator[dict[str, NDArray[Any]]]:
-        """Run the network on one sample, after :meth:`prepare`.
+        """Run the network on one sample, and post-processing if asked for, after :meth:`prepare`.
 
         The caller may work with a view while the GPU computes the next ones.
 
@@ -200,17 +169,26 @@ class ShapeContext:
             features: V times what the image encoder gave before, of this sample only; None for what it has to do.
             report: called when the GPU has finished a step, with the stage, views done and views in all.
             clock: times copies and stages on the GPU.
-            heads: the outputs of the dense head that come to the host, all by default.
+            wanted: the outputs of the dense head that come to the host, all by default; or what post-processing is to
+                do.
 
         Yields:
-            Per view, in order: the dense head's outputs with a leading dimension of 1, and the metric scaling factor
-            (1, 1) as ``scale``. The arrays are the caller's.
+            Per view, in order, with a leading dimension of 1: the dense head's outputs, and the metric scaling factor
+            (1, 1) as ``scale``; or the outputs of ``infer``. The arrays are the caller's.
         """
 
         def timed(what: str) -> contextlib.AbstractContextManager[None]:
             return contextlib.nullcontext() if clock is None else clock.span(what, self._stream)
 
-        work = Work.of(features, geometry)
+        call = wanted if isinstance(wanted, SceneCall) else None
+        work = Work.of(features, geometry, finish=call is not None)
+        if call is None:
+            found = [name for name in self._stages["dense_head"].outputs if wanted is None or name in wanted]  # type: ignore[operator]
+            back: Mapping[str, tuple[str, str]] = {name: ("dense_head", name) for name in found}
+        else:
+            back = call.back
+            with timed(HOST_TO_DEVICE):
+                self._upload_options(call)
         with timed(HOST_TO_DEVICE):
             self._put_features(features)
         sources: dict[str, Sequence[Any]] = {"image_encoder": images, "geometry_encoder": geometry}
@@ -218,22 +196,19 @@ class ShapeContext:
         done = dict.fromkeys(self._stages, 0)
         scale: NDArray[Any] = np.empty(0)
 
-        def comes_back(stage: str, name: str) -> bool:
-            return _WHOLE_NAMES.get(name, name) not in self._whole and (
-                stage != "dense_head" or heads is None or name in heads
-            )
-
         def finish(step: _Step, slot: int) -> Iterator[dict[str, NDArray[Any]]]:
             if step.stage == "dense_head" or report is not None:
                 self._marks[slot].wait()
             if step.stage == "dense_head":
-                names = [name for name in self._stages[step.stage].outputs if comes_back(step.stage, name)]
-                for position in range(len(step.views)):
-                    outputs = {name: self._host(step, name, slot).array for name in names}
-                    part = slice(position, position + 1)
-                    yield {name: value[part].copy() for name, value in outputs.items()} | {
-                        "scale": scale.reshape(1, 1).copy()
-                    }
+                arrays = {key: self._host(step, *source, slot).array for key, source in back.items()}
+                for position, view in enumerate(step.views):
+                    parts = {key: value[position : position + 1] for key, value in arrays.items()}
+                    if call is None:
+                        yield {key: value.copy() for key, value in parts.items()} | {
+                            "scale": scale.reshape(1, 1).copy()
+                        }
+                    else:
+                        yield call.result(view, parts | {SCALE: scale.reshape(1, 1)})
             done[step.stage] += len(step.views)
             if report is not None:
                 report(step.stage, done[step.stage], totals.get(step.stage, len(images)))
@@ -250,17 +225,21 @@ class ShapeContext:
             loaded = self._stages[step.stage]
             with timed(ON_DEVICE):
                 self._move(step, loaded.inputs, into_chunk=True)
-            with timed(step.stage):
-                self._launches[step.stage, len(step.views)].run(self._stream)
+            if call is not None and SCENE in step.then:
+                with timed(HOST_TO_DEVICE):
+                    self._upload_kept(step, slot, call)
+            for stage in step.launches:
+                with timed(stage):
+                    self._launches[stage, len(step.views)].run(self._stream)
             with timed(ON_DEVICE):
                 self._move(step, loaded.outputs, into_chunk=False)
+            downloads = {"aggregator": [("aggregator", SCALE)], "dense_head": list(back.values())}
             with timed(DEVICE_TO_HOST):
-                for name in loaded.outputs:
-                    if comes_back(step.stage, name):
-                        source = self._address(step.stage, len(step.views), name)
-                        self._stream.download(source, self._host(step, name, slot))
+                for stage, name in downloads.get(step.stage, ()):
+                    source = self._address(stage, len(step.views), name)
+                    self._stream.download(source, self._host(step, stage, name, slot))
             if step.stage == "aggregator":
-                scale = self._host(step, SCALE, slot).array
+                scale = self._host(step, "aggregator", SCALE, slot).array
             self._marks[slot].record(self._stream)
             if previous is not None:  # one step late: the GPU has this one to go on with
                 yield from finish(*previous)
@@ -275,10 +254,11 @@ class ShapeContext:
             self._upload(step, 0, self._fill(step, 0, [images[view] for view in step.views]))
             self._launches[step.stage, len(step.views)].run(self._stream)
             for name in loaded.outputs:
-                self._stream.download(self._address(step.stage, len(step.views), name), self._host(step, name, 0))
+                source = self._address(step.stage, len(step.views), name)
+                self._stream.download(source, self._host(step, step.stage, name, 0))
             self._marks[0].record(self._stream)
             self._marks[0].wait()
-            values = {name: self._host(step, name, 0).array for name in loaded.outputs}
+            values = {name: self._host(step, step.stage, name, 0).array for name in loaded.outputs}
             for position in range(len(step.views)):
                 parts = {name: value[position : position + 1].astype(np.float32) for name, value in values.items()}
                 found.append(ImageFeatures(parts["patch_features"], parts.get("extra_tokens")))
@@ -317,26 +297,32 @@ class ShapeContext:
                 ("dense_head", every, chunks.dense_head),
             ]
         for stage, views, size in stages:
+            then = (SCENE,) if stage == "dense_head" and work.finish else ()
             for start, stop in chunk_ranges(0, len(views), size):
-                yield _Step(stage, views[start:stop])
+                yield _Step(stage, views[start:stop], then)
 
     def _missing(self, work: Work) -> set[tuple[str, int]]:
-        return {(step.stage, len(step.views)) for step in self._steps(work)} - set(self._launches)
+        needed = {(stage, len(step.views)) for step in self._steps(work) for stage in step.launches}
+        return needed - set(self._launches)
 
     def _axes(self, stage: str, views: int) -> dict[str, int]:
         leading = next(iter(self._stages[stage].inputs.values())).shape[0]
         return {str(leading): views, "patch_rows": self.request.rows, "patch_columns": self.request.columns}
 
-    def _make_launch(self, stage: str, views: int) -> _Launch:
+    def _make_launch(self, stage: str, views: int) -> Launch:
         loaded = self._stages[stage]
         loaded.optimization_profile(self._axes(stage, views))  # refuse before memory is allocated
         addresses = {name: self._address(stage, views, name) for name in loaded.inputs | loaded.outputs}
-        return _Launch(loaded, self._stream, self._axes(stage, views), addresses)
+        return Launch(loaded, self._stream, self._axes(stage, views), addresses)
 
     def _address(self, stage: str, views: int, name: str) -> int:
         """Return where a stage reads or writes a tensor when it runs on this many views."""
         if self._is_direct(stage, views, name):
             return self._buffer("aggregator", _WHOLE_NAMES.get(name, name)).address
+        if stage == SCENE and name in READS:
+            return self._buffer("dense_head", READS[name]).address
+        if stage == SCENE and name == SCALE:
+            return self._buffer("aggregator", SCALE).address
         return self._buffer(stage, name).address
 
     def _is_direct(self, stage: str, views: int, name: str) -> bool:
@@ -348,17 +334,19 @@ class ShapeContext:
     def _buffer(self, stage: str, name: str) -> Buffer:
         """Return the GPU memory of a tensor, for as many views as the stage takes at once."""
         if (stage, name) not in self._buffers:
-            views = min(self.request.chunks.to_json().get(stage, self.request.views), self.request.views)
+            chunk = "dense_head" if stage == SCENE else stage
+            views = min(self.request.chunks.to_json().get(chunk, self.request.views), self.request.views)
             size = tensor_bytes(self._stages[stage].tensors[name], self._axes(stage, views))
             self._buffers[stage, name] = self._own(self._device.allocate(size))
         return self._buffers[stage, name]
 
-    def _host(self, step: _Step, name: str, slot: int) -> Pinned:
-        """Return the page-locked copy of a tensor that comes from the host or goes there."""
-        key = step.stage, name, len(step.views), slot
+    def _host(self, step: _Step, stage: str, name: str, slot: int) -> Pinned:
+        """Return the page-locked copy of a tensor of a stage, for a step's views, that comes from the host or goes
+        there."""
+        key = stage, name, len(step.views), slot
         if key not in self._pinned:
-            spec = self._stages[step.stage].tensors[name]
-            shape = tensor_shape(spec, self._axes(step.stage, len(step.views)))
+            spec = self._stages[stage].tensors[name]
+            shape = tensor_shape(spec, self._axes(stage, len(step.views)))
             self._pinned[key] = self._own(self._device.pinned(shape, spec.dtype))
         return self._pinned[key]
 
@@ -367,18 +355,39 @@ class ShapeContext:
     def _fill(self, step: _Step, slot: int, views: Sequence[Any]) -> list[str]:
         """Write the inputs of a step into page-locked memory and return their names."""
         if step.stage == "image_encoder":
-            np.concatenate(views, out=self._host(step, "images", slot).array, casting="same_kind")
+            np.concatenate(views, out=self._host(step, step.stage, "images", slot).array, casting="same_kind")
             return ["images"]
         sides = self.request.rows * PATCH_SIZE, self.request.columns * PATCH_SIZE
         inputs = geometry_inputs(views, 1, *sides)
         for name, value in inputs.items():
-            self._host(step, name, slot).array[...] = value
+            self._host(step, step.stage, name, slot).array[...] = value
         return list(inputs)
 
     def _upload(self, step: _Step, slot: int, names: Sequence[str]) -> None:
         """Copy the inputs of a step to the GPU."""
         for name in names:
-            self._stream.upload(self._host(step, name, slot), self._address(step.stage, len(step.views), name))
+            pinned = self._host(step, step.stage, name, slot)
+            self._stream.upload(pinned, self._address(step.stage, len(step.views), name))
+
+    def _upload_options(self, call: SceneCall) -> None:
+        """Copy the options of post-processing to the GPU, in a buffer of its own that the last call has read."""
+        pinned = self._host(_Step("dense_head", [0]), SCENE, "options", 0)
+        pinned.array[...] = call.options
+        self._stream.upload(pinned, self._buffer(SCENE, "options").address)
+
+    def _upload_kept(self, step: _Step, slot: int, call: SceneCall) -> None:
+        """Copy to the GPU where the views of a step count, unless that is everywhere and the GPU knows it."""
+        kept = [call.kept[view] for view in step.views]
+        everywhere = all(mask is None for mask in kept)
+        if everywhere and self._all_kept:
+            return
+        if everywhere:  # as many views as a step can have, so that it holds for every later one
+            step = _Step(step.stage, range(min(self.request.chunks.dense_head, self.request.views)))
+        pinned = self._host(step, SCENE, "kept", slot)
+        for target, mask in zip(pinned.array, kept if not everywhere else [None] * len(step.views), strict=True):
+            target[...] = True if mask is None else mask[0]
+        self._stream.upload(pinned, self._buffer(SCENE, "kept").address)
+        self._all_kept = everywhere
 
     def _put_features(self, features: Sequence[ImageFeatures | None]) -> None:
         """Copy known features of views to where the aggregator reads them."""
@@ -391,7 +400,7 @@ class ShapeContext:
             for name, value in (("patch_features", known.patches), ("extra_tokens", known.extra)):
                 if value is None:
                     continue
-                pinned = self._host(step, name, 0)
+                pinned = self._host(step, step.stage, name, 0)
                 pinned.array[...] = value
                 size = tensor_bytes(loaded.tensors[name], self._axes("image_encoder", 1))
                 whole = self._buffer("aggregator", _WHOLE_NAMES.get(name, name)).address

@@ -16,7 +16,14 @@ from ..cuda.driver import OutOfMemory
 from ..cuda.stage import check_tensors, covering_optimization_profile
 from .flavour import Flavour
 
-_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64"}
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
 
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())  # errors are raised; who wants the library's own words configures logging

@@ -435,7 +435,7 @@ def test_backend_by_name(manifest: Manifest) -> None:
 
 def test_files_are_listed_once_each(manifest: Manifest) -> None:
     names = [record.file for record in manifest.files()]
-    assert len(names) == len(set(names)) == 6
+    assert len(names) == len(set(names)) == 7
     assert {"aggregator.onnx.data", "golden.npz"} <= set(names)
     assert isinstance(manifest.stages["aggregator"], StageSpec)
 

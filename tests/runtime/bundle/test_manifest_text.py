@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mapengine.runtime.bundle.manifest import Manifest
+from mapengine.runtime.bundle.manifest import STAGES, Manifest
 from mapengine.runtime.bundle.manifest_text import FIELD, check_manifest_text, manifest_text
 from mapengine.runtime.bundle.store import Bundle, BundleWriter
 from mapengine.runtime.errors import BundleError, IntegrityError, ManifestError, MapEngineError
@@ -80,10 +81,21 @@ def test_a_manifest_of_the_version_before_has_none(bundle_folder: Path) -> None:
     assert (bundle.manifest.schema_version, bundle.manifest.manifest_sha256) == (4, None)
     # Written again, it is of this version.
     again = BundleWriter(bundle_folder).write_manifest(bundle.manifest)
-    assert Bundle.open(bundle_folder).manifest.schema_version == again.manifest.schema_version == 5
+    assert Bundle.open(bundle_folder).manifest.schema_version == again.manifest.schema_version == 6
     assert again.manifest.manifest_sha256 == json.loads(path.read_text())[FIELD]
 
 
 def test_what_json_does_not_have() -> None:
     with pytest.raises(ManifestError, match="cannot be written as JSON"):
         manifest_text({"a": float("nan")})
+
+
+def test_manifests_of_the_version_before_lack_the_stage_of_post_processing(manifest: Manifest) -> None:
+    document = manifest.to_json()
+    assert tuple(Manifest.from_json(document).stages) == (*STAGES, "scene")
+    older = copy.deepcopy(document) | {"schema_version": 5}
+    del older["stages"]["scene"]
+    assert tuple(Manifest.from_json(older).stages) == STAGES
+    del older["stages"]["dense_head"]
+    with pytest.raises(ManifestError, match="stages lacks the field 'dense_head'"):
+        Manifest.from_json(older)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mapengine.runtime import geometry
 from mapengine.runtime.errors import DataNormTypeError, InputError
 from mapengine.runtime.inputs.normalization import denormalize_image
 from mapengine.runtime.options import OUTPUTS, InferOptions
@@ -26,40 +23,8 @@ from mapengine.runtime.postprocessing.predictions import (
     needed_heads,
 )
 
-ROOT = Path(__file__).parents[3]
-DATA = ROOT / "tests" / "data"
-GOLDEN = np.load(DATA / "postprocess.npz")
-CASES = json.loads((DATA / "postprocess.json").read_text())
-FLIPS = 0.005  # share of mask pixels that rounding may flip
-
-Outputs = dict[str, np.ndarray]
-
-
-def golden_scene(case: dict[str, Any]) -> tuple[list[Outputs], list[np.ndarray]]:
-    predictions, images = [], []
-    for view in range(case["views"]):
-        prefix = f"{case['scene']}.raw.{view}."
-        prediction = {key.removeprefix(prefix): GOLDEN[key] for key in GOLDEN.files if key.startswith(prefix)}
-        predictions.append(heads_of(prediction))
-        images.append(np.zeros((case["batch"], 3, case["height"], case["width"]), np.float32))
-    return predictions, images
-
-
-def make_heads(seed: int = 0, batch: int = 1, height: int = 28, width: int = 42) -> Outputs:
-    """Plausible outputs of the heads."""
-    rng = np.random.default_rng(seed)
-    k = np.tile(np.array([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1]], np.float32), (batch, 1, 1))
-    size = (batch, height, width)
-    quaternion = rng.standard_normal((batch, 4))
-    return {
-        "ray_directions": geometry.rays_from_intrinsics(k, height, width),
-        "depth_along_ray": (2 + (rng.random(size) > 0.95) + 0.01 * rng.random(size)).astype(np.float32)[..., None],
-        "confidence": (1 + rng.random(size)).astype(np.float32),
-        "mask_logits": (rng.standard_normal(size) + 2).astype(np.float32),
-        "cam_trans": rng.standard_normal((batch, 3)).astype(np.float32),
-        "cam_quats": (quaternion / np.linalg.norm(quaternion, axis=-1, keepdims=True)).astype(np.float32),
-        "scale": rng.uniform(0.5, 2, (batch, 1)).astype(np.float32),
-    }
+from ...heads import Outputs, make_heads
+from ...postprocess_cases import CASES, DATA, FLIPS, GOLDEN, golden_scene
 
 
 def make_view(seed: int = 0, batch: int = 1) -> tuple[Outputs, np.ndarray]:

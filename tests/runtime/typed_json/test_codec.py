@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from mapengine.runtime.errors import InputError, MapEngineError
 from mapengine.runtime.typed_json.codec import Fail, decode, encode, read_json
 from mapengine.runtime.typed_json.fields import (
-    EVERY_KEY,
     FLAT,
     Bounds,
     Count,
+    EveryKey,
     Key,
     KeyedBy,
     Multiple,
@@ -56,7 +56,7 @@ class Whole:
     axis: int | str
     share: Annotated[float, Bounds(0, 1)] | None
     counts: Mapping[Annotated[str, OneOf(("x", "y"))], Count]
-    both: Annotated[Mapping[Annotated[str, OneOf(("x", "y"))], Sha256], EVERY_KEY]
+    both: Annotated[Mapping[Annotated[str, OneOf(("x", "y"))], Sha256], EveryKey()]
     nested: tuple[Whole, ...]
     free: Any
     path: Annotated[str, Text("the path of a file", r"[^\0]+", printable=False)] = "."

@@ -85,6 +85,7 @@ class StandInDriver(KernelCalls):
 
     Attributes:
         memory: bytes of device memory. blocks, pinned: live allocations, address to size.
+        copies: between host and device ("up" or "down"), with their bytes, in the order they were enqueued.
         launches: graphs launched. kernels: how often each of our own ran. calls: how often each function was called.
         faults: status that a function answers with, once, per function name. A fatal one breaks the GPU.
         interrupts: what happens before a function is called the next time, once, per function name.
@@ -97,6 +98,7 @@ class StandInDriver(KernelCalls):
         self.blocks: dict[int, int] = {}
         self.pinned: dict[int, int] = {}
         self.handles: dict[int, Any] = {}
+        self.copies: list[tuple[str, int]] = []
         self.launches = 0
         self.kernels: dict[str, int] = {}
         self.calls: dict[str, int] = {}
@@ -230,9 +232,11 @@ class StandInDriver(KernelCalls):
         self._release(self.pinned, address)
 
     def cuMemcpyHtoDAsync(self, target: int, source: int, size: int, stream: int) -> None:
+        self.copies.append(("up", size))
         self._copy(target, self.blocks, source, self.pinned, size, stream)
 
     def cuMemcpyDtoHAsync(self, target: int, source: int, size: int, stream: int) -> None:
+        self.copies.append(("down", size))
         self._copy(target, self.pinned, source, self.blocks, size, stream)
 
     def cuMemcpyDtoDAsync(self, target: int, source: int, size: int, stream: int) -> None:

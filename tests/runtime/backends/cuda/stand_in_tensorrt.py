@@ -35,7 +35,7 @@ MAGIC = b"stand-in plan 1\n"
 HEADER = 64
 ALIGNMENT = 256
 
-_DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
+_DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64", "bool": "BOOL"}
 
 
 def write_plan(path: Path, graph: Path, spec: Mapping[str, Any], scratch: int = 4096) -> None:
@@ -381,7 +381,8 @@ class IExecutionContext:
         outputs = engine._inference_session.run(list(engine._outputs), inputs)
         ctypes.memset(memory[0], 0xAB, memory[1])
         for (name, tensor), value in zip(engine._outputs.items(), outputs, strict=True):
-            _at(addresses[name], shapes[name], tensor)[...] = value + np.float32(self._library.noise)
+            noise = 0 if value.dtype == bool else np.float32(self._library.noise)
+            _at(addresses[name], shapes[name], tensor)[...] = value + noise
 
     def _refuse(self, text: str) -> bool:
         self._engine._logger.log(ILogger.Severity.ERROR, f"IExecutionContext::{text}")
@@ -393,7 +394,7 @@ def _dtype(tensor: Mapping[str, Any]) -> np.dtype[Any]:
 
 
 def _runtime_type(name: str) -> str:
-    return {"tensor(float)": "float32", "tensor(float16)": "float16"}[name]
+    return {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bool)": "bool"}[name]
 
 
 def _at(address: int, shape: Any, tensor: Mapping[str, Any]) -> NDArray[Any]:

@@ -57,7 +57,7 @@ def caches(folder: Path) -> list[str]:
     return sorted(path.name.split(".")[0] for path in folder.glob("*.cache"))
 
 
-STAGES = ["aggregator", "dense_head", "geometry_encoder", "image_encoder"]
+STAGES = ["aggregator", "dense_head", "geometry_encoder", "image_encoder", "scene"]
 
 
 @pytest.mark.slow
