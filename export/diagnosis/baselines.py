@@ -56,6 +56,9 @@ class TorchSubject:
         if threads:
             torch.set_num_threads(threads)
         self._network = load_model(model, device=device)
+        self._network.finishes_in_numpy = (
+            torch.device(device).type == "cpu"
+        )  # as the engine's, so that networks compare
         self._amp, self._device = amp, torch.device(device)
         if compiled:
             for stage in ("encode_images", "encode_geometry", "aggregate", "decode"):

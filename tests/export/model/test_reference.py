@@ -140,6 +140,22 @@ def test_order_of_the_views_after_the_first_does_not_matter(
     assert_close(permuted, [expected[0], *(expected[index] for index in order)])
 
 
+@pytest.mark.parametrize("options", [{}, {"apply_mask": False}, {"apply_confidence_mask": True}], ids=str)
+def test_post_processing_in_numpy_gives_the_same(tiny: MapAnything, options: dict[str, Any]) -> None:
+    views = random_views(2)
+    views[1]["mask"] = np.random.default_rng(0).random((1, 28, 42)) > 0.5
+    found = tiny.infer(views, **options)
+    streamed = list(tiny.infer_stream(views, outputs=("pts3d", "conf"), **options))
+    tiny.finishes_in_numpy = True
+    try:
+        expected = tiny.infer(views, **options)
+    finally:
+        tiny.finishes_in_numpy = False
+    assert [list(view) for view in found] == [list(view) for view in expected]
+    assert_close(found, expected)
+    assert_close(streamed, [{name: view[name] for name in ("pts3d", "conf")} for view in expected])
+
+
 def test_the_first_view_is_the_reference(tiny: MapAnything) -> None:
     views = random_views(3, "")
     swapped = tiny.predict([views[1], views[0], views[2]])
