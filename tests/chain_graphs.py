@@ -18,7 +18,7 @@ from mapengine.export.graphs.weights import save_model
 from mapengine.export.model.config_json import parse_config
 from mapengine.export.precision import lower_precision, measure_magnitudes
 from mapengine.runtime.bundle.kernel_attention import KernelAttention
-from mapengine.runtime.bundle.manifest import ReducedPrecision, StageSpec
+from mapengine.runtime.bundle.manifest import STAGES, ReducedPrecision, StageSpec
 from mapengine.runtime.bundle.store import Bundle, BundleWriter, write_bundle
 
 from .runtime.backends.cuda.stand_in_kernels import write_kernels
@@ -57,7 +57,7 @@ def half_bundle(source: Path, folder: Path) -> Path:
 
 def _measured(source: Path) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
     bundle = Bundle.open(source, verify=False)
-    paths = {name: bundle.stage_path(name) for name in bundle.manifest.stages}
+    paths = {name: bundle.stage_path(name) for name in STAGES}
     return paths, measure_magnitudes(paths, parity_cases("dinov2"), data_norm_type="dinov2")
 
 

@@ -78,7 +78,7 @@ def test_manifest_describes_model_and_build(tiny_bundle: Path, tiny: MapAnything
 
 def test_bundle_holds_what_its_manifest_names_and_nothing_else(tiny_bundle: Path) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
-    assert list(manifest.stages) == ["image_encoder", "geometry_encoder", "aggregator", "dense_head"]
+    assert list(manifest.stages) == ["image_encoder", "geometry_encoder", "aggregator", "dense_head", "scene"]
     records = {record.file: record for record in manifest.files()}
     assert set(contents(tiny_bundle)) == {*records, "manifest.json"}
     for name, raw in contents(tiny_bundle).items():

@@ -52,7 +52,7 @@ def test_it_is_near_but_not_equal_to_float32(bundle: Path) -> None:
 def test_its_transformers_run_in_bfloat16_and_nothing_else_does(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     products = stage_products(opened, "openvino")
-    assert {entry.stage for entry in products} == set(opened.manifest.stages)
+    assert {entry.stage for entry in products} == set(opened.manifest.stages) - {"scene"}
     for entry in products:
         counts = entry.counts()
         assert ("bfloat16" in counts) == (entry.stage in ("image_encoder", "aggregator")), (entry.stage, counts)
