@@ -143,13 +143,13 @@ def test_geometry_is_encoded_for_the_views_that_have_it_in_full_chunks(
 
 def test_chunks_are_those_of_the_profile_or_smaller(device_engine: Engine, library: StandInTensorRt) -> None:
     forward(device_engine, given_views("i" * 8))
-    assert library.enqueued == {"image_encoder": 3, "aggregator": 1, "dense_head": 4}
+    assert library.enqueued == {"image_encoder": 3, "aggregator": 1, "dense_head": 4, "scene": 4}
     library.enqueued.clear()
     forward(device_engine, given_views("i" * 8), ChunkSizes(99, 99, 99))  # more than a plan takes at once
-    assert library.enqueued == {"image_encoder": 3, "aggregator": 1, "dense_head": 4}
+    assert library.enqueued == {"image_encoder": 3, "aggregator": 1, "dense_head": 4, "scene": 4}
     library.enqueued.clear()
     forward(device_engine, given_views("i" * 8), ChunkSizes(2, 2, 1))
-    assert library.enqueued == {"image_encoder": 4, "aggregator": 1, "dense_head": 8}
+    assert library.enqueued == {"image_encoder": 4, "aggregator": 1, "dense_head": 8, "scene": 8}
 
 
 def test_tensorrt_is_replayed_as_graphs_from_the_second_launch_on(
@@ -157,15 +157,15 @@ def test_tensorrt_is_replayed_as_graphs_from_the_second_launch_on(
 ) -> None:
     library = make_library("tensorrt", driver)
     engine = Engine.load(plan_bundles["tensorrt"], verify=False)
-    views = given_views("iiiii")  # image encoder 3 and 2, aggregator, dense head 2, 2 and 1
+    views = given_views("iiiii")  # image encoder 3 and 2, aggregator, dense head and scene 2, 2 and 1
     launches, contexts = [], []
     for _ in range(4):
         forward(engine, views)
         launches.append(driver.launches)
         contexts.append(library.contexts)
-    assert launches == [1, 7, 13, 19]  # the second of the two chunks of two was one already
-    assert contexts == [5] * 4  # one per stage and number of views
-    assert driver.calls["cuGraphInstantiateWithFlags"] == 5  # nothing is recorded twice
+    assert launches == [2, 11, 20, 29]  # the second of the two chunks of two was one already
+    assert contexts == [7] * 4  # one per stage and number of views
+    assert driver.calls["cuGraphInstantiateWithFlags"] == 7  # nothing is recorded twice
 
 
 def test_tensorrt_rtx_keeps_graphs_of_its_own(
@@ -188,8 +188,8 @@ def test_what_cannot_be_recorded_runs_as_before(
     for _ in range(4):
         driver.faults[function] = 901
         assert_close(forward(engine, views), forward(small, views))
-    assert driver.launches == 3 * 3  # one of four stages was not recorded: that was tried once
-    assert driver.calls["cuStreamBeginCapture"] == 4
+    assert driver.launches == 3 * 4  # one of five stages was not recorded: that was tried once
+    assert driver.calls["cuStreamBeginCapture"] == 5
 
 
 def test_the_host_works_on_a_view_while_the_gpu_computes_the_next(device_engine: Engine, driver: StandInDriver) -> None:

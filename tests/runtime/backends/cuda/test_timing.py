@@ -23,7 +23,9 @@ def test_copies_and_stages_are_timed_apart(device_engine: Engine, small: Engine,
         views = given_views(kinds)
         assert_close(forward(device_engine, views, ChunkSizes(1, 2, 2)), forward(small, views))
         found = read()
-        stages = {"image_encoder", "aggregator", "dense_head"} | ({"geometry_encoder"} if "g" in kinds else set())
+        stages = {"image_encoder", "aggregator", "dense_head", "scene"} | (
+            {"geometry_encoder"} if "g" in kinds else set()
+        )
         assert set(found) == COPIES | stages
         assert all(seconds >= 0 for seconds in found.values())
         assert all(found[stage] > 0 for stage in stages)
