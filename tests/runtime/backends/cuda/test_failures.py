@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mapengine.runtime import Engine
-from mapengine.runtime.backends import contract
 from mapengine.runtime.backends.contract import ChunkSizes
+from mapengine.runtime.backends.cuda.scene_call import SceneCall
 from mapengine.runtime.errors import BackendError
 
 from ....random_views import assert_close, random_views
@@ -50,7 +50,7 @@ def test_a_failure_of_the_host_part_ends_the_call(
     device_engine: Engine, driver: StandInDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(contract, "forward_outputs", lambda **arguments: 1 / 0)
+        patch.setattr(SceneCall, "result", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             forward(device_engine, random_views(4))
     assert (driver.blocks, driver.pinned) == ({}, {})
