@@ -23,7 +23,7 @@ from .checks.parity import measure_parity
 from .errors import ImageSizeError, InputError, IntegrityError
 from .geometry import Array
 from .inference import MultiViewInference
-from .inputs.encoded import ENCODED_KEYS, EncodedView, ImageFeatures, snapshot, unpack_views
+from .inputs.encoded import EncodedView, images_of, kept_of, unpack_views
 from .inputs.formats.view_files import ReadOptions
 from .inputs.prepared import PreparedView, PreparedViews, network_inputs, prepare_raw, prepare_views
 from .inputs.preprocess import each_resized, preprocess_dictionaries, preprocess_views
@@ -214,14 +214,14 @@ class Engine(MultiViewInference):
             InputError, ProfileError, BackendError: as in :meth:`infer`.
         """
         plain, known = unpack_views(views, self._encoder)
-        prepared = prepare_views(_images_of(plain), data_norm_type=self.data_norm_type)
+        prepared = prepare_views(images_of(plain), data_norm_type=self.data_norm_type)
         self.manifest.requests.check(self.manifest.requests.views.min, prepared.height, prepared.width)
         images = [image for image, features in zip(prepared.images, known, strict=True) if features is None]
         fresh = iter(self.pipeline.encode(images, progress=progress) if images else ())
         return [
             view
             if isinstance(view, EncodedView)
-            else EncodedView(_kept(entry, features), features or next(fresh), self._encoder)
+            else EncodedView(kept_of(entry, features), features or next(fresh), self._encoder)
             for view, entry, features in zip(views, plain, known, strict=True)
         ]
 
@@ -441,16 +441,3 @@ def _checked_size(size: Any, requests: ServedRequests) -> tuple[int, int]:
         raise ImageSizeError(f"size {width}x{height} is not a multiple of {PATCH_SIZE}; the nearest is {near}")
     requests.check(requests.views.min, height, width)
     return width, height
-
-
-def _kept(view: Mapping[str, Any], features: ImageFeatures | None) -> dict[str, Any]:
-    """What an encoded view keeps of a dictionary; the image of one that was encoded before is not the caller's."""
-    encoded = () if features is None else ENCODED_KEYS
-    return {key: value if key in encoded else snapshot(value) for key, value in view.items()}
-
-
-def _images_of(views: Any) -> Any:
-    """Views without what they bring besides the image: that is checked in the call which uses it."""
-    if isinstance(views, Mapping | str) or not isinstance(views, Sequence):
-        return views
-    return [{key: v[key] for key in ENCODED_KEYS if key in v} if isinstance(v, Mapping) else v for v in views]

@@ -112,3 +112,16 @@ def unpack_views(views: Any, encoder: str | None) -> tuple[Sequence[Mapping[str,
             plain.append({**same, **{key: value for key, value in view.items() if key != "img"}})
         features.append(encoded.features)
     return plain, features
+
+
+def kept_of(view: Mapping[str, Any], features: ImageFeatures | None) -> dict[str, Any]:
+    """What an encoded view keeps of a dictionary; the image of one that was encoded before is not the caller's."""
+    encoded = () if features is None else ENCODED_KEYS
+    return {key: value if key in encoded else snapshot(value) for key, value in view.items()}
+
+
+def images_of(views: Any) -> Any:
+    """Views without what they bring besides the image: that is checked in the call which uses it."""
+    if isinstance(views, Mapping | str) or not isinstance(views, Sequence):
+        return views
+    return [{key: v[key] for key in ENCODED_KEYS if key in v} if isinstance(v, Mapping) else v for v in views]
