@@ -141,7 +141,7 @@ def test_steps_are_reported_and_passed_on(traced: list[dict[str, Any]], tiny: Ma
     assert traced[0]["metadata"]["mapengine.weights_sha256"] == tiny.weights_hash()
     assert lines == [
         "computing reference outputs",
-        *(f"exporting {name}" for name in ("image_encoder", "geometry_encoder", "aggregator", "dense_head")),
+        *(f"exporting {name}" for name in ("image_encoder", "geometry_encoder", "aggregator", "dense_head", "scene")),
         "rewriting the stages for processors",
         "checking the engine with onnxruntime",
         "measuring parity with PyTorch",
