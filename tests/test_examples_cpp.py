@@ -17,6 +17,7 @@ from PIL import Image
 
 from mapengine.calibration.data.samples import SampleView, sample_views
 from mapengine.runtime import Engine, Scene
+from mapengine.runtime.backends.openvino import OpenVinoBackend
 
 from .documents import ROOT
 from .stage_files import change_manifest
@@ -225,7 +226,10 @@ def edit(*keys: Any, value: Any = None) -> Callable[[dict[str, Any]], None]:
         (edit("stages", "aggregator", "bytes", value=5), "lacks the file aggregator.onnx, or it has another size"),
         (edit("stages", "image_encoder", "inputs", 0, "name", value="raw"), "the stage image_encoder wants raw, which"),
         (edit("stages", "image_encoder", "outputs", 0, "shape", 3, value=47), "has another patch_features than the"),
-        (edit("stages", "image_encoder", "inputs", 0, "dtype", value="float16"), "a stage has tensors of float16, which"),
+        (
+            edit("stages", "image_encoder", "inputs", 0, "dtype", value="float16"),
+            "a stage has tensors of float16, which",
+        ),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(
@@ -260,6 +264,17 @@ def test_damaged_files_of_a_bundle_are_refused(
     manifest.unlink()
     refused = sentence(run(program, changed, tmp_path / "scene.ply", *images))
     assert refused == f"{changed}: holds no readable manifest.json; name the folder of a bundle"
+
+
+def test_bfloat16_is_refused_where_the_processor_has_none(
+    program: Path, changed: Path, images: list[Path], tmp_path: Path
+) -> None:
+    change_manifest(changed, edit("precision", value="bf16"))
+    done = run(program, changed, tmp_path / "scene.ply", images[0])
+    if OpenVinoBackend().has_bf16():
+        assert done.returncode == 0
+    else:
+        assert sentence(done) == "this processor has no bfloat16 products; build the bundle in fp32"
 
 
 @pytest.mark.parametrize(

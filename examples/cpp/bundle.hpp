@@ -1,7 +1,6 @@
 // A bundle: its folder and its manifest, of which docs/reference/bundle.md describes every field.
 #pragma once
 
-#define JSON_DIAGNOSTICS 1  // errors of nlohmann-json say where in the document
 #include <algorithm>
 #include <cstddef>
 #include <filesystem>
