@@ -70,11 +70,13 @@ public:
             throw Failure(path.string() + ": is there already and is no point cloud of mapengine; choose another name");
     }
 
-    // Write a binary PLY as Scene.save does. It appears whole or not at all.
+    // Write a binary PLY as Scene.save does, but for the comments about views. It appears whole or not at all.
     void write(const fs::path& path) const {
-        const std::string header = std::string(mark) + "comment OpenCV axes: x right, y down, z forward; metres\n" +
-                                   "element vertex " + std::to_string(size()) + "\nproperty float x\nproperty float y\nproperty float z\nproperty uchar red"
-                                   "\nproperty uchar green\nproperty uchar blue\nend_header\n";
+        const std::string header = std::string(mark) +
+                                   "comment OpenCV axes of the cameras: x right, y down, z forward\n"
+                                   "element vertex " + std::to_string(size()) + "\n"
+                                   "property float x\nproperty float y\nproperty float z\nproperty uchar red\n"
+                                   "property uchar green\nproperty uchar blue\nend_header\n";
         const fs::path temporary = path.string() + "." + std::to_string(std::random_device{}()) + ".part";
         std::FILE* file = std::fopen(temporary.string().c_str(), "wbx");  // x: never over what is there
         bool done = file != nullptr;
