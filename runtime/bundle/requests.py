@@ -49,7 +49,7 @@ class ServedRequests:
     Attributes:
         views: view counts of one call.
         sizes: ``AnySize``, or the (width, height) pairs that were built.
-        chunks: how many views a stage takes at once; a stage that is not named takes all views.
+        chunks: how many views a stage takes at once; one where it is not named. The aggregator takes all views.
     """
 
     views: Annotated[Range, Bounds(1, MAX_VIEWS)]

@@ -156,7 +156,9 @@ def test_streams_are_saved_view_by_view(engine: Engine, tmp_path: Path) -> None:
     files = save_views(tmp_path / "views", watched())
     assert [file.name for file in files] == ["view-0000.npz", "view-0001.npz", "view-0002.npz"]
     assert seen == [0, 1, 2]
-    assert same([load_view(file) for file in files], list(engine.infer_stream(views, dtype="float16")))
+    saved = [load_view(file) for file in files]
+    assert [view.pop("frame") for view in saved] == ["view0"] * 3
+    assert same(saved, list(engine.infer_stream(views, dtype="float16")))
     with pytest.raises(InputError, match="views of another run"):
         save_views(tmp_path / "views", [])
     files[0].write_bytes(b"nothing")
