@@ -68,6 +68,8 @@ class OnnxRuntimeBackend(HostBackend):
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = False
+        # Every stage has threads of its own. Those of one stage would go on spinning while the next one runs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # what fails is raised, too; warnings speak of the graph's internals
         # Where only weights are in 8 bits the library would round what they multiply to INT8 too, by itself.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", _FLOAT32_PRODUCTS)
