@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from mapengine.runtime.bundle.manifest import (
     SCENE,
@@ -47,6 +48,10 @@ def _use_one_processor() -> None:
 
 
 _use_one_processor()  # before a library asks how many processors there are
+
+# How fast values are drawn and examples run depends on what else the machine does, and says nothing of the code.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
