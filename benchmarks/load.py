@@ -23,15 +23,14 @@ from mapengine.runtime.writing.files import write_record
 
 def weights_bytes(bundle: Bundle) -> int:
     """Return the bytes of all files of a bundle's stages."""
-    return sum(path.stat().st_size for path in Path(bundle.folder).rglob("*") if path.suffix in (".onnx", ".data"))
+    return sum(path.stat().st_size for path in bundle.folder.rglob("*") if path.suffix in (".onnx", ".data"))
 
 
-def loaded(bundle: Bundle, backend: str, views: int, size: tuple[int, int]) -> dict[str, Any]:
+def loaded(bundle: Bundle, weights: int, backend: str, views: int, size: tuple[int, int]) -> dict[str, Any]:
     """Return the peaks of loading and of the first call, in bytes and as multiples of the weights."""
     start = time.perf_counter()
     peaks = probe(bundle, backend, views, *size, geometry=True, collect=True)
     seconds = time.perf_counter() - start
-    weights = weights_bytes(bundle)
     call = max(value for stage, value in peaks.items() if stage != "load")
     figures = {
         "load_mb": peaks["load"] / 1e6,
@@ -59,8 +58,8 @@ def main() -> None:
 
             build_engine(load_model(args.model), folder, views=(1, args.views, args.views), resolutions=[args.size])
         bundle = Bundle.open(args.bundle or folder)
-        results = {backend: loaded(bundle, backend, args.views, args.size) for backend in args.backends}
         weights = weights_bytes(bundle)
+        results = {backend: loaded(bundle, weights, backend, args.views, args.size) for backend in args.backends}
     record = {
         "benchmark": "load",
         "what": "peak resident memory of a process that loads a bundle, and of its first call",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+
+from .formats.names import all_different
 
 IMAGE_TYPES = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",
@@ -26,19 +26,8 @@ def image_names(names: Sequence[str]) -> list[str]:
     leads out of the folder loses that part.
     """
     wanted = [_cleaned(name, index) for index, name in enumerate(names)]
-    count = Counter(map(_key, wanted))
-    folders = {_key(parent.as_posix()) for name in wanted for parent in PurePosixPath(name).parents}
-    taken = set[str]()
-    result = []
-    for name in wanted:
-        unique, number = name, 2
-        # A number must not make the name that another view has by itself.
-        while _key(unique) in taken | folders or (unique != name and _key(unique) in count):
-            path = PurePosixPath(name)
-            unique, number = path.with_name(f"{path.stem}_{number}{path.suffix}").as_posix(), number + 1
-        taken.add(_key(unique))
-        result.append(unique)
-    return result
+    folders = {parent.as_posix() for name in wanted for parent in PurePosixPath(name).parents}
+    return all_different(wanted, _numbered, folders)
 
 
 def image_type(name: str) -> str | None:
@@ -58,6 +47,6 @@ def _cut(part: str) -> str:
     return part.encode()[-_LONGEST:].decode(errors="ignore")
 
 
-def _key(name: str) -> str:
-    """What file systems may hold for the same name."""
-    return unicodedata.normalize("NFC", name).casefold()
+def _numbered(name: str, number: int) -> str:
+    path = PurePosixPath(name)
+    return path.with_name(f"{path.stem}_{number}{path.suffix}").as_posix()
