@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 
-_INTERRUPT = signal.SIGINT
 _ENDINGS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
 
 

@@ -47,20 +47,6 @@ PASSED_ON = {
 }
 """Outputs of ``infer`` that are those of the dense head unchanged."""
 
-GIVES = (
-    "pts3d",
-    "pts3d_cam",
-    "depth_along_ray",
-    "cam_trans",
-    "non_ambiguous_mask",
-    "img_no_norm",
-    "depth_z",
-    "intrinsics",
-    "camera_poses",
-    "mask",
-)
-"""Outputs of the stage, by the names of ``infer``."""
-
 PLAIN_IMAGE = "img_no_norm"
 """The output that is made where the images are, on the host, instead of being copied there."""
 

@@ -10,18 +10,20 @@ import onnx
 import pytest
 
 from mapengine.export.graphs.tracing import export_scene
+from mapengine.export.model.postprocessing import PostProcessed
 from mapengine.runtime.backends.host_pipeline import HostBackend
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mapengine.runtime.backends.openvino import OpenVinoBackend
 from mapengine.runtime.options import InferOptions
 from mapengine.runtime.postprocessing.predictions import finish_view
-from mapengine.runtime.postprocessing.scene_stage import GIVES, READS, option_values
+from mapengine.runtime.postprocessing.scene_stage import READS, option_values
 
 from ...heads import Outputs, make_heads
 from ...postprocess_cases import CASES, FLIPS, golden_mask, golden_scene
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_traces")]
 
+GIVES = tuple(PostProcessed.__annotations__)
 UNKNOWN_SIZES = {"NonZero", "Compress", "Unique", "TopK", "If", "Loop", "Scan", "NonMaxSuppression"}
 """Operators whose results have a size that depends on values, or that TensorRT 10.3 limits or does not have."""
 OPENVINO_FLIPS = 0.015

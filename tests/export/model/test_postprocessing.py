@@ -10,16 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mapengine.export.model.postprocessing import PostProcessing, intrinsics_from_rays, percentile
+from mapengine.export.model.postprocessing import PostProcessed, PostProcessing, intrinsics_from_rays, percentile
 from mapengine.runtime import geometry
 from mapengine.runtime.options import InferOptions
 from mapengine.runtime.postprocessing.predictions import confidence_mask, finish_view
-from mapengine.runtime.postprocessing.scene_stage import GIVES, READS, option_values
+from mapengine.runtime.postprocessing.scene_stage import READS, option_values
 
 from ...goldens import MASKED_KEYS
 from ...heads import make_heads
 from ...postprocess_cases import CASES, FLIPS, golden_mask, golden_scene
 
+GIVES = tuple(PostProcessed.__annotations__)
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"apply_mask": False},
