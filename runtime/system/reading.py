@@ -65,6 +65,8 @@ def read_file(path: PathLike, most: int) -> bytes:
 
 def path_problem(path: PathLike) -> str | None:
     """Return why there can be nothing at a path, such as a name that is too long; None where there is, or could be."""
+    if not os.fspath(path):  # a Path of it would be the working folder
+        return "the path is empty"
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -216,8 +216,17 @@ READERS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pipes among files")
-def test_what_is_no_regular_file_is_refused_at_once(reader: str, tmp_path: Path) -> None:
-    """Opening a pipe waits for a writer for ever, a device never ends, and a path may be none at all."""
+def test_what_is_no_regular_file_is_refused_at_once(
+    reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening a pipe waits for a writer for ever, a device never ends, and a path may be none at all.
+
+    An empty path is not the working folder, though that has an image.
+    """
+    here = tmp_path / "here"
+    here.mkdir()
+    Image.new("RGB", (20, 20)).save(here / "image.png")
+    monkeypatch.chdir(here)
     os.mkfifo(tmp_path / "pipe")
     os.symlink(tmp_path / "pipe", tmp_path / "link.png")
     (tmp_path / "folder").mkdir()

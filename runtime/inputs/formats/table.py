@@ -91,9 +91,9 @@ def _expanded(source: Any) -> list[Any]:
     if not isinstance(source, str | os.PathLike):
         return [source]
     path = Path(os.fsdecode(source))
-    problem = path_problem(path)
+    problem = path_problem(source)
     if problem is not None:
-        raise ImageReadError(f"{shown_path(path)}: cannot be read: {problem}; check the path")
+        raise ImageReadError(f"{shown_path(source) or repr('')}: cannot be read: {problem}; check the path")
     if path.exists() or not glob.has_magic(str(path)):
         return [path]
     found = [Path(name) for name in glob.glob(_with_literal_folders(path), recursive=True)]
