@@ -34,7 +34,7 @@ GPU_OPTIONAL = $(if $(filter tensorrt% onnxruntime-cuda,$(BACKEND)),--device opt
 
 BIN        := .venv/bin
 STAMP      := .venv/.installed
-PACKAGES   := calibration cli export kernels runtime
+PACKAGES   := calibration cli export kernels runtime serving
 TEST       := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help setup engine verify kernels profile viewer soak browser check fast-test test gpu-test lint typecheck docs clean

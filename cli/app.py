@@ -38,18 +38,18 @@ def _start(
 def make_app() -> typer.Typer:
     """Return the program with all its commands, for `main` and for the reference of the documentation."""
     # Here, where an interrupt and an error end in one line. What needs an extra is imported by the command that does.
-    from .build_command import build
-    from .calibrate_command import calibrate
-    from .demo_command import demo
-    from .eval_command import eval_
-    from .export_command import export
-    from .info_command import info
-    from .plan_command import plan
-    from .plot_command import plot
-    from .profile_command import profile
-    from .run_command import run
-    from .samples_command import samples
-    from .verify_command import verify
+    from .commands.build import build
+    from .commands.calibrate import calibrate
+    from .commands.demo import demo
+    from .commands.eval import eval_
+    from .commands.export import export
+    from .commands.info import info
+    from .commands.plan import plan
+    from .commands.plot import plot
+    from .commands.profile import profile
+    from .commands.run import run
+    from .commands.samples import samples
+    from .commands.verify import verify
 
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
     # Plain help text: it reads the same on a terminal, in a pipe and in a log.

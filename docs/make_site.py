@@ -33,7 +33,7 @@ DOCS = ROOT / "docs"
 PAGES = ROOT / "build" / "docs" / "pages"
 SITE = ROOT / "build" / "site"
 
-PACKAGES = ("calibration", "cli", "export", "kernels", "runtime")
+PACKAGES = ("calibration", "cli", "export", "kernels", "runtime", "serving")
 PUBLIC_MODULES = (
     "mapengine.runtime",
     "mapengine.export",

@@ -16,15 +16,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "calibration": {"runtime"},
-    "cli": {"calibration", "export", "kernels", "runtime"},
+    "cli": {"calibration", "export", "kernels", "runtime", "serving"},
     "export": {"calibration", "kernels", "runtime"},
     "kernels": set(),
     "package": {"cli"},
     "runtime": set(),
+    "serving": {"runtime"},
 }
 RUNTIME_ALWAYS = {"numpy", "PIL", "platformdirs", "psutil"}
 RUNTIME_INSIDE_FUNCTIONS = {"av", "laspy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda"}
-CLI_INSIDE_FUNCTIONS = {"export", "kernels"}
+CLI_INSIDE_FUNCTIONS = {"export", "kernels", "serving"}
 CLI_ALWAYS = {"typer", "rich", "click"}
 LEAF_ROOMS = {
     "runtime.system": {"runtime.errors"},
@@ -39,7 +40,7 @@ LEAF_ROOMS = {
 """Folders that others stand on, and what of their own package they may import."""
 MAX_LINES = 450
 MAX_MODULES = 12
-MAX_MODULES_OF_FLAT_PACKAGES = {"cli": 22, "kernels": 22}
+MAX_MODULES_OF_FLAT_PACKAGES = {"cli/commands": 22, "kernels": 22}
 BLOCKED = ("torch", "onnx", "transformers", "onnxscript")
 BLOCK = f"""
 import sys

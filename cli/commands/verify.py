@@ -20,10 +20,10 @@ from mapengine.runtime.checks.product_precision import (
 )
 from mapengine.runtime.errors import BackendUnavailableError, CheckpointError, ParityError
 
-from .console import Steps, problem, say
-from .extras import needs
-from .options import BundleArgument, Device, Revision, Threads, one_of
-from .tables import (
+from ..console import Steps, problem, say
+from ..extras import needs
+from ..options import BundleArgument, Device, Revision, Threads, one_of
+from ..tables import (
     show_divergence,
     show_layers,
     show_noise,

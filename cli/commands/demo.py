@@ -21,9 +21,9 @@ from mapengine.runtime.inputs.resolutions import target_size
 from mapengine.runtime.writing.folders import atomic_folder
 from mapengine.runtime.writing.output_checks import InputPaths
 
-from .console import Steps, megabytes, say, show_facts, show_table, stage_progress
-from .options import RANDOM_PRESETS, Backend, BundleArgument, Device, Threads, parse_size
-from .outputs import check_folder
+from ..console import Steps, megabytes, say, show_facts, show_table, stage_progress
+from ..options import RANDOM_PRESETS, Backend, BundleArgument, Device, Threads, parse_size
+from ..outputs import check_folder
 
 _GIVEN = ("images", "intrinsics", "poses", "depth")
 _KIND = "demonstration"

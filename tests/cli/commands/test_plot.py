@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-RECORDS = Path(__file__).parents[2] / "benchmarks" / "results"
+RECORDS = Path(__file__).parents[3] / "benchmarks" / "results"
 
 
 @pytest.mark.slow

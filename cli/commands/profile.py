@@ -26,11 +26,11 @@ from mapengine.runtime.typed_json.text import Document, parse_json
 from mapengine.runtime.writing.files import write_markdown, write_record
 from mapengine.runtime.writing.output_checks import InputPaths
 
-from .console import say, show_table
-from .extras import needs
-from .options import Threads, parse_size
-from .outputs import check_files
-from .profile_plot import PLOT, check_plots, plot
+from ..console import say, show_table
+from ..extras import needs
+from ..options import Threads, parse_size
+from ..outputs import check_files
+from ..plots.profile import PLOT, check_plots, plot
 
 PROFILE = "profile"
 _COLUMNS = ("contender", "precision", "views", "size", "p50", "p90", "p99", "min", "CV", "runs", "speed", "memory")

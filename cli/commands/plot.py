@@ -11,9 +11,9 @@ import typer
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.writing.output_checks import InputPaths
 
-from .outputs import check_files
-from .profile_plot import PLOT, check_plots
-from .profile_plot import plot as draw
+from ..outputs import check_files
+from ..plots.profile import PLOT, check_plots
+from ..plots.profile import plot as draw
 
 
 def plot(

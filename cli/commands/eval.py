@@ -17,10 +17,10 @@ from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.writing.files import write_markdown, write_record
 from mapengine.runtime.writing.output_checks import InputPaths
 
-from .console import Steps, say, show_facts, show_table
-from .extras import needs
-from .options import Backend, Revision, Threads, parse_size, value_of
-from .outputs import check_files
+from ..console import Steps, say, show_facts, show_table
+from ..extras import needs
+from ..options import Backend, Revision, Threads, parse_size, value_of
+from ..outputs import check_files
 
 EVALUATION = "evaluation"
 

@@ -11,11 +11,11 @@ from mapengine.runtime.backend_table import EIGHT_BIT, PRECISIONS
 from mapengine.runtime.writing.folders import atomic_folder
 from mapengine.runtime.writing.output_checks import InputPaths
 
-from .console import Steps
-from .extras import needs
-from .options import AttentionOption, Model, Revision, one_of
-from .outputs import check_folder
-from .tables import StageRow, show_stages
+from ..console import Steps
+from ..extras import needs
+from ..options import AttentionOption, Model, Revision, one_of
+from ..outputs import check_folder
+from ..tables import StageRow, show_stages
 
 if TYPE_CHECKING:
     from mapengine.export.graphs.tracing import AttentionExport

@@ -1,0 +1,1 @@
+"""Plots of records: what `mapengine plot` and the options `--plot` draw."""
