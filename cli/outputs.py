@@ -50,6 +50,15 @@ Preview = Annotated[
     Path | None,
     typer.Option(metavar="PNG", help="Where to save a picture of images, depth and confidence.", show_default=False),
 ]
+Rerun = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RRD",
+        help="Where to save a recording for the Rerun viewer, with the entity paths of MapAnything's demonstrations; "
+        "works with --stream, too.",
+        show_default=False,
+    ),
+]
 MaxPoints = Annotated[
     int | None, typer.Option(min=0, metavar="N", help=option_help("max_points", SaveOptions), show_default=False)
 ]
@@ -116,15 +125,11 @@ def save_options(
 
 @dataclass(frozen=True)
 class Output:
-    """One result: where, and in which format; none for the preview."""
+    """One result: where, in which format (none for the preview), and the option that names it."""
 
     path: Path
     format: OutputFormat | None
-
-    @property
-    def option(self) -> str:
-        """The option that names it."""
-        return "--out" if self.format else "--preview"
+    option: str = "--out"
 
     @property
     def name(self) -> str:
@@ -154,6 +159,7 @@ def plan_outputs(
     options: SaveOptions,
     keep: InputPaths,
     summary: Path | None = None,
+    rerun: Path | None = None,
 ) -> list[Output]:
     """What is to be written, checked as far as that is possible without writing.
 
@@ -164,6 +170,7 @@ def plan_outputs(
         options: of saving.
         keep: what is read, which must not be written over.
         summary: path of the file of ``--json``, which none of them may be.
+        rerun: path of the recording.
 
     Raises:
         typer.BadParameter: results that would be written over each other, an unknown suffix, formats that do not match
@@ -180,11 +187,15 @@ def plan_outputs(
     chosen: list[str | None] = list(formats) if len(formats) == len(out) else [*formats, None][:1] * len(out)
     with value_of("--out"):
         outputs = [Output(path, chosen_format(path, name)) for path, name in zip(out, chosen, strict=True)]
+    if rerun is not None:
+        if rerun.suffix.lower() != ".rrd":
+            raise typer.BadParameter(f"{rerun} is no .rrd file, and the recording is one", param_hint="--rerun")
+        outputs.append(Output(rerun, chosen_format(rerun), "--rerun"))
     _refuse_options(options, [output.format for output in outputs if output.format])
     if preview is not None:
         if preview.suffix.lower() != ".png":
             raise typer.BadParameter(f"{preview} is no .png file, and the preview is one", param_hint="--preview")
-        outputs.append(Output(preview, None))
+        outputs.append(Output(preview, None, "--preview"))
     places = [(output.option, output.path) for output in outputs]
     _refuse_overlaps(outputs, [*places, *([] if summary is None else [("--json", summary)])])
     _refuse_inputs(outputs, keep)

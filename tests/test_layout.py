@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "serving": {"runtime"},
 }
 RUNTIME_ALWAYS = {"numpy", "PIL", "platformdirs", "psutil"}
-RUNTIME_INSIDE_FUNCTIONS = {"av", "laspy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda"}
+RUNTIME_INSIDE_FUNCTIONS = {"av", "laspy", "onnxruntime", "openvino", "rerun", "tensorrt", "tensorrt_rtx", "cuda"}
 CLI_INSIDE_FUNCTIONS = {"export", "kernels", "serving"}
 CLI_ALWAYS = {"typer", "rich", "click"}
 LEAF_ROOMS = {

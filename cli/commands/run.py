@@ -20,7 +20,8 @@ from mapengine.runtime.options import LIMITS, InferOptions, Progress, option_hel
 from mapengine.runtime.outputs.formats.options import SaveOptions
 from mapengine.runtime.outputs.formats.table import suffixes_and_folders
 from mapengine.runtime.outputs.frame import FRAMES, Alignment, alignment_of
-from mapengine.runtime.outputs.view_files import check_no_views, save_views
+from mapengine.runtime.outputs.view_files import check_no_views, save_views, view_files, view_scene
+from mapengine.runtime.outputs.viewer.recording import record_views
 from mapengine.runtime.system.sizes import parse_bytes
 from mapengine.runtime.writing.files import write_text
 from mapengine.runtime.writing.output_checks import InputPaths, check_writable
@@ -58,6 +59,7 @@ from ..outputs import (
     Out,
     Output,
     Preview,
+    Rerun,
     Voxel,
     check_files,
     check_outputs,
@@ -74,6 +76,7 @@ def run(
     inputs: Inputs,
     out: Out = None,
     preview: Preview = None,
+    rerun: Rerun = None,
     backend: Backend = "auto",
     threads: Threads = None,
     size: Annotated[
@@ -169,6 +172,7 @@ def run(
       mapengine run build/engine colmap-project/ --ignore poses --depth-from points --out scene.glb
       mapengine run build/engine video.mp4 --fps 2 --max-views 32 --out scene.glb
       mapengine run build/engine video-frames/ --stream predictions/ --half --memory 8GB
+      mapengine run build/engine photos/ --rerun scene.rrd
     """
 
     reading = read_options(recursive, every, fps, max_views, give, ignore, depth_from, depth_resize)
@@ -193,7 +197,9 @@ def run(
         max_points, mesh, laz_precision, maps, map_format, depth_png_scale, voxel, colmap_size
     )
     json_path = None if json_file in (None, "-") else Path(str(json_file))
-    outputs = plan_outputs(out or [], formats or [], preview, saving_options, InputPaths(inputs, [bundle]), json_path)
+    outputs = plan_outputs(
+        out or [], formats or [], preview, saving_options, InputPaths(inputs, [bundle]), json_path, rerun
+    )
     # Cheap, and says what is wrong with the bundle before images are read.
     opened = Bundle.open(bundle, verify=False)
     requests = opened.manifest.requests
@@ -220,6 +226,9 @@ def run(
         with stage_progress(len(views), with_geometry, quiet) as progress:
             if stream is not None:
                 facts, words = _stream(engine, views, target, stream, frame, half, progress, options)
+                if rerun is not None:
+                    _record_stream(rerun, stream, max_points)
+                    facts["saved"] = [{"path": str(rerun), "format": "rrd"}]
                 if not quiet:
                     say(words)
                 _write_json(json_file, facts)
@@ -269,11 +278,20 @@ def _stream(
         original_pixels=[view.original_pixels for view in prepared],
         align=align if frame == "given" and any(view.pose is not None for view in prepared) else None,
         half=half,
+        made_by=engine.label,
     )
     total = sum(file.stat().st_size for file in written)
     named = [{"name": view.name, "file": str(file)} for view, file in zip(views, written, strict=True)]
     facts = {**_engine_facts(engine), **_frame_facts(found), "views": named, "bytes": total}
     return facts, f"{len(written)} views in {folder}, {megabytes(total)}; frame: {_frame_words(found)}"
+
+
+def _record_stream(rerun: Path, folder: Path, max_points: int | None) -> None:
+    """Write a recording of views on disk, which are read one by one."""
+    files = view_files(folder)
+    first = view_scene(files[0])
+    share = SaveOptions(max_points=None if max_points is None else max_points // len(files))
+    record_views(rerun, map(view_scene, files), len(files) * first.mask.size, first.made_by, share)
 
 
 def _frame_facts(alignment: Alignment | None) -> dict[str, Any]:

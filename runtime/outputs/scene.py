@@ -81,12 +81,17 @@ class Scene(SceneArrays):
 
     @classmethod
     def from_predictions(
-        cls, predictions: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None, batch_index: int = 0
+        cls,
+        predictions: Sequence[Mapping[str, Any]],
+        names: Sequence[str] | None = None,
+        batch_index: int = 0,
+        alignment: Alignment | None = None,
     ) -> Scene:
         """Collect what ``Engine.infer`` (or upstream's ``MapAnything.infer``) returned, for one sample of the batch.
 
         The mask is the prediction's ``mask``; where there is none (``apply_mask=False``), ``non_ambiguous_mask``; where
-        there is neither, all pixels.
+        there is neither, all pixels. ``alignment`` is how the predictions were brought into the world of given poses,
+        if they were.
 
         Raises:
             InputError: no view, a missing key, a wrong shape, or a ``batch_index`` outside the batch.
@@ -112,7 +117,7 @@ class Scene(SceneArrays):
         if predictions[0].get("metric_scaling_factor") is not None:
             scale = float(_sample(predictions[0], 0, "metric_scaling_factor", 2, batch_index)[0])
         values: dict[str, Any] = {name: np.stack(arrays) for name, arrays in parts.items()}
-        return cls(**values, metric_scale=scale, names=list(names or []))
+        return cls(**values, metric_scale=scale, names=list(names or []), alignment=alignment)
 
     @classmethod
     def of_finished(cls, arrays: Mapping[str, Array], metric_scale: float, names: Sequence[str], **known: Any) -> Scene:

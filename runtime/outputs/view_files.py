@@ -18,6 +18,7 @@ from ..system.reading import shown_path
 from ..writing.files import output_error, output_path, real_path, write_npz, writing
 from ..writing.staging import staging
 from .frame import Alignment, moved_prediction
+from .scene import Scene
 
 Align = Callable[[Sequence[NDArray[Any]]], Alignment | None]
 """From the predicted poses (4, 4) of all views to the transform into the frame of the result, or None."""
@@ -31,11 +32,12 @@ def save_views(
     original_pixels: Sequence[NDArray[np.float64] | None] | None = None,
     align: Align | None = None,
     half: bool = False,
+    made_by: str = "",
 ) -> list[Path]:
     """Write ``view-0000.npz``, ``view-0001.npz``, ... with the keys, shapes and types that ``infer_stream`` gives.
 
-    Each also holds ``frame``, and of what is given below ``name``, ``original_pixels`` and, where the views were moved,
-    the fields of the :class:`~.frame.Alignment`, with ``alignment_`` before them.
+    Each also holds ``frame``, and of what is given below ``name``, ``original_pixels``, ``made_by`` and, where
+    the views were moved, the fields of the :class:`~.frame.Alignment`, with ``alignment_`` before them.
 
     Args:
         folder: is made if it is not there; files of an earlier run must not be in it.
@@ -45,6 +47,7 @@ def save_views(
         align: brings the views into the world of the given poses. The poses of all views are needed for that, so views
             wait on the disk, in ``folder``, until the last one was predicted, and are then moved one by one.
         half: write maps as float16, but for points that are float64.
+        made_by: what predicted them, such as :attr:`Engine.label <mapengine.runtime.Engine.label>`.
 
     Returns:
         The files, in order. Each is complete or not there.
@@ -71,6 +74,8 @@ def save_views(
         contents["frame"] = np.array("view0" if alignment is None else "given")
         if alignment is not None:
             contents |= alignment.arrays()
+        if made_by:
+            contents["made_by"] = np.array(made_by, dtype=np.str_)
         if names is not None:
             contents["name"] = np.array(names[index], dtype=np.str_)
         if original_pixels is not None and original_pixels[index] is not None:
@@ -133,3 +138,32 @@ def load_view(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     except Exception as error:  # zipfile, zlib and numpy raise a dozen types for damaged archives
         said = getattr(error, "strerror", None) or error
         raise InputError(f"{shown_path(path)} is no view that was saved ({said}); give a view-*.npz") from None
+
+
+def view_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the files of a folder that :func:`save_views` wrote, in order.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = sorted(Path(folder).glob("view-*.npz"), key=lambda path: (len(path.name), path.name))
+    if not found:
+        raise InputError(f"{shown_path(folder)}: there are no views in it (view-0000.npz, ...), as run --stream writes")
+    return found
+
+
+def view_scene(path: str | os.PathLike[str]) -> Scene:
+    """Read a view that :func:`save_views` wrote, as a scene of one view.
+
+    Raises:
+        InputError: no such file, or not one of these.
+    """
+    view = load_view(path)
+    try:
+        alignment = Alignment.of_arrays(view)
+        name = str(view.get("name", Path(path).stem))
+        scene = Scene.from_predictions([view], [name], alignment=alignment)
+        scene.made_by = str(view.get("made_by", ""))
+    except (InputError, ValueError, TypeError) as error:
+        raise InputError(f"{shown_path(path)} is no view that was saved ({error}); give a view-*.npz") from None
+    return scene

@@ -7,6 +7,7 @@ Every file that mapengine writes says so inside: ``mapengine scene`` and the lik
 * binary glTF: ``asset.generator``,
 * PLY: a comment of the header,
 * LAS and LAZ: the name of the program in the header,
+* a recording of Rerun: the name of the recording,
 * text: a comment in the first line,
 * JSON: the first key ``generator``, or the layout of a record of `profile`, `eval` or `calibrate`,
 * Markdown and HTML: a comment in the first line,
@@ -42,6 +43,7 @@ _SCENES = {"scene", "point cloud"}
 """A scene in one format may replace the same in another."""
 _MOST_JSON = 256 * 2**20
 _MARK = re.compile(r"mapengine [A-Za-z][A-Za-z_ -]*[a-z]")
+_RECORDING = re.compile(rb"(mapengine [A-Za-z ]*[a-z]) [0-9a-f]{32}")
 _CALIBRATION = re.compile(rb'\A\{\s*"schema_version": \d+,\s*(?:"\w+": "\w*",\s*)*"model": \{\s*"id": ')
 """How a calibration begins. Not by its whole layout: a damaged one may be replaced, too."""
 _ORIGIN = {"benchmark", "machine", "versions", "commit"}
@@ -93,6 +95,9 @@ def kind_of(path: Path) -> str | None:
             return next((kind for kind in map(_kind, comments) if kind), None)
         if head.startswith(b"LASF"):
             return _kind(head[_LAS_SOFTWARE].rstrip(b"\0"))
+        if head.startswith(b"RRF"):
+            found = _RECORDING.search(head)
+            return _kind(found[1]) if found else None
         if head.startswith(b"# "):
             return _kind(head[2:].partition(b"\n")[0])
         if head.startswith(b"<!-- "):

@@ -11,6 +11,7 @@ from ...errors import BackendUnavailableError, InputError
 from ..colmap import COLMAP_MAX_POINTS, COLMAP_NAMES, write_colmap
 from ..scene_arrays import SceneArrays, selected_pixels
 from ..viewer.page import PAGE_KIND, write_page
+from ..viewer.recording import RECORDING_KIND, write_recording
 from .laz import write_laz
 from .maps import MAPS_KIND, MAPS_NAMES, write_maps
 from .options import SaveOptions
@@ -110,6 +111,16 @@ FORMATS: tuple[OutputFormat, ...] = (
         "any browser, without a network",
         write_page,
         _POINTS,
+    ),
+    OutputFormat(
+        "rrd",
+        (".rrd",),
+        RECORDING_KIND,
+        "a recording: per view pose, camera, image, depth, mask and points, under the entity paths of MapAnything",
+        "Rerun",
+        write_recording,
+        _POINTS,
+        needs=lambda options: Requirement("rerun", ("rerun",)),
     ),
     OutputFormat(
         "colmap",

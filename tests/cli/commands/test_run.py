@@ -80,12 +80,18 @@ def test_a_summary_for_programs_and_silence(
     assert summary["views"] == [{"name": "sample_0.png"}, {"name": "sample_1.png"}]
     assert summary["engine"]["model"] == "preset:tiny"
     assert 0 < summary["points"] <= summary["pixels"] == 2 * summary["width"] * summary["height"]
-    stream = cli("run", tiny_bundle, samples, "--stream", tmp_path / "stream", "--json", "-", *quick)
+    rerun = ("--rerun", tmp_path / "stream.rrd", "--max-points", 100)
+    stream = cli("run", tiny_bundle, samples, "--stream", tmp_path / "stream", "--json", "-", *rerun, *quick)
     named = json.loads(stream.out)["views"]
+    assert json.loads(stream.out)["saved"] == [{"path": str(tmp_path / "stream.rrd"), "format": "rrd"}]
+    assert b"preset:tiny, fp32 (bundle " in (tmp_path / "stream.rrd").read_bytes()
     assert [entry["name"] for entry in named] == ["sample_0.png", "sample_1.png"]
     assert [str(load_view(entry["file"])["name"]) for entry in named] == ["sample_0.png", "sample_1.png"]
     refused = cli("run", tiny_bundle, samples, "--json", tiny_bundle / "manifest.json")
     assert refused.code == 2
+    refused = cli("run", tiny_bundle, samples, "--rerun", "scene.glb")
+    assert (refused.code, len(refused.err.splitlines())) == (2, 1)
+    assert "--rerun: scene.glb is no .rrd file" in refused.err
 
 
 @pytest.mark.slow
@@ -430,16 +436,3 @@ def test_permission_is_asked_before_the_network_runs(
         assert result.code == 1
         assert len(result.err.splitlines()) == 1
         assert "no permission to write there" in result.err
-
-
-@pytest.mark.parametrize(
-    ("options", "extra"),
-    [(["--out", "s.laz"], "geo"), (["--out", "s", "--format", "maps", "--map-format", "exr"], "exr")],
-)
-def test_a_format_without_its_packages_is_refused_at_once(
-    cli: Any, tiny_bundle: Path, samples: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], extra: str
-) -> None:
-    monkeypatch.setattr("mapengine.runtime.outputs.formats.table.importlib.util.find_spec", lambda name: None)
-    result = cli("run", tiny_bundle, samples, *options)
-    assert (result.code, len(result.err.splitlines())) == (1, 1)
-    assert f"pip install 'mapengine[{extra}]'" in result.err
