@@ -1,5 +1,5 @@
 """The command line; ``mapengine --help`` lists its commands."""
 
-from .app import main
+from .program import main
 
 __all__ = ["main"]

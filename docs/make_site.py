@@ -147,7 +147,7 @@ def command_line_page() -> str:
     """Return the reference of all commands, from their own help."""
     import typer
 
-    from mapengine.cli.app import make_app
+    from mapengine.cli.program import make_app
 
     group: Any = typer.main.get_command(make_app())
     lines = ["# Command line", "", "What `mapengine COMMAND --help` says, command by command.", ""]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer
 
-from mapengine.cli.app import make_app
+from mapengine.cli.program import make_app
 
 from .documents import DOCUMENTS, ROOT, blocks, commands
 

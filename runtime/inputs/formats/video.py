@@ -6,7 +6,7 @@ import threading
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -31,6 +31,28 @@ def _read(path: Path, options: ReadOptions) -> list[ViewFiles]:
     ]
 
 
+class VideoFacts(NamedTuple):
+    """What a video says of itself: (W, H) of its frames as they are stored, how many there are, and its seconds."""
+
+    size: Size
+    frames: int
+    seconds: float
+
+
+def video_facts(path: Path) -> VideoFacts:
+    """Return what a video's header and the list of its packets say; no frame is decoded.
+
+    Raises:
+        ImageReadError: it cannot be read as a video.
+        BackendUnavailableError: PyAV is not installed.
+    """
+    with _opened(path) as container:
+        stream = _stream(path, container)
+        stamps, _ = _stamps(path, container, stream)
+        seconds = float((stamps[-1] - stamps[0]) * stream.time_base)
+        return VideoFacts((stream.codec_context.width, stream.codec_context.height), len(stamps), seconds)
+
+
 class _Video:
     """One video, whose frames several threads ask for, nearly in order."""
 
@@ -42,14 +64,10 @@ class _Video:
         self._frames: Any = None
         self._position = -(2**63)
         self._waiting: dict[int, Image.Image] = {}
-        with self._opened() as container:
-            stream = self._stream(container)
+        with _opened(path) as container:
+            stream = _stream(path, container)
             self.unit = stream.time_base
-            packets = [p for p in container.demux(stream) if p.pts is not None and not p.is_discard]
-            self.stamps = sorted({packet.pts for packet in packets})
-            self._keys = sorted({packet.pts for packet in packets if packet.is_keyframe})
-        if not self.stamps:
-            raise ImageReadError(f"{path}: holds no frame that can be found; convert it to MP4 again")
+            self.stamps, self._keys = _stamps(path, container, stream)
         self.size: Size = self.frame(self.stamps[0]).size
 
     def seconds(self, stamp: int) -> float:
@@ -63,7 +81,7 @@ class _Video:
                 return self._frame(stamp)
             except ImageReadError:
                 raise
-            except Exception as error:  # FFmpeg's errors have many types
+            except Exception as error:  # see _stamps
                 raise ImageReadError(f"{self.path}: cannot be decoded ({error}); convert it to MP4 again") from error
 
     def _frame(self, stamp: int) -> Image.Image:
@@ -72,9 +90,9 @@ class _Video:
         key = self._keys[max(bisect_right(self._keys, stamp) - 1, 0)] if self._keys else self.stamps[0]
         if self._container is None or stamp <= self._position or key > self._position:
             if self._container is None:
-                self._container = self._opened()
-                self._stream(self._container).thread_type = "AUTO"
-            stream = self._stream(self._container)
+                self._container = _opened(self.path)
+                _stream(self.path, self._container).thread_type = "AUTO"
+            stream = _stream(self.path, self._container)
             self._container.seek(key, stream=stream, backward=True)
             self._frames = self._container.decode(stream)
         for frame in self._frames:
@@ -89,22 +107,36 @@ class _Video:
         self._container = None
         raise ImageReadError(f"{self.path}: ends before the frame at {float(stamp * self.unit):.3f} s; is it cut off?")
 
-    def _opened(self) -> Any:
-        try:
-            import av
-        except ImportError:
-            raise BackendUnavailableError(
-                f"{self.path}: reading a video needs PyAV; install it with: pip install 'mapengine[video]'"
-            ) from None
-        try:
-            return av.open(str(self.path))
-        except Exception as error:  # see frame
-            raise ImageReadError(f"{self.path}: cannot be read as a video ({error}); convert it to MP4") from error
 
-    def _stream(self, container: Any) -> Any:
-        if not container.streams.video:
-            raise ImageReadError(f"{self.path}: has no video stream; give a file with pictures")
-        return container.streams.video[0]
+def _stamps(path: Path, container: Any, stream: Any) -> tuple[list[int], list[int]]:
+    """The times of all frames and of those that need no others, ascending."""
+    try:
+        packets = [p for p in container.demux(stream) if p.pts is not None and not p.is_discard]
+    except Exception as error:  # FFmpeg's errors have many types
+        raise ImageReadError(f"{path}: cannot be read as a video ({error}); convert it to MP4 again") from error
+    stamps = sorted({packet.pts for packet in packets})
+    if not stamps:
+        raise ImageReadError(f"{path}: holds no frame that can be found; convert it to MP4 again")
+    return stamps, sorted({packet.pts for packet in packets if packet.is_keyframe})
+
+
+def _opened(path: Path) -> Any:
+    try:
+        import av
+    except ImportError:
+        raise BackendUnavailableError(
+            f"{path}: reading a video needs PyAV; install it with: pip install 'mapengine[video]'"
+        ) from None
+    try:
+        return av.open(str(path))
+    except Exception as error:  # see _stamps
+        raise ImageReadError(f"{path}: cannot be read as a video ({error}); convert it to MP4") from error
+
+
+def _stream(path: Path, container: Any) -> Any:
+    if not container.streams.video:
+        raise ImageReadError(f"{path}: has no video stream; give a file with pictures")
+    return container.streams.video[0]
 
 
 @dataclass(frozen=True)

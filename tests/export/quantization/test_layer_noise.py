@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 
 from mapengine.calibration.ranges import Calibration
-from mapengine.cli.app import main
+from mapengine.cli.program import main
 from mapengine.export import build_engine
 from mapengine.export.diagnosis.layer_comparison import compare_layers
 from mapengine.export.diagnosis.layer_noise import (
