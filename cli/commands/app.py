@@ -42,7 +42,7 @@ def app(
     ] = 50,
     max_pages: Annotated[int, typer.Option(min=1, metavar="N", help="Most pages that are open at a time.")] = 8,
 ) -> None:
-    """Reconstruct what people drop into a page of their browser, with BUNDLE.
+    """Reconstruct what people drop into a page, with BUNDLE.
 
     Several people may use it; their reconstructions run one after the other. An upload is deleted when it was used, a
     result when its page is closed, and all of it when the program ends. The page asks for nothing outside this machine.

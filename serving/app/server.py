@@ -32,8 +32,6 @@ from .visits import Visit, Visits
 
 _MOST_JSON = 100_000
 _MOST_CONNECTIONS = 64
-_STILL_THERE_SECONDS = 2.0
-"""Between signs of life to a page that listens: a page that left is noticed by them."""
 _DRAIN_SECONDS, _DRAIN_BYTES = 5.0, 64_000_000
 """How much of a refused upload is still read, so that a browser that sends it gets to see why."""
 _USUAL_VIEWS = 16
@@ -62,6 +60,8 @@ class AppServer(ThreadingHTTPServer):
         """
         self.visits: Visits
         self.remark = ""
+        self.still_there_seconds = 2.0
+        """Between signs of life to a page that listens: a page that left is noticed by them."""
         self._places = threading.BoundedSemaphore(_MOST_CONNECTIONS)
         try:
             family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -81,7 +81,7 @@ class AppServer(ThreadingHTTPServer):
             remark: a sentence of the page, such as that the network has random weights.
         """
         self.visits, self.remark = visits, remark
-        self.serve_forever(poll_interval=0.2)
+        self.serve_forever(poll_interval=0.05)
 
     def server_bind(self) -> None:
         """Bind without asking a name server what this machine is called."""
@@ -322,7 +322,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._begin(HTTPStatus.OK, "text/event-stream", None)
             version: int | None = -1
             while True:
-                before, version = version, visit.wait(version or 0, _STILL_THERE_SECONDS)
+                before, version = version, visit.wait(version or 0, self.server.still_there_seconds)
                 if version is None:
                     self.wfile.write(b"event: ended\ndata: {}\n\n")
                     return

@@ -18,11 +18,11 @@ import pytest
 import typer
 from PIL import Image
 
-from mapengine.cli import app as app_module
+from mapengine.cli import program as program_module
 from mapengine.runtime.backend_table import EIGHT_BIT, NAMES, PRECISIONS
 from mapengine.runtime.bundle.store import Bundle
 
-COMMANDS = ("export", "calibrate", "build", "verify", "run", "plan", "profile", "plot", "demo", "eval", "info")
+COMMANDS = ("export", "calibrate", "build", "verify", "run", "plan", "profile", "plot", "demo", "eval", "app", "info")
 PROGRAM = Path(sys.executable).parent / "mapengine"
 
 
@@ -43,7 +43,7 @@ def test_help_of_a_command_is_complete(cli: Any, command: str) -> None:
     summary, example = result.out.splitlines()[2].strip(), result.out.split("Example:")[1]
     assert summary.endswith(".")
     assert f"  mapengine {command}" in example
-    group = typer.main.get_command(app_module.make_app())
+    group = typer.main.get_command(program_module.make_app())
     for parameter in group.commands[command].params:  # type: ignore[attr-defined]
         help_text = getattr(parameter, "help", None)
         assert help_text or parameter.name == "help", f"{command}: {parameter.name} is not explained"
@@ -61,7 +61,7 @@ def test_version(cli: Any) -> None:
     assert cli("--version") == (0, f"mapengine {importlib.metadata.version('mapengine')}\n", "")
 
 
-@pytest.mark.parametrize("command", ["build", "verify", "run", "plan", "profile", "demo", "eval"])
+@pytest.mark.parametrize("command", ["build", "verify", "run", "plan", "profile", "demo", "eval", "app"])
 def test_help_names_every_backend(cli: Any, command: str) -> None:
     text = re.sub(r"\s+", "", cli(command, "--help").out)
     assert all(name in text for name in NAMES)
@@ -111,6 +111,10 @@ def test_both_ways_to_start(program: list[str]) -> None:
         (["build", "preset:tiny", "x", "--resolution", "518x392,100x14"], "98x14"),
         (["build", "preset:tiny", "x", "--precision", "fp12"], "fp32"),
         (["verify", "b", "--revision", "main"], "--model"),
+        (["app", "b", "--port", "65536"], "--port"),
+        (["app", "b", "--max-upload", "12"], "--max-upload"),
+        (["app", "b", "--memory", "lots"], "--memory"),
+        (["app", "b", "--share"], "--share"),
     ],
 )
 def test_usage_errors(
