@@ -22,7 +22,7 @@ from mapengine.serving.app.limits import UploadLimits
 from mapengine.serving.app.server import AppServer
 from mapengine.serving.app.visits import Visits
 
-from ...chromium import MISSING, browser, chromium_path
+from ...chromium import MISSING, browser, chromium_path, lowest_contrast, unnamed_controls
 
 pytestmark = pytest.mark.slow  # a browser takes seconds to start
 
@@ -264,12 +264,8 @@ def test_who_leaves_leaves_nothing(app: App, images: list[str]) -> None:
 
 def test_everything_has_a_name_and_a_place_in_the_order_of_the_keys(page: Any, images: list[str]) -> None:
     reconstruct(page, images)
-    unnamed = """() => [...document.querySelectorAll("input, button, select, iframe, meter, progress, [role]")].filter(
-        (element) => !element.getAttribute("aria-label") && !element.getAttribute("aria-labelledby")
-        && !element.getAttribute("title") && !element.textContent.trim()
-        && !["status", "alert"].includes(element.getAttribute("role"))
-        && ![...(element.labels ?? [])].some((label) => label.textContent.trim())).map((each) => each.outerHTML)"""
-    assert page.evaluate(unnamed) == []
+    assert unnamed_controls(page) == []
+    assert lowest_contrast(page) >= 4.5
     page.focus("#tab-scene")
     for name in ("views", "save", "cost", "scene"):
         page.keyboard.press("ArrowRight")
