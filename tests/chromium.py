@@ -62,7 +62,7 @@ def lowest_contrast(page: Any) -> float:
     """Return the least contrast of the words of a page with what they stand on, as WCAG 2.1 has it."""
     pairs = page.evaluate(
         """() => [...document.querySelectorAll(
-            "h1, h2, p, label, legend, button, output, dt, dd, th, td, caption, a, small, figcaption, select, input[type=number]"
+            "h1, h2, p, label, legend, button, output, dt, dd, th, td, caption, a, small, input[type=number]"
         )].map((element) => {
             let paper = element;
             while (getComputedStyle(paper).backgroundColor === "rgba(0, 0, 0, 0)") paper = paper.parentElement;
