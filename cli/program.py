@@ -50,13 +50,14 @@ def make_app() -> typer.Typer:
     from .commands.profile import profile
     from .commands.run import run
     from .commands.samples import samples
+    from .commands.triton import triton
     from .commands.verify import verify
 
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
     # Plain help text: it reads the same on a terminal, in a pipe and in a log.
     program = typer.Typer(name="mapengine", add_completion=False, rich_markup_mode=None, context_settings=settings)
     program.callback(invoke_without_command=True)(_start)
-    for command in (export, calibrate, build, verify, run, plan, profile, plot, demo, eval_, app, info):
+    for command in (export, calibrate, build, verify, run, plan, profile, plot, demo, eval_, app, triton, info):
         program.command(command.__name__.rstrip("_"), context_settings=settings)(command)
     program.command(context_settings=settings, hidden=True)(samples)
     return program

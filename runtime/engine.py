@@ -28,7 +28,7 @@ from .inputs.formats.view_files import ReadOptions
 from .inputs.prepared import PreparedView, PreparedViews, network_inputs, prepare_raw, prepare_views
 from .inputs.preprocess import each_resized, preprocess_dictionaries, preprocess_views
 from .inputs.raw_view import AnyView, RawView
-from .inputs.resolutions import target_size
+from .inputs.resolutions import served_size
 from .inputs.sources import open_views
 from .inputs.stored_view import StoredView
 from .memory.guard import MemoryGuard, guard_for
@@ -418,8 +418,7 @@ class Engine(MultiViewInference):
             raise InputError("views is no list of views that were read; give reconstruct what is to be read")
         if size is not None:
             return _checked_size(size, self.manifest.requests)
-        ratios = [view.size[0] / view.size[1] for view in views]
-        return self.manifest.requests.nearest_size(sum(ratios) / len(ratios)) or target_size(ratios)
+        return served_size(self.manifest.requests, [view.size[0] / view.size[1] for view in views])
 
 
 def _load_again(path: str, digest: str, options: dict[str, Any]) -> Engine:

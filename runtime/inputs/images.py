@@ -127,12 +127,17 @@ def image_size(path: PathLike, as_stored: bool = False) -> tuple[int, int]:
     name = file_name(path)
     try:
         with open_image(name) as image:
-            width, height = stored_size(image)
-            as_stored &= image.format != "TIFF"  # which is turned whenever it is decoded
-            # Not image.getexif(): for a PNG without EXIF before the pixels that decodes the whole image.
-            sideways = _is_turned(Image.Image.getexif(image))
+            return upright_size(image, as_stored)
     except Exception as error:  # see read_image
         raise read_error(name, error, "an image") from error
+
+
+def upright_size(image: Image.Image, as_stored: bool = False) -> tuple[int, int]:
+    """Do what :func:`image_size` does with an image that was opened and not decoded."""
+    width, height = stored_size(image)
+    as_stored &= image.format != "TIFF"  # which is turned whenever it is decoded
+    # Not image.getexif(): for a PNG without EXIF before the pixels that decodes the whole image.
+    sideways = _is_turned(Image.Image.getexif(image))
     return (height, width) if sideways and not as_stored else (width, height)
 
 

@@ -171,7 +171,7 @@ def preprocess_dictionaries(
     if isinstance(views, (Mapping, str)) or not isinstance(views, Sequence) or not views:
         raise InputError("views must be a non-empty list of dicts, one per view")
     norm_constants(norm_type)
-    read = [_read_view(view, f"view {index}") for index, view in enumerate(views)]
+    read = [read_dictionary(view, f"view {index}") for index, view in enumerate(views)]
     raw = [view for view, _ in read]
     prepared = each_resized(raw, choose(raw), partial(_dictionary, norm_type=norm_type))
     return [{**others, **view} for view, (_, others) in zip(prepared, read, strict=True)]
@@ -326,8 +326,12 @@ def _origin(folder_or_list: PathLike | Sequence[PathLike]) -> str:
     return os.fspath(folder_or_list) if isinstance(folder_or_list, (str, os.PathLike)) else "list of files"
 
 
-def _read_view(view: Mapping[str, Any], where: str) -> tuple[RawView, dict[str, Any]]:
-    """A dictionary in upstream's form as a view, and the keys that are copied through."""
+def read_dictionary(view: Mapping[str, Any], where: str) -> tuple[RawView, dict[str, Any]]:
+    """Return a dictionary in upstream's form as a view, and the keys that are copied through.
+
+    Raises:
+        InputError: as :func:`preprocess_inputs`; messages call the view ``where``.
+    """
     if not isinstance(view, Mapping):
         raise InputError(f"{where}: is a {type(view).__name__}; pass a dict with at least img")
     given = {key: value for key, value in view.items() if value is not None}

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..bundle.requests import ServedRequests
 from ..errors import InputError
 
 Size = tuple[int, int]
@@ -111,6 +112,16 @@ def target_size(
             f"{mean_ratio:.4g} leaves no pixel ({result[0]}x{result[1]}); choose a larger size"
         )
     return result
+
+
+def served_size(requests: ServedRequests, aspect_ratios: Sequence[float]) -> Size:
+    """Return the common (W, H) in pixels for views of the given aspect ratios W/H that a bundle serves: the nearest of
+    those that were built, or of MapAnything's own table.
+
+    Raises:
+        InputError: as :func:`target_size`.
+    """
+    return requests.nearest_size(sum(aspect_ratios) / len(aspect_ratios)) or target_size(aspect_ratios)
 
 
 def positive_int(value: Any, name: str) -> int:

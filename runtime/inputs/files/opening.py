@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,7 +48,7 @@ def open_image(name: str) -> Iterator[Image.Image]:
     if Path(name).suffix.lower() in HEIF_EXTENSIONS:
         _register_heif()
     with open_file(name) as file:
-        image = _identified(file)
+        image = identified(file)
         if image.width * image.height > MOST_PIXELS:
             raise InputError(
                 f"it has {image.width}x{image.height} pixels, and at most {MOST_PIXELS // 10**6} million are read"
@@ -57,14 +57,21 @@ def open_image(name: str) -> Iterator[Image.Image]:
             yield image
 
 
-def _identified(file: BinaryIO) -> Image.Image:
-    """Do what ``Image.open`` does, but for its limit, which is one for all threads and takes a panorama for an
-    attack."""
+def identified(file: BinaryIO, formats: Collection[str] | None = None) -> Image.Image:
+    """Do what ``Image.open`` does, but for its limit, which is one for all threads and takes a panorama for an attack.
+
+    Args:
+        file: to read from, at its beginning.
+        formats: in Pillow's words, which the image may have; None for all that Pillow decodes by itself.
+
+    Raises:
+        UnidentifiedImageError: it is of none of them.
+    """
     prefix = file.read(16)
     for load_plugins in (Image.preinit, Image.init):
         load_plugins()
         for name in Image.ID:
-            if name in NOT_READ:
+            if name in NOT_READ or (formats is not None and name not in formats):
                 continue
             factory, accepts = Image.OPEN[name]
             try:
