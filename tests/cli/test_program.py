@@ -22,7 +22,21 @@ from mapengine.cli import program as program_module
 from mapengine.runtime.backend_table import EIGHT_BIT, NAMES, PRECISIONS
 from mapengine.runtime.bundle.store import Bundle
 
-COMMANDS = ("export", "calibrate", "build", "verify", "run", "plan", "profile", "plot", "demo", "eval", "app", "triton", "info")
+COMMANDS = (
+    "export",
+    "calibrate",
+    "build",
+    "verify",
+    "run",
+    "plan",
+    "profile",
+    "plot",
+    "demo",
+    "eval",
+    "app",
+    "triton",
+    "info",
+)
 PROGRAM = Path(sys.executable).parent / "mapengine"
 
 
