@@ -97,14 +97,14 @@ def make_views(count: int, height: int, width: int, scene: str) -> Views:
     for seed in range(count):
         heads = make_view(height, width, scene, seed)
         pixels = heads.pop("pixels")
-        prepared = PreparedView(normalize_image(pixels), np.array([True]), pixels=pixels[None])
+        prepared = PreparedView(pixels[None], np.array([True]))
         result.append((heads, prepared))
     return result
 
 
 def ours(views: Views, threads: int) -> Scene:
     heads, prepared = zip(*views, strict=True)
-    images, kept = [view.image for view in prepared], [view.mask for view in prepared]
+    images, kept = [view.normalized for view in prepared], [view.mask for view in prepared]
 
     def finish(options: Any, outputs: Any, into: Any) -> Any:
         return finish_predictions(heads, images, options, outputs, kept=kept, into=into, threads=threads)
@@ -115,7 +115,7 @@ def ours(views: Views, threads: int) -> Scene:
 def earlier(views: Views) -> EarlierScene:
     predictions = [forward_outputs(**heads) for heads, _ in views]
     finished = [
-        finish_view(prediction, view.image, overwrite=True)
+        finish_view(prediction, view.normalized, overwrite=True)
         for prediction, (_, view) in zip(predictions, views, strict=True)
     ]
     return EarlierScene.from_predictions(finished)
@@ -245,7 +245,7 @@ def measure(count: int, height: int, width: int, scene: str, threads: list[int],
 
 def time_stage(height: int, width: int, scene: str, runs: int) -> dict[str, float]:
     """Return the milliseconds of NumPy and of the stage, for one view, up to what ``infer`` returns."""
-    from mapengine.export.graphs.tracing import export_scene
+    from mapengine.export.graphs.tracing import export_added_stages
 
     heads = make_view(height, width, scene)
     image = normalize_image(heads.pop("pixels"))
@@ -256,7 +256,7 @@ def time_stage(height: int, width: int, scene: str, runs: int) -> dict[str, floa
         "options": option_values(DEFAULTS, height * width),
     }
     with tempfile.TemporaryDirectory() as folder:
-        path = export_scene(Path(folder), "dinov2").path
+        path = export_added_stages(Path(folder), "dinov2")[-1].path
         stages = {
             library.name: library.load_stage("scene", path)
             for library in (OnnxRuntimeBackend(threads=1), OpenVinoBackend(threads=1))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ from .geometry import Array
 from .inference import MultiViewInference
 from .inputs.encoded import EncodedView, images_of, kept_of, unpack_views
 from .inputs.formats.view_files import ReadOptions
-from .inputs.prepared import PreparedView, PreparedViews, network_inputs, prepare_raw, prepare_views
+from .inputs.prepared import PreparedView, PreparedViews, inputs_on_the_way, prepare_raw, prepare_views
 from .inputs.preprocess import each_resized, preprocess_dictionaries, preprocess_views
 from .inputs.raw_view import AnyView, RawView
 from .inputs.resolutions import served_size
@@ -37,6 +38,7 @@ from .outputs.assembly import assemble_scene
 from .outputs.frame import check_frame
 from .outputs.scene import Scene
 from .postprocessing.scene_stage import PLAIN_IMAGE, runs_in_stage, with_plain_images
+from .system.sequences import Arriving
 
 
 class Engine(MultiViewInference):
@@ -230,10 +232,10 @@ class Engine(MultiViewInference):
         return self._bundle.digest
 
     def _check_request(self, prepared: PreparedViews, *, collect: bool) -> None:
-        self.manifest.requests.check(len(prepared.images), prepared.height, prepared.width)
+        self.manifest.requests.check(len(prepared.views), prepared.height, prepared.width)
         if self._memory is not None:
-            geometry = any(view is not None and view.has_any for view in prepared.geometry)
-            shape = len(prepared.images) * prepared.batch, prepared.width, prepared.height
+            geometry = any(prepared.brings_geometry)
+            shape = len(prepared.views) * prepared.batch, prepared.width, prepared.height
             self._memory.check(*shape, geometry=geometry, collect=collect)
 
     def _predict(
@@ -242,7 +244,7 @@ class Engine(MultiViewInference):
         return self.pipeline.stream(prepared, self._chunks(prepared, options), progress, heads)
 
     def _chunks(self, prepared: PreparedViews, options: InferOptions) -> ChunkSizes:
-        head_chunk = options.head_chunk(len(prepared.images))
+        head_chunk = options.head_chunk(len(prepared.views))
         return self.pipeline.chunks if head_chunk is None else replace(self.pipeline.chunks, dense_head=head_chunk)
 
     def _predict_finished(
@@ -338,18 +340,18 @@ class Engine(MultiViewInference):
         # Refused before the images are decoded and resized: that takes longer than the refusal.
         target = self._target_size(views, size)
         self.check_call(views, size=target)
-        prepared = self.prepare(views, size=target)
-        together = network_inputs(prepared, chosen)
-        return assemble_scene(
-            lambda options, outputs, into: self._finish(together, options, progress, outputs, into),
-            together.views,
-            [view.name or f"view {i}" for i, view in enumerate(views)],
-            chosen,
-            frame=frame,
-            sources=views,
-            made_by=self.label,
-            data_norm_type=self.data_norm_type,
-        )
+        with closing(self._each_prepared(views, target)) as prepared:  # the first are encoded while others are read
+            together = inputs_on_the_way(Arriving(prepared, len(views)), [view.known for view in views], target, chosen)
+            return assemble_scene(
+                lambda options, outputs, into: self._finish(together, options, progress, outputs, into),
+                together.views,
+                [view.name or f"view {i}" for i, view in enumerate(views)],
+                chosen,
+                frame=frame,
+                sources=views,
+                made_by=self.label,
+                data_norm_type=self.data_norm_type,
+            )
 
     def prepare(self, views: Sequence[AnyView], *, size: tuple[int, int] | None = None) -> list[PreparedView]:
         """Do what :meth:`preprocess` does with views that were found or read, for :meth:`infer` and
@@ -364,6 +366,9 @@ class Engine(MultiViewInference):
         """
         target = self._target_size(views, size)
         self._check_reading(views, target)
+        return list(self._each_prepared(views, target))
+
+    def _each_prepared(self, views: Sequence[AnyView], target: tuple[int, int]) -> Generator[PreparedView, None, None]:
         return each_resized(views, target, partial(prepare_raw, data_norm_type=self.data_norm_type))
 
     def preprocess(
@@ -402,7 +407,7 @@ class Engine(MultiViewInference):
         target = self._target_size(views, size)
         self.manifest.requests.check_views(len(views))
         if self._memory is not None:
-            geometry = any(view.has_geometry for view in views)
+            geometry = any(any(view.known) for view in views)
             self._memory.check(len(views), *target, geometry=geometry, collect=not stream)
         self._check_reading(views, target)
 

@@ -14,7 +14,7 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from mapengine.runtime.bundle.manifest import (
-    SCENE,
+    EVERY_STAGE,
     STAGES,
     AnySize,
     BackendInfo,
@@ -80,7 +80,7 @@ def _make_manifest(record: Callable[[str], FileRecord]) -> Manifest:
             opset=20,
             optimization_profiles=({"views": Range(1, 4, 32)},),
         )
-        for name in (*STAGES, SCENE)
+        for name in EVERY_STAGE
     }
     return Manifest(
         created_by="0.1.0",
@@ -115,7 +115,7 @@ def _make_manifest(record: Callable[[str], FileRecord]) -> Manifest:
 
 
 def _fill_bundle(writer: BundleWriter) -> Manifest:
-    for name in (*STAGES, SCENE):
+    for name in EVERY_STAGE:
         data = "aggregator.onnx.data" if name == "aggregator" else ""
         (writer.folder / f"{name}.onnx").write_bytes(graph_bytes(_INPUTS, _OUTPUTS, data=data))
     (writer.folder / "aggregator.onnx.data").write_bytes(b"weights" * 1000)

@@ -49,7 +49,7 @@ def test_the_manifest_of_a_chain_follows_it(manifest: Manifest) -> None:
     ("path", "value"),
     [
         (("precision",), "fp64"),
-        (("schema_version",), 7),
+        (("schema_version",), 8),
         (("extra",), 1),
         (("created_by", "mapengine"), ""),
         (("model", "weights_sha256"), "A" * 64),

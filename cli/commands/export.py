@@ -51,7 +51,7 @@ def export(
     check_folder(out, _KIND, InputPaths([model]))
     with needs("export"):
         from mapengine.export.bundles.onnx import model_metadata, write_graphs
-        from mapengine.export.graphs.tracing import export_scene
+        from mapengine.export.graphs.tracing import export_added_stages
         from mapengine.export.model.reference import load_model
     form = cast("AttentionExport", "mha" if attention == "auto" else attention)
     with Steps() as step:
@@ -60,8 +60,10 @@ def export(
         with atomic_folder(out, _KIND) as folder:
             origin = model_metadata(network, network.weights_hash())
             graphs = write_graphs(network, folder, precision=precision, attention=form, origin=origin, report=step)
-            step("exporting scene")
-            stages = (*graphs.stages, export_scene(folder, network.data_norm_type, metadata=origin))
+            around = export_added_stages(
+                folder, network.data_norm_type, metadata=origin, progress=lambda name: step(f"exporting {name}")
+            )
+            stages = (*graphs.stages, *around)
 
     def axes(tensors: Any) -> tuple[tuple[str, tuple[int | str, ...]], ...]:
         return tuple((tensor.name, getattr(tensor, "axes", None) or tensor.shape) for tensor in tensors)

@@ -222,7 +222,7 @@ def run(
     with Steps(quiet) as reconstruction:
         # Without a line of its own: the bars of the stages show it.
         reconstruction.start_silently("reconstructing")
-        with_geometry = sum(view.has_geometry for view in views)
+        with_geometry = sum(any(view.known) for view in views)
         with stage_progress(len(views), with_geometry, quiet) as progress:
             if stream is not None:
                 facts, words = _stream(engine, views, target, stream, frame, half, progress, options)

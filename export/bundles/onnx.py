@@ -24,7 +24,6 @@ from mapengine.runtime.backends.registry import available_backends
 from mapengine.runtime.bundle.backend_info import BackendInfo
 from mapengine.runtime.bundle.build_record import Parity, Tolerance
 from mapengine.runtime.bundle.manifest import (
-    SCENE,
     STAGES,
     Golden,
     Manifest,
@@ -40,7 +39,7 @@ from mapengine.runtime.checks.golden import pack
 from mapengine.runtime.checks.parity import Predictions
 
 from ..graphs.processors import rewrite_for_processors
-from ..graphs.tracing import AttentionExport, ExportedStage, export_scene, export_stages
+from ..graphs.tracing import AttentionExport, ExportedStage, export_added_stages, export_stages
 from ..model.checkpoint import parameter_count
 from ..model.reference import MapAnything
 from ..precision import LoweredStage, load_runnable, lower_precision, measure_magnitudes
@@ -169,8 +168,12 @@ def write_onnx_bundle(recipe: GraphRecipe, writer: BundleWriter, report: Report)
         report=report,
         mha_layers=recipe.mha_layers,
     )
-    report(f"exporting {SCENE}")
-    scene = export_scene(writer.folder, model.data_norm_type, metadata=model_metadata(model, recipe.weights_sha256))
+    around = export_added_stages(
+        writer.folder,
+        model.data_norm_type,
+        metadata=model_metadata(model, recipe.weights_sha256),
+        progress=lambda name: report(f"exporting {name}"),
+    )
     backends = BACKENDS_BY_FORMAT["onnx"]
     if recipe.rounded_by_backend:
         assert recipe.backend is not None
@@ -189,7 +192,7 @@ def write_onnx_bundle(recipe: GraphRecipe, writer: BundleWriter, report: Report)
         format="onnx",
         backends=_backends(backends),
         requests=recipe.requests,
-        stages={stage.name: _stage_spec(stage, writer, recipe.requests) for stage in (*graphs.stages, scene)},
+        stages={stage.name: _stage_spec(stage, writer, recipe.requests) for stage in (*graphs.stages, *around)},
         golden=_golden(writer, reference.inputs[GOLDEN], reference[GOLDEN], recipe.tolerance),
     )
     bundle = writer.write_manifest(manifest)

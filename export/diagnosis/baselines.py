@@ -78,7 +78,7 @@ class TorchSubject:
         """See :class:`mapengine.runtime.profiling.subjects.Subject`."""
         start = time.perf_counter()
         raw = read_views(list(files))
-        views = each_resized(raw, size, partial(prepare_raw, data_norm_type=self._network.data_norm_type))
+        views = list(each_resized(raw, size, partial(prepare_raw, data_norm_type=self._network.data_norm_type)))
         loaded = time.perf_counter()
         clock = StageClock(torch.cuda.synchronize if self._device.type == "cuda" else None)
         autocast = torch.autocast("cpu", _AMP[self._amp]) if self._amp and self._device.type == "cpu" else None

@@ -1,7 +1,8 @@
 """The stages that are exported: tensor names, axes, example inputs and the modules that trace them.
 
 Four cut the network where its leading dimension changes meaning, so that memory is bounded by chunks and encoded views
-can be kept: see ``docs/contributing/architecture.md``. The fifth, ``scene``, is post-processing.
+can be kept: see ``docs/contributing/architecture.md``. Images are normalised before them (``image_normalizer``), and
+post-processing follows them (``scene``).
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mapengine.runtime.bundle.stages import SCENE
+from mapengine.runtime.bundle.stages import NORMALIZER, SCENE
 from mapengine.runtime.inputs.prepared import MODALITIES
 from mapengine.runtime.postprocessing.scene_stage import OPTIONS
 
 from ..model.config import PATCH_SIZE, ModelConfig
 from ..model.network import MapAnythingNetwork, ViewFeatures
+from ..model.normalization import ImageNormalization
 from ..model.postprocessing import PostProcessing
 
 HEIGHT, WIDTH = f"{PATCH_SIZE}*patch_rows", f"{PATCH_SIZE}*patch_columns"
@@ -30,7 +32,7 @@ _EXAMPLE_PATCHES = (4, 5)  # rows, columns: different, so that no axis is taken 
 
 @dataclass(frozen=True)
 class StageTensor:
-    """Name, symbolic shape and dtype (``float32`` or ``bool``) of one input or output of a stage."""
+    """Name, symbolic shape and dtype (``float32``, ``uint8`` or ``bool``) of one input or output of a stage."""
 
     name: str
     axes: Axes
@@ -40,6 +42,8 @@ class StageTensor:
         """Return random values with every dynamic axis replaced by ``sizes``."""
         shape = [a if isinstance(a, int) else sizes[a] for a in self.axes]
         values = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        if self.dtype == "uint8":
+            return (255 * values).to(torch.uint8)
         return values > 0.5 if self.dtype == "bool" else values
 
 
@@ -197,3 +201,12 @@ def make_scene_stage(data_norm_type: str) -> Stage:
     )
     module = _Traced(PostProcessing(data_norm_type), lambda whole, *tensors: tuple(whole(*tensors)))
     return Stage(SCENE, chunk, inputs, outputs, module.eval())
+
+
+def make_normalizer_stage(data_norm_type: str) -> Stage:
+    """Describe the stage that normalises images in this way."""
+    chunk = "views_in_chunk"
+    inputs = (StageTensor("pixels", (chunk, HEIGHT, WIDTH, 3), "uint8"),)
+    outputs = (StageTensor("images", (chunk, 3, HEIGHT, WIDTH)),)
+    module = _Traced(ImageNormalization(data_norm_type), lambda whole, pixels: (whole(pixels),))
+    return Stage(NORMALIZER, chunk, inputs, outputs, module.eval())

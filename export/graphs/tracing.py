@@ -22,7 +22,7 @@ from ..model.config import PATCH_SIZE
 from ..model.network import MapAnythingNetwork
 from ..model.network.transformer import Attention, AttentionForm
 from .recording import record_graph
-from .stages import HEIGHT, WIDTH, Stage, StageTensor, make_scene_stage, make_stages
+from .stages import HEIGHT, WIDTH, Stage, StageTensor, make_normalizer_stage, make_scene_stage, make_stages
 from .trace import trace_graph
 from .weights import save_model
 
@@ -96,18 +96,35 @@ def export_stages(
     return written
 
 
-def export_scene(folder: Path, data_norm_type: str, *, metadata: Mapping[str, str] | None = None) -> ExportedStage:
-    """Write the stage of post-processing: in float32, and with operators of the oldest parsers, for every bundle.
+def export_added_stages(
+    folder: Path,
+    data_norm_type: str,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[ExportedStage]:
+    """Write the stages around the network: in float32, and with operators of the oldest parsers, for every bundle.
 
     Args:
         folder: existing folder to write into.
         data_norm_type: how images are normalised.
-        metadata: see :func:`export_stages`.
+        metadata, progress: see :func:`export_stages`.
+
+    Returns:
+        One record per stage of :data:`mapengine.runtime.bundle.stages.ADDED_STAGES`.
 
     Raises:
         ExportError: as in :func:`export_stages`.
     """
-    stage = make_scene_stage(data_norm_type)
+    written = []
+    for stage in (make_normalizer_stage(data_norm_type), make_scene_stage(data_norm_type)):
+        if progress is not None:
+            progress(stage.name)
+        written.append(_record_stage(stage, folder, {**(metadata or {}), "mapengine.stage": stage.name}))
+    return written
+
+
+def _record_stage(stage: Stage, folder: Path, metadata: Mapping[str, str]) -> ExportedStage:
     try:
         model = record_graph(
             stage.module,
@@ -119,7 +136,7 @@ def export_scene(folder: Path, data_norm_type: str, *, metadata: Mapping[str, st
         )
     except ExportError as error:
         raise ExportError(f"{stage.name}: {error}") from error
-    return _write(model, stage, folder, _OLDEST_OPSET, {**(metadata or {}), "mapengine.stage": stage.name})
+    return _write(model, stage, folder, _OLDEST_OPSET, metadata)
 
 
 def _export_stage(stage: Stage, folder: Path, opset: int, metadata: Mapping[str, str]) -> ExportedStage:

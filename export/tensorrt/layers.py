@@ -35,7 +35,7 @@ _FUSED = re.compile("mha", re.IGNORECASE)
 _PRODUCT = re.compile("gemm|correlation|conv|matrixmultiply|runtime_fusion", re.IGNORECASE)
 _MANIFEST_DTYPES = {
     "float": "float32", "half": "float16", "bf16": "bfloat16", "bfloat16": "bfloat16", "int32": "int32",
-    "int64": "int64", "bool": "bool",
+    "uint8": "uint8", "int64": "int64", "bool": "bool",
 }  # fmt: skip
 _DATATYPES = {"BF16": "BFloat16", "FP16": "Half", "FP32": "Float", "FP8": "FP8", "INT8": "Int8", "HALF": "Half"}
 """Words of the inspector's ``Format/Datatype`` that name a type otherwise than the builder's log."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from mapengine.runtime.backends.contract import ChunkSizes
 from mapengine.runtime.bundle.manifest import TensorSpec
 from mapengine.runtime.bundle.requests import CHUNKED_STAGES, PATCH_SIZE, AnySize, Range, ServedRequests
-from mapengine.runtime.bundle.stages import SCENE, tensor_shape
+from mapengine.runtime.bundle.stages import CHUNKED_LIKE, tensor_shape
 
 MAX_SIZE_PROFILES = 4
 """Sizes that get a profile each. A profile costs build time and context memory; more sizes share one box."""
@@ -57,8 +57,7 @@ def stage_profiles(requests: ServedRequests, stage: str, backend: str) -> tuple[
         Ranges of the axes ``views`` (aggregator) or ``views_in_chunk`` (the others), ``patch_rows`` and
         ``patch_columns``; the sides of images in pixels follow from them. A request runs in the first that covers it.
     """
-    if stage == SCENE:  # it takes the views of a chunk of the dense head
-        stage = "dense_head"
+    stage = CHUNKED_LIKE.get(stage, stage)
     if stage in CHUNKED_STAGES:
         axis, counts = "views_in_chunk", [_chunk_range(requests, stage)]
     else:

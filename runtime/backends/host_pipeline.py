@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.stages import SCENE, StageSpec
+from ..bundle.stages import ADDED_STAGES, StageSpec
 from ..bundle.store import Bundle
 from ..inputs.encoded import ImageFeatures
 from ..inputs.prepared import MODALITIES, PreparedViews, ViewGeometry
@@ -41,8 +41,8 @@ class Pipeline(StagePipeline):
         """See :meth:`StagePipeline.stream`."""
         sizes = chunks or self.chunks
         report = progress or (lambda stage, done, total: None)
-        views, batch = len(prepared.images), prepared.batch
-        features, extra = self._encode_images(prepared.images, prepared.features, sizes.image_encoder, report)
+        views, batch = len(prepared.views), prepared.batch
+        features, extra = self._encode_images(prepared, sizes.image_encoder, report)
         self._add_geometry(features, prepared, sizes.geometry_encoder, report)
         per_sample = [self._aggregate(features, extra, sample, batch) for sample in range(batch)]
         del features, extra
@@ -72,11 +72,11 @@ class Pipeline(StagePipeline):
         inputs = np.concatenate(images).astype(np.float32, copy=False)
         return self._stages["image_encoder"].run({"images": inputs})
 
-    def _encode_images(
-        self, images: Sequence[NDArray[Any]], known: Sequence[ImageFeatures | None], chunk: int, report: Progress
-    ) -> tuple[Array, Array | None]:
-        """Return the features of all views, view-major; only those that are not known are computed."""
-        views, batch = len(images), len(images[0])
+    def _encode_images(self, prepared: PreparedViews, chunk: int, report: Progress) -> tuple[Array, Array | None]:
+        """Return the features of all views, view-major; only those that are not known are computed. An image is taken
+        when it is encoded: others may still be read meanwhile."""
+        images, known = prepared.images, prepared.features
+        views, batch = len(images), prepared.batch
         missing = [view for view, features in enumerate(known) if features is None]
         buffers: dict[str, Array] = {}
 
@@ -196,8 +196,9 @@ class HostBackend(ABC):
 
     def open_pipeline(self, bundle: Bundle, chunks: ChunkSizes) -> StagePipeline:
         """See :class:`Backend`."""
-        # Post-processing stays in NumPy on a processor: the same values in a fifth of the time that the stage takes
-        # (docs/results/cpu-choices.md), because only what is near a depth jump gets normals. Decided here alone.
+        # What is around the network stays in NumPy on a processor: the same values in a fifth of the time that the
+        # stage of post-processing takes (docs/results/cpu-choices.md), because only what is near a depth jump gets
+        # normals, and in a third of that of normalising images. Decided here alone.
         stages = {
             name: CheckedStage(
                 self.name,
@@ -208,7 +209,7 @@ class HostBackend(ABC):
                 failed=self.renew,
             )
             for name, spec in bundle.manifest.stages.items()
-            if name != SCENE
+            if name not in ADDED_STAGES
         }
         return Pipeline(stages, chunks)
 

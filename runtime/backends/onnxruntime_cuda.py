@@ -26,7 +26,7 @@ from .cuda.stage import DeviceStage, check_tensors, covering_optimization_profil
 from .libraries import import_library, utf8_path
 
 _SPEC = BACKENDS_BY_NAME["onnxruntime-cuda"]
-_ELEMENT_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16, "int64": 7, "bool": 9}
+_ELEMENT_TYPES = {"float32": 1, "uint8": 2, "float16": 10, "bfloat16": 16, "int64": 7, "bool": 9}
 """ONNX's numbers of types (onnx.proto, ``TensorProto.DataType``): NumPy has no bfloat16 to name it by."""
 _FATAL = 4
 """Least severity that is logged. What fails is raised, too; what is logged besides, as an error, is each algorithm of

@@ -30,12 +30,15 @@ from .build_record import (
 from .file_record import MANIFEST_NAME, FileRecord
 from .kernel_attention import KernelAttention, KernelCode
 from .requests import PATCH_SIZE, AnySize, Range, ServedRequests
-from .stages import DTYPES, SCENE, STAGES, LayerRecord, StageSpec, TensorSpec
+from .stages import ADDED_STAGES, DTYPES, EVERY_STAGE, NORMALIZER, SCENE, STAGES, LayerRecord, StageSpec, TensorSpec
 
 __all__ = [
+    "ADDED_STAGES",
     "ATTENTIONS",
     "BACKENDS_BY_FORMAT",
     "DTYPES",
+    "EVERY_STAGE",
+    "NORMALIZER",
     "PATCH_SIZE",
     "PRECISIONS",
     "SCENE",
@@ -63,9 +66,10 @@ __all__ = [
     "Tolerance",
 ]  # fmt: skip
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 OLDEST_VERSION = 4
-"""Of the schemas that are read; its manifests carry no hash of themselves, and until version 5 no stage ``scene``."""
+"""Of the schemas that are read; its manifests carry no hash of themselves. Until version 5 there is no stage ``scene``,
+until version 6 no ``image_normalizer``."""
 ATTENTIONS = ("mha", "attention", "matmul")
 """Contrib MultiHeadAttention, the standard ONNX Attention, and MatMul-Softmax-MatMul."""
 
@@ -112,7 +116,7 @@ class Manifest:
         attention: one of ``ATTENTIONS``.
         format: a key of ``BACKENDS_BY_FORMAT``: ``onnx`` (for backends on processors), ``onnx-cuda`` or ``plan`` (for
             one kind of TensorRT).
-        stages: the four stages of ``STAGES``, in that order, and ``scene``, which bundles of schema 5 and older lack.
+        stages: those of ``EVERY_STAGE``, in that order; bundles of older schemas lack those of ``ADDED_STAGES``.
         parity: as measured against the PyTorch reference after the build, or None.
         kernels: compiled code of the attention between the segments of stages; empty where there is none.
     """
@@ -129,7 +133,7 @@ class Manifest:
     format: Annotated[str, OneOf(tuple(BACKENDS_BY_FORMAT))]
     backends: tuple[BackendInfo, ...]
     requests: Annotated[ServedRequests, Key("profile")]
-    stages: Annotated[Mapping[Annotated[str, OneOf((*STAGES, SCENE))], StageSpec], EveryKey(added=(SCENE,))]
+    stages: Annotated[Mapping[Annotated[str, OneOf(EVERY_STAGE)], StageSpec], EveryKey(added=ADDED_STAGES)]
     kernels: tuple[KernelCode, ...] = field(default=(), kw_only=True)
     golden: Golden
     parity: Parity | None = None

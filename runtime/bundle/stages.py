@@ -15,8 +15,16 @@ from .requests import Range
 
 STAGES = ("image_encoder", "geometry_encoder", "aggregator", "dense_head")
 """The stages of the network."""
+NORMALIZER = "image_normalizer"
+"""The stage that normalises images; bundles of older versions have none."""
 SCENE = "scene"
 """The stage of post-processing; bundles of older versions have none."""
+ADDED_STAGES = (NORMALIZER, SCENE)
+"""Stages around the network's, which have no weights and may be missing."""
+CHUNKED_LIKE = {NORMALIZER: "image_encoder", SCENE: "dense_head"}
+"""The stage of the network whose chunks of views they take."""
+EVERY_STAGE = (NORMALIZER, *STAGES, SCENE)
+"""In running order."""
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int8", "uint8", "bool", "float8_e4m3fn")
 MAX_AXIS = 2**40
 

@@ -33,14 +33,14 @@ from ..writing.replacement import is_staging
 from ..writing.staging import recover_folder
 from .bundle_files import BundleFiles, while_replaced
 from .file_record import MANIFEST_NAME, FileRecord
-from .manifest import SCENE, SCHEMA_VERSION, STAGES, Manifest, manifest_document
+from .manifest import EVERY_STAGE, SCHEMA_VERSION, STAGES, Manifest, manifest_document
 from .manifest_text import check_manifest_text, manifest_text
 from .stage_graphs import MAX_GRAPH_BYTES, graph_problem, graphs
 
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_GOLDEN_BYTES = 512 * 2**20
 """Uncompressed size of ``golden.npz``: a small input with its outputs takes a few MB."""
-_STAGE = rf"(?:{'|'.join((*STAGES, SCENE))})"
+_STAGE = rf"(?:{'|'.join(EVERY_STAGE)})"
 _OUR_NAMES = re.compile(rf"{re.escape(MANIFEST_NAME)}|golden\.npz|{_STAGE}(?:_\d+)?\.(?:onnx|onnx\.data|plan)")
 _LISTED_NAMES = re.compile(rf"{_STAGE}[\w.-]*\.(?:onnx|data|plan)|[\w.-]+\.(?:cubin|ptx)")
 """What else the files of a bundle are called; whatever other names a manifest lists are not removed with it."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from .. import geometry
 from ..errors import InputError, ViewMismatchError
 from ..geometry import Array
 from ..options import DEFAULTS, InferOptions
+from ..system.sequences import Each
 from .checks import (
     Pose,
     camera_intrinsics,
@@ -28,11 +31,12 @@ from .checks import (
     finite_array,
     metric_flags,
     normalized_image,
+    rgb_pixels,
     unit_rays,
 )
 from .encoded import ImageFeatures, unpack_views
 from .normalization import normalize_image
-from .raw_view import RawView
+from .raw_view import Known, RawView
 
 VIEW_KEYS = (
     "img",
@@ -78,15 +82,16 @@ class PreparedView:
     """One view of the network's size, checked and converted. B is the batch.
 
     Attributes:
-        image: (B, 3, H, W), normalised.
+        image: (B, 3, H, W) float, if it came normalised; else (B, H, W, 3) uint8, which is normalised where and when
+            the network takes it.
         is_metric: (B,) bool, whether depth and pose are in metres.
         rays: (B, H, W, 3) unit ray directions in the camera's frame, or None.
         distance: (B, H, W, 1) depth along the ray, 0 where there is none, or None.
         pose: camera-to-world quaternion (B, 4) xyzw and translation (B, 3) in float64, or None.
         features: what the image encoder gave for the image before, or None.
         mask: (B, H, W) bool, True where the view counts, or None for all of it.
-        pixels: (B, H, W, 3) uint8, the image before it was normalised, or None if it came normalised.
         original_pixels: (3, 3) float64, see :class:`.raw_view.RawView`, or None if it came at the network's size.
+        data_norm_type: that bytes are normalised for.
     """
 
     image: Array
@@ -96,46 +101,105 @@ class PreparedView:
     pose: tuple[Array, Array] | None = None
     features: ImageFeatures | None = None
     mask: Array | None = None
-    pixels: Array | None = None
     original_pixels: Array | None = None
+    data_norm_type: str = "dinov2"
+
+    @property
+    def pixels(self) -> Array | None:
+        """The image as bytes (B, H, W, 3), or None if it came normalised."""
+        return self.image if self.image.dtype == np.uint8 else None
+
+    @property
+    def normalized(self) -> Array:
+        """The image as the encoder takes it: (B, 3, H, W) float; computed from bytes at each access."""
+        if self.pixels is None:
+            return self.image
+        every = [normalize_image(sample, self.data_norm_type) for sample in self.pixels]
+        return every[0] if len(every) == 1 else np.concatenate(every)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(B, H, W)."""
+        batch, *sides = self.image.shape
+        height, width = sides[:2] if self.pixels is not None else sides[1:]
+        return batch, height, width
+
+    @property
+    def floating(self) -> np.dtype[Any]:
+        """Floating type of what is made for the network."""
+        return np.dtype(np.float32) if self.pixels is not None else self.image.dtype
+
+    @property
+    def known(self) -> Known:
+        """What is known besides the image."""
+        return Known(self.rays is not None, self.distance is not None, self.pose is not None)
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedViews:
-    """The views of one call, all of one batch and size, and per view what the geometry encoder gets of it."""
+    """The views of one call, all of one batch and size. They may still be on their way: what is not of a view itself is
+    known before it is there.
+
+    Attributes:
+        views: waits for those that are asked for.
+        shape: (B, H, W) of each.
+        known: per view what it brings besides its image.
+        features: per view what the image encoder gave before.
+        as_bytes: per view whether its image comes as bytes.
+        options: of the call.
+    """
 
     views: Sequence[PreparedView]
-    geometry: Sequence[ViewGeometry | None]
+    shape: tuple[int, int, int]
+    known: Sequence[Known]
+    features: Sequence[ImageFeatures | None]
+    as_bytes: Sequence[bool]
+    options: InferOptions = DEFAULTS
 
     @property
-    def images(self) -> list[Array]:
-        """V times (B, 3, H, W), float."""
-        return [view.image for view in self.views]
+    def images(self) -> Sequence[Array]:
+        """V times (B, 3, H, W), float; normalised when one is taken."""
+        return Each(attrgetter("normalized"), self.views)
 
     @property
-    def features(self) -> list[ImageFeatures | None]:
-        """Per view what the image encoder gave before."""
-        return [view.features for view in self.views]
-
-    @property
-    def masks(self) -> list[Array | None]:
+    def masks(self) -> Sequence[Array | None]:
         """Per view (B, H, W) bool, True where it counts; None for all of it."""
-        return [view.mask for view in self.views]
+        return Each(attrgetter("mask"), self.views)
+
+    @property
+    def brings_geometry(self) -> list[bool]:
+        """Per view whether the geometry encoder gets anything of it."""
+        ignored = (
+            self.options.ignore_calibration_inputs,
+            self.options.ignore_depth_inputs,
+            self.options.ignore_pose_inputs,
+        )
+        return [any(has and not ignore for has, ignore in zip(known, ignored, strict=True)) for known in self.known]
+
+    @cached_property
+    def geometry(self) -> Sequence[ViewGeometry | None]:
+        """Per view what the geometry encoder gets of it; waits for all views that bring any, whose poses are relative
+        to view 0."""
+        if not any(self.brings_geometry):
+            return [None] * len(self.views)
+        poses = [None if self.options.ignore_pose_inputs else view.pose for view in self.views]
+        relative = _relative_poses(poses, self.batch, self.views[0].floating)
+        return [_view_geometry(*given, self.options) for given in zip(self.views, relative, strict=True)]
 
     @property
     def batch(self) -> int:
         """Samples of each view."""
-        return int(self.views[0].image.shape[0])
+        return self.shape[0]
 
     @property
     def height(self) -> int:
         """Of the images, pixels."""
-        return int(self.views[0].image.shape[2])
+        return self.shape[1]
 
     @property
     def width(self) -> int:
         """Of the images, pixels."""
-        return int(self.views[0].image.shape[3])
+        return self.shape[2]
 
 
 def prepare_views(
@@ -189,16 +253,15 @@ def prepare_raw(view: RawView, data_norm_type: str = "dinov2") -> PreparedView:
         rays = geometry.rays_from_intrinsics(view.intrinsics[None].astype(np.float32, copy=False), height, width)
     elif view.rays is not None:
         rays = unit_rays(view.rays[None], (1, height, width, 3), f"{view.name}: ray_directions", np.float32)
-    pixels = np.asarray(view.image)
     return PreparedView(
-        image=normalize_image(pixels, data_norm_type),
+        image=rgb_pixels(np.asarray(view.image))[None],
         is_metric=np.array([view.metric is not False]),
         rays=rays,
         distance=None if view.depth is None else _distance(view.depth[None], rays, f"{view.name}: depth"),
         pose=None if pose is None else _quaternion_and_translation(pose),
         mask=None if view.mask is None else view.mask[None],
-        pixels=pixels[None],
         original_pixels=view.original_pixels,
+        data_norm_type=data_norm_type,
     )
 
 
@@ -211,19 +274,48 @@ def network_inputs(views: Sequence[PreparedView], options: InferOptions = DEFAUL
     """
     first = views[0]
     for index, view in enumerate(views):
-        if view.image.shape != first.image.shape:
+        if view.shape != first.shape:
             raise ViewMismatchError(
-                f"view {index}: img has shape {view.image.shape} but view 0 has {first.image.shape}; all views of a "
-                "call share one size and batch: load them together with load_images or preprocess_inputs"
+                f"view {index}: img has shape {_image_shape(view)} but view 0 has {_image_shape(first)}; all views of "
+                "a call share one size and batch: load them together with load_images or preprocess_inputs"
             )
-        if view.pose is not None and first.pose is None:
+    known = [view.known for view in views]
+    _check_reference(known)
+    features, as_bytes = [view.features for view in views], [view.pixels is not None for view in views]
+    result = PreparedViews(views, first.shape, known, features, as_bytes, options)
+    _ = result.geometry  # now: the arrays of a caller may change afterwards
+    return result
+
+
+def inputs_on_the_way(
+    views: Sequence[PreparedView], known: Sequence[Known], size: tuple[int, int], options: InferOptions = DEFAULTS
+) -> PreparedViews:
+    """Do what :func:`network_inputs` does with views of :func:`prepare_raw` that are still being made.
+
+    Args:
+        views: waits for those that are asked for. known: what each of them brings. size: (W, H).
+        options: of the call.
+
+    Raises:
+        InputError: a view has a pose but view 0 has none.
+    """
+    _check_reference(known)
+    return PreparedViews(views, (1, size[1], size[0]), known, [None] * len(known), [True] * len(known), options)
+
+
+def _check_reference(known: Sequence[Known]) -> None:
+    """Refuse poses without one of view 0."""
+    for index, view in enumerate(known):
+        if view.pose and not known[0].pose:
             raise InputError(
                 f"view {index}: camera_poses is given but view 0, the reference, has none; "
                 "add camera_poses to view 0 or put a posed view first"
             )
-    poses = [None if options.ignore_pose_inputs else view.pose for view in views]
-    relative = _relative_poses(poses, len(first.image), first.image.dtype)
-    return PreparedViews(views, [_view_geometry(*given, options) for given in zip(views, relative, strict=True)])
+
+
+def _image_shape(view: PreparedView) -> tuple[int, ...]:
+    batch, height, width = view.shape
+    return batch, 3, height, width
 
 
 def _check_list(views: Any) -> None:

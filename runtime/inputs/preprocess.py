@@ -7,7 +7,8 @@ target size and then cropped around its centre; intrinsics and depth follow. Res
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -189,13 +190,16 @@ def preprocess_views(views: Sequence[AnyView], size: Size | None = None, norm_ty
         InputError: an image is far too narrow for the size.
     """
     target = size or target_size([view.size[0] / view.size[1] for view in views])
-    return each_resized(views, target, partial(_dictionary, norm_type=norm_type))
+    return list(each_resized(views, target, partial(_dictionary, norm_type=norm_type)))
 
 
-def each_resized(views: Sequence[AnyView], target: Size, finish: Callable[[RawView], Result]) -> list[Result]:
-    """Return ``finish`` of every view resized to ``target`` = (W, H); several threads work on it.
+def each_resized(
+    views: Sequence[AnyView], target: Size, finish: Callable[[RawView], Result]
+) -> Generator[Result, None, None]:
+    """Yield ``finish`` of every view resized to ``target`` = (W, H); several threads work on it, also on those that
+    nobody has asked for yet.
 
-    What is suspicious about views is said in one warning for each kind of it.
+    What is suspicious about views is said at the end, in one warning for each kind of it.
 
     Raises:
         InputError: an image is far too narrow for the size; names the view.
@@ -211,12 +215,11 @@ def each_resized(views: Sequence[AnyView], target: Size, finish: Callable[[RawVi
             raise type(error)(str(error) if str(error).startswith(here) else f"{here}{error}") from error
         return finish(resized), replace(resized, image=_NO_IMAGE, rays=None, mask=None)
 
-    results = []
-    for result, rest in in_order(one, range(len(views))):
-        results.append(result)
-        noticed.append(rest)
+    with closing(in_order(one, range(len(views)))) as resized:
+        for result, rest in resized:
+            noticed.append(rest)
+            yield result
     _warn_of(noticed)
-    return results
 
 
 _NO_IMAGE = np.zeros((1, 1, 3), np.uint8)

@@ -29,6 +29,14 @@ class Remark(NamedTuple):
     text: str
 
 
+class Known(NamedTuple):
+    """Which geometry a view brings besides its image."""
+
+    calibration: bool
+    depth: bool
+    pose: bool
+
+
 class AnyView(Protocol):
     """A view, read already or when it is resized."""
 
@@ -36,7 +44,7 @@ class AnyView(Protocol):
     def size(self) -> Size: ...
 
     @property
-    def has_geometry(self) -> bool: ...
+    def known(self) -> Known: ...
 
     @property
     def name(self) -> str: ...
@@ -85,9 +93,10 @@ class RawView:
         return self.image.shape[1], self.image.shape[0]
 
     @property
-    def has_geometry(self) -> bool:
-        """Whether more is known than the image."""
-        return any(value is not None for value in (self.intrinsics, self.depth, self.pose, self.rays))
+    def known(self) -> Known:
+        """What is known besides the image."""
+        calibrated = self.intrinsics is not None or self.rays is not None
+        return Known(calibrated, self.depth is not None, self.pose is not None)
 
     @property
     def batched_pose(self) -> Pose | None:

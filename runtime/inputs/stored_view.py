@@ -18,7 +18,7 @@ from .files.depth import LIKELY_MILLIMETRES, read_depth
 from .formats.view_files import ViewFiles
 from .images import Picture, image_size, picture_of, read_picture
 from .lenses import Undistortion, scaled_camera
-from .raw_view import RawView, Remark
+from .raw_view import Known, RawView, Remark
 from .resolutions import Size
 
 _UNIT_OVERSHOOT = 1.5
@@ -49,10 +49,12 @@ class StoredView:
         return isinstance(self.files.image, str | os.PathLike)
 
     @property
-    def has_geometry(self) -> bool:
-        """Whether more is known than the image."""
-        known = (self.files.intrinsics, self.files.depth, self.files.pose, self.files.points)
-        return any(value is not None for value in known)
+    def known(self) -> Known:
+        """What is known besides the image."""
+        files = self.files
+        calibrated = files.intrinsics is not None
+        has_depth = files.depth is not None or (files.points is not None and calibrated)
+        return Known(calibrated, has_depth, files.pose is not None)
 
     @cached_property
     def size(self) -> Size:

@@ -60,7 +60,7 @@ def assemble_scene(
     """
     if not options.apply_mask:  # then the network's own mask holds, and a scene has nothing outside its mask
         options = replace(options, apply_mask=True, mask_edges=False, apply_confidence_mask=False)
-    height, width = views[0].image.shape[2:]
+    _, height, width = views[0].shape
     arrays = new_arrays(len(views), height, width)
     into = []
     for index in range(len(views)):
@@ -73,7 +73,7 @@ def assemble_scene(
         if view.pixels is not None:
             arrays["colors"][index] = view.pixels[0]
         else:
-            arrays["colors"][index] = image_bytes(denormalize_image(view.image, data_norm_type)[0])
+            arrays["colors"][index] = image_bytes(denormalize_image(view.normalized, data_norm_type)[0])
         one = {name: array[index] for name, array in arrays.items()}
         if not all(all_finite(one[name]) for name in ("points", "depth", "confidence")):
             leave_out_what_is_not_finite(one["points"], one["depth"], one["confidence"], one["mask"])

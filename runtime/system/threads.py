@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain, islice
@@ -30,7 +30,9 @@ def _processors_in(second: int) -> int:
     return usable_processors()
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None) -> Iterator[Result]:
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None
+) -> Generator[Result, None, None]:
     """Results of ``function`` in the order of the items, as ``map`` gives them.
 
     The first item that fails raises, whatever happened to later ones, and what has not begun by then is not done.

@@ -27,6 +27,7 @@ from mapengine.export.tensorrt.settings import PlanSettings
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
 from mapengine.runtime.bundle.requests import AnySize, Range
+from mapengine.runtime.bundle.stages import ADDED_STAGES, EVERY_STAGE, STAGES
 from mapengine.runtime.bundle.store import Bundle, BundleWriter
 from mapengine.runtime.errors import (
     BackendUnavailableError,
@@ -78,7 +79,7 @@ def test_manifest_describes_model_and_build(tiny_bundle: Path, tiny: MapAnything
 
 def test_bundle_holds_what_its_manifest_names_and_nothing_else(tiny_bundle: Path) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
-    assert list(manifest.stages) == ["image_encoder", "geometry_encoder", "aggregator", "dense_head", "scene"]
+    assert list(manifest.stages) == list(EVERY_STAGE)
     records = {record.file: record for record in manifest.files()}
     assert set(contents(tiny_bundle)) == {*records, "manifest.json"}
     for name, raw in contents(tiny_bundle).items():
@@ -141,7 +142,7 @@ def test_steps_are_reported_and_passed_on(traced: list[dict[str, Any]], tiny: Ma
     assert traced[0]["metadata"]["mapengine.weights_sha256"] == tiny.weights_hash()
     assert lines == [
         "computing reference outputs",
-        *(f"exporting {name}" for name in ("image_encoder", "geometry_encoder", "aggregator", "dense_head", "scene")),
+        *(f"exporting {name}" for name in (*STAGES, *ADDED_STAGES)),
         "rewriting the stages for processors",
         "checking the engine with onnxruntime",
         "measuring parity with PyTorch",

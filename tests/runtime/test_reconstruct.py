@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from PIL import Image
 
 from mapengine.calibration.data.samples import sample_views
 from mapengine.runtime import Engine, InputError, ProfileError, ReadOptions, Scene, preprocess_inputs
-from mapengine.runtime.errors import ImageSizeError
+from mapengine.runtime.errors import ImageReadError, ImageSizeError
 from mapengine.runtime.inputs.raw_view import RawView
 from mapengine.runtime.inputs.sources import read_views
 
@@ -220,3 +222,46 @@ def test_fixed_sizes_of_a_bundle(tiny_bundle: Path, rewritten: Callable[..., Pat
     assert engine.reconstruct([images[0].transpose(1, 0, 2)]).depth.shape == (1, 56, 42)
     with pytest.raises(ProfileError, match=r"70x56"):
         engine.reconstruct(images, size=(70, 56))
+
+
+@dataclass(frozen=True, eq=False)
+class SlowView(RawView):
+    """A view that can be read once ``ready`` is set."""
+
+    ready: threading.Event = field(default_factory=threading.Event)
+
+    def resized(self, target: tuple[int, int]) -> RawView:
+        assert self.ready.wait(30), "the first view was not encoded meanwhile"
+        return super().resized(target)
+
+
+@pytest.mark.slow
+def test_a_view_is_encoded_while_the_next_is_read(small: Engine, images: list[np.ndarray]) -> None:
+    expected = small.reconstruct(images, size=(56, 42))
+    ready = threading.Event()
+    views = [RawView(images[0]), *(SlowView(image, ready=ready) for image in images[1:])]
+    reports: list[tuple[str, int, int]] = []
+
+    def progress(*report: Any) -> None:
+        reports.append(report)
+        ready.set()
+
+    scene = small.reconstruct_views(views, size=(56, 42), progress=progress)
+    np.testing.assert_array_equal(scene.points, expected.points)
+    np.testing.assert_array_equal(scene.colors, expected.colors)
+    assert reports[:3] == [("image_encoder", number, 3) for number in (1, 2, 3)]
+
+
+@pytest.mark.slow
+def test_a_file_that_cannot_be_read_ends_the_call_that_has_begun(
+    small: Engine, images: list[np.ndarray], tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    paths[2].write_bytes(paths[2].read_bytes()[:-1000])  # its header is there
+    with pytest.raises(ImageReadError, match=r"view 2: .*2\.png"):
+        small.reconstruct(paths, size=(56, 42))
+    poses = [None, np.eye(4), None]
+    with pytest.raises(InputError, match="view 1: camera_poses is given but view 0"):
+        small.reconstruct(images, poses=poses, size=(56, 42))

@@ -7,18 +7,20 @@ import threading
 import weakref
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...bundle.requests import PATCH_SIZE
-from ...bundle.stages import SCENE
+from ...bundle.stages import NORMALIZER, SCENE
 from ...errors import BackendError
 from ...inputs.encoded import ImageFeatures
 from ...inputs.prepared import PreparedViews, ViewGeometry
 from ...options import InferOptions, Progress
 from ...postprocessing.predictions import FORWARD_OUTPUTS
+from ...system.sequences import Each
 from ..contract import ChunkSizes, StagePipeline
 from .driver import Device, OutOfMemory, Stream
 from .scene_call import SceneCall
@@ -62,6 +64,7 @@ class DevicePipeline(StagePipeline):
         self.chunks = chunks
         self._device = device
         self._contexts = _ShapeContexts(device, stages, caches, stream)
+        self._normalizes = NORMALIZER in stages
         # Also at the end of the process, as long as the libraries still work.
         self.close = weakref.finalize(self, self._contexts.close)
         """Free the GPU's memory, after the last call. It happens by itself when the object goes away."""
@@ -114,7 +117,7 @@ class DevicePipeline(StagePipeline):
     ) -> Generator[dict[str, NDArray[Any]], None, None]:
         """See :meth:`.StagePipeline.finish`. Samples run one after the other, as in :meth:`stream`."""
         sizes = self._limited(chunks or self.chunks)
-        into = into or [{}] * len(prepared.images)
+        into = into or [{}] * len(prepared.views)
         if prepared.batch == 1:
             yield from self._run(prepared, 0, sizes, progress, SceneCall.of(prepared, 0, options, outputs, into))
             return
@@ -161,11 +164,17 @@ class DevicePipeline(StagePipeline):
 
         The GPU is current for this thread only while the generator runs.
         """
-        images = [np.asarray(image[sample : sample + 1], np.float32) for image in prepared.images]
-        geometry = [_of_sample(view, sample) for view in prepared.geometry]
+        views_in_all = len(prepared.views)
+        images = SampleImages(prepared, sample)
+        geometry = Each(partial(_of_sample, prepared, sample), range(views_in_all))
         features = [None if view is None else _features_of(view, sample) for view in prepared.features]
-        request = RequestShape(len(images), prepared.height // PATCH_SIZE, prepared.width // PATCH_SIZE, chunks)
-        work = Work.of(features, geometry, finish=isinstance(wanted, SceneCall))
+        request = RequestShape(views_in_all, prepared.height // PATCH_SIZE, prepared.width // PATCH_SIZE, chunks)
+        work = Work(
+            [view for view, known in enumerate(features) if known is None],
+            [view for view, brings in enumerate(prepared.brings_geometry) if brings],
+            frozenset(view for view, is_bytes in enumerate(prepared.as_bytes) if is_bytes and self._normalizes),
+            finish=isinstance(wanted, SceneCall),
+        )
         report = progress
         if progress is not None and prepared.batch > 1:
             before, batch, tell = sample, prepared.batch, progress
@@ -176,7 +185,7 @@ class DevicePipeline(StagePipeline):
         with contextlib.ExitStack() as held:
             with self._device.current():
                 context = held.enter_context(self._contexts.taken(request, work))
-                views = context.run(images, geometry, features, report, self._contexts.clock, wanted)
+                views = context.run(work, images, geometry, features, report, self._contexts.clock, wanted)
             while True:
                 with self._device.current():
                     view = next(views, None)
@@ -316,10 +325,29 @@ class _ShapeContexts:
             context.close()
 
 
-def _of_sample(view: ViewGeometry | None, sample: int) -> ViewGeometry | None:
-    """Return what a view brings for one sample; None for nothing."""
-    if view is None or not view.flags[sample].any():
-        return None
+class SampleImages:
+    """The images of one sample of a call, of which each is taken when it is needed."""
+
+    def __init__(self, prepared: PreparedViews, sample: int) -> None:
+        self._views = prepared.views
+        self._part = slice(sample, sample + 1)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def pixels(self, view: int) -> NDArray[np.uint8]:
+        """Return an image that comes as bytes (1, H, W, 3)."""
+        return self._views[view].image[self._part]
+
+    def normalized(self, view: int) -> NDArray[np.float32]:
+        """Return an image normalised (1, 3, H, W)."""
+        return np.asarray(self._views[view].normalized[self._part], np.float32)
+
+
+def _of_sample(prepared: PreparedViews, sample: int, index: int) -> ViewGeometry:
+    """Return what a view brings for one sample."""
+    view = prepared.geometry[index]
+    assert view is not None
     part = slice(sample, sample + 1)
     values = (getattr(view, name) for name in ViewGeometry.__dataclass_fields__)
     return ViewGeometry(*(None if value is None else value[part] for value in values))  # type: ignore[arg-type]

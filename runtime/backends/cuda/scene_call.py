@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ...bundle.stages import SCENE
 from ...inputs.prepared import PreparedViews
 from ...options import InferOptions
 from ...postprocessing.scene_stage import PASSED_ON, option_values, present_outputs
+from ...system.sequences import Each
 
 SCALE = "metric_scaling_factor"
 """The output of the aggregator that the host reads."""
@@ -28,6 +30,8 @@ class SceneCall:
         back: the outputs of ``infer`` that come to the host from the GPU, as a stage and the name of its tensor.
         wanted: per view the outputs of ``infer`` that its dictionary has.
         into: per view the arrays that get results, by name.
+
+    What is said per view is taken when it is needed.
     """
 
     options: NDArray[np.floating[Any]]
@@ -47,11 +51,12 @@ class SceneCall:
     ) -> SceneCall:
         """Return the call for one sample; arguments as of :meth:`..contract.StagePipeline.finish`."""
         part = slice(sample, sample + 1)
-        wanted = [present_outputs(outputs, options, mask) for mask in prepared.masks]
-        names = set().union(*wanted) - {SCALE}
+        wanted = Each(partial(present_outputs, outputs, options), prepared.masks)
+        # Where the outputs do not depend on the views, nothing waits for these.
+        names = set(outputs if options.apply_mask else set().union(*wanted)) - {SCALE}
         return cls(
             option_values(options, prepared.height * prepared.width),
-            [None if mask is None else mask[part] for mask in prepared.masks],
+            Each(lambda mask: None if mask is None else mask[part], prepared.masks),
             {name: ("dense_head", PASSED_ON[name]) if name in PASSED_ON else (SCENE, name) for name in sorted(names)},
             wanted,
             [{name: array[part] for name, array in own.items()} for own in into],

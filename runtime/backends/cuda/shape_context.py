@@ -13,14 +13,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...bundle.manifest import TensorSpec
 from ...bundle.requests import PATCH_SIZE
-from ...bundle.stages import SCENE, tensor_shape
+from ...bundle.stages import CHUNKED_LIKE, NORMALIZER, SCENE, tensor_shape
 from ...errors import BackendError
 from ...inputs.encoded import ImageFeatures
 from ...inputs.prepared import ViewGeometry
@@ -62,41 +62,41 @@ class Work:
 
     Attributes:
         images, geometry: the views that go through the image encoder and through the geometry encoder.
+        pixels: the views whose images a stage can normalise, from bytes.
         encode_only: nothing but the image encoder runs. finish: post-processing runs as a stage.
     """
 
     images: Sequence[int]
     geometry: Sequence[int]
+    pixels: frozenset[int] = frozenset()
     encode_only: bool = False
     finish: bool = False
 
-    @classmethod
-    def of(
-        cls,
-        features: Sequence[ImageFeatures | None],
-        geometry: Sequence[ViewGeometry | None],
-        *,
-        finish: bool = False,
-    ) -> Work:
-        """Return the work of a whole call, from what is known of each view."""
-        return cls(
-            [view for view, known in enumerate(features) if known is None],
-            [view for view, brings in enumerate(geometry) if brings is not None],
-            finish=finish,
-        )
+
+class Images(Protocol):
+    """The images of one sample, which may still be on their way."""
+
+    def pixels(self, view: int) -> NDArray[np.uint8]:
+        """Return an image that comes as bytes (1, H, W, 3)."""
+        ...
+
+    def normalized(self, view: int) -> NDArray[np.float32]:
+        """Return an image normalised (1, 3, H, W)."""
+        ...
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A stage and the views that it works on, and what is launched behind it for the same views."""
+    """A stage and the views that it works on, and what is launched before and behind it for the same views."""
 
     stage: str
     views: Sequence[int]
+    before: tuple[str, ...] = ()
     then: tuple[str, ...] = ()
 
     @property
     def launches(self) -> tuple[str, ...]:
-        return self.stage, *self.then
+        return *self.before, self.stage, *self.then
 
 
 class ShapeContext:
@@ -152,8 +152,9 @@ class ShapeContext:
 
     def run(
         self,
-        images: Sequence[NDArray[np.float32]],
-        geometry: Sequence[ViewGeometry | None],
+        work: Work,
+        images: Images,
+        geometry: Sequence[ViewGeometry],
         features: Sequence[ImageFeatures | None],
         report: Progress | None = None,
         clock: GpuClock | None = None,
@@ -164,8 +165,9 @@ class ShapeContext:
         The caller may work with a view while the GPU computes the next ones.
 
         Args:
-            images: V times (1, 3, H, W).
-            geometry: V times what the view brings, of this sample only; None for nothing.
+            work: what it was prepared for.
+            images: taken when they are needed, so that the GPU encodes the first views while others are read.
+            geometry: V times what the view brings, of this sample only; only taken where ``work`` says so.
             features: V times what the image encoder gave before, of this sample only; None for what it has to do.
             report: called when the GPU has finished a step, with the stage, views done and views in all.
             clock: times copies and stages on the GPU.
@@ -181,7 +183,6 @@ class ShapeContext:
             return contextlib.nullcontext() if clock is None else clock.span(what, self._stream)
 
         call = wanted if isinstance(wanted, SceneCall) else None
-        work = Work.of(features, geometry, finish=call is not None)
         if call is None:
             found = [name for name in self._stages["dense_head"].outputs if wanted is None or name in wanted]  # type: ignore[operator]
             back: Mapping[str, tuple[str, str]] = {name: ("dense_head", name) for name in found}
@@ -191,7 +192,6 @@ class ShapeContext:
                 self._upload_options(call)
         with timed(HOST_TO_DEVICE):
             self._put_features(features)
-        sources: dict[str, Sequence[Any]] = {"image_encoder": images, "geometry_encoder": geometry}
         totals = {"image_encoder": len(work.images), "geometry_encoder": len(work.geometry)}
         done = dict.fromkeys(self._stages, 0)
         scale: NDArray[Any] = np.empty(0)
@@ -211,14 +211,14 @@ class ShapeContext:
                         yield call.result(view, parts | {SCALE: scale.reshape(1, 1)})
             done[step.stage] += len(step.views)
             if report is not None:
-                report(step.stage, done[step.stage], totals.get(step.stage, len(images)))
+                report(step.stage, done[step.stage], totals.get(step.stage, self.request.views))
 
         previous: tuple[_Step, int] | None = None
         for index, step in enumerate(self._steps(work)):
             slot = index % _SLOTS
-            if step.stage in sources:
+            if step.stage in totals:
+                values = self._values(step, images, geometry)
                 self._marks[slot].wait()  # the buffers that this step fills were used two steps ago
-                values = [sources[step.stage][view] for view in step.views]
                 uploads = self._fill(step, slot, values)
                 with timed(HOST_TO_DEVICE):
                     self._upload(step, slot, uploads)
@@ -299,7 +299,9 @@ class ShapeContext:
         for stage, views, size in stages:
             then = (SCENE,) if stage == "dense_head" and work.finish else ()
             for start, stop in chunk_ranges(0, len(views), size):
-                yield _Step(stage, views[start:stop], then)
+                chunk = views[start:stop]
+                in_bytes = stage == "image_encoder" and work.pixels.issuperset(chunk)
+                yield _Step(stage, chunk, (NORMALIZER,) if in_bytes else (), then)
 
     def _missing(self, work: Work) -> set[tuple[str, int]]:
         needed = {(stage, len(step.views)) for step in self._steps(work) for stage in step.launches}
@@ -323,6 +325,8 @@ class ShapeContext:
             return self._buffer("dense_head", READS[name]).address
         if stage == SCENE and name == SCALE:
             return self._buffer("aggregator", SCALE).address
+        if stage == NORMALIZER and name == "images":
+            return self._buffer("image_encoder", name).address
         return self._buffer(stage, name).address
 
     def _is_direct(self, stage: str, views: int, name: str) -> bool:
@@ -334,7 +338,7 @@ class ShapeContext:
     def _buffer(self, stage: str, name: str) -> Buffer:
         """Return the GPU memory of a tensor, for as many views as the stage takes at once."""
         if (stage, name) not in self._buffers:
-            chunk = "dense_head" if stage == SCENE else stage
+            chunk = CHUNKED_LIKE.get(stage, stage)
             views = min(self.request.chunks.to_json().get(chunk, self.request.views), self.request.views)
             size = tensor_bytes(self._stages[stage].tensors[name], self._axes(stage, views))
             self._buffers[stage, name] = self._own(self._device.allocate(size))
@@ -352,22 +356,28 @@ class ShapeContext:
 
     # One call
 
-    def _fill(self, step: _Step, slot: int, views: Sequence[Any]) -> list[str]:
-        """Write the inputs of a step into page-locked memory and return their names."""
+    def _values(self, step: _Step, images: Images, geometry: Sequence[ViewGeometry]) -> list[Any]:
+        """Return what a step takes from the host, view by view."""
+        if step.stage == "geometry_encoder":
+            return [geometry[view] for view in step.views]
+        return [images.pixels(view) if step.before else images.normalized(view) for view in step.views]
+
+    def _fill(self, step: _Step, slot: int, views: Sequence[Any]) -> list[tuple[str, str]]:
+        """Write the inputs of a step into page-locked memory and return them, as a stage and the name of its tensor."""
         if step.stage == "image_encoder":
-            np.concatenate(views, out=self._host(step, step.stage, "images", slot).array, casting="same_kind")
-            return ["images"]
+            source = (NORMALIZER, "pixels") if step.before else (step.stage, "images")
+            np.concatenate(views, out=self._host(step, *source, slot).array, casting="same_kind")
+            return [source]
         sides = self.request.rows * PATCH_SIZE, self.request.columns * PATCH_SIZE
         inputs = geometry_inputs(views, 1, *sides)
         for name, value in inputs.items():
             self._host(step, step.stage, name, slot).array[...] = value
-        return list(inputs)
+        return [(step.stage, name) for name in inputs]
 
-    def _upload(self, step: _Step, slot: int, names: Sequence[str]) -> None:
+    def _upload(self, step: _Step, slot: int, tensors: Sequence[tuple[str, str]]) -> None:
         """Copy the inputs of a step to the GPU."""
-        for name in names:
-            pinned = self._host(step, step.stage, name, slot)
-            self._stream.upload(pinned, self._address(step.stage, len(step.views), name))
+        for stage, name in tensors:
+            self._stream.upload(self._host(step, stage, name, slot), self._address(stage, len(step.views), name))
 
     def _upload_options(self, call: SceneCall) -> None:
         """Copy the options of post-processing to the GPU, in a buffer of its own that the last call has read."""

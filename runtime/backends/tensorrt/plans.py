@@ -23,6 +23,7 @@ _DTYPES = {
     "INT32": "int32",
     "INT64": "int64",
     "BOOL": "bool",
+    "UINT8": "uint8",
 }
 
 _log = logging.getLogger(__name__)

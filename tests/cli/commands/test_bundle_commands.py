@@ -21,7 +21,7 @@ from mapengine.runtime.backend_table import TENSORRT_BACKENDS
 from mapengine.runtime.backends.libraries import is_installed
 from mapengine.runtime.backends.registry import NAMES, available_backends
 from mapengine.runtime.bundle.build_record import OutputParity
-from mapengine.runtime.bundle.manifest import ATTENTIONS, SCENE, STAGES, Manifest
+from mapengine.runtime.bundle.manifest import ATTENTIONS, EVERY_STAGE, Manifest
 from mapengine.runtime.bundle.store import Bundle
 
 from ...stage_files import change_manifest
@@ -58,7 +58,7 @@ def test_build_prints_the_parity(cli: Any, tmp_path: Path) -> None:
     assert manifest.parity is not None
     for word in (*manifest.parity.outputs, *manifest.parity.cases, "depth AbsRel", "rotation, degrees", str(out)):
         assert word in result.out
-    for step in (*(f"exporting {stage}" for stage in (*STAGES, SCENE)), "measuring parity with PyTorch"):
+    for step in (*(f"exporting {stage}" for stage in EVERY_STAGE), "measuring parity with PyTorch"):
         assert step in result.err.splitlines()
     assert list(tmp_path.iterdir()) == [out]
 
@@ -93,9 +93,9 @@ def test_export_writes_the_stages(cli: Any, tmp_path: Path) -> None:
     result = cli("export", "preset:tiny", out, "--attention", "matmul")
     assert result.code == 0, result.err
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        [*(f"{stage}.onnx" for stage in (*STAGES, SCENE)), "mapengine.json"]
+        [*(f"{stage}.onnx" for stage in EVERY_STAGE), "mapengine.json"]
     )
-    for word in (*STAGES, SCENE, "opset", "18", "14*patch_rows", "view_features_3", str(out)):
+    for word in (*EVERY_STAGE, "opset", "18", "14*patch_rows", "view_features_3", str(out)):
         assert word in result.out
 
 

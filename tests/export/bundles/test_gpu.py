@@ -19,14 +19,15 @@ from mapengine.export.model.reference import MapAnything
 from mapengine.export.tensorrt.settings import PlanSettings
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.host_pipeline import geometry_inputs
-from mapengine.runtime.bundle.manifest import SCENE, STAGES, Manifest, Range
+from mapengine.runtime.bundle.manifest import ADDED_STAGES, EVERY_STAGE, NORMALIZER, SCENE, STAGES, Manifest, Range
+from mapengine.runtime.bundle.stages import CHUNKED_LIKE
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import BackendUnavailableError, InputError, IntegrityError, MapEngineError, VersionError
 from mapengine.runtime.inputs.prepared import prepare_views
 
 from ...random_views import mixed_views
 
-BLOCKS = {"image_encoder": 3, "geometry_encoder": 0, "aggregator": 6, "dense_head": 0, "scene": 0}
+BLOCKS = {"image_encoder": 3, "geometry_encoder": 0, "aggregator": 6, "dense_head": 0, NORMALIZER: 0, SCENE: 0}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_plans_take_the_place_of_the_graphs(compiled: tuple[Path, Manifest], tin
     assert {path.name for path in out.iterdir()} == {
         "manifest.json",
         "golden.npz",
-        *(f"{name}.plan" for name in (*STAGES, SCENE)),
+        *(f"{name}.plan" for name in EVERY_STAGE),
     }
     assert (manifest.format, manifest.precision, manifest.attention) == ("plan", "fp32", "mha")
     assert (manifest.model, manifest.golden, manifest.parity) == (source.model, source.golden, source.parity)
@@ -75,7 +76,7 @@ def test_profiles_follow_from_the_request(compiled: tuple[Path, Manifest]) -> No
         axis = "views" if name == "aggregator" else "views_in_chunk"
         assert profile[axis].min == 1
         assert profile[axis].max == (
-            32 if name == "aggregator" else manifest.requests.chunks["dense_head" if name == SCENE else name]
+            32 if name == "aggregator" else manifest.requests.chunks[CHUNKED_LIKE.get(name, name)]
         )
         assert (profile["patch_rows"].min, profile["patch_rows"].max) == (1, 37)
         assert stage.opset is None
@@ -87,7 +88,7 @@ def test_layers_are_recorded(compiled: tuple[Path, Manifest]) -> None:
     for name, stage in manifest.stages.items():
         assert stage.layers is not None
         assert (stage.layers.attention, stage.layers.fused) == (BLOCKS[name], 0)
-        assert set(stage.layers.gemms) == (set() if name == SCENE else {"Float x Float -> Float"})
+        assert set(stage.layers.gemms) == (set() if name in ADDED_STAGES else {"Float x Float -> Float"})
 
 
 @pytest.mark.slow

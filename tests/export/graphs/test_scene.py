@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from mapengine.export.graphs.tracing import export_scene
+from mapengine.export.graphs.tracing import export_added_stages
 from mapengine.export.model.postprocessing import PostProcessed
 from mapengine.runtime.backends.host_pipeline import HostBackend
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -34,7 +34,7 @@ there."""
 
 @pytest.fixture(scope="module")
 def scene_file(shared_traces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_scene(tmp_path_factory.mktemp("scene"), "dinov2", metadata={"mapengine.model": "x"}).path
+    return export_added_stages(tmp_path_factory.mktemp("scene"), "dinov2", metadata={"mapengine.model": "x"})[-1].path
 
 
 def inputs(heads: Outputs, image: np.ndarray, options: InferOptions, sample: int = 0) -> dict[str, Any]:

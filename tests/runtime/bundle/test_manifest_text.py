@@ -81,7 +81,7 @@ def test_a_manifest_of_the_version_before_has_none(bundle_folder: Path) -> None:
     assert (bundle.manifest.schema_version, bundle.manifest.manifest_sha256) == (4, None)
     # Written again, it is of this version.
     again = BundleWriter(bundle_folder).write_manifest(bundle.manifest)
-    assert Bundle.open(bundle_folder).manifest.schema_version == again.manifest.schema_version == 6
+    assert Bundle.open(bundle_folder).manifest.schema_version == again.manifest.schema_version == 7
     assert again.manifest.manifest_sha256 == json.loads(path.read_text())[FIELD]
 
 
@@ -90,10 +90,13 @@ def test_what_json_does_not_have() -> None:
         manifest_text({"a": float("nan")})
 
 
-def test_manifests_of_the_version_before_lack_the_stage_of_post_processing(manifest: Manifest) -> None:
+def test_manifests_of_the_versions_before_lack_the_stages_around_the_network(manifest: Manifest) -> None:
     document = manifest.to_json()
-    assert tuple(Manifest.from_json(document).stages) == (*STAGES, "scene")
-    older = copy.deepcopy(document) | {"schema_version": 5}
+    assert tuple(Manifest.from_json(document).stages) == ("image_normalizer", *STAGES, "scene")
+    older = copy.deepcopy(document) | {"schema_version": 6}
+    del older["stages"]["image_normalizer"]
+    assert tuple(Manifest.from_json(older).stages) == (*STAGES, "scene")
+    older["schema_version"] = 5
     del older["stages"]["scene"]
     assert tuple(Manifest.from_json(older).stages) == STAGES
     del older["stages"]["dense_head"]

@@ -92,11 +92,11 @@ def test_poses_depths_and_metric(folder: Path) -> None:
     assert [view.pose is not None for view in views] == [True, False, True]
     assert [view.depth is not None for view in views] == [True, True, False]
     assert [view.metric for view in views] == [True, None, False]
-    assert [view.has_geometry for view in views] == [True, True, True]
+    assert [any(view.known) for view in views] == [True, True, True]
     assert views[0].depth is not None
     assert views[0].depth.dtype == np.float32
     assert [view.metric for view in read_views([IMAGE] * 2, metric=False)] == [False, False]
-    assert not read_views([IMAGE], metric=False)[0].has_geometry
+    assert not any(read_views([IMAGE], metric=False)[0].known)
     single = read_views(IMAGE, intrinsics=K, poses=POSE, depths=DEPTH)
     np.testing.assert_array_equal(single[0].depth, DEPTH)
     views = read_views([IMAGE] * 2, intrinsics=K, depths=[folder / "a.depth.png"] * 2, depth_scale=0.002)

@@ -16,7 +16,8 @@ from mapengine.runtime.backends import registry
 from mapengine.runtime.backends.cuda import driver as cuda
 from mapengine.runtime.backends.tensorrt import backend, flavour
 from mapengine.runtime.bundle.backend_info import BackendInfo
-from mapengine.runtime.bundle.manifest import SCENE, Range, ServedRequests, StageSpec
+from mapengine.runtime.bundle.manifest import Range, ServedRequests, StageSpec
+from mapengine.runtime.bundle.stages import CHUNKED_LIKE
 from mapengine.runtime.bundle.store import Bundle, write_bundle
 from mapengine.runtime.typed_json.codec import encode
 
@@ -105,7 +106,7 @@ def _write_plans(source: Path, graphs: Path, folder: Path, name: str) -> Path:
             if stage == "aggregator":  # two profiles: the second for many views
                 profiles = tuple({"views": views, **sides} for views in (Range(1, 2, 4), VIEWS))
             else:
-                most = CHUNKS["dense_head" if stage == SCENE else stage]
+                most = CHUNKS[CHUNKED_LIKE.get(stage, stage)]
                 profiles = ({"views_in_chunk": Range(1, most, most), **sides},)
             spec = replace(spec, optimization_profiles=profiles, opset=None, data=())
             # The geometry encoder needs more than the other stages, so that the first view that has any makes it grow.

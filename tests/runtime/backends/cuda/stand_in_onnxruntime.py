@@ -21,8 +21,15 @@ from numpy.typing import NDArray
 from .stand_in_driver import StandInDriver
 
 PROVIDER = "CUDAExecutionProvider"
-_TYPES: dict[int, Any] = {1: np.float32, 10: np.float16, 16: ml_dtypes.bfloat16, 7: np.int64, 9: np.bool_}
-_NAMES = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(bfloat16)": 16, "tensor(int64)": 7, "tensor(bool)": 9}
+_TYPES: dict[int, Any] = {1: np.float32, 2: np.uint8, 10: np.float16, 16: ml_dtypes.bfloat16, 7: np.int64, 9: np.bool_}
+_NAMES = {
+    "tensor(float)": 1,
+    "tensor(float16)": 10,
+    "tensor(bfloat16)": 16,
+    "tensor(int64)": 7,
+    "tensor(bool)": 9,
+    "tensor(uint8)": 2,
+}
 
 
 class StandInOnnxRuntime:

@@ -35,7 +35,14 @@ MAGIC = b"stand-in plan 1\n"
 HEADER = 64
 ALIGNMENT = 256
 
-_DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64", "bool": "BOOL"}
+_DTYPES = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "int64": "INT64",
+    "bool": "BOOL",
+    "uint8": "UINT8",
+}
 
 
 def write_plan(path: Path, graph: Path, spec: Mapping[str, Any], scratch: int = 4096) -> None:
@@ -394,7 +401,8 @@ def _dtype(tensor: Mapping[str, Any]) -> np.dtype[Any]:
 
 
 def _runtime_type(name: str) -> str:
-    return {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bool)": "bool"}[name]
+    names = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bool)": "bool", "tensor(uint8)": "uint8"}
+    return names[name]
 
 
 def _at(address: int, shape: Any, tensor: Mapping[str, Any]) -> NDArray[Any]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mapengine.runtime import Engine
+from mapengine.runtime import Engine, preprocess_inputs
+from mapengine.runtime.inputs.sources import read_views
 from mapengine.runtime.options import OUTPUTS
 
 from ....random_views import assert_close, mixed_views
@@ -76,6 +77,33 @@ def test_a_bundle_without_the_stage_is_finished_on_the_host(
     assert "scene" not in library.enqueued
 
 
+def test_images_go_up_as_bytes_unless_they_came_normalised(
+    plan_bundle: Path, library: Any, driver: StandInDriver, small: Engine
+) -> None:
+    engine = Engine.load(plan_bundle, library.name, verify=False)
+    images = [np.random.default_rng(i).integers(0, 256, (28, 42, 3), np.uint8) for i in range(4)]
+    in_bytes = engine.prepare(read_views(images), size=(42, 28))
+    normalised = preprocess_inputs([{"img": image} for image in images], resize_mode="fixed_size", size=(42, 28))
+    expected = small.infer(normalised)
+    for views, uploaded in (
+        (in_bytes, [3 * 3 * PIXELS, 3 * PIXELS]),
+        (normalised, [3 * 3 * FLOAT * PIXELS, 3 * FLOAT * PIXELS]),
+        ([*in_bytes[:2], *normalised[2:]], [3 * 3 * FLOAT * PIXELS, 3 * FLOAT * PIXELS]),  # a chunk of three of both
+        ([*normalised[:3], in_bytes[3]], [3 * 3 * FLOAT * PIXELS, 3 * PIXELS]),
+    ):
+        engine.infer(views)
+        first = len(driver.copies)
+        assert_close(engine.infer(views), expected)
+        assert [size for way, size in copies(driver, first) if way == "up"] == uploaded
+    change_manifest(plan_bundle, lambda document: document["stages"].pop("image_normalizer"))
+    older = Engine.load(plan_bundle, library.name, verify=False)
+    first = len(driver.copies)
+    assert_close(older.infer(in_bytes), expected)
+    assert [size for way, size in copies(driver, first) if way == "up"][:2] == [3 * 3 * FLOAT * PIXELS] * 1 + [
+        3 * FLOAT * PIXELS
+    ]
+
+
 def copies(driver: StandInDriver, first: int) -> list[tuple[str, int]]:
     """Copies of pixels between host and GPU since entry ``first``: which way, and bytes."""
     return [entry for entry in driver.copies[first:] if entry[1] >= PIXELS]
@@ -113,7 +141,8 @@ def test_order_of_a_call(device_engine: Engine, library: Any, driver: StandInDri
     # The options, and images of three views and of one; the scale, and for each of two chunks of two views points,
     # confidence, depth, mask, intrinsics and poses.
     assert ways == ["up"] * 3 + ["down"] * (1 + 2 * 6)
-    expected = {"image_encoder": 2, "aggregator": 1, "dense_head": 2, "scene": 2}
+    assert [size for way, size in copies(driver, first) if way == "up"] == [3 * 3 * PIXELS, 3 * PIXELS]  # bytes
+    expected = {"image_normalizer": 2, "image_encoder": 2, "aggregator": 1, "dense_head": 2, "scene": 2}
     assert Counter(library.enqueued) - launched == expected
     # For each chunk of images that page-locked memory is free, and for each chunk of results.
     assert (Counter(driver.calls) - calls)["cuEventSynchronize"] == 2 + 2

@@ -119,7 +119,7 @@ def test_tensorrt_rtx_says_from_the_header_that_it_cannot_run_a_plan(
         load()
         return
     with pytest.raises(
-        VersionError, match=r"image_encoder.*\(unsupported cc, insufficient gpu memory\); build the bundle"
+        VersionError, match=r"image_normalizer.*\(unsupported cc, insufficient gpu memory\); build the bundle"
     ):
         load()
     assert library.alive == 0
@@ -151,7 +151,9 @@ def test_the_librarys_words_are_in_the_error_and_in_the_log(
     load: Callable[..., Engine], library: StandInTensorRt, caplog: pytest.LogCaptureFixture
 ) -> None:
     library.refuse["deserialize_cuda_engine"] = "the plan is of platform linux_aarch64.\nmore"
-    with pytest.raises(BackendError, match=r"cannot load the stage image_encoder.*linux_aarch64\); build the bundle"):
+    with pytest.raises(
+        BackendError, match=r"cannot load the stage image_normalizer.*linux_aarch64\); build the bundle"
+    ):
         load()
     (record,) = [record for record in caplog.records if "linux_aarch64" in record.message]
     assert (record.levelno, record.name.split(".")[0]) == (logging.ERROR, "mapengine")
