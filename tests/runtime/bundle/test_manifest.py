@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from mapengine.runtime.bundle.backend_info import parse_version
 from mapengine.runtime.bundle.kernel_attention import GridSide, KernelCode
 from mapengine.runtime.bundle.manifest import (
+    EVERY_STAGE,
     OLDEST_VERSION,
     SCHEMA_VERSION,
     AnySize,
@@ -222,7 +223,7 @@ def test_a_plan_needs_a_range_for_every_dynamic_axis(manifest: Manifest) -> None
     document = change(manifest.to_json(), "format", "plan")
     backend = BackendInfo("tensorrt", "10.3.0", "10.3", "10.3", ("8.7",))
     document["backends"] = [encode(backend)]
-    with pytest.raises(ManifestError, match=r"stages.image_encoder must have profiles that give a range"):
+    with pytest.raises(ManifestError, match=r"stages.image_normalizer must have profiles that give a range"):
         Manifest.from_json(document)
 
 
@@ -435,7 +436,7 @@ def test_backend_by_name(manifest: Manifest) -> None:
 
 def test_files_are_listed_once_each(manifest: Manifest) -> None:
     names = [record.file for record in manifest.files()]
-    assert len(names) == len(set(names)) == 7
+    assert len(names) == len(set(names)) == len(EVERY_STAGE) + 2
     assert {"aggregator.onnx.data", "golden.npz"} <= set(names)
     assert isinstance(manifest.stages["aggregator"], StageSpec)
 
