@@ -16,7 +16,7 @@ from mapengine.runtime.geometry import Array
 from mapengine.runtime.inputs.files.opening import identified
 from mapengine.runtime.inputs.images import picture_of, upright_size
 from mapengine.runtime.inputs.preprocess import each_resized, read_dictionary
-from mapengine.runtime.inputs.raw_view import RawView
+from mapengine.runtime.inputs.raw_view import Known, RawView
 from mapengine.runtime.inputs.resolutions import Size, served_size
 
 from .requests import Tensors, view_geometry
@@ -32,13 +32,15 @@ class _FileView:
     """A view whose image is decoded when it is resized: few are in memory at their full size."""
 
     content: bytes
-    known: dict[str, Array]
+    geometry: dict[str, Array]
     name: str
     size: Size
 
     @property
-    def has_geometry(self) -> bool:
-        return bool(self.known)
+    def known(self) -> Known:
+        """What is known besides the image."""
+        calibrated = bool({"intrinsics", "ray_directions"} & self.geometry.keys())
+        return Known(calibrated, "depth_z" in self.geometry, "camera_poses" in self.geometry)
 
     def resized(self, target: Size) -> RawView:
         """Decode and resize it; errors as ``preprocess_inputs``."""
@@ -46,7 +48,7 @@ class _FileView:
             image = picture_of(_opened(self.content)).image
         except InputError as error:
             raise ImageReadError(f"{self.name}: {FILES.name} {error}") from error
-        view, _ = read_dictionary({"img": image, **self.known}, self.name)
+        view, _ = read_dictionary({"img": image, **self.geometry}, self.name)
         return view.resized(target)
 
 
@@ -75,7 +77,7 @@ def array_tensors(tensors: Tensors, limits: Limits, requests: ServedRequests) ->
         geometry = {name: value for name, value in known[index].items() if name != _CARRIED}
         views.append(_FileView(content, geometry, f"view {index}", _size(content, f"view {index}", limits)))
     target = served_size(requests, [width / height for width, height in (view.size for view in views)])
-    resized = each_resized(views, target, lambda view: view)
+    resized = list(each_resized(views, target, lambda view: view))
     carried = {_CARRIED: tensors[_CARRIED]} if _CARRIED in tensors else {}
     return {**_packed(resized), **carried}
 
