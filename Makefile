@@ -3,7 +3,7 @@
 PYTHON     ?= python3
 # Anything that pip accepts: another version, or a wheel of your platform (Jetson).
 TORCH      ?= torch==2.13.0
-EXTRAS     ?= cpu,openvino,rtx,export,kernels,viz,docs,dev
+EXTRAS     ?= cpu,openvino,rtx,export,kernels,viz,ray,docs,dev
 
 MODEL      ?= preset:nano
 PRECISION  ?= fp32

@@ -39,6 +39,7 @@ def make_app() -> typer.Typer:
     """Return the program with all its commands, for `main` and for the reference of the documentation."""
     # Here, where an interrupt and an error end in one line. What needs an extra is imported by the command that does.
     from .commands.app import app
+    from .commands.batch import batch
     from .commands.build import build
     from .commands.calibrate import calibrate
     from .commands.demo import demo
@@ -57,7 +58,7 @@ def make_app() -> typer.Typer:
     # Plain help text: it reads the same on a terminal, in a pipe and in a log.
     program = typer.Typer(name="mapengine", add_completion=False, rich_markup_mode=None, context_settings=settings)
     program.callback(invoke_without_command=True)(_start)
-    for command in (export, calibrate, build, verify, run, plan, profile, plot, demo, eval_, app, triton, info):
+    for command in (export, calibrate, build, verify, run, batch, plan, profile, plot, demo, eval_, app, triton, info):
         program.command(command.__name__.rstrip("_"), context_settings=settings)(command)
     program.command(context_settings=settings, hidden=True)(samples)
     return program

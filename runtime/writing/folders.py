@@ -17,7 +17,11 @@ Ours = Callable[[Path], Sequence[str]]
 
 @contextmanager
 def atomic_folder(
-    path: str | os.PathLike[str], kind: str, names: Sequence[str] | None = None, ours: Ours | None = None
+    path: str | os.PathLike[str],
+    kind: str,
+    names: Sequence[str] | None = None,
+    ours: Ours | None = None,
+    tidy: bool = True,
 ) -> Iterator[Path]:
     """Yield an empty temporary folder; when the block succeeds its content becomes the content of ``path``.
 
@@ -31,6 +35,8 @@ def atomic_folder(
             but none of these, is then filled; by default it must be new, empty or an older result.
         ours: says which files of a folder we wrote (as :func:`.recognition.our_files`, which also keeps a list of
             them); for a folder with a list of its own.
+        tidy: whether leftovers of dead processes beside the folder are removed, for which its parent is listed: False
+            for one of very many folders. Those of the folder itself are, always.
 
     Raises:
         OutputError: as :func:`.files.atomic_write`; also where the folder holds something else, or something that is
@@ -46,7 +52,7 @@ def atomic_folder(
         owned(target)
         inside = _must_stay(target)
         made += make_folders(target if inside else target.parent)
-        with staging(target, inside=inside, exclusive=True) as place:
+        with staging(target, inside=inside, exclusive=True, tidy=tidy) as place:
             old = owned(target)  # another process may have finished meanwhile
             place.new.mkdir()
             yield place.new

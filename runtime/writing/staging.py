@@ -45,22 +45,21 @@ class Staging:
 
 
 @contextmanager
-def staging(target: Path, *, inside: bool = False, exclusive: bool = False) -> Iterator[Staging]:
+def staging(target: Path, *, inside: bool = False, exclusive: bool = False, tidy: bool = True) -> Iterator[Staging]:
     """Yield a locked, empty staging folder for ``target``, and remove it with what is left in it.
-
-    Leftovers of dead processes in the same folder are finished or removed before.
 
     Args:
         target: absolute path without links.
         inside: whether the folder ``target`` holds the staging folder, not its parent.
         exclusive: whether two processes must not make the same target at the same time.
+        tidy: whether leftovers of dead processes in the same folder are finished or removed before.
 
     Raises:
         OutputError: another process makes ``target``.
         OSError: the staging folder could not be made.
     """
-    home = target if inside else target.parent
-    clean(home)
+    if tidy:
+        clean(target if inside else target.parent)
     place = _place_of(target, inside)
     if not exclusive:
         place = place.with_name(f"{place.name}-{secrets.token_hex(6)}")
