@@ -102,6 +102,7 @@ export class ResultView {
     scale.replaceChildren();
     if (!limits) return void scale.append(`no valid ${name}`);
     const bar = make("canvas", { width: 90, height: 10 });
+    bar.setAttribute("aria-hidden", "true"); // its ends are told
     const pen = bar.getContext("2d");
     const colors = pen.createLinearGradient(0, 0, 90, 0);
     this.about.colors[name].forEach((color, index, all) => colors.addColorStop(index / (all.length - 1), `rgb(${color})`));

@@ -17,7 +17,7 @@ from PIL import Image
 from mapengine.runtime import Scene
 from mapengine.runtime.outputs.viewer.page import write_layers
 
-from ....chromium import MISSING, browser, chromium_path
+from ....chromium import MISSING, browser, chromium_path, lowest_contrast, unnamed_controls
 
 pytestmark = pytest.mark.slow  # a browser takes seconds to start
 
@@ -215,32 +215,8 @@ def test_it_asks_for_nothing_outside_itself(shown: Shown) -> None:
 
 
 def test_controls_have_names_and_words_have_contrast(shown: Shown) -> None:
-    unnamed = shown.page.evaluate(
-        """() => [...document.querySelectorAll("input, button, canvas, summary")].filter((element) =>
-            !element.getAttribute("aria-label") && !element.textContent.trim()
-            && ![...(element.labels ?? [])].some((label) => label.textContent.trim()))
-            .map((element) => element.outerHTML)"""
-    )
-    assert unnamed == []
-    pairs = shown.page.evaluate(
-        """() => [...document.querySelectorAll("h1, p, label, legend, button, output, dt, dd")].map((element) => {
-            let paper = element;
-            while (getComputedStyle(paper).backgroundColor === "rgba(0, 0, 0, 0)") paper = paper.parentElement;
-            return [getComputedStyle(element).color, getComputedStyle(paper).backgroundColor];
-        })"""
-    )
-    assert len(pairs) > 20
-    assert min(contrast(*pair) for pair in pairs) >= 4.5
-
-
-def contrast(text: str, paper: str) -> float:
-    """The ratio of WCAG 2.1."""
-    lights = []
-    for color in (text, paper):
-        shares = [int(value) / 255 for value in re.findall(r"\d+", color)[:3]]
-        linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
-        lights.append(float(np.dot(linear, (0.2126, 0.7152, 0.0722))) + 0.05)
-    return max(lights) / min(lights)
+    assert unnamed_controls(shown.page) == []
+    assert lowest_contrast(shown.page) >= 4.5
 
 
 def test_a_small_screen_shows_the_scene_and_its_controls(shown: Shown) -> None:
