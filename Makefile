@@ -37,7 +37,7 @@ STAMP      := .venv/.installed
 PACKAGES   := calibration cli export kernels runtime serving
 TEST       := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup engine verify kernels profile viewer soak browser check fast-test test gpu-test lint typecheck docs clean
+.PHONY: help setup engine verify kernels profile viewer soak browser triton check fast-test test gpu-test lint typecheck docs clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -100,6 +100,10 @@ test: $(STAMP)  ## Run all tests (PYTEST="-k name" passes options on, WORKERS=n 
 browser: $(STAMP)  ## Install a Chromium for the tests of pages, if there is none
 	@$(BIN)/python tests/chromium.py || timeout 300 $(BIN)/python -m playwright install --with-deps chromium || \
 		timeout 300 $(BIN)/python -m playwright install chromium || echo 'No Chromium: the tests of pages are skipped'
+
+# In an environment of its own; where its packages cannot be had the tests are skipped, and it says so.
+triton: $(STAMP)  ## Install a Triton server into .venv-triton, and test the models of `mapengine triton` behind it
+	$(BIN)/python -m tests.triton_server
 
 lint: $(STAMP) typecheck  ## Check style, formatting and types
 	$(BIN)/ruff check .

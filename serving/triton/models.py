@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,10 @@ class _Model:
         _check_tensors(triton)
         config = json.loads(args["model_config"])
         self._settings = Settings.read(config)
+        labels = {"model": args["model_name"], "version": args["model_version"]}
+        # Triton counts requests that are answered with an error as successes.
+        self._count_refused = _counter(triton, "mapengine_refused_requests", "Requests answered with an error", labels)
+        self._count_views = _counter(triton, "mapengine_views", "Views of the requests that were answered", labels)
         self._load(Path(args["model_repository"]) / args["model_version"], args, config)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -87,8 +91,10 @@ class _Model:
                 answer = self._answer(tensors, set(request.requested_output_names()), parameters)
             for warning in warnings:
                 triton.Logger.log_warn(f"{request.request_id() or 'a request'}: {warning}")
+            self._count_views(len(tensors[self.inputs[0].name]))
             return triton.InferenceResponse(answer)
         except _Refusal as refusal:
+            self._count_refused(1)
             return triton.InferenceResponse(error=refusal.args[0])
         except InputError as error:
             return self._refused(str(error), code.INVALID_ARG)
@@ -102,6 +108,7 @@ class _Model:
             return self._refused(f"unexpected {type(error).__name__}: {one_line(error)}", code.INTERNAL)
 
     def _refused(self, text: str, code: int) -> Any:
+        self._count_refused(1)
         return self._triton.InferenceResponse(error=self._triton.TritonError(" ".join(text.split()), code))
 
 
@@ -154,6 +161,20 @@ class FilesModel(_Model):
         if response.has_error():
             raise _Refusal(response.error())
         return list(response.output_tensors())
+
+
+def _counter(triton: Any, name: str, about: str, labels: dict[str, str]) -> Callable[[int], None]:
+    """Return what counts on in a metric of the server; the instances of a model share it."""
+    try:
+        family = triton.MetricFamily(name=name, description=about, kind=triton.MetricFamily.COUNTER)
+        metric = family.Metric(labels=labels)
+    except triton.TritonModelException:  # the server was started without metrics
+        return lambda count: None
+
+    def count_on(count: int, family: Any = family) -> None:  # a metric ends with its family
+        metric.increment(count)
+
+    return count_on
 
 
 def _check_tensors(triton: Any) -> None:
