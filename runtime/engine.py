@@ -10,18 +10,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from .backends.contract import Backend, ChunkSizes, StagePipeline
 from .backends.registry import make_backend
 from .bundle.build_record import Parity
 from .bundle.bundle_files import while_replaced
 from .bundle.manifest import Manifest
-from .bundle.requests import PATCH_SIZE, ServedRequests, rounded_to_patches
 from .bundle.store import Bundle
 from .checks.golden import check_golden, has_golden_record, write_golden_record
 from .checks.parity import measure_parity
-from .errors import ImageSizeError, InputError, IntegrityError
+from .errors import InputError, IntegrityError
 from .geometry import Array
 from .inference import MultiViewInference
 from .inputs.encoded import EncodedView, images_of, kept_of, unpack_views
@@ -29,7 +26,7 @@ from .inputs.formats.view_files import ReadOptions
 from .inputs.prepared import PreparedView, PreparedViews, inputs_on_the_way, prepare_raw, prepare_views
 from .inputs.preprocess import each_resized, preprocess_dictionaries, preprocess_views
 from .inputs.raw_view import AnyView, RawView
-from .inputs.resolutions import served_size
+from .inputs.resolutions import checked_size, served_size
 from .inputs.sources import open_views
 from .inputs.stored_view import StoredView
 from .memory.guard import MemoryGuard, guard_for
@@ -261,6 +258,17 @@ class Engine(MultiViewInference):
         views = self.pipeline.finish(prepared, options, set(outputs) - {PLAIN_IMAGE}, chunks, progress, into)
         return with_plain_images(views, prepared.images, outputs, self.data_norm_type)
 
+    def _finish_on_device(
+        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None, outputs: Collection[str]
+    ) -> list[dict[str, Any]] | None:
+        if not self.pipeline.keeps:
+            return None
+        if not (self.pipeline.finishes and runs_in_stage(options)):
+            return [self.pipeline.to_device(view) for view in self._finish(prepared, options, progress, outputs)]
+        self._check_request(prepared, collect=True)
+        chunks = self._chunks(prepared, options)
+        return self.pipeline.finish_on_device(prepared, options, outputs, self.data_norm_type, chunks, progress)
+
     @property
     def _threads(self) -> int | None:
         return self._processors
@@ -422,7 +430,7 @@ class Engine(MultiViewInference):
         if not is_list or not all(isinstance(view, RawView | StoredView) for view in views):
             raise InputError("views is no list of views that were read; give reconstruct what is to be read")
         if size is not None:
-            return _checked_size(size, self.manifest.requests)
+            return checked_size(size, self.manifest.requests)
         return served_size(self.manifest.requests, [view.size[0] / view.size[1] for view in views])
 
 
@@ -432,16 +440,3 @@ def _load_again(path: str, digest: str, options: dict[str, Any]) -> Engine:
     if engine.digest != digest:
         raise IntegrityError(f"{path}: is another bundle than the engine that was pickled; load it by its path")
     return engine
-
-
-def _checked_size(size: Any, requests: ServedRequests) -> tuple[int, int]:
-    """(width, height) as plain integers that the bundle serves."""
-    sides = list(size) if isinstance(size, tuple | list) else []
-    if len(sides) != 2 or any(not isinstance(s, int | np.integer) or isinstance(s, bool) or s < 1 for s in sides):
-        raise InputError(f"size is {size!r}; give (width, height) in pixels")
-    width, height = int(sides[0]), int(sides[1])
-    near = rounded_to_patches(width, height)
-    if (width, height) != near:
-        raise ImageSizeError(f"size {width}x{height} is not a multiple of {PATCH_SIZE}; the nearest is {near}")
-    requests.check(requests.views.min, height, width)
-    return width, height

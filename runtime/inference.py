@@ -70,6 +70,7 @@ class MultiViewInference(ABC):
         views: Sequence[View],
         *values: Any,
         outputs: Iterable[str] | None = None,
+        on_device: bool = False,
         progress: Progress | None = None,
         **options: Any,
     ) -> list[dict[str, Any]]:
@@ -84,6 +85,10 @@ class MultiViewInference(ABC):
             *values: options in the order of :class:`.options.InferOptions`.
             outputs: names of what the dictionaries hold, such as ``("pts3d", "mask")``; only that is computed after
                 the network, and comes back from a GPU. Everything by default.
+            on_device: leave the results of an engine on a GPU there, in arrays that speak DLPack and
+                ``__cuda_array_interface__``, so that PyTorch, CuPy or kernels of one's own take them without a copy.
+                They are valid until ``release()``, or until nobody refers to them. On a CPU it changes nothing:
+                arrays of NumPy speak DLPack too.
             progress: see :data:`.options.Progress`.
             **options: options by name, see :class:`.options.InferOptions`.
 
@@ -100,7 +105,12 @@ class MultiViewInference(ABC):
         """
         chosen = InferOptions.of(*values, **options)
         wanted = chosen_outputs(outputs, chosen)
+        if not isinstance(on_device, bool):
+            raise InputError(f"on_device is {on_device!r}; it must be True or False")
         prepared = self._prepare(views, chosen, progress)
+        kept = self._finish_on_device(prepared, chosen, progress, wanted) if on_device else None
+        if kept is not None:
+            return kept
         finished = self._finish(prepared, chosen, progress, wanted)
         return [{key: self._output(value) for key, value in prediction.items()} for prediction in finished]
 
@@ -192,6 +202,12 @@ class MultiViewInference(ABC):
             What :func:`.postprocessing.predictions.finish_predictions` yields, with ``outputs`` and ``into`` as there;
             None where that has to be done here.
         """
+        return None
+
+    def _finish_on_device(
+        self, prepared: PreparedViews, options: InferOptions, progress: Progress | None, outputs: Collection[str]
+    ) -> list[dict[str, Any]] | None:
+        """Do what :meth:`_finish` does, with results that stay on a GPU; None where there is none."""
         return None
 
     def _finish(

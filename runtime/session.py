@@ -159,9 +159,11 @@ class Session:
         return list(self._frames.values())
 
     @shows_options
-    def infer(self, *, outputs: Iterable[str] | None = None, **options: Any) -> list[dict[str, Any]]:
+    def infer(
+        self, *, outputs: Iterable[str] | None = None, on_device: bool = False, **options: Any
+    ) -> list[dict[str, Any]]:
         """:meth:`mapengine.runtime.Engine.infer` over the frames in use, one dictionary per frame."""
-        return self._engine.infer(self.views, outputs=outputs, **options)
+        return self._engine.infer(self.views, outputs=outputs, on_device=on_device, **options)
 
     @shows_options
     def infer_stream(self, *, outputs: Iterable[str] | None = None, **options: Any) -> Iterator[dict[str, Any]]:

@@ -141,6 +141,32 @@ class StagePipeline(ABC):
         """
         raise NotImplementedError
 
+    @property
+    def keeps(self) -> bool:
+        """Whether results can stay on a device of the pipeline's own: see :meth:`finish_on_device`."""
+        return False
+
+    def finish_on_device(
+        self,
+        prepared: PreparedViews,
+        options: InferOptions,
+        outputs: Collection[str],
+        data_norm_type: str,
+        chunks: ChunkSizes | None = None,
+        progress: Progress | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return what ``infer`` returns in arrays on the device, if the pipeline ``finishes`` and ``keeps``.
+
+        Args:
+            prepared, options, outputs, chunks, progress: as of :meth:`finish`; ``outputs`` also of plain images.
+            data_norm_type: of the images.
+        """
+        raise NotImplementedError
+
+    def to_device(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """Copy arrays to the device, if the pipeline ``keeps``; raises BackendError if its memory does not suffice."""
+        raise NotImplementedError
+
     def device_bytes(self) -> int | None:
         """Return the bytes in use on a device of its own, by all programs; None without one."""
         return None

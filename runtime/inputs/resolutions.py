@@ -11,8 +11,10 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..bundle.requests import ServedRequests
-from ..errors import InputError
+import numpy as np
+
+from ..bundle.requests import PATCH_SIZE, ServedRequests, rounded_to_patches
+from ..errors import ImageSizeError, InputError
 
 Size = tuple[int, int]
 """(W, H) in pixels."""
@@ -157,3 +159,16 @@ def _down(value: int, patch: int) -> int:
 
 def _size_hint(resize_mode: str) -> str:
     return "(width, height)" if resize_mode == "fixed_size" else "an int"
+
+
+def checked_size(size: Any, requests: ServedRequests) -> tuple[int, int]:
+    """(width, height) as plain integers that the bundle serves."""
+    sides = list(size) if isinstance(size, tuple | list) else []
+    if len(sides) != 2 or any(not isinstance(s, int | np.integer) or isinstance(s, bool) or s < 1 for s in sides):
+        raise InputError(f"size is {size!r}; give (width, height) in pixels")
+    width, height = int(sides[0]), int(sides[1])
+    near = rounded_to_patches(width, height)
+    if (width, height) != near:
+        raise ImageSizeError(f"size {width}x{height} is not a multiple of {PATCH_SIZE}; the nearest is {near}")
+    requests.check(requests.views.min, height, width)
+    return width, height

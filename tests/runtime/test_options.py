@@ -63,7 +63,7 @@ def test_names_order_and_defaults_are_those_of_mapanything(infer: Callable[..., 
     in_order = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert {p.name: p.default for p in in_order} == {"views": inspect.Parameter.empty, **UPSTREAM}
     assert [p.name for p in in_order] == ["views", *UPSTREAM]
-    assert [p.name for p in parameters if p.kind is p.KEYWORD_ONLY] == ["outputs", "progress"]
+    assert [p.name for p in parameters if p.kind is p.KEYWORD_ONLY] == ["outputs", "on_device", "progress"]
     assert len(in_order) + 2 == len(parameters)
 
 

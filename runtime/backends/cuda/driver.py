@@ -61,6 +61,9 @@ class Device:
             ) from error
         self._driver: Any = driver
         self.failure: str | None = None
+        self.ordinal = ordinal
+        self._captures = threading.local()
+        self._freed_later: list[Buffer] = []
         self._opening = threading.Lock()
         self._lasting: Stream | None = None
         try:
@@ -140,6 +143,25 @@ class Device:
             OutOfMemory: there is not enough.
         """
         return Buffer(self, max(size, ALIGNMENT))
+
+    def free_soon(self, buffer: Buffer) -> None:
+        """Free memory, also from a finalizer, which may run while this thread records a graph: then right after it."""
+        if getattr(self._captures, "running", False):
+            self._freed_later.append(buffer)
+            return
+        with self.current():
+            buffer.free()
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Let nothing be freed while this thread records a graph, which that would spoil."""
+        self._captures.running = True
+        try:
+            yield
+        finally:
+            self._captures.running = False
+            while self._freed_later:
+                self.free_soon(self._freed_later.pop())
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> Pinned:
         """Allocate page-locked memory of the host, which the GPU copies from and to while the processor goes on."""
@@ -260,7 +282,7 @@ class Stream:
     @contextlib.contextmanager
     def capture(self) -> Iterator[Graph]:
         """Record what the block enqueues, instead of running it; the graph is ready after the block."""
-        with self.turn:
+        with self.turn, self._device.recording():
             yield from self._capture()
 
     def _capture(self) -> Iterator[Graph]:

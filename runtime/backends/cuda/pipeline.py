@@ -14,17 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...bundle.requests import PATCH_SIZE
-from ...bundle.stages import NORMALIZER, SCENE
+from ...bundle.stages import NORMALIZER, SCENE, tensor_shape
 from ...errors import BackendError
 from ...inputs.encoded import ImageFeatures
+from ...inputs.normalization import denormalize_image
 from ...inputs.prepared import PreparedViews, ViewGeometry
-from ...options import InferOptions, Progress
+from ...options import OUTPUTS, InferOptions, Progress
 from ...postprocessing.predictions import FORWARD_OUTPUTS
+from ...postprocessing.scene_stage import PASSED_ON, PLAIN_IMAGE, present_outputs
 from ...system.sequences import Each
 from ..contract import ChunkSizes, StagePipeline
+from .call import SCALE, RequestShape, SceneCall, Work
+from .device_array import DeviceArray, Shape, allocate, to_device
 from .driver import Device, OutOfMemory, Stream
-from .scene_call import SceneCall
-from .shape_context import RequestShape, ShapeContext, Work
+from .shape_context import ShapeContext
 from .stage import DeviceStage
 from .timing import GpuClock
 
@@ -64,6 +67,7 @@ class DevicePipeline(StagePipeline):
         self.chunks = chunks
         self._device = device
         self._contexts = _ShapeContexts(device, stages, caches, stream)
+        self._stages = stages
         self._normalizes = NORMALIZER in stages
         # Also at the end of the process, as long as the libraries still work.
         self.close = weakref.finalize(self, self._contexts.close)
@@ -129,6 +133,54 @@ class DevicePipeline(StagePipeline):
             yield {
                 name: own[name] if name in own else np.concatenate([part[name] for part in parts]) for name in parts[0]
             }
+
+    @property
+    def keeps(self) -> bool:
+        """See :attr:`.StagePipeline.keeps`."""
+        return True
+
+    def finish_on_device(
+        self,
+        prepared: PreparedViews,
+        options: InferOptions,
+        outputs: Collection[str],
+        data_norm_type: str,
+        chunks: ChunkSizes | None = None,
+        progress: Progress | None = None,
+    ) -> list[dict[str, Any]]:
+        """See :meth:`.StagePipeline.finish_on_device`. The arrays are :class:`.device_array.DeviceArray`."""
+        sizes = self._limited(chunks or self.chunks)
+        made = set(outputs) - {PLAIN_IMAGE}
+        results = [self._contexts.allocate(shapes) for shapes in self._result_shapes(prepared, options, made)]
+        for sample in range(prepared.batch):
+            call = SceneCall.of(prepared, sample, options, made, [{}] * len(results), results)
+            for _ in self._run(prepared, sample, sizes, progress, call):
+                pass
+        if PLAIN_IMAGE in outputs:
+            for view, image in zip(results, prepared.images, strict=True):
+                view |= self.to_device({PLAIN_IMAGE: denormalize_image(image, data_norm_type)})
+        return [{name: view[name] for name in OUTPUTS if name in view} for view in results]
+
+    def _result_shapes(
+        self, prepared: PreparedViews, options: InferOptions, outputs: Collection[str]
+    ) -> Iterator[dict[str, Shape]]:
+        """Yield, view by view, the shapes and types of its results."""
+        axes = {"patch_rows": prepared.height // PATCH_SIZE, "patch_columns": prepared.width // PATCH_SIZE}
+        for mask in prepared.masks:
+            shapes: dict[str, Shape] = {}
+            for name in present_outputs(outputs, options, mask):
+                stage, tensor = ("dense_head", PASSED_ON[name]) if name in PASSED_ON else (SCENE, name)
+                if name == SCALE:
+                    shapes[name] = (prepared.batch, 1), np.dtype(np.float32)
+                    continue
+                spec = self._stages[stage].outputs[tensor]
+                leading = str(spec.shape[0])
+                shapes[name] = tensor_shape(spec, {**axes, leading: prepared.batch}), np.dtype(spec.dtype)
+            yield shapes
+
+    def to_device(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """See :meth:`.StagePipeline.to_device`."""
+        return to_device(self._device, arrays)
 
     def encode(
         self, images: Sequence[NDArray[Any]], chunks: ChunkSizes | None = None, progress: Progress | None = None
@@ -252,6 +304,15 @@ class _ShapeContexts:
             with self._changed:
                 self._running -= 1
                 self._changed.notify_all()
+
+    def allocate(self, shapes: Mapping[str, Shape]) -> dict[str, DeviceArray]:
+        """Return new arrays for results, with the memory of idle contexts if that has to be."""
+        with self._device.current():
+            try:
+                return allocate(self._device, shapes)
+            except OutOfMemory:
+                self._close_idle()
+                return allocate(self._device, shapes)
 
     def close(self) -> None:
         """Save what the library compiled and free what no call uses. Never raises."""

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +25,10 @@ from ...inputs.encoded import ImageFeatures
 from ...inputs.prepared import ViewGeometry
 from ...options import Progress
 from ...postprocessing.scene_stage import READS
-from ..contract import ChunkSizes
 from ..host_pipeline import chunk_ranges, geometry_inputs
+from .call import SCALE, Images, RequestShape, SceneCall, Step, Work
 from .driver import Buffer, Device, Event, Pinned, Stream
 from .launch import Launch
-from .scene_call import SCALE, SceneCall
 from .stage import DeviceStage, tensor_bytes
 from .timing import DEVICE_TO_HOST, HOST_TO_DEVICE, ON_DEVICE, GpuClock
 
@@ -39,64 +37,6 @@ _WHOLE_NAMES = {"patch_features": "features"}
 
 _SLOTS = 2
 """Sets of page-locked buffers: the host fills or reads one while the GPU works with the other."""
-
-
-@dataclass(frozen=True)
-class RequestShape:
-    """The shape of a call for one sample.
-
-    Attributes:
-        views: how many. rows, columns: patches of an image.
-        chunks: views per call of the chunked stages.
-    """
-
-    views: int
-    rows: int
-    columns: int
-    chunks: ChunkSizes
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a call has to compute.
-
-    Attributes:
-        images, geometry: the views that go through the image encoder and through the geometry encoder.
-        pixels: the views whose images a stage can normalise, from bytes.
-        encode_only: nothing but the image encoder runs. finish: post-processing runs as a stage.
-    """
-
-    images: Sequence[int]
-    geometry: Sequence[int]
-    pixels: frozenset[int] = frozenset()
-    encode_only: bool = False
-    finish: bool = False
-
-
-class Images(Protocol):
-    """The images of one sample, which may still be on their way."""
-
-    def pixels(self, view: int) -> NDArray[np.uint8]:
-        """Return an image that comes as bytes (1, H, W, 3)."""
-        ...
-
-    def normalized(self, view: int) -> NDArray[np.float32]:
-        """Return an image normalised (1, 3, H, W)."""
-        ...
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A stage and the views that it works on, and what is launched before and behind it for the same views."""
-
-    stage: str
-    views: Sequence[int]
-    before: tuple[str, ...] = ()
-    then: tuple[str, ...] = ()
-
-    @property
-    def launches(self) -> tuple[str, ...]:
-        return *self.before, self.stage, *self.then
 
 
 class ShapeContext:
@@ -196,11 +136,12 @@ class ShapeContext:
         done = dict.fromkeys(self._stages, 0)
         scale: NDArray[Any] = np.empty(0)
 
-        def finish(step: _Step, slot: int) -> Iterator[dict[str, NDArray[Any]]]:
+        def finish(step: Step, slot: int) -> Iterator[dict[str, NDArray[Any]]]:
             if step.stage == "dense_head" or report is not None:
                 self._marks[slot].wait()
             if step.stage == "dense_head":
-                arrays = {key: self._host(step, *source, slot).array for key, source in back.items()}
+                stays = call is not None and call.on_device is not None
+                arrays = {k: self._host(step, *source, slot).array for k, source in back.items() if not stays}
                 for position, view in enumerate(step.views):
                     parts = {key: value[position : position + 1] for key, value in arrays.items()}
                     if call is None:
@@ -213,7 +154,7 @@ class ShapeContext:
             if report is not None:
                 report(step.stage, done[step.stage], totals.get(step.stage, self.request.views))
 
-        previous: tuple[_Step, int] | None = None
+        previous: tuple[Step, int] | None = None
         for index, step in enumerate(self._steps(work)):
             slot = index % _SLOTS
             if step.stage in totals:
@@ -234,6 +175,11 @@ class ShapeContext:
             with timed(ON_DEVICE):
                 self._move(step, loaded.outputs, into_chunk=False)
             downloads = {"aggregator": [("aggregator", SCALE)], "dense_head": list(back.values())}
+            if call is not None and call.on_device is not None:
+                del downloads["dense_head"]
+                if step.stage == "dense_head":
+                    with timed(ON_DEVICE):
+                        self._keep(step, call)
             with timed(DEVICE_TO_HOST):
                 for stage, name in downloads.get(step.stage, ()):
                     source = self._address(stage, len(step.views), name)
@@ -285,7 +231,7 @@ class ShapeContext:
         self._owned.append(resource)
         return resource
 
-    def _steps(self, work: Work) -> Iterator[_Step]:
+    def _steps(self, work: Work) -> Iterator[Step]:
         """Yield all launches of a call in order."""
         every = range(self.request.views)
         chunks = self.request.chunks
@@ -301,7 +247,7 @@ class ShapeContext:
             for start, stop in chunk_ranges(0, len(views), size):
                 chunk = views[start:stop]
                 in_bytes = stage == "image_encoder" and work.pixels.issuperset(chunk)
-                yield _Step(stage, chunk, (NORMALIZER,) if in_bytes else (), then)
+                yield Step(stage, chunk, (NORMALIZER,) if in_bytes else (), then)
 
     def _missing(self, work: Work) -> set[tuple[str, int]]:
         needed = {(stage, len(step.views)) for step in self._steps(work) for stage in step.launches}
@@ -344,7 +290,7 @@ class ShapeContext:
             self._buffers[stage, name] = self._own(self._device.allocate(size))
         return self._buffers[stage, name]
 
-    def _host(self, step: _Step, stage: str, name: str, slot: int) -> Pinned:
+    def _host(self, step: Step, stage: str, name: str, slot: int) -> Pinned:
         """Return the page-locked copy of a tensor of a stage, for a step's views, that comes from the host or goes
         there."""
         key = stage, name, len(step.views), slot
@@ -356,13 +302,13 @@ class ShapeContext:
 
     # One call
 
-    def _values(self, step: _Step, images: Images, geometry: Sequence[ViewGeometry]) -> list[Any]:
+    def _values(self, step: Step, images: Images, geometry: Sequence[ViewGeometry]) -> list[Any]:
         """Return what a step takes from the host, view by view."""
         if step.stage == "geometry_encoder":
             return [geometry[view] for view in step.views]
         return [images.pixels(view) if step.before else images.normalized(view) for view in step.views]
 
-    def _fill(self, step: _Step, slot: int, views: Sequence[Any]) -> list[tuple[str, str]]:
+    def _fill(self, step: Step, slot: int, views: Sequence[Any]) -> list[tuple[str, str]]:
         """Write the inputs of a step into page-locked memory and return them, as a stage and the name of its tensor."""
         if step.stage == "image_encoder":
             source = (NORMALIZER, "pixels") if step.before else (step.stage, "images")
@@ -374,30 +320,44 @@ class ShapeContext:
             self._host(step, step.stage, name, slot).array[...] = value
         return [(step.stage, name) for name in inputs]
 
-    def _upload(self, step: _Step, slot: int, tensors: Sequence[tuple[str, str]]) -> None:
+    def _upload(self, step: Step, slot: int, tensors: Sequence[tuple[str, str]]) -> None:
         """Copy the inputs of a step to the GPU."""
         for stage, name in tensors:
             self._stream.upload(self._host(step, stage, name, slot), self._address(stage, len(step.views), name))
 
     def _upload_options(self, call: SceneCall) -> None:
         """Copy the options of post-processing to the GPU, in a buffer of its own that the last call has read."""
-        pinned = self._host(_Step("dense_head", [0]), SCENE, "options", 0)
+        pinned = self._host(Step("dense_head", [0]), SCENE, "options", 0)
         pinned.array[...] = call.options
         self._stream.upload(pinned, self._buffer(SCENE, "options").address)
 
-    def _upload_kept(self, step: _Step, slot: int, call: SceneCall) -> None:
+    def _upload_kept(self, step: Step, slot: int, call: SceneCall) -> None:
         """Copy to the GPU where the views of a step count, unless that is everywhere and the GPU knows it."""
         kept = [call.kept[view] for view in step.views]
         everywhere = all(mask is None for mask in kept)
         if everywhere and self._all_kept:
             return
         if everywhere:  # as many views as a step can have, so that it holds for every later one
-            step = _Step(step.stage, range(min(self.request.chunks.dense_head, self.request.views)))
+            step = Step(step.stage, range(min(self.request.chunks.dense_head, self.request.views)))
         pinned = self._host(step, SCENE, "kept", slot)
         for target, mask in zip(pinned.array, kept if not everywhere else [None] * len(step.views), strict=True):
             target[...] = True if mask is None else mask[0]
         self._stream.upload(pinned, self._buffer(SCENE, "kept").address)
         self._all_kept = everywhere
+
+    def _keep(self, step: Step, call: SceneCall) -> None:
+        """Copy a step's results to the arrays that outlast the call."""
+        assert call.on_device is not None
+        scale = {SCALE: ("aggregator", SCALE)}
+        for name, (stage, tensor) in {**call.back, **scale}.items():
+            spec = self._stages[stage].tensors[tensor]
+            size = tensor_bytes(spec, self._axes(stage, 1))
+            source = self._address(stage, len(step.views), tensor)
+            for position, view in enumerate(step.views):
+                target = call.on_device[view].get(name)
+                if target is not None:
+                    place = source + (0 if name == SCALE else position * size)
+                    self._stream.move(place, target.address + call.sample * size, size)
 
     def _put_features(self, features: Sequence[ImageFeatures | None]) -> None:
         """Copy known features of views to where the aggregator reads them."""
@@ -406,7 +366,7 @@ class ShapeContext:
             if known is None:
                 continue
             self._marks[0].wait()  # one page-locked copy serves all views
-            step = _Step("image_encoder", [view])
+            step = Step("image_encoder", [view])
             for name, value in (("patch_features", known.patches), ("extra_tokens", known.extra)):
                 if value is None:
                     continue
@@ -417,7 +377,7 @@ class ShapeContext:
                 self._stream.upload(pinned, whole + view * size)
             self._marks[0].record(self._stream)
 
-    def _move(self, step: _Step, tensors: Mapping[str, TensorSpec], *, into_chunk: bool) -> None:
+    def _move(self, step: Step, tensors: Mapping[str, TensorSpec], *, into_chunk: bool) -> None:
         """Copy a step's views between the tensors of all views and the buffers that the stage works on."""
         for name, spec in tensors.items():
             whole = _WHOLE_NAMES.get(name, name)

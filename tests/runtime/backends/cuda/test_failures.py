@@ -9,7 +9,7 @@ import pytest
 
 from mapengine.runtime import Engine
 from mapengine.runtime.backends.contract import ChunkSizes
-from mapengine.runtime.backends.cuda.scene_call import SceneCall
+from mapengine.runtime.backends.cuda.call import SceneCall
 from mapengine.runtime.errors import BackendError
 
 from ....random_views import assert_close, random_views

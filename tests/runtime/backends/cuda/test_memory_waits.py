@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from mapengine.runtime import Engine
-from mapengine.runtime.backends.cuda.shape_context import ShapeContext, Work
+from mapengine.runtime.backends.cuda.call import Work
+from mapengine.runtime.backends.cuda.shape_context import ShapeContext
 from mapengine.runtime.errors import BackendError
 
 from ....random_views import Views, assert_close, random_views
