@@ -21,6 +21,16 @@ def app(
         typer.Option(metavar="ADDRESS", help="Listen here; 0.0.0.0 lets everybody in who reaches this machine."),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 is any that is free.")] = 7860,
+    names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help="Further name that pages reach it by, such as that of a web server in front of it. May be given "
+            "several times.",
+            show_default=False,
+        ),
+    ] = None,
     backend: Backend = "auto",
     threads: Threads = None,
     memory: Annotated[
@@ -62,7 +72,7 @@ def app(
     with value_of("--max-upload"):
         limits = UploadLimits(max_files, parse_bytes(max_upload, "the size"), round(max_pixels * 1e6), max_pages)
     opened = Bundle.open(bundle, verify=False)
-    with AppServer(host, port) as server:  # before the engine is loaded, which takes longer than a refusal
+    with AppServer(host, port, names or []) as server:  # before the engine is loaded, which takes longer than a refusal
         with Steps() as step:
             step("loading the engine")
             engine = Engine.load(opened, backend, threads=threads, memory_limit=limit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,14 +39,15 @@ def is_installed(name: str) -> bool:
 
 
 def import_library(name: str) -> Any:
-    """Return the Python module of a backend.
+    """Return the Python module of a backend; its import tells nobody of it.
 
     Raises:
         BackendUnavailableError: it is not installed, or is there but broken: the remedies differ.
     """
     spec = BACKENDS_BY_NAME[name]
     try:
-        return importlib.import_module(spec.module)
+        with _unobserved():
+            return importlib.import_module(spec.module)
     except Exception as error:  # a missing shared library raises OSError, RuntimeError or ImportError
         if isinstance(error, ModuleNotFoundError) and error.name == spec.module:
             problem = f"is not installed; run: {spec.install_command}"
@@ -55,6 +57,24 @@ def import_library(name: str) -> Any:
                 f"reinstall it: {spec.install_command} --force-reinstall"
             )
         raise BackendUnavailableError(f"the backend {name} {problem}") from error
+
+
+@contextmanager
+def _unobserved() -> Iterator[None]:
+    """Import libraries in this block without what tells their makers of it.
+
+    ONNX Runtime 1.32 reports to Microsoft unless the environment forbids it before it is imported, and the import of
+    OpenVINO to Google Analytics, where the package that does so, which it brings along, can be imported.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    absent = "openvino_telemetry" not in sys.modules
+    if absent:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if absent:
+            sys.modules.pop("openvino_telemetry", None)
 
 
 def installed_version(name: str) -> str:

@@ -21,7 +21,7 @@ from mapengine.runtime.outputs.formats.names import file_stems
 from mapengine.runtime.outputs.formats.options import SaveOptions
 from mapengine.runtime.outputs.scene_arrays import SHAPES
 from mapengine.runtime.outputs.viewer.page import MAX_BYTES, PAGE_KIND, page_text
-from mapengine.runtime.writing.files import atomic_write, write_text
+from mapengine.runtime.writing.files import atomic_write, write_text, writing
 
 _ALL_POINTS = 2_000_000_000
 """Bytes that a page may have with which nothing is thinned."""
@@ -71,12 +71,9 @@ class Result:
         Raises:
             OutputError: it could not be written.
         """
-        folder.mkdir()
         self._folder = folder
         self._lock = threading.Lock()
         self._known: dict[str, Any] = {name: getattr(scene, name) for name in _IN_MEMORY}
-        for name in SHAPES:
-            np.save(folder / f"{name}.npy", getattr(scene, name))
         # A part of the pixels tells the range as well as all of them, and 64 views have 13 million.
         step = max(1, scene.mask.size // 2_000_000)
         depth, confidence = scene.depth.reshape(-1)[::step], scene.confidence.reshape(-1)[::step]
@@ -86,7 +83,15 @@ class Result:
             "confidence": robust_range(confidence),
         }
         """Ends of the scales of the pictures; depth in metres."""
-        self._write_page(scene, MAX_BYTES)
+        try:
+            with writing("the scene"):
+                folder.mkdir()
+                for name in SHAPES:
+                    np.save(folder / f"{name}.npy", getattr(scene, name))
+            self._write_page(scene, MAX_BYTES)
+        except BaseException:
+            self.delete()
+            raise
 
     def page(self, all_points: bool = False) -> Path:
         """Return the page that shows the scene: at most 15 MB, or with all of its points."""

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -31,7 +31,8 @@ from .uploads import accepted_suffixes
 from .visits import Visit, Visits
 
 _MOST_JSON = 100_000
-_MOST_CONNECTIONS = 64
+_CONNECTIONS_PER_PAGE = 8
+"""Of which a browser opens six."""
 _DRAIN_SECONDS, _DRAIN_BYTES = 5.0, 64_000_000
 """How much of a refused upload is still read, so that a browser that sends it gets to see why."""
 _USUAL_VIEWS = 16
@@ -52,8 +53,12 @@ class AppServer(ThreadingHTTPServer):
     request_queue_size = 64
     allow_reuse_address = os.name != "nt"  # there it would share the port with another program
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, names: Sequence[str] = ()) -> None:
         """Take a port; 0 is any free one.
+
+        Args:
+            host: address or name to listen at.
+            names: further ones that pages reach it by, such as that of a web server in front of it.
 
         Raises:
             InputError: the port is taken or not allowed, or there is no such address here.
@@ -62,7 +67,7 @@ class AppServer(ThreadingHTTPServer):
         self.remark = ""
         self.still_there_seconds = 2.0
         """Between signs of life to a page that listens: a page that left is noticed by them."""
-        self._places = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        self._places = threading.BoundedSemaphore(1)
         try:
             family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             self.address_family = family
@@ -70,6 +75,7 @@ class AppServer(ThreadingHTTPServer):
         except OSError as error:
             raise InputError(_why_not(error, host, port)) from error
         self.is_local = ipaddress.ip_address(self.server_address[0].partition("%")[0]).is_loopback  # type: ignore[arg-type]
+        self.names = {"localhost", str(self.server_address[0]), host.lower(), *(name.lower() for name in names)}
         name = f"[{host}]" if ":" in host else host
         self.url = f"http://{name}:{self.server_address[1]}/"
 
@@ -81,6 +87,7 @@ class AppServer(ThreadingHTTPServer):
             remark: a sentence of the page, such as that the network has random weights.
         """
         self.visits, self.remark = visits, remark
+        self._places = threading.BoundedSemaphore(_CONNECTIONS_PER_PAGE * (visits.limits.visits + 1))
         self.serve_forever(poll_interval=0.05)
 
     def server_bind(self) -> None:
@@ -217,10 +224,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Refuse what pages of others send, also those that call themselves by a name of this machine."""
         host = self.headers.get("Host", "")
         name = urllib.parse.urlsplit(f"//{host}").hostname or ""
-        if self.server.is_local and name not in ("localhost", str(self.server.server_address[0])):
-            raise _Refused(HTTPStatus.FORBIDDEN, f"this app is not at {host!r}")
-        origin = self.headers.get("Origin")
-        if origin is not None and urllib.parse.urlsplit(origin).netloc != host:
+        if self.server.is_local and name not in self.server.names:
+            raise _Refused(HTTPStatus.FORBIDDEN, f"this app is not at {name!r}; start it with --name {name}, if it is")
+        origin = urllib.parse.urlsplit(self.headers.get("Origin", f"//{host}"))
+        if origin.netloc != host and origin.hostname not in self.server.names - {"localhost"}:
             raise _Refused(HTTPStatus.FORBIDDEN, "the request comes from another page")
 
     def _refuse(self, status: HTTPStatus, sentence: str) -> None:

@@ -17,6 +17,7 @@ from mapengine.runtime.inputs.files.opening import VIDEO_SUFFIXES
 from mapengine.runtime.inputs.formats.selection import natural_key
 from mapengine.runtime.inputs.formats.video import video_facts
 from mapengine.runtime.inputs.images import has_depth_pixels, image_size, image_suffixes, missing_extra
+from mapengine.runtime.writing.files import writing
 
 from .limits import UploadLimits
 
@@ -101,6 +102,7 @@ class Uploads:
 
         Raises:
             InputError: it is too much, ends early, or is nothing that can be read; nothing of it is left.
+            OutputError: it could not be stored, as where the disk is full; likewise.
         """
         name = safe_name(name)
         _check_suffix(name)
@@ -116,8 +118,7 @@ class Uploads:
         try:
             place.mkdir()
             path = place / name
-            with path.open("wb") as file:
-                _copy(name, content, file, size)
+            _copy(name, content, path, size)
             upload = self._looked_at(number, name, path, size)
             with self._lock:
                 if number not in self._coming:
@@ -196,11 +197,14 @@ def _check_suffix(name: str) -> None:
         raise InputError(f"{name}: {kind} neither an image nor a video that can be read; give JPEG, PNG or MP4")
 
 
-def _copy(name: str, content: BinaryIO, file: BinaryIO, size: int) -> None:
+def _copy(name: str, content: BinaryIO, path: Path, size: int) -> None:
     left = size
-    while left:
-        part = content.read(min(left, _CHUNK))
-        if not part:
-            raise InputError(f"{name}: {size - left} of {size} bytes arrived; upload it again")
-        file.write(part)
-        left -= len(part)
+    with path.open("wb") as file:
+        while left:
+            part = content.read(min(left, _CHUNK))
+            if not part:
+                raise InputError(f"{name}: {size - left} of {size} bytes arrived; upload it again")
+            with writing(name):
+                file.write(part)
+                file.flush()
+            left -= len(part)

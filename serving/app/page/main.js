@@ -34,7 +34,12 @@ async function ask(path, options = {}) {
 }
 
 const post = (path, value = {}) => ask(path, { method: "POST", body: JSON.stringify(value) });
-const sentence = (error) => error.message.charAt(0).toUpperCase() + error.message.slice(1).replace(/\.?$/, ".");
+
+/** What is shown of an error; the name of a file in front of it stays as it is. */
+function sentence({ message }) {
+  const text = /^[a-z]+ /.test(message) ? message.charAt(0).toUpperCase() + message.slice(1) : message;
+  return text.replace(/\.?$/, ".");
+}
 
 const files = new Files(about, ask, {
   changed: () => changed(),

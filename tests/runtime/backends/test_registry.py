@@ -181,3 +181,19 @@ def test_a_folder_that_a_library_cannot_be_led_to(tmp_path: Path) -> None:
         expected = pytest.raises(BackendError, match=r"whose name is not UTF-8, .*; rename it$")
         with expected if given == path else nullcontext(), utf8_path(given, "onnxruntime") as place:
             assert place == str(given)
+
+
+@pytest.mark.slow
+def test_libraries_tell_nobody_that_they_are_used(tmp_path: Path) -> None:
+    """ONNX Runtime leaves a file where temporary ones are, and OpenVINO one in the home folder, where they do."""
+    script = (
+        "import sys\nfrom mapengine.runtime.backends.libraries import import_library\n"
+        "for name in ('onnxruntime', 'openvino'): import_library(name)\n"
+        "import onnxruntime.capi._pybind_state\n"
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry')])"
+    )
+    kept = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "CI")}
+    environment = {**kept, "TMPDIR": str(tmp_path), "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+    assert list(tmp_path.rglob("*")) == []

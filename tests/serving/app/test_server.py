@@ -156,6 +156,22 @@ def test_other_pages_and_names_are_refused(client: Client) -> None:
     assert client.ask("POST", "/visits", b"{}", Origin=own, Host=own.removeprefix("http://")).status == 200
 
 
+def test_a_web_server_in_front_is_known_by_its_name(open_visits: Callable[..., Visits]) -> None:
+    with AppServer("127.0.0.1", 0, ["Scenes.example"]) as server:
+        thread = threading.Thread(target=server.serve, args=(open_visits(),))
+        thread.start()
+        try:
+            server.visits = open_visits()
+            client = Client(server)
+            origin = "https://scenes.example"
+            for host in ("scenes.example", f"127.0.0.1:{server.server_port}"):  # passed on, or not
+                assert client.ask("POST", "/visits", b"{}", Origin=origin, Host=host).status == 200
+            assert client.ask("POST", "/visits", b"{}", Origin="https://other.example").status == 403
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def test_too_many_pages_are_a_sentence(client: Client) -> None:
     client.new_visit()
     client.new_visit()

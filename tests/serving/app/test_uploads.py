@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mapengine.runtime.errors import InputError
+from mapengine.runtime.errors import InputError, OutputError
 from mapengine.serving.app.limits import UploadLimits
 from mapengine.serving.app.uploads import Uploads, accepted_suffixes, safe_name, unread_kinds
 
@@ -95,6 +95,26 @@ def test_an_upload_that_is_cut_off_is_not_kept(uploads: Uploads, tmp_path: Path)
     with pytest.raises(InputError, match="10 of 1000 bytes arrived"):
         uploads.receive("a.png", 1000, io.BytesIO(photograph()[:10]))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_is_a_sentence(uploads: Uploads, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OutputError, match=r"^a\.png: could not be written: the file is too large"):
+            receive(uploads, "a.png", b"x" * 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_photograph_in_heic_is_read(uploads: Uploads) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    heif.from_pillow(Image.new("RGB", (128, 96), (200, 60, 40))).save(file)
+    upload = receive(uploads, "IMG_0001.HEIC", file.getvalue())
+    assert (upload.kind, upload.width, upload.height) == ("image", 128, 96)
 
 
 def test_there_are_no_more_files_than_allowed(uploads: Uploads) -> None:
