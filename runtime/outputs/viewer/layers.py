@@ -21,6 +21,7 @@ _IMAGE_BYTES = 2_000_000
 """For the images of all cameras."""
 _IMAGE_WIDTHS = (320, 240, 160, 96)
 _FRUSTUM = 0.12  # of the median depth
+_INSIDE = 0.2  # of the median distance of the points, that their middle is away from the cameras at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +160,8 @@ def frustum_depth(scene: SceneArrays) -> float:
 def first_look(scene: SceneArrays, points: PointSet) -> dict[str, Any]:
     """Return where a viewer begins: its position, what it looks at and turns about, up, and the radius of it all.
 
-    It looks over the shoulders of the cameras, with their upper edges up.
+    It looks over the shoulders of the cameras, with their upper edges up; of cameras that look around themselves, over
+    those of the first one.
     """
     origin = scene_origin(scene)
     poses = scene.poses[np.isfinite(scene.poses).all(axis=(1, 2))].astype(np.float64)
@@ -170,6 +172,12 @@ def first_look(scene: SceneArrays, points: PointSet) -> dict[str, Any]:
     ahead = _unit(poses[:, :3, 2].mean(axis=0), poses[0, :3, 2])
     eye = centres.mean(axis=0)
     target = np.median(points.points, axis=0) if len(points.points) else eye + ahead
+    if len(points.points):
+        # Cameras that look around themselves stand in the middle of what they see.
+        some = points.points[:: max(1, len(points.points) // 10_000)]
+        distance = float(np.median(np.linalg.norm(some - eye, axis=1)))
+        if np.linalg.norm(target - eye) < _INSIDE * distance:
+            target = eye + distance * ahead
     arm = eye - target
     reach = max(float(np.linalg.norm(arm)), 1e-3)
     spread = float(np.max(np.linalg.norm(centres - eye, axis=1)))
