@@ -154,6 +154,31 @@ def load(record: Record) -> str:
     return page(record, ["backend", "peak of loading", "peak of the first call"], rows, what)
 
 
+def batch(record: Record) -> str:
+    """Return scenes per second by the number of workers, and under it the driver's memory."""
+    rows = [
+        [
+            workers,
+            f"{figures['scenes_per_second']:.2f}",
+            f"{figures['scenes_per_second_with_start']:.2f}",
+            f"{100 * figures['not_engine']:.1f} %",
+            f"{figures['milliseconds_of_a_scene']:.0f} ms",
+        ]
+        for workers, figures in record["results"].items()
+    ]
+    driver = [
+        f"{int(count):,} ({figures['seconds']:.0f} s)".replace(",", " ") + f": {figures['peak_mb']:.0f} MB"
+        for count, figures in record["driver"].items()
+    ]
+    what = (
+        f"`{record['model']}`, {record['backend']}, {record['scenes']} scenes of {record['views']} views of "
+        f"{record['size']}, one thread per worker, median of {record['rounds']} rounds in turn. Peak memory of the "
+        f"process that lists scenes and writes the table: {', '.join(driver)}."
+    )
+    head = ["workers", "scenes per second", "with the start", "not the engine", "time of a scene"]
+    return page(record, head, rows, what)
+
+
 def saved(record: Record) -> str:
     """Return what encoding a view once saves; counted, not measured."""
     rows = [

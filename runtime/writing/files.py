@@ -21,6 +21,7 @@ import numpy as np
 
 from ..errors import MapEngineError, OutputError
 from .recognition import check_ours, mark_npz, marker, record_kind
+from .replacement import is_staging
 from .staging import staging
 
 _REASONS = {
@@ -86,7 +87,8 @@ def atomic_write(path: str | os.PathLike[str], kind: str | None) -> Iterator[Pat
         made += make_folders(target.parent)
         with staging(target) as place:
             yield place.new
-            flush(place.new)
+            if not any(is_staging(name) for name in target.parent.parts):  # what is staged is flushed with its folder
+                flush(place.new)
             if target.exists():
                 shutil.copymode(target, place.new)
             check_file_target(target)
