@@ -1,4 +1,4 @@
-"""Measure `mapengine batch`: scenes per second, the time that is not the engine's, and the driver's memory. Writes JSON.
+"""Measure `mapengine batch`: scenes per second, the time that is not the engine's, the driver's memory. Writes JSON.
 
     python benchmarks/batch.py --bundle build/engine --json benchmarks/results/batch.json
 
