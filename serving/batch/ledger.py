@@ -70,9 +70,10 @@ class Ledger:
             (*values, error, folder_name(result.id)),
         )
 
-    def counts(self) -> dict[str, int]:
-        """Return how many scenes there are in each state."""
-        return dict(self._table.execute("SELECT state, COUNT(*) FROM scenes GROUP BY state"))
+    def pending(self) -> Iterator[str]:
+        """Yield the ids of the scenes of which nothing is known; none may be finished meanwhile."""
+        for (scene,) in self._table.execute("SELECT id FROM scenes WHERE state = ?", (PENDING,)):
+            yield scene
 
     def write_results(self, path: Path, by_id: bool) -> None:
         """Write the table as Parquet: a row per scene, in the order of the list or of their ids.

@@ -21,9 +21,16 @@ from .job import MOST_ATTEMPTS, Job
 from .worker import Answer, answer
 
 _QUEUED = 2
-"""Scenes per worker that are handed out ahead."""
+"""Calls per worker that are handed out ahead."""
+_TOGETHER = 8
+"""Most scenes of one call to a worker, which saves one while it reconstructs the next."""
 _BLOCK = 16
 _BLOCKS = 4000
+
+
+def together(count: int, workers: int) -> int:
+    """Return how many of ``count`` scenes a worker gets at a time: few enough that all workers end together."""
+    return max(1, min(_TOGETHER, count // (4 * workers)))
 
 
 class Pool(Protocol):
@@ -50,15 +57,16 @@ class LocalPool:
         """As :meth:`Pool.run`."""
         rest = iter(offsets)
         deaths, most = 0, (MOST_ATTEMPTS + 1) * (self._workers + 1)
+        size = together(count, self._workers)
         with WorkerPool(min(self._workers, max(1, count))) as pool:
-            waiting: dict[Future[Answer], int] = {}
+            waiting: dict[Future[list[Answer]], list[int]] = {}
             while True:
-                for offset in islice(rest, max(0, _QUEUED * self._workers - len(waiting))):
-                    waiting[pool.submit(answer, job, offset)] = offset
+                while len(waiting) < _QUEUED * self._workers and (some := list(islice(rest, size))):
+                    waiting[pool.submit(answer, job, some)] = some
                 if not waiting:
                     return
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    offset = waiting.pop(future)
+                    some = waiting.pop(future)
                     try:
                         found = future.result()
                     except BackendError as error:  # the process ended; the next one looks at what is left of the scene
@@ -67,10 +75,10 @@ class LocalPool:
                             raise BackendError(
                                 f"worker after worker ends without a result; the last: {error}"
                             ) from error
-                        waiting[pool.submit(answer, job, offset)] = offset
+                        waiting[pool.submit(answer, job, some)] = some
                         continue
                     deaths = 0
-                    yield found
+                    yield from found
 
 
 class SceneActor:
@@ -81,7 +89,7 @@ class SceneActor:
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         """Do the scenes of a batch of rows."""
-        return {"answer": [pickle.dumps(answer(self._job, int(offset))) for offset in rows["offset"]]}
+        return {"answer": [pickle.dumps(found) for found in answer(self._job, rows["offset"].tolist())]}
 
 
 class RayPool:
@@ -140,9 +148,6 @@ class RayPool:
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         context.target_max_block_size = 1  # an answer leaves its actor at once, not with the last of its block
-        size = max(1, min(_BLOCK, count // _BLOCKS))
-        rest = iter(offsets)
-        blocks = [pa.table({"offset": block}) for block in iter(lambda: list(islice(rest, size)), [])]
         threads = job.threads or 1
         resources: dict[str, Any] = {"num_gpus": 1} if self._on_gpu else {"num_cpus": threads}
         each = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -150,10 +155,14 @@ class RayPool:
         if not most:
             what = "GPU" if self._on_gpu else f"{threads} processors for --threads"
             raise InputError(f"--ray: no node of the cluster has {what}; give another cluster, or fewer")
+        size = together(count, most)
+        rows = size * max(1, min(_BLOCK, count // _BLOCKS) // size)
+        rest = iter(offsets)
+        blocks = [pa.table({"offset": block}) for block in iter(lambda: list(islice(rest, rows)), [])]
         scenes = ray.data.from_arrow(blocks).map_batches(
             SceneActor,
             fn_constructor_args=(job,),
-            batch_size=1,
+            batch_size=size,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, count)),
             **resources,

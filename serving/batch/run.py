@@ -23,7 +23,7 @@ from .job import Job
 from .ledger import RESULTS, Ledger
 from .listing import SceneEntry, list_scenes
 from .pools import Pool
-from .records import DONE, FAILED, SCENES, are_unchanged, is_complete, read_result
+from .records import DONE, FAILED, SCENES, SceneResult, are_unchanged, is_complete, read_result
 from .scene_options import PATHS
 from .worker import Answer
 
@@ -142,7 +142,7 @@ def run_batch(
             clean(out / SCENES)
             planned(tally)
             try:
-                with _naming_what_is_done(tally):
+                with _naming_what_is_done(tally), _taking_in_what_is_there(job, ledger, tally):
                     _do(job, pool, ledger, tally, batch.max_failures, progress)
             finally:
                 clean(out / SCENES)  # what a worker that was ended has left
@@ -233,6 +233,25 @@ def _offsets(todo: Path) -> Iterator[int]:
         for line in file:
             yield offset
             offset += len(line)
+
+
+def _written_in(job: Job, ledger: Ledger) -> list[SceneResult]:
+    """The results of this run among the scenes that nothing is known of."""
+    found = (read_result(job.folder(scene)) for scene in ledger.pending())
+    return [result for result in found if result is not None and result.run == job.run]
+
+
+@contextmanager
+def _taking_in_what_is_there(job: Job, ledger: Ledger, tally: Tally) -> Iterator[None]:
+    """Count what workers finished and could not say any more, when the block fails."""
+    try:
+        yield
+    except BaseException:
+        for result in _written_in(job, ledger):
+            ledger.finish(result)
+            tally.done += result.state == DONE
+            tally.failed += result.state == FAILED
+        raise
 
 
 @contextmanager

@@ -7,14 +7,15 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mapengine.runtime import Engine
+from mapengine.runtime import Engine, Scene
 from mapengine.runtime.errors import InputError, IntegrityError, MapEngineError, OutputError, kept_warnings, one_line
 from mapengine.runtime.inputs.formats.table import in_natural_order
 from mapengine.runtime.inputs.sources import open_views
@@ -47,17 +48,30 @@ class Answer:
     stop: str = ""
 
 
-def answer(job: Job, offset: int) -> Answer:
-    """Do the scene at ``offset`` of the file of scenes to do; nothing that is wrong with it raises."""
+def answer(job: Job, offsets: Sequence[int]) -> list[Answer]:
+    """Do the scenes at some ``offsets`` of the file of scenes to do; nothing that is wrong with them raises.
+
+    While one scene is saved, the next is reconstructed.
+    """
     try:
-        entry = job.entry_at(offset)
-    except FileNotFoundError:
-        return Answer(
-            stop=f"{job.place}: a worker does not find it; OUT must be in a folder that every worker sees under "
-            "the same path"
-        )
+        worker = _worker_of(job)
+        begun = []
+        for offset in offsets:
+            try:
+                begun.append(worker.begin(job.entry_at(offset)))
+            except FileNotFoundError:
+                raise BatchStopped(
+                    f"{job.place}: a worker does not find it; OUT must be in a folder that every worker sees under the "
+                    "same path"
+                ) from None
+    except BatchStopped as stop:
+        return [Answer(stop=str(stop))]
+    return [_outcome(future) for future in begun]
+
+
+def _outcome(future: Future[Answer]) -> Answer:
     try:
-        return _worker_of(job)(entry)
+        return future.result()
     except BatchStopped as stop:
         return Answer(stop=str(stop))
 
@@ -68,7 +82,7 @@ def _worker_of(job: Job) -> SceneWorker:
 
 
 class SceneWorker:
-    """An engine that does the scenes of a job, one after the other.
+    """An engine that does the scenes of a job; while one is saved, the next is reconstructed.
 
     Raises:
         BatchStopped: when it is made: the engine cannot be loaded here.
@@ -76,6 +90,8 @@ class SceneWorker:
 
     def __init__(self, job: Job) -> None:
         self._job = job
+        self._saver = ThreadPoolExecutor(1)
+        self._saving: Future[Answer] | None = None
         try:
             self._engine = _load(job)
             if self._engine.digest != job.digest:
@@ -88,11 +104,11 @@ class SceneWorker:
         except MapEngineError as error:
             raise BatchStopped(str(error)) from error
 
-    def __call__(self, entry: SceneEntry) -> Answer:
-        """Do a scene, unless it was done already; what fails is recorded.
+    def begin(self, entry: SceneEntry) -> Future[Answer]:
+        """Do a scene, unless it was done already, and begin to save it; what fails is recorded.
 
         Raises:
-            BatchStopped: the run is over, or nothing can be written any more.
+            BatchStopped: the run is over, or nothing can be written any more; of saving, the future raises it.
         """
         job = self._job
         folder = job.folder(entry.id)
@@ -100,24 +116,29 @@ class SceneWorker:
         if known is not None and not is_complete(folder, known):
             known = None
         if known is not None and known.run == job.run:  # by a worker that ended before it could say so
-            return Answer(known)
+            return _ready(Answer(known))
         options = job.options_of(entry)
         blank = SceneResult(entry.id, DONE, job.digest, job.digest_of(options), job.run)
         attempts = Attempts.of(job, entry.id)
         count, reason = attempts.read()
+        if reason or count >= MOST_ATTEMPTS:
+            why = reason or f"its worker ended {count} times while it was at work on this scene, without a word"
+            return _ready(Answer(self._record(folder, blank.failed(why))))
+        if count:  # it may end this process, too, which is not to be laid at the door of the scene before it
+            self._wait()
+        self._check_running()
         try:
-            if reason or count >= MOST_ATTEMPTS:
-                why = reason or f"its worker ended {count} times while it was at work on this scene, without a word"
-                return Answer(self._record(folder, blank.failed(why)))
-            self._check_running()
             attempts.write(count + 1)
             with self._watched(attempts, count + 1):
-                result, is_new = self._do(entry, options, blank, known)
-            attempts.clear()
+                return self._do(entry, options, blank, known, attempts)
         except FileNotFoundError:  # of the run's own folder
             self._check_running()
             raise
-        return Answer(result, is_new)
+
+    def _wait(self) -> None:
+        """Wait until the scene before is saved."""
+        if self._saving is not None:
+            wait([self._saving])
 
     def _check_running(self) -> None:
         """Write nothing for a run that is over: another one may be at work on the same scene."""
@@ -125,14 +146,45 @@ class SceneWorker:
             raise BatchStopped("this run is over")
 
     def _do(
-        self, entry: SceneEntry, options: dict[str, Any], blank: SceneResult, known: SceneResult | None
-    ) -> tuple[SceneResult, bool]:
+        self,
+        entry: SceneEntry,
+        options: dict[str, Any],
+        blank: SceneResult,
+        known: SceneResult | None,
+        attempts: Attempts,
+    ) -> Future[Answer]:
         folder = self._job.folder(entry.id)
         start = time.perf_counter()
-        work = Path(self._job.place) / f"fetched-{os.getpid()}"
+        work = Path(f"{attempts.path}-fetched")
+
+        def end(write: Callable[[], Answer]) -> Answer:
+            """Do the last part; whatever happens, the scene has a result and leaves nothing else."""
+            try:
+                with self._recording(folder, blank, start) as failure:
+                    found = write()
+                return found if failure.answer is None else failure.answer
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+                attempts.clear()
+
+        with self._recording(folder, blank, start) as failure:
+            made, scene = self._make(entry, SceneOptions.of(options), blank, known, work, start)
+        if failure.answer is not None or scene is None:
+            answer = failure.answer or Answer(made, is_new=False)
+            return _ready(end(lambda: answer))
+        self._wait()  # at most one finished scene is kept beside the one that is made
+        self._saving = self._saver.submit(end, lambda: Answer(self._save(folder, made, scene)))
+        if self._job.memory is not None:  # what the next one takes is then its own
+            self._wait()
+        return self._saving
+
+    @contextmanager
+    def _recording(self, folder: Path, blank: SceneResult, start: float) -> Iterator[_Failure]:
+        """Record what the block raises as the scene's failure, unless it would meet every scene."""
+        found = _Failure()
         try:
-            made = self._make(entry, SceneOptions.of(options), blank, known, work, start)
-            return made, made is not known
+            yield found
+            return
         except BatchStopped:
             raise
         except MapEngineError as error:
@@ -144,9 +196,7 @@ class SceneWorker:
         except Exception as error:
             self._check_running()
             failure = blank.failed(f"unexpected {type(error).__name__}: {one_line(error)}")
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        return self._record(folder, replace(failure, seconds=time.perf_counter() - start)), True
+        found.answer = Answer(self._record(folder, replace(failure, seconds=time.perf_counter() - start)))
 
     def _make(
         self,
@@ -156,8 +206,8 @@ class SceneWorker:
         known: SceneResult | None,
         work: Path,
         start: float,
-    ) -> SceneResult:
-        """Reconstruct and save a scene; the known result, where its bytes turn out to be the same."""
+    ) -> tuple[SceneResult, Scene | None]:
+        """Reconstruct a scene; or return the known result without one, where its bytes turn out to be the same."""
         with kept_warnings() as warnings:
             asked = [*entry.inputs, *options.files]
             before = signatures(asked)
@@ -169,29 +219,38 @@ class SceneWorker:
             files = [*named_files([*inputs, *_paths(given)]), *((f"+/{os.path.basename(p)}", p) for p in beside)]
             digest = content_digest(files)
             if known is not None and _decided_by(known) == (DONE, blank.bundle, blank.options, digest):
-                return known
+                return known, None
             began = time.perf_counter()
             scene = self._engine.reconstruct_views(views, size=options.size, frame=options.frame, **options.inference)
             engine_seconds = time.perf_counter() - began
-            if any(before.get(path) != signature for path, signature in signatures(asked).items()):
-                raise InputError("its files were written to while they were read; run it again")
-            self._check_running()
+        if any(before.get(path) != signature for path, signature in signatures(asked).items()):
+            raise InputError("its files were written to while they were read; run it again")
+        result = replace(
+            blank,
+            seconds=time.perf_counter() - start,
+            engine_seconds=engine_seconds,
+            views=len(views),
+            points=int(scene.mask.sum()),
+            scale=float(scene.metric_scale),
+            inputs=digest,
+            sources=tuple(SourceFile(path, signature) for path, signature in before.items()),
+            warnings=tuple(warnings),
+        )
+        return result, scene
 
-            def save(new: Path) -> None:
-                for form in (form for form in FORMATS if form.name in self._job.formats):
-                    scene.save(new / (form.name if form.is_folder else f"scene{form.suffixes[0]}"), format=form.name)
+    def _save(self, folder: Path, result: SceneResult, scene: Scene) -> SceneResult:
+        self._check_running()
 
-            result = replace(
-                blank,
-                engine_seconds=engine_seconds,
-                views=len(views),
-                points=int(scene.mask.sum()),
-                scale=float(scene.metric_scale),
-                inputs=digest,
-                sources=tuple(SourceFile(path, signature) for path, signature in before.items()),
-            )
-        result = replace(result, warnings=tuple(warnings), seconds=time.perf_counter() - start)
-        return write_result(self._job.folder(entry.id), result, save)
+        def save(new: Path) -> None:
+            for form in (form for form in FORMATS if form.name in self._job.formats):
+                scene.save(new / (form.name if form.is_folder else f"scene{form.suffixes[0]}"), format=form.name)
+
+        start = time.perf_counter()
+        with kept_warnings() as warnings:
+            written = write_result(folder, result, save)
+        return replace(
+            written, seconds=result.seconds + time.perf_counter() - start, warnings=(*result.warnings, *warnings)
+        )
 
     def _local(self, entry: SceneEntry, options: SceneOptions, work: Path) -> tuple[list[str], dict[str, Any]]:
         """Inputs and what is given with them, as paths of this machine."""
@@ -238,6 +297,20 @@ class SceneWorker:
         finally:
             done.set()
             thread.join()
+
+
+@dataclass
+class _Failure:
+    """What was recorded of a scene that failed."""
+
+    answer: Answer | None = None
+
+
+def _ready(answer: Answer) -> Future[Answer]:
+    """A future that has its result."""
+    future: Future[Answer] = Future()
+    future.set_result(answer)
+    return future
 
 
 def _load(job: Job) -> Engine:

@@ -21,7 +21,8 @@ class InlinePool:
 
     def run(self, job: Job, offsets: Iterable[int], count: int) -> Generator[Answer, None, None]:
         """As a pool does."""
-        yield from (answer(job, offset) for offset in offsets)
+        for offset in offsets:
+            yield from answer(job, [offset])
 
 
 def write_scene(folder: Path, seed: int = 0) -> Path:

@@ -33,7 +33,7 @@ def cluster() -> Iterator[Any]:
 
 
 def test_scenes_survive_a_node_that_goes_away(cluster: Any, tiny_bundle: Path, tmp_path: Path) -> None:
-    scenes, out = write_scenes(tmp_path / "scenes", 40), tmp_path / "out"
+    scenes, out = write_scenes(tmp_path / "scenes", 24), tmp_path / "out"
     (scenes / "s007" / "0.png").write_bytes(b"noise")
     before: dict[str, int] = {}
 
@@ -50,14 +50,14 @@ def test_scenes_survive_a_node_that_goes_away(cluster: Any, tiny_bundle: Path, t
         assert pool.processors() == 1
         tally = run_batch(small_batch(tiny_bundle, scenes, out), pool, progress=take_away)
         assert len(cluster.worker_nodes) == 0
-        assert (tally.done, tally.failed, tally.left) == (39, 1, 0)
-        assert len(states_of(out)) == 40
+        assert (tally.done, tally.failed, tally.left) == (23, 1, 0)
+        assert len(states_of(out)) == 24
         assert "0.png" in rows_of(out)["s007"]["error"]
         assert before.items() <= written().items()  # nothing was done twice
         assert leftovers(out) == []
         # What a cluster did, a process of this machine finds done.
         again = run_batch(small_batch(tiny_bundle, scenes, out), InlinePool())
-        assert (again.before, again.done, again.failed) == (39, 0, 1)
+        assert (again.before, again.done, again.failed) == (23, 0, 1)
         # An engine that a node cannot load stops the batch, with the node's sentence.
         with pytest.raises(BatchError, match=r"the engine alone takes .* and a worker may take 1 MB"):
             run_batch(small_batch(tiny_bundle, scenes, tmp_path / "other", memory=1_000_000), pool)
