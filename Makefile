@@ -37,7 +37,7 @@ STAMP      := .venv/.installed
 PACKAGES   := calibration cli export kernels runtime serving
 TEST       := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup engine verify kernels profile viewer soak browser triton check fast-test test gpu-test lint typecheck docs clean
+.PHONY: help setup engine verify kernels profile viewer soak browser triton ros ros-test check fast-test test gpu-test lint typecheck docs clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -105,6 +105,27 @@ browser: $(STAMP)  ## Install a Chromium for the tests of pages, if there is non
 triton: $(STAMP)  ## Install a Triton server into .venv-triton, and test the models of `mapengine triton` behind it
 	$(BIN)/python -m tests.triton_server
 
+# The wheels of ROS 2 are for Python 3.11. Without it, or without a network, there may be none: then the tests of the node
+# are skipped, and say so. Whatever goes wrong afterwards is a failure.
+ros: $(STAMP)  ## Run the tests of the ROS 2 node, in an environment of its own with ROS 2 from PyPI (.venv-ros)
+	@if $(MAKE) --no-print-directory .venv-ros/.installed; then $(MAKE) --no-print-directory ros-test; else \
+		echo 'No ROS 2 for Python 3.11 from PyPI: the tests of the node are skipped'; fi
+
+ROS_PYTHON ?= $(firstword $(foreach python,$(PYTHON) python3.11,$(shell $(python) -c \
+	'import sys; sys.version_info[:2] == (3, 11) and print(sys.executable)' 2>/dev/null)))
+
+.venv-ros/.installed: ros2/requirements.txt
+	@test -n "$(ROS_PYTHON)"
+	@"$(ROS_PYTHON)" -m venv --clear .venv-ros
+	@timeout 300 .venv-ros/bin/python -m pip install --quiet -r $<
+	@touch $@
+
+ros-test: $(STAMP) .venv-ros/.installed
+	@.venv-ros/bin/python -m pip install --quiet -e '.[cpu]'
+	@.venv-ros/bin/python -m pip install --quiet --no-deps --force-reinstall ./ros2/mapengine_ros
+	$(BIN)/mapengine build preset:nano build/ros/engine
+	.venv-ros/bin/python -m pytest --confcutdir tests/ros2/node tests/ros2/node $(PYTEST)
+
 lint: $(STAMP) typecheck  ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -114,11 +135,11 @@ typecheck: $(STAMP)
 	@rm -rf build/typecheck && mkdir -p build/typecheck/mapengine
 	@for package in $(PACKAGES); do ln -s "../../../$$package" "build/typecheck/mapengine/$$package"; done
 	@ln -s ../../../package/__init__.py ../../../package/__main__.py build/typecheck/mapengine/
-	MYPYPATH=build/typecheck $(BIN)/mypy -p mapengine
+	MYPYPATH=build/typecheck:ros2/mapengine_ros $(BIN)/mypy -p mapengine -p mapengine_ros
 
 docs: $(STAMP)  ## Build the documentation strictly into build/site
 	$(BIN)/python docs/make_site.py
 
 clean:  ## Remove build outputs and caches (.venv stays)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find $(PACKAGES) package tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(PACKAGES) package ros2 tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
