@@ -159,8 +159,8 @@ def _interpolated(mosaic: Pixels, pattern: str) -> Pixels:
     """RGB (H, W, 3) of a Bayer mosaic (H, W), bilinear."""
     if min(mosaic.shape) < 2:
         raise InputError(f"a Bayer mosaic of {mosaic.shape[1]}x{mosaic.shape[0]} pixels has not all colours")
-    rows, columns = np.indices(mosaic.shape, sparse=True)
-    site = 2 * (rows % 2) + columns % 2
+    height, width = mosaic.shape
+    site = 2 * (np.arange(height)[:, None] % 2) + np.arange(width) % 2
     result = np.empty((*mosaic.shape, 3), np.uint8)
     for channel, letter in enumerate("rgb"):
         places = [i for i, found in enumerate(pattern) if found == letter]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion
+from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
@@ -35,9 +37,9 @@ def pose_message(result: CameraResult, frame: str) -> PoseStamped:
     return PoseStamped(header=Header(stamp=result.header.stamp, frame_id=frame), pose=pose)
 
 
-def cloud_message(result: SetResult) -> PointCloud2:
+def cloud_message(result: SetResult, cloud: NDArray[np.void]) -> PointCloud2:
     """Return the points of a set."""
-    named = _with_array(cloud_fields(result.cloud))
+    named = _with_array(cloud_fields(cloud))
     named["fields"] = [
         PointField(name=name, offset=offset, datatype=datatype, count=count)
         for name, offset, datatype, count in named["fields"]

@@ -191,7 +191,7 @@ class ReconstructionNode(Node):
             outputs["camera_info"].publish(camera_info_message(camera))
             outputs["pose"].publish(pose_message(camera, result.frame))
         if result.cloud is not None:
-            self._cloud.publish(cloud_message(result))
+            self._cloud.publish(cloud_message(result, result.cloud))
 
     def _publish_diagnostics(self) -> None:
         now = time.monotonic()

@@ -120,7 +120,8 @@ class Settings:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:
         """Return the settings of values as ROS has them."""
-        return cls(**{name: tuple(value) if _is_list(name) else value for name, value in values.items()})
+        given: dict[str, Any] = {name: tuple(value) if _is_list(name) else value for name, value in values.items()}
+        return cls(**given)
 
     @property
     def window_size(self) -> WindowSize:

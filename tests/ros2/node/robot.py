@@ -24,8 +24,6 @@ import rclpy
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
-from mapengine_ros.node import ReconstructionNode
-from mapengine_ros.poses import matrix_of, split
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -36,6 +34,8 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
 from mapengine.calibration.scenes import RenderedScene
+from mapengine_ros.node import ReconstructionNode
+from mapengine_ros.poses import matrix_of, split
 
 TYPES = {"Image": Image, "CameraInfo": CameraInfo, "PoseStamped": PoseStamped}
 PATIENCE = 60.0  # seconds for what must come: the machine may be busy
