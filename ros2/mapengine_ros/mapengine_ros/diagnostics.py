@@ -114,11 +114,11 @@ class Record:
         told, sentence = self._refusals.get(name, (-_RECENT, ""))
         if sentence:
             values["last refusal"] = sentence
+        if now - told < _RECENT:
+            return Status(name, WARN, sentence, values)
         if "image" in kinds:
             text = "no images come" if counts["received"] else "no image has come yet"
             return Status(name, STALE if counts["received"] else WARN, text, values)
-        if now - told < _RECENT:
-            return Status(name, WARN, sentence, values)
         if kinds:
             return Status(name, WARN, f"left out, because nothing comes: {', '.join(kinds)}", values)
         return Status(name, OK, "images come", values)

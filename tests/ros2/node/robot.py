@@ -38,7 +38,7 @@ from mapengine_ros.node import ReconstructionNode
 from mapengine_ros.poses import matrix_of, split
 
 TYPES = {"Image": Image, "CameraInfo": CameraInfo, "PoseStamped": PoseStamped}
-PATIENCE = 60.0  # seconds for what must come: the machine may be busy
+PATIENCE = 30.0  # seconds for what must come: the machine may be busy
 
 
 def stamp(seconds: float) -> Time:
