@@ -77,8 +77,8 @@ class ServedRequests:
         self.check_views(views)
         if not self._covers(height, width):
             raise ProfileError(
-                f"images of {width}x{height} (width x height) are outside the sizes of this bundle ({self._built()}); "
-                f"build it with --resolution {width}x{height}, or resize the images"
+                f"images of {width}x{height} (width x height) are outside the sizes of this bundle "
+                f"({self.sizes_in_words}); build it with --resolution {width}x{height}, or resize the images"
             )
 
     def check_views(self, views: int) -> None:
@@ -105,7 +105,9 @@ class ServedRequests:
             return all(known.min <= side <= known.max and side % known.multiple == 0 for side in (height, width))
         return (width, height) in self.sizes
 
-    def _built(self) -> str:
+    @property
+    def sizes_in_words(self) -> str:
+        """The sizes that are served, for messages."""
         if isinstance(self.sizes, AnySize):
             return f"sides from {self.sizes.min} to {self.sizes.max} in steps of {self.sizes.multiple}"
         return ", ".join(f"{width}x{height}" for width, height in self.sizes)

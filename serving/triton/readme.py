@@ -21,7 +21,7 @@ _TEXT = """\
 
 Made by `mapengine triton` {version}. One request is one scene: V views and what is known of them go in, the keys of
 MapAnything's `infer` come out, and only those that are asked for are computed. The engine is in this folder ({model},
-{precision}, for {backends}), so that it can be moved as a whole.
+{precision}, for {backends}), so that it can be moved as a whole. It serves {sizes}.
 
 | model | takes | at most |
 |---|---|---|
@@ -41,11 +41,12 @@ RUN pip install "$(ls /tmp/mapengine-*.whl)[{extra}]"
 ```sh
 docker build -t mapengine-triton .
 docker run --rm {gpus}--shm-size=2g -p 8000-8002:8000-8002 -v "$PWD":/models mapengine-triton \\
-    tritonserver --model-repository=/models
+    python3 -m mapengine.serving.triton /models
 ```
 
-The second command is for this folder. Tensors pass between server and models in shared memory, of which a container has
-64 MB unless `--shm-size` says more.
+The second command is for this folder. It starts the container's `tritonserver`, loads what is written into the folder,
+and loads a model again whose process was killed, which Triton itself has not done since 24.06. Tensors pass between
+server and models in shared memory, of which a container has 64 MB unless `--shm-size` says more.
 
 ## Start it without
 
@@ -112,6 +113,7 @@ def readme(bundle: Bundle, name: str, files: str, arrays: Limits, encoded: Limit
         model=manifest.model.id,
         precision=manifest.precision,
         backends=" and ".join(backends),
+        sizes=manifest.requests.sizes_in_words,
         extra=spec.extra,
         gpus="--gpus all " if spec.on_gpu else "",
         container=CONTAINER,
