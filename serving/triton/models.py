@@ -121,7 +121,8 @@ class ArraysModel(_Model):
         threads = self._settings.threads
         if args["model_instance_kind"] == "GPU":
             # Before a library looks for GPUs: engines use the first one.
-            os.environ["CUDA_VISIBLE_DEVICES"] = args["model_instance_device_id"]
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of_instance(args["model_instance_device_id"], visible)
         elif threads is None:
             instances = sum(group.get("count", 1) for group in config["instance_group"])
             threads = max(1, usable_processors() // instances)
@@ -161,6 +162,16 @@ class FilesModel(_Model):
         if response.has_error():
             raise _Refusal(response.error())
         return list(response.output_tensors())
+
+
+def gpu_of_instance(number: str, visible: str | None) -> str:
+    """Return what ``CUDA_VISIBLE_DEVICES`` has to be for an instance to see its GPU alone.
+
+    Args:
+        number: of the GPU among those that the server sees.
+        visible: the variable as the server has it.
+    """
+    return visible.split(",")[int(number)] if visible else number
 
 
 def _counter(triton: Any, name: str, about: str, labels: dict[str, str]) -> Callable[[int], None]:

@@ -89,13 +89,15 @@ def write_repository(
 
     Raises:
         InputError: a device that the bundle is not for.
-        BundleError: the bundle is damaged, or was replaced while it was read.
+        BundleError: the bundle is damaged, is not for the backend, or was replaced while it was read.
         OutputError: the folder holds something of these names that is not ours, or cannot be written.
     """
     chosen = options or RepositoryOptions()
 
     def write() -> Bundle:
         opened = Bundle.open(bundle)
+        if chosen.backend != "auto":
+            opened.manifest.backend(chosen.backend)
         groups = instance_groups(opened, chosen)
         with atomic_folder(repository, KIND, chosen.names) as folder, opened.unchanged():
             _write_models(folder, opened, chosen, groups)

@@ -14,6 +14,7 @@ from mapengine.runtime import InputError, OutputError
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import BundleError
 from mapengine.runtime.options import OUTPUTS
+from mapengine.serving.triton.models import gpu_of_instance
 from mapengine.serving.triton.repository import RepositoryOptions, write_repository
 from mapengine.serving.triton.settings import FILE_BYTES, FILE_PIXELS, Limits, Settings
 from mapengine.serving.triton.tensors import ARRAY_INPUTS, FILE_INPUTS, RESULTS
@@ -138,6 +139,20 @@ def test_bundles_for_gpus_run_on_the_gpus_that_are_named(bundle_folder: Path, tm
     assert "--gpus all" in (tmp_path / "models" / "README.md").read_text(encoding="utf-8")
     with pytest.raises(InputError, match=r"device is cpu, but .* was built for onnxruntime-cuda"):
         write_repository(bundle_folder, tmp_path / "models", RepositoryOptions(device="cpu"))
+
+
+def test_a_backend_that_the_bundle_is_not_for_is_refused(bundle_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="this bundle is for onnxruntime and openvino, not for tensorrt"):
+        write_repository(bundle_folder, tmp_path / "models", RepositoryOptions(backend="tensorrt"))
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "visible", "wanted"),
+    [("1", None, "1"), ("1", "", "1"), ("1", "2,5", "5"), ("0", "GPU-12ab", "GPU-12ab")],
+)
+def test_an_instance_sees_its_gpu_alone(number: str, visible: str | None, wanted: str) -> None:
+    assert gpu_of_instance(number, visible) == wanted
 
 
 def test_the_bundle_travels_with_the_repository(written: Path, bundle_folder: Path) -> None:
