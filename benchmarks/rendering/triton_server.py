@@ -17,10 +17,11 @@ def triton(record: Record) -> str:
         )
     for protocol, shares in record["beyond_serialisation"].items():
         rows.append([f"{protocol}: beyond serialisation", *(f"{shares[count]:+.1%}" for count in clients)])
+    cores = record["machine"]["cores"]
     what = (
         f"`{record['model']}` in {record['precision']}, {record['views']} views of {record['size']}, one engine; "
         f"requests per second, median and 99th percentile of the latency; {record['rounds']} rounds in turn, on "
-        f"{record['machine']['cores']} processors for server and clients together."
+        f"{cores} processor{'s' if cores != 1 else ''} for engine, server and clients together."
     )
     return page(record, head, rows, what)
 
