@@ -28,6 +28,7 @@ COMMANDS = (
     "build",
     "verify",
     "run",
+    "batch",
     "plan",
     "profile",
     "plot",
