@@ -72,6 +72,8 @@ def test_the_wheel_holds_every_module_and_the_type_markers(wheel: Path) -> None:
     for folder in SETUPTOOLS["package-dir"].values():
         for path in (ROOT / folder).rglob("*.py"):
             assert f"mapengine/{path.relative_to(ROOT).as_posix().removeprefix('package/')}" in names
+    for path in (ROOT / "serving/app/page").iterdir():
+        assert f"mapengine/serving/app/page/{path.name}" in names
     assert "mapengine/py.typed" in names
     assert not any(name.startswith(("tests/", "benchmarks/")) or "__pycache__" in name for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
