@@ -28,7 +28,7 @@ from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.writing.files import write_record
 from mapengine.serving.batch.job import Job
-from mapengine.serving.batch.pools import LocalPool
+from mapengine.serving.batch.pools import LocalPool, together
 from mapengine.serving.batch.records import DONE, SceneResult
 from mapengine.serving.batch.run import Batch, Tally, run_batch
 from mapengine.serving.batch.worker import Answer
@@ -69,10 +69,11 @@ def measured(bundle: Path, scenes: Path, out: Path, workers: int, size: tuple[in
 
     batch = Batch(bundle, str(scenes), out, {"size": list(size)}, backend=BACKEND, threads=1)
     tally = run_batch(batch, LocalPool(workers), progress=note)
-    # The first scene of each worker, and its engine's start, are no part of it.
-    count = len(results) - workers
-    wall = ends[-1] - ends[workers - 1]
-    engine = sum(result.engine_seconds for result in results[workers:])
+    # What each worker got first, and its engine's start, are no part of it.
+    first = workers * together(len(results), workers)
+    count = len(results) - first
+    wall = ends[-1] - ends[first - 1]
+    engine = sum(result.engine_seconds for result in results[first:])
     return {
         "scenes_per_second": count / wall,
         "scenes_per_second_with_start": len(results) / tally.seconds,

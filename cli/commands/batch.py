@@ -140,7 +140,9 @@ def batch(
     ] = InferOptions.mask_edges,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings, failures and errors only.")] = False,
 ) -> None:
-    """Reconstruct many SCENES with BUNDLE into OUT; run it again, and only what is missing or changed is done.
+    """Reconstruct many SCENES with BUNDLE into OUT.
+
+    Run it again, and what is missing or changed is done.
 
     \b
     Example:

@@ -30,7 +30,7 @@ _BLOCKS = 4000
 
 def together(count: int, workers: int) -> int:
     """Return how many of ``count`` scenes a worker gets at a time: few enough that all workers end together."""
-    return max(1, min(_TOGETHER, count // (4 * workers)))
+    return max(1, min(_TOGETHER, count // (16 * workers)))
 
 
 class Pool(Protocol):
