@@ -29,14 +29,14 @@ class PointSet:
     """The points of a scene that may be shown.
 
     Attributes:
-        points: (N, 3) float64, relative to an origin.
+        points: (N, 3) float32, relative to an origin.
         colors: (N, 3) uint8.
         ranks: (N,) uint8, of the confidence.
         limits: (256,) the smallest confidence of each rank.
         views: (N,) the view of each.
     """
 
-    points: NDArray[np.float64]
+    points: NDArray[np.float32]
     colors: NDArray[np.uint8]
     ranks: NDArray[np.uint8]
     limits: NDArray[np.float32]
@@ -54,7 +54,9 @@ class PointSet:
         keep = selected_pixels(scene, max_points, confidence_percentile)
         views = np.repeat(np.arange(len(keep), dtype=np.int32), keep.sum(axis=(1, 2)))
         ranks, limits = confidence_ranks(scene.confidence[keep])
-        return cls(scene.points[keep].astype(np.float64) - origin, scene.colors[keep], ranks, limits, views)
+        points = scene.points[keep]
+        points -= origin.astype(points.dtype)
+        return cls(points.astype(np.float32, copy=False), scene.colors[keep], ranks, limits, views)
 
 
 @dataclass(frozen=True, eq=False)
