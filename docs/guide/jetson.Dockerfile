@@ -17,5 +17,9 @@ COPY runtime runtime
 # TensorRT's Python package comes from the image and is not listed: one that pip finds would be for another driver.
 RUN python3 -m pip install --no-cache-dir ".[compile]" "cuda-bindings==${CUDA}.*"
 
+# The node of ROS 2, where the image has ROS 2 (set up in /opt/ros). Not run.
+COPY ros2 ros2
+RUN if [ -d /opt/ros ]; then python3 -m pip install --no-cache-dir --no-deps ./ros2/mapengine_ros; fi
+
 WORKDIR /data
 ENTRYPOINT ["mapengine"]
