@@ -13,7 +13,9 @@ COPY calibration calibration
 COPY cli cli
 COPY export export
 COPY kernels kernels
+COPY package package
 COPY runtime runtime
+COPY serving serving
 # TensorRT's Python package comes from the image and is not listed: one that pip finds would be for another driver.
 RUN python3 -m pip install --no-cache-dir ".[compile]" "cuda-bindings==${CUDA}.*"
 
