@@ -5,8 +5,9 @@
 Contenders take turns: in every round each is loaded in a process of its own, called, and gone before the next is
 loaded, so that the memory of one suffices; building a bundle has a process of its own, too. One call is ``predict``:
 from prepared views to metric predictions, without reading files and without masks. The baseline is this project's
-PyTorch reference in eager mode with scaled-dot-product attention, on the same number of threads. A ratio is that of
-the medians of one round; the record has the median of the rounds.
+PyTorch reference in eager mode with scaled-dot-product attention, on the same number of threads; beside it stands the
+same network through ``torch.compile``. A ratio is that of the medians of one round; the record has the median of the
+rounds.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.writing.files import write_record
 
-BASELINE = "pytorch-eager"
-CONTENDERS = ("onnxruntime", "openvino")
+BASELINE, COMPILED = "pytorch-eager", "pytorch-compile"
+CONTENDERS = (COMPILED, "onnxruntime", "openvino")
 Views = list[dict[str, Any]]
 
 
@@ -37,13 +38,17 @@ class Contender:
 
     def __init__(self, name: str, model: str, bundle: str, threads: int, views: Views) -> None:
         self._views = views
-        if name == BASELINE:
+        if name in (BASELINE, COMPILED):
             import torch
 
             from mapengine.export import load_model
+            from mapengine.export.diagnosis.baselines import compile_stages
 
             torch.set_num_threads(threads)
-            self._predict: Any = partial(load_model(model).predict, use_amp=False)
+            network = load_model(model)
+            if name == COMPILED:  # in the call that warms up
+                compile_stages(network)
+            self._predict: Any = partial(network.predict, use_amp=False)
         else:
             from mapengine.runtime import Engine
 

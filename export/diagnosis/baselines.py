@@ -20,7 +20,7 @@ from mapengine.runtime.outputs.scene import SCENE_OUTPUTS, Scene
 from mapengine.runtime.profiling import Contender
 from mapengine.runtime.profiling.subjects import StageClock, phases
 
-from ..model.reference import load_model
+from ..model.reference import MapAnything, load_model
 
 BASELINES = ("pytorch", "pytorch-bf16", "pytorch-fp16", "pytorch-compile", "pytorch-compile-bf16", "upstream")
 """Eager float32; with autocast, as upstream uses it; compiled; upstream's package where it is installed."""
@@ -49,6 +49,12 @@ def baseline(name: str, model: str, threads: int | None, device: str | None = No
     return Contender(name, partial(TorchSubject, model, amp, "compile" in name, threads, where))
 
 
+def compile_stages(network: MapAnything) -> None:
+    """Let ``torch.compile`` compile every stage of a network when it is called first."""
+    for stage in ("encode_images", "encode_geometry", "aggregate", "decode"):
+        setattr(network, stage, torch.compile(getattr(network, stage)))
+
+
 class TorchSubject:
     """This project's reference network; see :class:`mapengine.runtime.profiling.subjects.Subject`."""
 
@@ -61,8 +67,7 @@ class TorchSubject:
         )  # as the engine's, so that networks compare
         self._amp, self._device = amp, torch.device(device)
         if compiled:
-            for stage in ("encode_images", "encode_geometry", "aggregate", "decode"):
-                setattr(self._network, stage, torch.compile(getattr(self._network, stage)))
+            compile_stages(self._network)
         self.facts: dict[str, Any] = {
             "kind": "pytorch",
             "model": self._network.model_id,

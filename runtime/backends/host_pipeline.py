@@ -125,8 +125,12 @@ class Pipeline(StagePipeline):
         for start, stop in chunk_ranges(0, views, chunk):
             inputs = {}
             for name in names:
-                stacked = np.stack([outputs[name][start:stop] for outputs in per_sample], axis=1)  # (n, B, h, w, C)
-                inputs[name] = stacked.reshape(-1, *stacked.shape[2:])
+                maps = [outputs[name][start:stop] for outputs in per_sample]
+                if len(maps) == 1:  # as they are, without a copy
+                    inputs[name] = maps[0]
+                else:
+                    stacked = np.stack(maps, axis=1)  # (n, B, h, w, C)
+                    inputs[name] = stacked.reshape(-1, *stacked.shape[2:])
             outputs = self._stages["dense_head"].run(inputs)
             batch = len(per_sample)
             for offset in range(0, (stop - start) * batch, batch):

@@ -64,7 +64,7 @@ def test_names_order_and_defaults_are_those_of_mapanything(infer: Callable[..., 
     assert {p.name: p.default for p in in_order} == {"views": inspect.Parameter.empty, **UPSTREAM}
     assert [p.name for p in in_order] == ["views", *UPSTREAM]
     assert [p.name for p in parameters if p.kind is p.KEYWORD_ONLY] == ["outputs", "on_device", "progress"]
-    assert len(in_order) + 2 == len(parameters)
+    assert len(in_order) + 3 == len(parameters)
 
 
 @pytest.mark.parametrize("method", [Engine.infer_stream, Engine.reconstruct, Session.infer, Session.infer_stream])
