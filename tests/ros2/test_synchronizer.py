@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mapengine_ros.synchronizer import CAMERA_INFO, DEPTH, IMAGE, POSE, FrameSet, Synchronizer
@@ -129,6 +129,7 @@ def test_what_waits_for_a_partner_is_bounded() -> None:
     assert stamps(add(synchronizer, "b", IMAGE, 1950, now=1.0)) == {"a": {IMAGE: 1950}, "b": {IMAGE: 1950}}
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 400)), max_size=60),
     st.integers(0, 50),
