@@ -21,6 +21,8 @@ from ..console import Steps, say, show_facts, show_table
 from ..extras import needs
 from ..options import Backend, Revision, Threads, parse_size, value_of
 from ..outputs import check_files
+from ..plots.evaluation import draw_evaluations
+from ..plots.figures import PLOT, check_plots
 
 EVALUATION = "evaluation"
 
@@ -76,6 +78,10 @@ def eval_(
         Path | None,
         typer.Option("--markdown", metavar="FILE", help="Where to write the table as Markdown.", show_default=False),
     ] = None,
+    plot_file: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="PNG", help="Where to draw the error of each task.", show_default=False),
+    ] = None,
     backend: Backend = "auto",
     revision: Revision = None,
     threads: Threads = None,
@@ -93,9 +99,15 @@ def eval_(
     """
     if intrinsics is not None and rgbd is None:
         raise typer.BadParameter("it belongs to --rgbd, which is not given", param_hint="--intrinsics")
-    files = {"--json": (json_file, f"{EVALUATION} record"), "--markdown": (markdown, EVALUATION)}
+    files = {
+        "--json": (json_file, f"{EVALUATION} record"),
+        "--markdown": (markdown, EVALUATION),
+        "--plot": (plot_file, PLOT),
+    }
     given_files = [] if intrinsics is None else [intrinsics]
     check_files(files, InputPaths(given_files, [model] if rgbd is None else [model, rgbd]))
+    if plot_file is not None:
+        check_plots()
     if seed is not None and rgbd is not None:
         raise typer.BadParameter("it belongs to rendered scenes, and --rgbd names others", param_hint="--seed")
     target = parse_size(size, "--size")
@@ -130,7 +142,9 @@ def eval_(
             write_record(json_file, record)
         if markdown is not None:
             write_markdown(markdown, EVALUATION, table)
-    _show(record, left_out, [path for path in (json_file, markdown) if path is not None])
+        if plot_file is not None:
+            draw_evaluations([record], plot_file)
+    _show(record, left_out, [path for path in (json_file, markdown, plot_file) if path is not None])
 
 
 def load_predictor(

@@ -2,55 +2,44 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from mapengine.runtime.errors import InputError
 from mapengine.runtime.writing.output_checks import InputPaths
 
 from ..outputs import check_files
-from ..plots.profile import PLOT, check_plots
-from ..plots.profile import plot as draw
+from ..plots.figures import PLOT, check_plots
+from ..plots.records import draw_records
 
 
 def plot(
-    record: Annotated[Path, typer.Argument(metavar="FILE.json", help="What `mapengine profile --json` wrote.")],
+    records: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE.json...",
+            help="What `mapengine profile`, `eval` or `verify --layers` wrote with --json; evaluations may be several.",
+        ),
+    ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="PNG", help="Where to draw it; beside the record if not given."),
+        typer.Option("--out", "-o", metavar="PNG", help="Where to draw it; beside the first record if not given."),
     ] = None,
 ) -> None:
-    """Draw a record of `mapengine profile` again.
+    """Draw a record again.
 
-    Time by phase as stacked bars, memory against views, and accuracy against time where it was measured.
+    Of a profile: time by phase as stacked bars, memory against views, and accuracy against time where it was measured.
+    Of evaluations: the error of each task, and what the later records change of the first. Of a comparison of layers:
+    where the precision loses.
 
     \b
     Example:
       mapengine plot build/profile.json --out build/profile.png
+      mapengine plot fp32.json int8.json --out precisions.png
     """
-    target = out or record.with_suffix(".png")
+    target = out or records[0].with_suffix(".png")
     check_plots()
-    document = _read(record)
-    check_files({"--out": (target, PLOT)}, InputPaths([record], []))
-    try:
-        draw(document, target)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(f"{record}: is no whole record of `mapengine profile`; measure again") from error
+    check_files({"--out": (target, PLOT)}, InputPaths(records, []))
+    draw_records(records, target)
     print(f"Wrote {target}")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}; check the path") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no JSON; give what `mapengine profile --json` wrote") from error
-    kind = document.get("benchmark") if isinstance(document, dict) else None
-    if kind != "profile":
-        what = f"a record of {kind}" if isinstance(kind, str) else "no record"
-        raise InputError(f"{path}: is {what[:60]}, and only those of `mapengine profile` are drawn")
-    return dict(document)

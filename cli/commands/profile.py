@@ -30,7 +30,8 @@ from ..console import say, show_table
 from ..extras import needs
 from ..options import Threads, parse_size
 from ..outputs import check_files
-from ..plots.profile import PLOT, check_plots, plot
+from ..plots.figures import PLOT, check_plots
+from ..plots.profile import draw_profile
 
 PROFILE = "profile"
 _COLUMNS = ("contender", "precision", "views", "size", "p50", "p90", "p99", "min", "CV", "runs", "speed", "memory")
@@ -179,7 +180,7 @@ def _save(record: dict[str, Any], json_file: Path | None, markdown_file: Path | 
     if markdown_file is not None:
         write_markdown(markdown_file, PROFILE, markdown(record))
     if plot_file is not None:
-        plot(record, plot_file)
+        draw_profile(record, plot_file)
 
 
 def _manifests(bundles: list[Path]) -> list[Any]:

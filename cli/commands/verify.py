@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mapengine.runtime import Engine
-from mapengine.runtime.backend_table import NAMES
+from mapengine.runtime.backend_table import NAMES, PACKAGES
 from mapengine.runtime.backends.registry import available_backends
 from mapengine.runtime.bundle.build_record import Parity
 from mapengine.runtime.bundle.manifest import Manifest
@@ -19,10 +20,16 @@ from mapengine.runtime.checks.product_precision import (
     stage_products,
 )
 from mapengine.runtime.errors import BackendUnavailableError, CheckpointError, ParityError
+from mapengine.runtime.system.origin import record_origin
+from mapengine.runtime.writing.files import write_record
+from mapengine.runtime.writing.output_checks import InputPaths
 
 from ..console import Steps, problem, say
 from ..extras import needs
 from ..options import BundleArgument, Device, Revision, Threads, one_of
+from ..outputs import check_files
+from ..plots.figures import PLOT, check_plots
+from ..plots.layers import draw_layers
 from ..tables import (
     show_divergence,
     show_layers,
@@ -34,6 +41,8 @@ from ..tables import (
 )
 
 if TYPE_CHECKING:
+    from mapengine.export.diagnosis.layer_comparison import LayerComparison
+    from mapengine.export.diagnosis.layer_noise import NoiseComparison
     from mapengine.export.model.reference import MapAnything
 
 
@@ -66,6 +75,18 @@ def verify(
             help="With --model: find the first layer whose output differs from float32, and in int8 what each loses.",
         ),
     ] = False,
+    json_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--json", metavar="FILE", help="With --layers: where to write every layer as JSON.", show_default=False
+        ),
+    ] = None,
+    plot_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", metavar="PNG", help="With --layers: where to draw what each layer loses.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Check that BUNDLE gives right results here.
 
@@ -83,6 +104,12 @@ def verify(
     for option, given in (("--revision", revision is not None), ("--layers", layers)):
         if given and model is None:
             raise typer.BadParameter("it belongs to --model, which is not given", param_hint=option)
+    for option, file in (("--json", json_file), ("--plot", plot_file)):
+        if file is not None and not layers:
+            raise typer.BadParameter("it belongs to --layers, which is not given", param_hint=option)
+    check_files({"--json": (json_file, "layers record"), "--plot": (plot_file, PLOT)}, InputPaths([], [bundle]))
+    if plot_file is not None:
+        check_plots()
     if model is not None:
         with needs("export"):
             from mapengine.export.diagnosis.layer_comparison import compare_layers
@@ -136,6 +163,8 @@ def verify(
             step("comparing layer by layer")
             divergence = compare_layers(opened, reference, progress=step)
         opened.files.check_unchanged()  # all of this was about the bundle that was opened
+        comparison = noise or divergence
+        written = [] if comparison is None else _write_layers(manifest, comparison, json_file, plot_file)
     print()
     show_layers(manifest)
     show_precision(manifest)
@@ -149,6 +178,8 @@ def verify(
         show_divergence(divergence)
     if noise is not None:
         show_noise(noise)
+    for path in written:
+        print(f"Wrote {path}")
     for failure in failures[:-1]:
         problem("Error", str(failure))
     if failures:
@@ -158,6 +189,24 @@ def verify(
         print(f"Verified the files of {bundle}; its results were not checked on this machine")
         return
     print(f"Verified {bundle}: inside its tolerances with {' and '.join(checked)}")
+
+
+def _write_layers(
+    manifest: Manifest, comparison: LayerComparison | NoiseComparison, json_file: Path | None, plot_file: Path | None
+) -> list[Path]:
+    """Write the record and the picture of a comparison.
+
+    Returns:
+        What was written.
+    """
+    facts = {"model": manifest.model.id, "weights_sha256": manifest.model.weights_sha256}
+    record = {"benchmark": "layers", **facts, "precision": manifest.precision, **record_origin(*PACKAGES)}
+    record |= comparison.to_json()
+    if json_file is not None:
+        write_record(json_file, record)
+    if plot_file is not None:
+        draw_layers(record, plot_file)
+    return [path for path in (json_file, plot_file) if path is not None]
 
 
 def _reference(model: str, revision: str | None, manifest: Manifest) -> MapAnything:

@@ -2,69 +2,44 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mapengine.runtime.errors import BackendUnavailableError
 from mapengine.runtime.profiling.accuracy import pareto
-from mapengine.runtime.writing.files import atomic_write
-from mapengine.runtime.writing.recognition import marker
 
-PLOT = "profile plot"
+from .figures import FAINT, figure
 
 
-def check_plots() -> None:
-    """Refuse to plot without matplotlib; before anything is measured.
+def draw_profile(record: Mapping[str, Any], path: Path) -> None:
+    """Draw time by phase as stacked bars, memory against views, and error against time where it is known.
 
-    Raises:
-        BackendUnavailableError: it is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise BackendUnavailableError("plots need matplotlib; run: pip install 'mapengine[viz]'")
-
-
-def plot(record: Mapping[str, Any], path: Path) -> None:
-    """Time by phase as stacked bars, one per contender, size and number of views; memory against views, one line per
-    contender and size; accuracy against time where it is known.
+    There is a bar per contender, size and number of views, and a line of memory per contender and size.
 
     Raises:
         BackendUnavailableError: matplotlib is not installed.
         OutputError: the picture could not be written.
     """
-
-    check_plots()
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     accurate = [entry for entry in record["results"] if entry.get("accuracy")]
     panels = 3 if accurate else 2
     height = max(4, 1.2 + 0.24 * len(record["results"]))
-    figure, axes = pyplot.subplots(1, panels, figsize=(5.5 * panels, height), layout="constrained")
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for entry in record["results"]:
         lines.setdefault("{} {}x{}".format(entry["contender"], *entry["size"]), []).append(entry)
-    for label, entries in lines.items():
-        known = [entry for entry in entries if entry["peak_process_mb"] is not None]
-        sizes = [entry["peak_process_mb"] for entry in known]
-        axes[1].plot([entry["views"] for entry in known], sizes, marker="o", markersize=3, label=label)
-    if accurate:
-        _accuracy(axes[2], record["results"], max(entry["views"] for entry in accurate))
-    _phases(axes[0], [(label, entry) for label, entries in lines.items() for entry in entries])
-    axes[1].set_xlabel("views")
-    axes[1].set_ylabel("peak memory of the process, MB")
-    axes[1].set_ylim(bottom=0)
-    axes[1].xaxis.get_major_locator().set_params(integer=True)
-    axes[1].legend(fontsize=7, frameon=False)
-    for axis in axes:
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    with atomic_write(path, PLOT) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": marker(PLOT)})
-    pyplot.close(figure)
+    with figure(path, 1, panels, (5.5 * panels, height)) as grid:
+        axes = grid[0]
+        for label, entries in lines.items():
+            known = [entry for entry in entries if entry["peak_process_mb"] is not None]
+            sizes = [entry["peak_process_mb"] for entry in known]
+            axes[1].plot([entry["views"] for entry in known], sizes, marker="o", markersize=3, label=label)
+        if accurate:
+            _accuracy(axes[2], record["results"], max(entry["views"] for entry in accurate))
+        _phases(axes[0], [(label, entry) for label, entries in lines.items() for entry in entries])
+        axes[1].set_xlabel("views")
+        axes[1].set_ylabel("peak memory of the process, MB")
+        axes[1].set_ylim(bottom=0)
+        axes[1].xaxis.get_major_locator().set_params(integer=True)
+        axes[1].legend(fontsize=7, frameon=False)
 
 
 def _phases(axis: Any, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
@@ -77,7 +52,7 @@ def _phases(axis: Any, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> None
         axis.barh(rows, seconds, left=ends, label=phase)
         ends = [end + second for end, second in zip(ends, seconds, strict=True)]
     rest = [max(0.0, entry["end_to_end_s"]["p50"] - end) for (_, entry), end in zip(entries, ends, strict=True)]
-    axis.barh(rows, rest, left=ends, color="lightgrey", label="not told apart")
+    axis.barh(rows, rest, left=ends, color=FAINT, label="not told apart")
     axis.set_yticks(
         rows, [f"{label}, {entry['views']} view{'s'[: entry['views'] - 1]}" for label, entry in entries], fontsize=7
     )
@@ -88,7 +63,6 @@ def _phases(axis: Any, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> None
 
 def _accuracy(axis: Any, results: Sequence[Mapping[str, Any]], views: int) -> None:
     """Error against time at one number of views, with the line of those that nothing beats in both."""
-
     for entry in results:
         if entry["views"] == views and entry.get("accuracy"):
             point = entry["end_to_end_s"]["p50"], entry["accuracy"]["depth_abs_rel"]

@@ -8,6 +8,7 @@ stage does not show up in the next.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -68,10 +69,23 @@ class LayerComparison:
         """The first module, in running order, that is outside the tolerance or not finite; None if there is none."""
         return next((layer for layer in self.layers if not layer.max_rel <= self.tolerance), None)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the record's part: ``compared``, the ``measure`` and its ``limit``, and every layer.
+
+        A float that JSON lacks is its name, such as ``"nan"``.
+        """
+        layers = [{name: json_number(value) for name, value in vars(layer).items()} for layer in self.layers]
+        return {"compared": self.compared, "measure": "max_rel", "limit": self.tolerance, "layers": layers}
+
     def worst(self, count: int = 5) -> list[LayerDifference]:
         """Return the modules with the largest relative difference, largest first."""
         # Not finite counts as the largest: NaN would break the order.
         return sorted(self.layers, key=lambda x: -x.max_rel if np.isfinite(x.max_rel) else -np.inf)[:count]
+
+
+def json_number(value: Any) -> Any:
+    """Return a float that JSON lacks (not finite) as its name, which ``float`` reads; anything else as it is."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def compare_layers(

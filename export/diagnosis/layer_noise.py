@@ -32,7 +32,7 @@ from ..graphs.files import FLOAT32, load_graph, save_variant
 from ..model.reference import MapAnything
 from ..precision import runnable
 from ..quantization.layers import LinearLayer, find_layers
-from .layer_comparison import float32_inputs
+from .layer_comparison import float32_inputs, json_number
 
 LEAST_SNR = 10.0
 """Decibels below which a layer is named: its error is a third of its output. The noisiest layers of a sound INT8
@@ -81,6 +81,11 @@ class NoiseComparison:
     def first(self) -> LayerNoise | None:
         """The first layer, in running order, that is below the least ratio; None if there is none."""
         return next((layer for layer in self.layers if layer.snr < self.least), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record's part, as :meth:`.layer_comparison.LayerComparison.to_json` does."""
+        layers = [{name: json_number(value) for name, value in vars(layer).items()} for layer in self.layers]
+        return {"compared": self.compared, "measure": "snr", "limit": self.least, "layers": layers}
 
     def worst(self, count: int = 10) -> list[LayerNoise]:
         """Return the layers with the least ratio, least first."""

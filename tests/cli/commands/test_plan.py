@@ -143,3 +143,10 @@ def test_layers_belong_to_a_model(cli: Any, tiny_bundle: Path) -> None:
     result = cli("verify", tiny_bundle, "--layers")
     assert result.code == 2
     assert "--layers" in result.problems[0]
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_files_of_verify_belong_to_layers(cli: Any, tiny_bundle: Path, tmp_path: Path, option: str) -> None:
+    result = cli("verify", tiny_bundle, option, tmp_path / "x")
+    assert (result.code, len(result.problems)) == (2, 1)
+    assert f"{option}: it belongs to --layers" in result.problems[0]
