@@ -154,6 +154,15 @@ def test_load(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     assert min(figures.values()) > 0
 
 
+@pytest.mark.slow
+def test_batch(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ("--bundle", str(tiny_bundle), "--scenes", "4", "--views", "1", "--size", "56x42", "--rounds", "1")
+    record = run("batch.py", *options, "--listed", "10", "--json", str(tmp_path / "record.json"))
+    check(record, tables)
+    assert set(record["results"]) == {"1", "2"}
+    assert record["driver"]["10"]["peak_mb"] > 0
+
+
 def test_a_soak_ends_at_the_first_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     soak = importlib.import_module("soak")
