@@ -179,6 +179,18 @@ def batch(record: Record) -> str:
     return page(record, head, rows, what)
 
 
+def ros(record: Record) -> str:
+    """Return the milliseconds of a set of images in the ROS 2 node, by the number of cameras."""
+    phases = ("wait", "decode", "prepare", "publish")
+    rows = []
+    for entry in record["results"]:
+        figures = [entry["engine_ms"], entry["node_ms"], *(entry["phases_ms"][phase] for phase in phases)]
+        figures.append(entry["publish_to_cloud_ms"])
+        rows.append([str(entry["cameras"]), *(f"{value:.1f} ms" for value in figures)])
+    head = ["cameras", "engine", "node", "of that: wait", "decode", "resize", "publish", "publish to cloud"]
+    return page(record, head, rows, f"`{record['model']}`, {record['what']}.")
+
+
 def saved(record: Record) -> str:
     """Return what encoding a view once saves; counted, not measured."""
     rows = [
