@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Generator, Iterable
@@ -23,6 +21,7 @@ from typing import Any
 
 from mapengine.calibration.data.samples import write_samples
 from mapengine.runtime.bundle.store import Bundle
+from mapengine.runtime.system.children import WorkerPool
 from mapengine.runtime.system.machine import peak_bytes
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
@@ -84,9 +83,8 @@ def measured(bundle: Path, scenes: Path, out: Path, workers: int, size: tuple[in
 
 def driver_memory(bundle: Path, scenes: int) -> dict[str, float]:
     """Return peak memory and seconds of a driver that lists so many scenes of 8 views, in a process of its own."""
-    command = [sys.executable, __file__, "--bundle", str(bundle), "--list", str(scenes)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
+    with WorkerPool(1) as process:
+        found: dict[str, float] = process.submit(list_many, bundle, scenes).result()
     return found
 
 
@@ -112,12 +110,8 @@ def main() -> None:
     parser.add_argument("--size", default="140x112", type=parse_pixels)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--listed", type=int, nargs="+", default=[1000, 10_000, 100_000])
-    parser.add_argument("--list", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, default=Path("build/batch.json"), help="where to write the record")
     args = parser.parse_args()
-    if args.list is not None:
-        print(json.dumps(list_many(args.bundle, args.list)))
-        return
     rounds: dict[int, list[dict[str, float]]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
         scenes = write_scenes(Path(folder), args.scenes, args.views, args.size)

@@ -66,7 +66,7 @@ def test_engine(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     options = (*what, "--rounds", "1", "--calls", "1")
     record = run("engine.py", *options, "--json", str(tmp_path / "record.json"))
     check(record, tables)
-    assert set(record["results"]) == {"pytorch-eager", "onnxruntime", "openvino"}
+    assert set(record["results"]) == {"pytorch-eager", "pytorch-compile", "onnxruntime", "openvino"}
     assert record["results"]["pytorch-eager"]["times_baseline_speed"] == 1
 
 
