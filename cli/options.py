@@ -14,6 +14,7 @@ from mapengine.runtime.backend_table import NAMES
 from mapengine.runtime.bundle.manifest import ATTENTIONS
 from mapengine.runtime.bundle.requests import PATCH_SIZE, rounded_to_patches
 from mapengine.runtime.errors import InputError
+from mapengine.runtime.options import LIMITS, option_help
 from mapengine.runtime.system.sizes import parse_pixels
 
 RANDOM_PRESETS = ("preset:tiny", "preset:giant")
@@ -94,6 +95,19 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Processor threads; all that there are if not given.", show_default=False),
 ]
+ConfidencePercentile = Annotated[
+    float,
+    typer.Option(
+        min=LIMITS["confidence_percentile"][0],
+        max=LIMITS["confidence_percentile"][1],
+        metavar="P",
+        help=option_help("confidence_percentile"),
+    ),
+]
+MinibatchSize = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help=option_help("minibatch_size"), show_default=False)
+]
+MaskEdges = Annotated[bool, typer.Option("--mask-edges/--no-mask-edges", help=option_help("mask_edges"))]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from rich.status import Status
 from mapengine.runtime.backend_table import CPU_BACKENDS, GPU_BACKENDS
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.inputs.formats.view_files import ReadOptions
-from mapengine.runtime.options import LIMITS, InferOptions, option_help
+from mapengine.runtime.options import InferOptions
 from mapengine.runtime.outputs.formats.options import SaveOptions
 from mapengine.runtime.outputs.formats.table import FORMAT_NAMES, chosen_format
 from mapengine.runtime.outputs.frame import FRAMES
@@ -40,7 +40,17 @@ from ..inputs import (
     Recursive,
     read_options,
 )
-from ..options import Backend, BundleArgument, Threads, one_of, parse_size, value_of
+from ..options import (
+    Backend,
+    BundleArgument,
+    ConfidencePercentile,
+    MaskEdges,
+    MinibatchSize,
+    Threads,
+    one_of,
+    parse_size,
+    value_of,
+)
 from ..outputs import check_folder
 
 if TYPE_CHECKING:
@@ -123,21 +133,9 @@ def batch(
     ignore: Ignore = None,
     depth_from: DepthFrom = ReadOptions.depth_from,
     depth_resize: DepthResize = ReadOptions.depth_resize,
-    confidence_percentile: Annotated[
-        float,
-        typer.Option(
-            min=LIMITS["confidence_percentile"][0],
-            max=LIMITS["confidence_percentile"][1],
-            metavar="P",
-            help=option_help("confidence_percentile"),
-        ),
-    ] = 0,
-    minibatch_size: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help=option_help("minibatch_size"), show_default=False)
-    ] = InferOptions.minibatch_size,
-    mask_edges: Annotated[
-        bool, typer.Option("--mask-edges/--no-mask-edges", help=option_help("mask_edges"))
-    ] = InferOptions.mask_edges,
+    confidence_percentile: ConfidencePercentile = 0,
+    minibatch_size: MinibatchSize = InferOptions.minibatch_size,
+    mask_edges: MaskEdges = InferOptions.mask_edges,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings, failures and errors only.")] = False,
 ) -> None:
     """Reconstruct many SCENES with BUNDLE into OUT.

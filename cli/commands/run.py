@@ -16,7 +16,7 @@ from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import ProfileError
 from mapengine.runtime.inputs.formats.view_files import ReadOptions
 from mapengine.runtime.inputs.stored_view import StoredView
-from mapengine.runtime.options import LIMITS, InferOptions, Progress, option_help
+from mapengine.runtime.options import InferOptions, Progress
 from mapengine.runtime.outputs.formats.options import SaveOptions
 from mapengine.runtime.outputs.formats.table import suffixes_and_folders
 from mapengine.runtime.outputs.frame import FRAMES, Alignment, alignment_of
@@ -46,7 +46,18 @@ from ..inputs import (
     read_files,
     read_options,
 )
-from ..options import RANDOM_PRESETS, Backend, BundleArgument, Threads, one_of, parse_size, value_of
+from ..options import (
+    RANDOM_PRESETS,
+    Backend,
+    BundleArgument,
+    ConfidencePercentile,
+    MaskEdges,
+    MinibatchSize,
+    Threads,
+    one_of,
+    parse_size,
+    value_of,
+)
 from ..outputs import (
     ColmapSize,
     DepthPngScale,
@@ -114,27 +125,9 @@ def run(
     depth_png_scale: DepthPngScale = SaveOptions.depth_png_scale,
     voxel: Voxel = SaveOptions.voxel,
     colmap_size: ColmapSize = SaveOptions.colmap_size,
-    confidence_percentile: Annotated[
-        float,
-        typer.Option(
-            min=LIMITS["confidence_percentile"][0],
-            max=LIMITS["confidence_percentile"][1],
-            metavar="P",
-            help=option_help("confidence_percentile"),
-        ),
-    ] = 0,
-    minibatch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help=option_help("minibatch_size"),
-            show_default=False,
-        ),
-    ] = InferOptions.minibatch_size,
-    mask_edges: Annotated[
-        bool, typer.Option("--mask-edges/--no-mask-edges", help=option_help("mask_edges"))
-    ] = InferOptions.mask_edges,
+    confidence_percentile: ConfidencePercentile = 0,
+    minibatch_size: MinibatchSize = InferOptions.minibatch_size,
+    mask_edges: MaskEdges = InferOptions.mask_edges,
     stream: Annotated[
         Path | None,
         typer.Option(
