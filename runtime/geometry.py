@@ -124,6 +124,13 @@ def split_pose_matrix(matrix: Array) -> tuple[Array, Array]:
     return matrix_to_quaternion(matrix[..., :3, :3]), matrix[..., :3, 3].copy()
 
 
+def closest_rotation(matrix: Array) -> Array:
+    """Rotation (3, 3) R nearest to a matrix (3, 3), which has the largest trace of R^T matrix."""
+    left, _, right = np.linalg.svd(matrix)
+    left[:, 2] *= np.sign(np.linalg.det(left @ right))
+    return left @ right
+
+
 def normalize_translations(translations: Array) -> tuple[Array, Array]:
     """Translations (V, B, 3) over their mean length, and that length (B,).
 

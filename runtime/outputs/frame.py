@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, warn
-from ..geometry import all_finite, matrix_to_quaternion, pose_matrix, zero_outside
+from ..geometry import all_finite, closest_rotation, matrix_to_quaternion, pose_matrix, zero_outside
 from ..inputs.prepared import PreparedView
 from ..options import InferOptions
 
@@ -162,9 +162,7 @@ def align_cameras(predicted: Array, given: Array, metric: bool) -> Alignment:
     covariance = np.einsum("nij,nkj->ik", wanted, turns)
     if moved:
         covariance += goals.T @ offsets / (spread * wanted_spread)
-    left, _, right = np.linalg.svd(covariance)
-    left[:, 2] *= np.sign(np.linalg.det(left @ right))
-    rotation = left @ right
+    rotation = closest_rotation(covariance)
     turned = offsets @ rotation.T
     scale, note = 1.0, ""
     if not metric:
