@@ -27,7 +27,17 @@ MAY_IMPORT = {
 PACKAGES_OF_THEIR_OWN = {"ros2"}
 """Folders with packages that are not part of ``mapengine``."""
 RUNTIME_ALWAYS = {"numpy", "PIL", "platformdirs", "psutil"}
-RUNTIME_INSIDE_FUNCTIONS = {"av", "laspy", "onnxruntime", "openvino", "rerun", "tensorrt", "tensorrt_rtx", "cuda"}
+RUNTIME_INSIDE_FUNCTIONS = {
+    "av",
+    "laspy",
+    "onnxruntime",
+    "openvino",
+    "rerun",
+    "scipy",
+    "tensorrt",
+    "tensorrt_rtx",
+    "cuda",
+}
 CLI_INSIDE_FUNCTIONS = {"export", "kernels", "serving"}
 CLI_ALWAYS = {"typer", "rich", "click"}
 LEAF_ROOMS = {

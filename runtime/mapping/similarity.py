@@ -65,7 +65,9 @@ class Similarity:
     @classmethod
     def exp(cls, tangent: Array) -> Similarity:
         """Return the similarity of a tangent (6,) or (7,)."""
-        return cls.of_matrix(exp_matrices(np.asarray(tangent, np.float64)))
+        matrix = exp_matrices(np.asarray(tangent, np.float64))
+        scale = math.exp(tangent[6]) if len(tangent) == 7 else 1.0
+        return cls(matrix[:3, :3] / scale, matrix[:3, 3], scale)
 
     def log(self) -> Float64:
         """Return the tangent (7,); its rotation is at most pi."""
