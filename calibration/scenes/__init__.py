@@ -2,5 +2,15 @@
 
 from .layouts import KINDS
 from .scene import MAX_VIEWS, RenderedScene, render_scene
+from .walk import WALK_FRAMES, RenderedWalk, WalkFrame, render_walk
 
-__all__ = ["KINDS", "MAX_VIEWS", "RenderedScene", "render_scene"]
+__all__ = [
+    "KINDS",
+    "MAX_VIEWS",
+    "WALK_FRAMES",
+    "RenderedScene",
+    "RenderedWalk",
+    "WalkFrame",
+    "render_scene",
+    "render_walk",
+]

@@ -11,7 +11,7 @@ KINDS = ("room", "table", "outdoor")
 """Kinds of rendered scenes."""
 
 
-class _Builder:
+class Builder:
     """Collects shapes and their materials. The floor is at y = 0 and y points down."""
 
     def __init__(self, draws: Draws) -> None:
@@ -89,7 +89,8 @@ def random_world(kind: str, draws: Draws) -> World:
     return {"room": _room, "table": _table, "outdoor": _outdoor}[kind](draws)
 
 
-def _sky(draws: Draws) -> Material:
+def random_sky(draws: Draws) -> Material:
+    """Return the colours and clouds of a sky."""
     blue: Vector = (draws.uniform(0.25, 0.5), draws.uniform(0.45, 0.65), draws.uniform(0.75, 1.0))
     cloud = draws.uniform(0.75, 1.0)
     return Material(0, 1.0, (draws.unit(), draws.unit()), 2, 0.5, 0.1, blue, (cloud, cloud, cloud))
@@ -97,7 +98,7 @@ def _sky(draws: Draws) -> Material:
 
 def _room(draws: Draws) -> World:
     half = (draws.uniform(1.5, 4.0), draws.uniform(1.15, 1.7), draws.uniform(1.5, 4.0))
-    builder = _Builder(draws)
+    builder = Builder(draws)
     builder.scatter(draws.integer(3, 7), (half[0] - 0.4, half[2] - 0.4), (0.3, 1.6))
     for _ in range(draws.integer(1, 4)):  # furniture along the walls
         depth, width, height = draws.uniform(0.15, 0.4), draws.uniform(0.3, 1.0), draws.uniform(0.3, 1.0)
@@ -122,13 +123,21 @@ def _room(draws: Draws) -> World:
         (0.4, min(2.0, 2 * half[1] - 0.4)), (1.0, 6.0), (0.08, 0.45), (half[0] - 0.35, half[2] - 0.35)
     )
     return World(
-        "room", builder.shapes, builder.materials, lamp, False, draws.uniform(0.3, 0.55), _sky(draws), focus, cameras
+        "room",
+        builder.shapes,
+        builder.materials,
+        lamp,
+        False,
+        draws.uniform(0.3, 0.55),
+        random_sky(draws),
+        focus,
+        cameras,
     )
 
 
 def _table(draws: Draws) -> World:
     half = (draws.uniform(1.2, 2.5), draws.uniform(1.15, 1.5), draws.uniform(1.2, 2.5))
-    builder = _Builder(draws)
+    builder = Builder(draws)
     height, reach = draws.uniform(0.45, 0.95), (draws.uniform(0.35, 0.8), draws.uniform(0.3, 0.6))
     builder.scatter(draws.integer(5, 9), (reach[0] * 0.85, reach[1] * 0.85), (0.07, 0.35), height)
     builder.box(0.0, 0.0, (reach[0], 0.03, reach[1]), height - 0.06, IDENTITY)
@@ -139,12 +148,20 @@ def _table(draws: Draws) -> World:
     focus = (draws.uniform(-0.5, 0.5) * reach[0], -height - 0.05, draws.uniform(-0.5, 0.5) * reach[1])
     cameras = CameraRange((height + 0.15, height + 0.9), (0.5, 1.5), (0.08, 0.5), (half[0] - 0.3, half[2] - 0.3))
     return World(
-        "table", builder.shapes, builder.materials, lamp, False, draws.uniform(0.3, 0.55), _sky(draws), focus, cameras
+        "table",
+        builder.shapes,
+        builder.materials,
+        lamp,
+        False,
+        draws.uniform(0.3, 0.55),
+        random_sky(draws),
+        focus,
+        cameras,
     )
 
 
 def _outdoor(draws: Draws) -> World:
-    builder = _Builder(draws)
+    builder = Builder(draws)
     reach = draws.uniform(3.0, 7.0)
     builder.scatter(draws.integer(5, 9), (reach, reach), (0.4, 3.0))
     for _ in range(draws.integer(1, 4)):  # houses and walls further out
@@ -170,5 +187,13 @@ def _outdoor(draws: Draws) -> World:
     lift = sum(wave[0] for wave in waves)
     cameras = CameraRange((0.5 + lift, 2.5 + lift), (2.5, 10.0), (0.06, 0.4))
     return World(
-        "outdoor", builder.shapes, builder.materials, sun, True, draws.uniform(0.3, 0.5), _sky(draws), focus, cameras
+        "outdoor",
+        builder.shapes,
+        builder.materials,
+        sun,
+        True,
+        draws.uniform(0.3, 0.5),
+        random_sky(draws),
+        focus,
+        cameras,
     )

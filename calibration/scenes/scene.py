@@ -13,7 +13,7 @@ from mapengine.runtime.errors import InputError
 from .cameras import Camera, choose_cameras, measure_overlap
 from .draws import Draws
 from .layouts import KINDS, random_world
-from .render import Exposure, render_view
+from .render import Exposure, check_picture_size, render_view
 from .shapes import Array
 from .world import NEAREST_DEPTH, World
 
@@ -86,8 +86,7 @@ def render_scene(
     """
     if not 1 <= views <= MAX_VIEWS:
         raise InputError(f"a rendered scene has 1 to {MAX_VIEWS} views, not {views}")
-    if min(width, height) < 28 or max(width, height) > 4096:
-        raise InputError(f"rendered views are 28 to 4096 pixels a side, not {width}x{height}")
+    check_picture_size(width, height)
     if kind is not None and kind not in KINDS:
         raise InputError(f"there is no kind {kind!r} of scene; there are {', '.join(KINDS)}")
     for attempt in range(1000):

@@ -7,6 +7,7 @@ float32, and only operations that IEEE 754 rounds exactly are used.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from .draws import Matrix, Vector
 Array = NDArray[np.float32]
 Components = tuple[Any, Any, Any]
 """x, y, z, each a float32 number or array."""
+Opening = tuple[int, float, float, float, float]
+"""Wall of a box, low u, high u, low v, high v: a rectangle of it that is not there."""
 
 IDENTITY: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 NEAREST = np.float32(1e-3)
@@ -71,6 +74,11 @@ class Shape(ABC):
     def distance(self, origin: Components, direction: Components) -> Array:
         """Return the distance to the first hit beyond ``NEAREST``; infinite where there is none."""
 
+    @property
+    @abstractmethod
+    def reach(self) -> float:
+        """Radius of a ball around the centre that the shape lies in; infinite where there is none."""
+
     def surface(self, point: Components) -> Surface:
         """Return the normal and material coordinates at points (N,) of the surface, in world axes."""
         local, _ = self.local_ray(point, (0, 0, 0))
@@ -107,6 +115,10 @@ class Box(Shape):
 
     half: Vector
 
+    @property
+    def reach(self) -> float:
+        return math.hypot(*self.half)
+
     def distance(self, origin: Components, direction: Components) -> Array:
         enter, leave = _slabs(self.half, *self.local_ray(origin, direction))
         return np.where((enter <= leave) & (enter > NEAREST), enter, _INF)
@@ -124,15 +136,46 @@ def _outermost(point: Components, half: Vector) -> NDArray[np.integer]:
     return np.where((x >= y) & (x >= z), 0, np.where(y >= z, 1, 2))
 
 
+def _face_of(axis: NDArray[np.integer], point: Components) -> NDArray[np.int32]:
+    """Return the number of a box's face: at -x, +x, above, below, at -z, +z."""
+    far = (point[0] > 0, point[1] > 0, point[2] > 0)
+    return np.where(axis == 0, 0 + far[0], np.where(axis == 1, 2 + far[1], 4 + far[2])).astype(np.int32)
+
+
+def find_openings(openings: tuple[Opening, ...], surface: Surface) -> NDArray[np.int16]:
+    """Return the number of the opening that each point of a surface lies in, -1 where it is closed."""
+    result = np.full(surface.u.shape, -1, np.int16)
+    for number, (wall, u0, u1, v0, v1) in enumerate(openings):
+        u, v = surface.u, surface.v
+        inside = (u > np.float32(u0)) & (u < np.float32(u1)) & (v > np.float32(v0)) & (v < np.float32(v1))
+        result[(surface.face == wall) & inside] = number
+    return result
+
+
+@dataclass(frozen=True)
+class House(Box):
+    """The outside of a box with openings. Six materials, in the order of a room's."""
+
+    windows: tuple[Opening, ...] = ()
+
+    def _local_surface(self, point: Components) -> Surface:
+        surface = super()._local_surface(point)
+        return surface._replace(face=_face_of(_outermost(point, self.half), point))
+
+
 @dataclass(frozen=True)
 class Room(Shape):
     """The inside of a box. Materials: walls at -x, +x, ceiling, floor, walls at -z, +z.
 
-    ``windows`` are (wall, low u, high u, low v, high v): openings through which the sky is seen.
+    ``windows`` are openings through which the sky is seen, or in a building what is behind them.
     """
 
     half: Vector
-    windows: tuple[tuple[int, float, float, float, float], ...] = ()
+    windows: tuple[Opening, ...] = ()
+
+    @property
+    def reach(self) -> float:
+        return math.hypot(*self.half)
 
     def distance(self, origin: Components, direction: Components) -> Array:
         _, leave = _slabs(self.half, *self.local_ray(origin, direction))
@@ -145,17 +188,7 @@ class Room(Shape):
             np.where(axis == k, np.where(far[k], np.float32(-1), np.float32(1)), np.float32(0)) for k in range(3)
         )
         u, v = _by_axis(axis, point)
-        face = np.where(axis == 0, 0 + far[0], np.where(axis == 1, 2 + far[1], 4 + far[2])).astype(np.int32)
-        return Surface(normal, u, v, face)  # type: ignore[arg-type]
-
-    def open_at(self, surface: Surface) -> NDArray[np.bool_]:
-        """Return which points of the walls lie in a window."""
-        result = np.zeros(surface.u.shape, bool)
-        for wall, u0, u1, v0, v1 in self.windows:
-            u, v = surface.u, surface.v
-            inside = (u > np.float32(u0)) & (u < np.float32(u1)) & (v > np.float32(v0)) & (v < np.float32(v1))
-            result |= (surface.face == wall) & inside
-        return result
+        return Surface(normal, u, v, _face_of(axis, point))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -163,6 +196,10 @@ class Sphere(Shape):
     """A sphere."""
 
     size: float
+
+    @property
+    def reach(self) -> float:
+        return self.size
 
     def distance(self, origin: Components, direction: Components) -> Array:
         o, d = self.local_ray(origin, direction)
@@ -194,6 +231,10 @@ class Cylinder(Shape):
 
     size: float
     half_height: float
+
+    @property
+    def reach(self) -> float:
+        return math.hypot(self.size, self.half_height)
 
     def distance(self, origin: Components, direction: Components) -> Array:
         o, d = self.local_ray(origin, direction)
@@ -231,6 +272,10 @@ class Ground(Shape):
     """
 
     waves: tuple[tuple[float, float, float, float], ...] = ()
+
+    @property
+    def reach(self) -> float:
+        return math.inf
 
     @property
     def top(self) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -32,8 +34,8 @@ class Material(NamedTuple):
 
 
 @dataclass
-class World:
-    """Shapes and light of a scene.
+class Zone:
+    """Shapes and light: a whole scene, or one room of a building.
 
     ``lamp`` is a position in a room and the direction towards the sun outdoors. The last shapes are the surroundings
     (walls or ground), which cast no shadow.
@@ -46,9 +48,74 @@ class World:
     sunlit: bool
     ambient: float
     sky: Material
+    enclosed: bool = field(default=False, kw_only=True)
+    """Whether what is seen through its openings is another zone, and not the sky."""
+
+
+@dataclass
+class World(Zone):
+    """A scene of one zone, and where cameras look at it from."""
+
     focus: Vector
     """Where cameras look, roughly."""
     cameras: CameraRange
+
+
+@dataclass(frozen=True, eq=False)
+class Building:
+    """Zones that openings of their walls connect; the last one is the outdoors around the others.
+
+    Attributes:
+        zones: each with one shape that has openings, a room or outdoors the house.
+        leads: for every zone, the number of the zone that each opening leads to.
+        floors: low x, high x, low z, high z of the rooms.
+    """
+
+    zones: tuple[Zone, ...]
+    leads: tuple[tuple[int, ...], ...]
+    floors: tuple[tuple[float, float, float, float], ...]
+
+    def zone_at(self, x: float, z: float) -> int:
+        """Return the number of the zone that a place is in."""
+        for number, (x0, x1, z0, z1) in enumerate(self.floors):
+            if x0 <= x < x1 and z0 <= z < z1:
+                return number
+        return len(self.floors)
+
+    def visible(
+        self, zone: int, pose: Array, intrinsics: Array, columns: NDArray[np.intp], rows: NDArray[np.intp]
+    ) -> list[int]:
+        """Return the numbers of the zone's shapes that rays through some pixels can meet."""
+        centres, reach = self._balls[zone]
+        rotation = pose[:3, :3].astype(np.float64)
+        offset = centres - pose[:3, 3]
+        x, y, z = (
+            offset[:, 0] * rotation[0, k] + offset[:, 1] * rotation[1, k] + offset[:, 2] * rotation[2, k]
+            for k in range(3)
+        )
+        seen = z > -reach
+        for along, pixels, focal, middle in (
+            (x, columns, intrinsics[0, 0], intrinsics[0, 2]),
+            (y, rows, intrinsics[1, 1], intrinsics[1, 2]),
+        ):
+            # A pixel more on each side, so that rounding leaves nothing out.
+            low, high = ((float(side) - middle) / focal for side in (pixels.min() - 1, pixels.max() + 1))
+            seen &= along - high * z <= reach * math.sqrt(1 + high * high)
+            seen &= low * z - along <= reach * math.sqrt(1 + low * low)
+        return np.flatnonzero(seen).tolist()
+
+    @functools.cached_property
+    def _balls(self) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """Centres (N, 3) and radii (N,) of balls around the shapes of each zone."""
+        return [
+            (np.array([s.centre for s in zone.shapes]), np.array([_ball(s) for s in zone.shapes]))
+            for zone in self.zones
+        ]
+
+
+def _ball(shape: Shape) -> float:
+    # A camera inside a room sees it everywhere, wherever the room's middle is.
+    return math.inf if isinstance(shape, Room) else shape.reach
 
 
 @dataclass(frozen=True)
@@ -69,27 +136,52 @@ class Hits(NamedTuple):
     shape: NDArray[np.int16]
 
 
-def cast(world: World, origin: Components, direction: Components) -> Hits:
-    """Return the first hits of rays whose components broadcast to one shape; see :mod:`.shapes`."""
+def cast(
+    zone: Zone,
+    origin: Components,
+    direction: Components,
+    shapes: Sequence[int] | None = None,
+    beyond: Array | None = None,
+) -> Hits:
+    """Return the first hits of rays whose components broadcast to one shape; see :mod:`.shapes`.
+
+    Args:
+        zone: what the rays meet.
+        origin, direction: of the rays.
+        shapes: numbers of the shapes that can be met; all of them by default.
+        beyond: distances before which nothing counts, one per ray.
+    """
     size = np.broadcast(*origin, *direction).shape
     best = np.full(size, np.inf, np.float32)
     shape = np.full(size, -1, np.int16)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        for number, solid in enumerate(world.shapes):
-            distance = solid.distance(origin, direction)
+        for number in range(len(zone.shapes)) if shapes is None else shapes:
+            distance = zone.shapes[number].distance(origin, direction)
             nearer = distance < best
+            if beyond is not None:
+                nearer &= distance > beyond
             np.copyto(best, distance, where=nearer)
             np.copyto(shape, np.int16(number), where=nearer)
     return Hits(best, shape)
 
 
-def is_shadowed(world: World, point: Components, light: Components, reach: float) -> NDArray[np.bool_]:
+def is_shadowed(zone: Zone, point: Components, light: Components, reach: float) -> NDArray[np.bool_]:
     """Return whether something solid stands between points and a light: a hit nearer than ``reach`` directions."""
     blocked = np.zeros(np.broadcast(*point).shape, bool)
+    square = light[0] * light[0] + light[1] * light[1] + light[2] * light[2]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        for solid in world.shapes:
-            if not isinstance(solid, Room | Ground):
-                blocked |= solid.distance(point, light) < np.float32(reach)
+        for solid in zone.shapes:
+            if isinstance(solid, Room | Ground):
+                continue
+            # Most rays pass far from the ball around a shape, which costs less to see than where they meet the shape.
+            x, y, z = (np.float32(c) - p for c, p in zip(solid.centre, point, strict=True))
+            along = x * light[0] + y * light[1] + z * light[2]
+            ball = np.float32(1.01 * solid.reach + 0.01)
+            missed = (x * x + y * y + z * z - ball * ball) * square > along * along
+            index = np.flatnonzero(~(missed | blocked))
+            if index.size:
+                rays = (tuple(c if np.ndim(c) == 0 else c[index] for c in part) for part in (point, light))
+                blocked[index] = solid.distance(*rays) < np.float32(reach)
     return blocked
 
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from mapengine.calibration.scenes import KINDS, MAX_VIEWS, RenderedScene, render_scene
-from mapengine.calibration.scenes.cameras import measure_overlap, reproject
+from mapengine.calibration.scenes.cameras import measure_overlap
 from mapengine.calibration.scenes.world import cast
 from mapengine.runtime.errors import InputError
+
+from .depth_agreement import View, count_disagreements, project
 
 SEEDS = range(40, 46)
 
@@ -25,16 +27,8 @@ def pairs(scene: RenderedScene) -> list[tuple[int, int]]:
     return [(a, b) for a in views for b in views if a != b]
 
 
-def project(scene: RenderedScene, a: int, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Column, row and depth in view ``b`` of all points of view ``a`` that fall into it."""
-    rows, columns = np.nonzero(scene.depth_z[a])
-    found = reproject(
-        scene.depth_z[a], scene.poses[a], scene.intrinsics[a], scene.poses[b], scene.intrinsics[b], rows, columns
-    )
-    height, width = scene.depth_z[b].shape
-    inside = (found.z > 0.05) & (found.column >= 0) & (found.column <= width - 1)
-    inside &= (found.row >= 0) & (found.row <= height - 1)
-    return found.column[inside], found.row[inside], found.z[inside]
+def view(scene: RenderedScene, number: int) -> View:
+    return View(scene.depth_z[number], scene.poses[number], scene.intrinsics[number])
 
 
 @pytest.mark.slow
@@ -43,7 +37,7 @@ def test_points_are_met_by_the_rays_of_every_other_view(scenes: list[RenderedSce
     seen = missed = 0
     for scene in scenes:
         for a, b in pairs(scene):
-            column, row, z = project(scene, a, b)
+            column, row, z = project(view(scene, a), view(scene, b))
             camera = scene.intrinsics[b]
             x, y = (column - camera[0, 2]) / camera[0, 0], (row - camera[1, 2]) / camera[1, 1]
             rotation = scene.poses[b][:3, :3]
@@ -56,24 +50,8 @@ def test_points_are_met_by_the_rays_of_every_other_view(scenes: list[RenderedSce
 
 
 def test_depth_maps_agree_between_views(scenes: list[RenderedScene]) -> None:
-    """Inverse depth is linear on a plane: interpolated where the four pixels around lie on one, it is exact."""
-    compared = wrong = 0
-    for scene in scenes:
-        for a, b in pairs(scene):
-            column, row, z = project(scene, a, b)
-            i = np.minimum(row.astype(int), scene.depth_z.shape[1] - 2)
-            j = np.minimum(column.astype(int), scene.depth_z.shape[2] - 2)
-            with np.errstate(divide="ignore"):
-                inverse = 1 / scene.depth_z[b].astype(np.float64)
-            corners = [inverse[i, j], inverse[i, j + 1], inverse[i + 1, j], inverse[i + 1, j + 1]]
-            with np.errstate(invalid="ignore"):
-                flat = np.abs(corners[0] - corners[1] - corners[2] + corners[3]) < 2e-5 * corners[0]
-            u, v = column - j, row - i
-            expected = (corners[0] * (1 - u) + corners[1] * u) * (1 - v) + (corners[2] * (1 - u) + corners[3] * u) * v
-            visible = flat & np.isfinite(expected) & (z * expected < 1.02)
-            error = np.abs(z * expected - 1)[visible]
-            compared += error.size
-            wrong += np.count_nonzero(error > 1e-3)
+    counts = [count_disagreements(view(scene, a), view(scene, b)) for scene in scenes for a, b in pairs(scene)]
+    compared, wrong = (sum(part) for part in zip(*counts, strict=True))
     assert compared > 100_000
     # What is left is hidden by less than 2 %: things that stand close to a wall.
     assert wrong < 0.01 * compared
@@ -125,9 +103,9 @@ def test_views_back_to_back_do_not_overlap(scenes: list[RenderedScene]) -> None:
     scene = scenes[0]
     turned = scene.poses[0].copy()
     turned[:3, [0, 2]] *= -1
-    view = (scene.depth_z[0], scene.poses[0], scene.intrinsics[0])
-    assert measure_overlap(*view, scene.depth_z[0], turned, scene.intrinsics[0]) == 0
-    assert measure_overlap(np.zeros_like(scene.depth_z[0]), *view[1:], *view) == 0
+    first = view(scene, 0)
+    assert measure_overlap(*first, scene.depth_z[0], turned, scene.intrinsics[0]) == 0
+    assert measure_overlap(np.zeros_like(scene.depth_z[0]), *first[1:], *first) == 0
 
 
 @pytest.mark.slow

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from mapengine.calibration.scenes.draws import Draws, frame
-from mapengine.calibration.scenes.shapes import IDENTITY, Box, Cylinder, Ground, Room, Shape, Sphere
+from mapengine.calibration.scenes.shapes import (
+    IDENTITY,
+    Box,
+    Cylinder,
+    Ground,
+    House,
+    Room,
+    Shape,
+    Sphere,
+    find_openings,
+)
 
 TURNED = frame((0.3, -0.4, 1.0), (0.1, 1.0, 0.2))
 SOLIDS: list[Shape] = [
@@ -78,7 +88,29 @@ def test_a_room_is_seen_from_inside() -> None:
         surface = room.surface(tuple(o + distance * d for o, d in zip(origin, towards, strict=True)))
         assert surface.face.tolist() == [face]
         assert [float(n[0]) for n in surface.normal] == [-float(d) for d in direction]
-        assert room.open_at(surface).tolist() == [face == 5]
+        assert find_openings(room.windows, surface).tolist() == [0 if face == 5 else -1]
+
+
+def test_a_house_is_seen_from_outside() -> None:
+    openings = ((0, -0.5, 0.5, -0.5, 0.5), (5, 1.0, 2.0, -1.0, 0.0))
+    house = House((1.0, -1.0, 0.0), IDENTITY, 0, (2.0, 1.0, 3.0), openings)
+    for face, opening, start, direction in (
+        (0, 0, (-5, -1.2, 0.3), (1, 0, 0)),
+        (0, -1, (-5, -1.2, 1.3), (1, 0, 0)),
+        (1, -1, (5, -1, 0), (-1, 0, 0)),
+        (2, -1, (1, -5, 0), (0, 1, 0)),
+        (4, -1, (2.5, -1.5, -9), (0, 0, 1)),
+        (5, 1, (2.5, -1.5, 9), (0, 0, -1)),
+    ):
+        origin = tuple(np.full(1, o, np.float32) for o in start)
+        towards = tuple(np.full(1, d + 1e-9, np.float32) for d in direction)
+        distance = house.distance(origin, towards)
+        surface = house.surface(tuple(o + distance * d for o, d in zip(origin, towards, strict=True)))
+        assert surface.face.tolist() == [face]
+        assert find_openings(openings, surface).tolist() == [opening]
+        assert [float(n[0]) for n in surface.normal] == [-float(d) for d in direction]
+    inside = tuple(np.full(1, o, np.float32) for o in (1.0, -1.0, 0.0))
+    assert np.isinf(house.distance(inside, towards)).all()
 
 
 def test_a_plane_and_hills() -> None:
