@@ -63,10 +63,10 @@ def test_postprocess(tables: ModuleType, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_engine(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     what = ("--model", "preset:tiny", "--bundle", str(tiny_bundle), "--size", "84x56", "--geometry")
-    options = (*what, "--rounds", "1", "--calls", "1")
+    options = (*what, "--rounds", "1", "--calls", "1", "--backends", "onnxruntime", "openvino")
     record = run("engine.py", *options, "--json", str(tmp_path / "record.json"))
     check(record, tables)
-    assert set(record["results"]) == {"pytorch-eager", "pytorch-compile", "onnxruntime", "openvino"}
+    assert set(record["results"]) == {"pytorch-eager", "onnxruntime", "openvino"}
     assert record["results"]["pytorch-eager"]["times_baseline_speed"] == 1
 
 
