@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ from .geometry import Array
 from .inference import MultiViewInference
 from .inputs.encoded import EncodedView, images_of, kept_of, unpack_views
 from .inputs.formats.view_files import ReadOptions
-from .inputs.prepared import PreparedView, PreparedViews, inputs_on_the_way, prepare_raw, prepare_views
+from .inputs.prepared import ArrivingViews, PreparedViews, prepare_raw, prepare_views
 from .inputs.preprocess import each_resized, preprocess_dictionaries, preprocess_views
 from .inputs.raw_view import AnyView, RawView
 from .inputs.resolutions import checked_size, served_size
@@ -35,7 +35,6 @@ from .outputs.assembly import assemble_scene
 from .outputs.frame import check_frame
 from .outputs.scene import Scene
 from .postprocessing.scene_stage import PLAIN_IMAGE, runs_in_stage, with_plain_images
-from .system.sequences import Arriving
 
 
 class Engine(MultiViewInference):
@@ -348,8 +347,8 @@ class Engine(MultiViewInference):
         # Refused before the images are decoded and resized: that takes longer than the refusal.
         target = self._target_size(views, size)
         self.check_call(views, size=target)
-        with closing(self._each_prepared(views, target)) as prepared:  # the first are encoded while others are read
-            together = inputs_on_the_way(Arriving(prepared, len(views)), [view.known for view in views], target, chosen)
+        with closing(self._arriving(views, target)) as prepared:  # the first are encoded while others are read
+            together = prepared.together(chosen)
             return assemble_scene(
                 lambda options, outputs, into: self._finish(together, options, progress, outputs, into),
                 together.views,
@@ -361,9 +360,12 @@ class Engine(MultiViewInference):
                 data_norm_type=self.data_norm_type,
             )
 
-    def prepare(self, views: Sequence[AnyView], *, size: tuple[int, int] | None = None) -> list[PreparedView]:
+    def prepare(self, views: Sequence[AnyView], *, size: tuple[int, int] | None = None) -> ArrivingViews:
         """Do what :meth:`preprocess` does with views that were found or read, for :meth:`infer` and
         :meth:`infer_stream` of this engine: values that were checked when they were read are not checked again.
+
+        A view is read when it is first asked for, so that some are encoded while others are read. What is wrong with a
+        file is said then.
 
         Args:
             views: what :func:`.inputs.sources.open_views` found or ``read_views`` read.
@@ -374,10 +376,11 @@ class Engine(MultiViewInference):
         """
         target = self._target_size(views, size)
         self._check_reading(views, target)
-        return list(self._each_prepared(views, target))
+        return self._arriving(views, target)
 
-    def _each_prepared(self, views: Sequence[AnyView], target: tuple[int, int]) -> Generator[PreparedView, None, None]:
-        return each_resized(views, target, partial(prepare_raw, data_norm_type=self.data_norm_type))
+    def _arriving(self, views: Sequence[AnyView], target: tuple[int, int]) -> ArrivingViews:
+        resized = each_resized(views, target, partial(prepare_raw, data_norm_type=self.data_norm_type))
+        return ArrivingViews(resized, [view.known for view in views], target)
 
     def preprocess(
         self, views: Sequence[AnyView] | Sequence[Mapping[str, Any]], *, size: tuple[int, int] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from mapengine.runtime.outputs.formats.table import suffixes_and_folders
 from mapengine.runtime.outputs.frame import FRAMES, Alignment, alignment_of
 from mapengine.runtime.outputs.view_files import check_no_views, save_views, view_files, view_scene
 from mapengine.runtime.outputs.viewer.recording import record_views
+from mapengine.runtime.system.sequences import Each
 from mapengine.runtime.system.sizes import parse_bytes
 from mapengine.runtime.writing.files import write_text
 from mapengine.runtime.writing.output_checks import InputPaths, check_writable
@@ -268,8 +270,8 @@ def _stream(
         folder,
         predictions,
         [view.name for view in views],
-        original_pixels=[view.original_pixels for view in prepared],
-        align=align if frame == "given" and any(view.pose is not None for view in prepared) else None,
+        original_pixels=Each(attrgetter("original_pixels"), prepared),
+        align=align if frame == "given" and any(view.known.pose for view in views) else None,
         half=half,
         made_by=engine.label,
     )

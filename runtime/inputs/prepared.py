@@ -8,7 +8,7 @@ reconstruction is refused with an error that names the view, the key and the rem
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
@@ -20,7 +20,7 @@ from .. import geometry
 from ..errors import InputError, ViewMismatchError
 from ..geometry import Array
 from ..options import DEFAULTS, InferOptions
-from ..system.sequences import Each
+from ..system.sequences import Arriving, Each
 from .checks import (
     Pose,
     camera_intrinsics,
@@ -135,6 +135,31 @@ class PreparedView:
         return Known(self.rays is not None, self.distance is not None, self.pose is not None)
 
 
+class ArrivingViews(Arriving[PreparedView]):
+    """Views of :func:`prepare_raw` on their way: each is made when it is first asked for, and kept.
+
+    So the first ones are encoded while others are still read.
+    """
+
+    def __init__(
+        self, views: Generator[PreparedView, None, None], known: Sequence[Known], size: tuple[int, int]
+    ) -> None:
+        """Take the views of a call from ``views``; ``known`` is what each brings, ``size`` their (W, H)."""
+        super().__init__(views, len(known))
+        self._known, self._size = known, size
+
+    def together(self, options: InferOptions) -> PreparedViews:
+        """Do what :func:`network_inputs` does, without waiting for a view.
+
+        Raises:
+            InputError: a view has a pose but view 0 has none; or there is none.
+        """
+        _check_list(self)
+        _check_reference(self._known)
+        shape, none = (1, self._size[1], self._size[0]), [None] * len(self)
+        return PreparedViews(self, shape, self._known, none, [True] * len(self), options)
+
+
 @dataclass(frozen=True, eq=False)
 class PreparedViews:
     """The views of one call, all of one batch and size. They may still be on their way: what is not of a view itself is
@@ -218,7 +243,7 @@ def prepare_views(
 
     Args:
         views: dictionaries, encoded views, dictionaries with an encoded view as ``img``, or prepared views, which stay
-            as they are.
+            as they are, and may be on their way.
         options: of the call.
         data_norm_type: what the images must have been normalised for.
         dtype: floating type of the result.
@@ -231,6 +256,8 @@ def prepare_views(
         DataNormTypeError: images normalised for another encoder.
         ViewMismatchError: views of different size or batch.
     """
+    if isinstance(views, ArrivingViews):
+        return views.together(options)
     plain, features = unpack_views(views, encoder)
     _check_list(plain)
     prepared = [
@@ -285,22 +312,6 @@ def network_inputs(views: Sequence[PreparedView], options: InferOptions = DEFAUL
     result = PreparedViews(views, first.shape, known, features, as_bytes, options)
     _ = result.geometry  # now: the arrays of a caller may change afterwards
     return result
-
-
-def inputs_on_the_way(
-    views: Sequence[PreparedView], known: Sequence[Known], size: tuple[int, int], options: InferOptions = DEFAULTS
-) -> PreparedViews:
-    """Do what :func:`network_inputs` does with views of :func:`prepare_raw` that are still being made.
-
-    Args:
-        views: waits for those that are asked for. known: what each of them brings. size: (W, H).
-        options: of the call.
-
-    Raises:
-        InputError: a view has a pose but view 0 has none.
-    """
-    _check_reference(known)
-    return PreparedViews(views, (1, size[1], size[0]), known, [None] * len(known), [True] * len(known), options)
 
 
 def _check_reference(known: Sequence[Known]) -> None:

@@ -119,7 +119,7 @@ class EngineSubject:
         """See :class:`Subject`."""
         start = time.perf_counter()
         raw = read_views(list(files))
-        views = self._engine.prepare(raw, size=size)
+        views = list(self._engine.prepare(raw, size=size))  # so that reading has a phase of its own
         loaded = time.perf_counter()
         clock = StageClock()
         predictions = self._engine.infer(views, outputs=SCENE_OUTPUTS, progress=clock)

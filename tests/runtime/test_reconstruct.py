@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from mapengine.calibration.data.samples import sample_views
 from mapengine.runtime import Engine, InputError, ProfileError, ReadOptions, Scene, preprocess_inputs
 from mapengine.runtime.errors import ImageReadError, ImageSizeError
 from mapengine.runtime.inputs.raw_view import RawView
-from mapengine.runtime.inputs.sources import read_views
+from mapengine.runtime.inputs.sources import open_views, read_views
+from mapengine.runtime.options import Progress
 
 from .inputs.formats.recordings import write_tum
 
@@ -238,18 +239,26 @@ class SlowView(RawView):
 @pytest.mark.slow
 def test_a_view_is_encoded_while_the_next_is_read(small: Engine, images: list[np.ndarray]) -> None:
     expected = small.reconstruct(images, size=(56, 42))
-    ready = threading.Event()
-    views = [RawView(images[0]), *(SlowView(image, ready=ready) for image in images[1:])]
-    reports: list[tuple[str, int, int]] = []
 
-    def progress(*report: Any) -> None:
-        reports.append(report)
-        ready.set()
+    def check(call: Callable[[list[RawView], Progress], Sequence[np.ndarray]]) -> None:
+        ready = threading.Event()
+        views = [RawView(images[0]), *(SlowView(image, ready=ready) for image in images[1:])]
+        reports: list[tuple[str, int, int]] = []
 
-    scene = small.reconstruct_views(views, size=(56, 42), progress=progress)
-    np.testing.assert_array_equal(scene.points, expected.points)
-    np.testing.assert_array_equal(scene.colors, expected.colors)
-    assert reports[:3] == [("image_encoder", number, 3) for number in (1, 2, 3)]
+        def progress(*report: Any) -> None:
+            reports.append(report)
+            ready.set()
+
+        np.testing.assert_array_equal(call(views, progress), expected.depth)
+        assert reports[:3] == [("image_encoder", number, 3) for number in (1, 2, 3)]
+
+    check(lambda views, progress: small.reconstruct_views(views, size=(56, 42), progress=progress).depth)
+    for infer in (small.infer, small.infer_stream):
+        check(
+            lambda views, progress, infer=infer: [
+                view["depth_z"][0, ..., 0] for view in infer(small.prepare(views, size=(56, 42)), progress=progress)
+            ]
+        )
 
 
 @pytest.mark.slow
@@ -262,6 +271,10 @@ def test_a_file_that_cannot_be_read_ends_the_call_that_has_begun(
     paths[2].write_bytes(paths[2].read_bytes()[:-1000])  # its header is there
     with pytest.raises(ImageReadError, match=r"view 2: .*2\.png"):
         small.reconstruct(paths, size=(56, 42))
+    prepared = small.prepare(open_views(paths), size=(56, 42))
+    for _ in range(2):
+        with pytest.raises(ImageReadError, match=r"view 2: .*2\.png"):
+            small.infer(prepared)
     poses = [None, np.eye(4), None]
     with pytest.raises(InputError, match="view 1: camera_poses is given but view 0"):
         small.reconstruct(images, poses=poses, size=(56, 42))
