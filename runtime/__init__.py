@@ -25,6 +25,7 @@ from .errors import (
 from .inputs.encoded import EncodedView
 from .inputs.formats.view_files import ReadOptions
 from .inputs.preprocess import load_images, preprocess_inputs
+from .mapping.mapper import Mapper
 from .options import InferOptions
 from .outputs.formats.options import SaveOptions
 from .outputs.scene import Scene
@@ -42,6 +43,7 @@ __all__ = [
     "InputError",
     "Manifest",
     "MapEngineError",
+    "Mapper",
     "OutputError",
     "ParityError",
     "ProfileError",

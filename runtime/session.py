@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .errors import InputError, ProfileError
 from .inputs.encoded import EncodedView, snapshot
+from .mapping.intake import check_count, encode_frame
 from .options import shows_options
 
 if TYPE_CHECKING:
@@ -47,9 +46,7 @@ class Session:
             InputError: a value that is no positive number, or more frames than the engine was built for.
         """
         for name, value in (("window", window), ("keyframe_every", keyframe_every), ("max_keyframes", max_keyframes)):
-            is_count = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            if value is not None and (not is_count or value < 1):
-                raise InputError(f"{name} is {value!r}; give a positive integer or None")
+            check_count(name, value, optional=True)
         self._most = engine.manifest.requests.views.max
         if (window or 0) + (max_keyframes or 0) > self._most:
             both = " and ".join(
@@ -83,13 +80,7 @@ class Session:
             ProfileError: without a window, more frames than the engine was built for. After an error the session is as
                 it was.
         """
-        encoded = self._engine.encode([view])[0]
-        if self._frames:
-            there, here = (np.shape(next(iter(self._frames.values())).view["img"]), np.shape(encoded.view["img"]))
-            if there != here:
-                raise InputError(
-                    f"the frame has the shape {here}, those before it {there}; bring all frames of a video to one size"
-                )
+        encoded = encode_frame(self._engine, view, next(iter(self._frames.values()), None))
         frame = self._added
         keyframes = [number for number in self._frames if number in self._keyframes]
         others = [number for number in self._frames if number not in self._keyframes]
