@@ -88,23 +88,23 @@ def make_view(height: int, width: int, scene: str, seed: int = 0) -> dict[str, A
     }
 
 
-Views = list[tuple[dict[str, Array], PreparedView]]
+Views = list[tuple[dict[str, Array], PreparedView, Array]]
 
 
 def make_views(count: int, height: int, width: int, scene: str) -> Views:
-    """Return per view what the network says of it, and the view as it is prepared for the network."""
+    """Return per view what the network says of it, and the view as it is prepared for the network, now and earlier: as
+    bytes, and as a normalised image."""
     result = []
     for seed in range(count):
         heads = make_view(height, width, scene, seed)
         pixels = heads.pop("pixels")
-        prepared = PreparedView(pixels[None], np.array([True]))
-        result.append((heads, prepared))
+        result.append((heads, PreparedView(pixels[None], np.array([True])), normalize_image(pixels)))
     return result
 
 
 def ours(views: Views, threads: int) -> Scene:
-    heads, prepared = zip(*views, strict=True)
-    images, kept = [view.normalized for view in prepared], [view.mask for view in prepared]
+    heads, prepared, images = zip(*views, strict=True)
+    kept = [view.mask for view in prepared]
 
     def finish(options: Any, outputs: Any, into: Any) -> Any:
         return finish_predictions(heads, images, options, outputs, kept=kept, into=into, threads=threads)
@@ -113,10 +113,10 @@ def ours(views: Views, threads: int) -> Scene:
 
 
 def earlier(views: Views) -> EarlierScene:
-    predictions = [forward_outputs(**heads) for heads, _ in views]
+    predictions = [forward_outputs(**heads) for heads, _, _ in views]
     finished = [
-        finish_view(prediction, view.normalized, overwrite=True)
-        for prediction, (_, view) in zip(predictions, views, strict=True)
+        finish_view(prediction, image, overwrite=True)
+        for prediction, (_, _, image) in zip(predictions, views, strict=True)
     ]
     return EarlierScene.from_predictions(finished)
 
@@ -199,7 +199,7 @@ def plain_normal_edge(points: Array, mask: Array, threshold: float) -> Array:
 def check(found: Scene, views: Views, before: EarlierScene) -> float:
     """Hold a scene against the baseline's and the plain formulas; return the share of mask pixels that differ."""
     flips = []
-    for index, (heads, view) in enumerate(views):
+    for index, (heads, view, _) in enumerate(views):
         expected = plain(heads)
         for other in (expected["mask"], before.mask[index]):
             flips.append(float((found.mask[index] != other).mean()))

@@ -158,7 +158,7 @@ def finish_predictions(
         index, maps = view
         return finish_view(
             maps,
-            images[index],
+            images[index] if "img_no_norm" in outputs else None,  # an image that comes as bytes is normalised by this
             options,
             outputs,
             kept=None if kept is None else kept[index],
