@@ -17,10 +17,12 @@ from mapengine.runtime.bundle.manifest import Manifest
 from mapengine.runtime.bundle.store import BundleWriter, files_of_old_bundle, write_bundle
 from mapengine.runtime.errors import InputError
 
+from .attention.choice import AttentionChoice
 from .bundles.compilers import Report, open_compiler
 from .bundles.gpu import GpuRecipe, decide_gpu, write_gpu_bundle
 from .bundles.onnx import write_onnx_bundle
 from .bundles.recipe import decide_graphs
+from .model.network.model import with_key_shares
 from .model.reference import MapAnything
 from .options import attention_form, check_options, processor_chunks, served_requests
 from .quantization import CalibrationOptions, QuantizedNetwork, WeightsOnly
@@ -63,7 +65,9 @@ def build_engine(
             ``"attention"`` or ``"matmul"`` for that form, see :data:`mapengine.export.graphs.tracing.AttentionExport`;
             or, for the backends on a GPU, our own kernels over all views: ``"flash"``, ``"int8"``, ``"int8-fp8"``,
             ``"sparse:0.9"``, ``"sparse-int8:0.9"``, ``"sparse-int8-fp8:0.9"``, or several by block as in
-            ``"int8@0,2/sparse:0.9@4"``.
+            ``"int8@0,2/sparse:0.9@4"``. A share of the keys behind any of these but ``sparse``, as in
+            ``"native:kv=0.25@2,4"``, makes another network, which keeps so many of them in these blocks: the reference
+            that the bundle is checked with keeps as many.
         calibration: for INT8 and FP8 only: of :func:`mapengine.export.quantization.calibrate` or its file. By default
             the model is calibrated with rendered views.
         settings: for the TensorRT backends only.
@@ -88,6 +92,9 @@ def build_engine(
     settings = settings or PlanSettings()
     _check_model(model)
     check_options(precision, backend, attention, calibration, settings, rest, weights_only)
+    shares = AttentionChoice.parse(attention).key_shares(model.config)
+    if shares:
+        model = with_key_shares(model, shares)
     if not isinstance(out, str | os.PathLike):
         raise InputError(f"out is a {type(out).__name__}; give the path of the bundle's folder")
     requests = served_requests(views, resolutions, {})

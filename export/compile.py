@@ -79,7 +79,7 @@ def compile_engine(
         form=manifest.attention,
         kernels=attention if _takes_kernels(manifest, attention, str(bundle)) else None,
         requests=manifest.requests,
-        config=parse_config(manifest.model.config, str(bundle)),
+        config=parse_config(manifest.model.config, str(bundle)).with_key_shares(manifest.shares_by_block),
         weights_only=record is not None and record.weights_only,
         report=report,
     )
@@ -98,6 +98,11 @@ def _takes_kernels(manifest: Manifest, attention: str, bundle: str) -> bool:
         raise InputError(
             f"attention {attention!r} is a way of writing it, and {bundle} has its own ({manifest.attention}); leave "
             f"it out, or build from the model"
+        )
+    if not asked.keeps_all_keys:
+        raise InputError(
+            f"attention {attention!r} chooses keys, which the ONNX files of {bundle} chose already; leave out kv=, or "
+            "build from the model"
         )
     around = manifest.precision if manifest.quantization is None else manifest.quantization.rest
     problem = ""

@@ -96,6 +96,11 @@ def _text(value: object) -> str:
     return str(value)
 
 
+def _keys(manifest: Manifest) -> str:
+    shares = ", ".join(f"{share:.0%} in block {block}" for block, share in manifest.shares_by_block.items())
+    return f"{shares} of the aggregator, all in the others"
+
+
 def _bundle_facts(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
 
     model, requests = manifest.model, manifest.requests
@@ -118,6 +123,7 @@ def _bundle_facts(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
         ("weights", f"SHA-256 {model.weights_sha256}"),
         ("precision", manifest.precision),
         ("attention", manifest.attention),
+        *([("keys", _keys(manifest))] if manifest.key_shares else []),
         ("backends", "\n".join(backends)),
         ("views", f"{requests.views.min} to {requests.views.max} in one call, usually {requests.views.opt}"),
         ("sizes", sizes),

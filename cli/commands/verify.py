@@ -210,11 +210,12 @@ def _write_layers(
 
 
 def _reference(model: str, revision: str | None, manifest: Manifest) -> MapAnything:
-    """The PyTorch model of the bundle.
+    """The PyTorch model of the bundle, with as many keys.
 
     Raises:
         CheckpointError: it is another model.
     """
+    from mapengine.export.model.network.model import with_key_shares
     from mapengine.export.model.reference import load_model
 
     reference = load_model(model, revision)
@@ -223,7 +224,7 @@ def _reference(model: str, revision: str | None, manifest: Manifest) -> MapAnyth
             f"{model} is not the model of this bundle: its weights have another hash; give the one that the "
             f"bundle was built from ({manifest.model.id})"
         )
-    return reference
+    return with_key_shares(reference, manifest.shares_by_block)
 
 
 def _backends(choice: str, manifest: Manifest) -> list[str]:

@@ -21,7 +21,7 @@ from mapengine.runtime.bundle.store import BundleWriter
 from mapengine.runtime.errors import BackendUnavailableError, ExportError, InputError
 from mapengine.runtime.system.children import child_command, child_environment
 
-from ..attention.choice import AttentionChoice, KernelChoice, choose_attention, rounds
+from ..attention.choice import LAYER, AttentionChoice, KernelChoice, LayerChoice, choose_attention, rounds
 from ..attention.segments import cut_at_kernels
 from ..model.config import ModelConfig
 from ..tensorrt import stage_profiles
@@ -67,8 +67,15 @@ def choose_kernels(
         if kernel is not None and not _has_triton():
             kernel, why = None, "attention: native, because Triton, which compiles our kernels, is not installed"
         report(why)
-        choice = AttentionChoice(kernels=() if kernel is None else ((kernel, None),))
+        choice = AttentionChoice(parts=() if kernel is None else ((LayerChoice(kernel), None),))
     kernels = choice.layers(config)
+    for block, share in config.aggregator.key_shares:
+        kernel = kernels.get(LAYER.format(block))
+        if kernel is not None and kernel.traits.sparse:
+            raise InputError(
+                f"attention {kernel} would choose among keys in block {block}, which keeps {share:g} of them; use "
+                f"another kernel there, or all keys"
+            )
     if kernels:
         kernel_architectures(compiler, kernels.values())
         if not _has_triton():

@@ -26,6 +26,7 @@ from mapengine.runtime.bundle.build_record import Parity, Tolerance
 from mapengine.runtime.bundle.manifest import (
     STAGES,
     Golden,
+    KeyShare,
     Manifest,
     ModelInfo,
     Quantization,
@@ -189,6 +190,7 @@ def write_onnx_bundle(recipe: GraphRecipe, writer: BundleWriter, report: Report)
         reduced_precision=None if recipe.precision == "fp32" else graphs.reduced or ReducedPrecision(),
         quantization=None if graphs.quantization is None else replace(graphs.quantization, rest=recipe.rest),
         attention=recipe.attention,
+        key_shares=tuple(KeyShare(*entry) for entry in model.config.aggregator.key_shares),
         format="onnx",
         backends=_backends(backends),
         requests=recipe.requests,

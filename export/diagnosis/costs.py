@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mapengine.runtime.bundle.kept_keys import kept_keys
+
 from ..model.config import PATCH_SIZE, BlockConfig, ModelConfig
 
 STAGES = ("image_encoder", "geometry_encoder", "aggregator", "dense_head")
@@ -69,11 +71,15 @@ def stage_costs(
     given, given_weights = _geometry(config, request)
 
     tokens = patches + (1 if config.use_class_token else 0)
+    shares = dict(aggregator.key_shares)
     fuse, attention = 0.0, 0.0
     for index in range(aggregator.depth):
         sequences, length = (1, views * tokens + 1) if index % 2 == 0 else (views, tokens)
-        fuse += sequences * _block(aggregator.block, 1, length)
-        attention += sequences * _attention(aggregator.block, length)
+        keys = length
+        if index in shares:
+            keys = kept_keys(views, request.rows, request.columns, tokens - patches, shares[index])
+        fuse += sequences * _block(aggregator.block, 1, length, keys)
+        attention += sequences * _attention(aggregator.block, length, keys)
     fuse_weights = aggregator.depth * _block_weights(aggregator.block)
     if width != dim:
         fuse += _linear(views * tokens + 1, width, dim)
@@ -111,13 +117,14 @@ def _linear(rows: float, inputs: int, outputs: int) -> float:
     return 2.0 * rows * inputs * outputs
 
 
-def _attention(block: BlockConfig, length: int) -> float:
-    """Count Q K^T and the product with the values, of one sequence: 4 L^2 C."""
-    return 4.0 * length * length * block.dim
+def _attention(block: BlockConfig, length: int, keys: int | None = None) -> float:
+    """Count Q K^T and the product with the values, of one sequence: 4 L K C, with as many keys as tokens if not
+    given."""
+    return 4.0 * length * (length if keys is None else keys) * block.dim
 
 
-def _block(block: BlockConfig, sequences: int, length: int) -> float:
-    return sequences * (_linear(length, 1, 1) * _block_weights(block) + _attention(block, length))
+def _block(block: BlockConfig, sequences: int, length: int, keys: int | None = None) -> float:
+    return sequences * (_linear(length, 1, 1) * _block_weights(block) + _attention(block, length, keys))
 
 
 def _block_weights(block: BlockConfig) -> int:

@@ -73,7 +73,8 @@ def add_rooflines(results: Sequence[dict[str, Any]], ceilings: dict[str, Any]) -
         request = CallShape(result["views"], height // PATCH_SIZE, width // PATCH_SIZE, 0, result.get("chunk", 1))
         peak = None if "CPU" not in str(result["device"]) else ceilings["gemm_gflops"].get(precision)
         result["roofline"] = {}
-        for stage, cost in stage_costs(parse_config(config), request, size).items():
+        network = parse_config(config).with_key_shares(result.get("key_shares", {}))
+        for stage, cost in stage_costs(network, request, size).items():
             seconds = result["phases_s"].get(stage, {}).get("p50", 0.0)
             if not seconds or not cost.flops:
                 continue

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mapengine.runtime.bundle.requests import PATCH_SIZE as PATCH_SIZE
@@ -56,6 +57,9 @@ class AggregatorConfig:
     taps: tuple[int, int]
     """0-based indices of the blocks whose output the dense head reads besides the last one."""
     reference_view_embedding: bool
+    key_shares: tuple[tuple[int, float], ...] = ()
+    """Global blocks that keep a share of the keys, with the share; the others keep all. A build chooses them, no
+    checkpoint has them."""
 
 
 @dataclass(frozen=True)
@@ -82,3 +86,7 @@ class ModelConfig:
     """Whether the encoder's class token of every view joins the aggregator (v1.1)."""
     data_norm_type: str = "dinov2"
     source: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def with_key_shares(self, shares: Mapping[int, float]) -> ModelConfig:
+        """Return the configuration with these shares of the keys by block, and all keys in the other blocks."""
+        return replace(self, aggregator=replace(self.aggregator, key_shares=tuple(sorted(shares.items()))))

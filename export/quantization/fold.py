@@ -10,9 +10,7 @@ have to pass each LayerNorm's mean and gain and every LayerScale, and the stages
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterable
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +19,9 @@ from mapengine.calibration.ranges import Calibration, LayerCalibration
 from mapengine.calibration.ranges.smoothing import hadamard
 from mapengine.runtime.errors import CalibrationError
 
-from ..model.network import MapAnythingNetwork
+from ..model.network.model import Network, shared_copy
 from ..model.network.transformer import BlockRotation
 from .layers import LinearLayer, find_layers, linear
-
-Network = TypeVar("Network", bound=MapAnythingNetwork)
-
-
-def shared_copy(network: Network) -> Network:
-    """Return a copy with its own modules and the same parameters: a change replaces a parameter, and costs only its
-    memory."""
-    memo: dict[int, object] = {id(value): value for value in (*network.parameters(), *network.buffers())}
-    return copy.deepcopy(network, memo)
 
 
 def fold_calibration(network: Network, layers: Iterable[LayerCalibration], kept: Collection[str] = ()) -> Network:

@@ -28,6 +28,7 @@ from .build_record import (
     Tolerance,
 )
 from .file_record import MANIFEST_NAME, FileRecord
+from .kept_keys import KeyShare
 from .kernel_attention import KernelAttention, KernelCode
 from .requests import PATCH_SIZE, AnySize, Range, ServedRequests
 from .stages import ADDED_STAGES, DTYPES, EVERY_STAGE, NORMALIZER, SCENE, STAGES, LayerRecord, StageSpec, TensorSpec
@@ -52,6 +53,7 @@ __all__ = [
     "Headroom",
     "KernelAttention",
     "KernelCode",
+    "KeyShare",
     "LayerRecord",
     "Manifest",
     "ModelInfo",
@@ -66,10 +68,10 @@ __all__ = [
     "Tolerance",
 ]  # fmt: skip
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 OLDEST_VERSION = 4
 """Of the schemas that are read; its manifests carry no hash of themselves. Until version 5 there is no stage ``scene``,
-until version 6 no ``image_normalizer``."""
+until version 6 no ``image_normalizer``, until version 7 no ``key_shares``."""
 ATTENTIONS = ("mha", "attention", "matmul")
 """Contrib MultiHeadAttention, the standard ONNX Attention, and MatMul-Softmax-MatMul."""
 
@@ -119,6 +121,7 @@ class Manifest:
         stages: those of ``EVERY_STAGE``, in that order; bundles of older schemas lack those of ``ADDED_STAGES``.
         parity: as measured against the PyTorch reference after the build, or None.
         kernels: compiled code of the attention between the segments of stages; empty where there is none.
+        key_shares: blocks of the aggregator that keep a share of their keys, in order; the others keep all.
     """
 
     schema_version: Annotated[int, Bounds(1, SCHEMA_VERSION)] = field(default=SCHEMA_VERSION, kw_only=True)
@@ -135,6 +138,7 @@ class Manifest:
     requests: Annotated[ServedRequests, Key("profile")]
     stages: Annotated[Mapping[Annotated[str, OneOf(EVERY_STAGE)], StageSpec], EveryKey(added=ADDED_STAGES)]
     kernels: tuple[KernelCode, ...] = field(default=(), kw_only=True)
+    key_shares: Annotated[tuple[KeyShare, ...], ADDED] = field(default=(), kw_only=True)
     golden: Golden
     parity: Parity | None = None
 
@@ -144,6 +148,11 @@ class Manifest:
         ``fp32``: as the files say."""
         around = self.precision if self.quantization is None else self.quantization.rest
         return "bf16" if self.format == "onnx" and around == "bf16" else "fp32"
+
+    @property
+    def shares_by_block(self) -> dict[int, float]:
+        """The shares of ``key_shares`` by block."""
+        return {entry.block: entry.share for entry in self.key_shares}
 
     @classmethod
     def from_json(cls, document: object, name: str = MANIFEST_NAME) -> Manifest:
@@ -176,6 +185,9 @@ class Manifest:
             fail("quantization", f"must be set for int8 and fp8, and null otherwise (it is {self.precision})")
         if (self.reduced_precision is None) != (self.precision == "fp32"):
             fail("reduced_precision", f"must be null for fp32, and set otherwise (it is {self.precision})")
+        blocks = [entry.block for entry in self.key_shares]
+        if blocks != sorted(set(blocks)):
+            fail("key_shares", "must name blocks in order, and none twice")
         seen: set[str] = set()
         for record in self.files():
             # Without regard to case, because so are the usual file systems of Windows and macOS.

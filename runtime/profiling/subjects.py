@@ -107,6 +107,7 @@ class EngineSubject:
             "model": manifest.model.id,
             "weights_sha256": manifest.model.weights_sha256,
             "config": manifest.model.config,
+            "key_shares": manifest.shares_by_block,
             "bundle_sha256": self._engine.digest,
             "precision": manifest.precision,
             "backend": self._engine.backend,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import AggregatorConfig, HeadConfig
+from .kept_keys import key_indices
 from .transformer import Block, layer_norm
 
 _MIN_METRIC_SCALE = 1e-8
@@ -22,6 +23,7 @@ class AlternatingAttention(nn.Module):
         super().__init__()
         dim = config.block.dim
         self.taps = config.taps
+        self.key_shares = dict(config.key_shares)
         self.proj_embed: nn.Module = nn.Identity() if input_dim == dim else nn.Linear(input_dim, dim)
         self.self_attention_blocks = nn.ModuleList(Block(config.block) for _ in range(config.depth))
         self.norm = layer_norm(dim)
@@ -33,13 +35,13 @@ class AlternatingAttention(nn.Module):
         else:
             self.view_pos_table = None
 
-    def forward(self, tokens: Tensor, scale_token: Tensor, patches: int) -> tuple[list[Tensor], Tensor]:
+    def forward(self, tokens: Tensor, scale_token: Tensor, rows: int, columns: int) -> tuple[list[Tensor], Tensor]:
         """Exchange information between views.
 
         Args:
             tokens: (B, V, T, E), the patch tokens of each view first, then its extra tokens.
             scale_token: (E,) learned token, appended once per sample.
-            patches: number of patch tokens P of each view.
+            rows, columns: patches of each view along its sides; P is their product.
 
         Returns:
             Three maps (B, V, P, D): the two taps and the last block, all through the final norm; and the normalised
@@ -52,13 +54,19 @@ class AlternatingAttention(nn.Module):
             is_reference = torch.arange(views, device=x.device)[None, :, None, None] == 0
             zero = torch.zeros((), dtype=x.dtype, device=x.device)
             x = x + torch.where(is_reference, self.view_pos_table.to(x.dtype), zero)
+        patches = rows * columns
+        keys = {
+            share: key_indices(views, rows, columns, length - patches, share, x.device)
+            for share in sorted(set(self.key_shares.values()))
+        }
         dim = x.shape[-1]
         x = torch.cat([x.reshape(batch, views * length, dim), scale], dim=1)  # (B, V * T + 1, D)
         maps: list[Tensor] = []
         last = len(self.self_attention_blocks) - 1
         for index, block in enumerate(self.self_attention_blocks):
             if index % 2 == 0:
-                x = block(x)
+                share = self.key_shares.get(index)
+                x = block(x, None if share is None else keys[share])
             else:
                 framewise = block(x[:, :-1].reshape(batch * views, length, dim))
                 x = torch.cat([framewise.reshape(batch, views * length, dim), x[:, -1:]], dim=1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import copy
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,8 @@ from .dense_head import DenseHead, PoseHead, dense_outputs
 from .geometry_encoder import GeometryEncoders
 from .image_encoder import ImageEncoder
 from .transformer import layer_norm
+
+Network = TypeVar("Network", bound="MapAnythingNetwork")
 
 
 class ViewFeatures(NamedTuple):
@@ -74,7 +78,7 @@ class MapAnythingNetwork(GeometryEncoders):
         tokens = fused.reshape(batch, views, h * w, channels)
         if extra_tokens is not None:
             tokens = torch.cat([tokens, extra_tokens], dim=2)
-        maps, scale_token = self.info_sharing(tokens, self.scale_token, h * w)
+        maps, scale_token = self.info_sharing(tokens, self.scale_token, h, w)
         first, second, final = (x.reshape(batch, views, h, w, x.shape[-1]) for x in maps)
         return ViewFeatures(fused, first, second, final), self.scale_head(scale_token)
 
@@ -83,3 +87,26 @@ class MapAnythingNetwork(GeometryEncoders):
         # Permuted and not copied: the convolutions see channels-last memory and keep it, which is faster in eager mode.
         maps = [x.permute(0, 3, 1, 2) for x in features]
         return HeadOutputs(*dense_outputs(self.dense_head(maps)), *self.pose_head(maps[-1]))
+
+
+def shared_copy(network: Network) -> Network:
+    """Return a copy with its own modules and the same parameters: a change replaces a parameter, and costs only its
+    memory."""
+    memo: dict[int, object] = {id(value): value for value in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, memo)
+
+
+def with_key_shares(network: Network, shares: Mapping[int, float]) -> Network:
+    """Return the network with these shares of the keys in its global blocks, and all keys in the others.
+
+    Args:
+        network: it is not changed; the copy has the same parameters.
+        shares: share of the keys by block of the aggregator, as
+            :meth:`mapengine.export.attention.choice.AttentionChoice.key_shares` checks them.
+    """
+    if dict(network.config.aggregator.key_shares) == dict(shares):
+        return network
+    result = shared_copy(network)
+    result.config = network.config.with_key_shares(shares)
+    result.info_sharing.key_shares = dict(shares)
+    return result

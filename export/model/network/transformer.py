@@ -37,13 +37,22 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.form: AttentionForm = "sdpa"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, L, C) -> (N, L, C)."""
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Map (N, L, C) -> (N, L, C).
+
+        Args:
+            x: the tokens.
+            keys: indices (K,) of the tokens that are keys; all of them if None.
+        """
         n, length, dim = x.shape
         qkv = self.qkv(x)
+        if keys is not None:
+            query, rest = qkv.split([dim, 2 * dim], dim=-1)
+            key, value = rest.index_select(1, keys).split(dim, dim=-1)  # one gather for both
         if self.form == "mha":
             # The one form that ONNX Runtime's CPU, OpenVINO and TensorRT-RTX all run without holding L x L scores.
-            query, key, value = qkv.split(dim, dim=-1)
+            if keys is None:
+                query, key, value = qkv.split(dim, dim=-1)
             out = torch.onnx.ops.symbolic(
                 "com.microsoft::MultiHeadAttention",
                 (query, key, value),
@@ -53,8 +62,14 @@ class Attention(nn.Module):
                 version=1,
             )
             return self.proj(out)
-        heads = qkv.reshape(n, length, 3, self.num_heads, dim // self.num_heads)
-        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (N, heads, L, head dim)
+        if keys is None:
+            heads = qkv.reshape(n, length, 3, self.num_heads, dim // self.num_heads)
+            query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (N, heads, L, head dim)
+        else:
+            query, key, value = (
+                y.reshape(n, y.shape[1], self.num_heads, dim // self.num_heads).transpose(1, 2)
+                for y in (query, key, value)
+            )
         out = F.scaled_dot_product_attention(query, key, value)
         return self.proj(out.transpose(1, 2).reshape(n, length, dim))
 
@@ -133,7 +148,7 @@ class Block(nn.Module):
         self.mlp = mlp(config.dim, config.mlp_hidden)
         self.ls2 = LayerScale(config.dim) if config.layer_scale else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, L, C) -> (N, L, C)."""
-        x = x + self.ls1(self.attn(self.norm1(x)))
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Map (N, L, C) -> (N, L, C); ``keys`` as in :class:`Attention`."""
+        x = x + self.ls1(self.attn(self.norm1(x), keys))
         return x + self.ls2(self.mlp(self.norm2(x)))

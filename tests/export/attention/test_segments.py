@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from mapengine.export.attention.choice import AttentionChoice, KernelChoice, parse_choice
+from mapengine.export.attention.choice import AttentionChoice, KernelChoice, LayerChoice, parse_choice
 from mapengine.export.attention.operator import DOMAIN, mark_attention
 from mapengine.export.attention.segments import cut_stage
 from mapengine.export.graphs.weights import save_model
@@ -180,14 +180,16 @@ def test_a_layer_that_is_not_there(half: Path) -> None:
         ("auto", AttentionChoice()),
         ("native", AttentionChoice()),
         ("matmul", AttentionChoice("matmul")),
-        ("flash", AttentionChoice(kernels=((KernelChoice("flash"), None),))),
-        ("sparse:0.75", AttentionChoice(kernels=((KernelChoice("sparse", 0.75), None),))),
-        ("int8-fp8", AttentionChoice(kernels=((KernelChoice("int8-fp8"), None),))),
-        ("sparse-int8:1@2", AttentionChoice(kernels=((KernelChoice("sparse-int8", 1.0), (2,)),))),
-        ("sparse-int8-fp8:0.5", AttentionChoice(kernels=((KernelChoice("sparse-int8-fp8", 0.5), None),))),
+        ("flash", AttentionChoice(parts=((LayerChoice(KernelChoice("flash")), None),))),
+        ("sparse:0.75", AttentionChoice(parts=((LayerChoice(KernelChoice("sparse", 0.75)), None),))),
+        ("int8-fp8", AttentionChoice(parts=((LayerChoice(KernelChoice("int8-fp8")), None),))),
+        ("sparse-int8:1@2", AttentionChoice(parts=((LayerChoice(KernelChoice("sparse-int8", 1.0)), (2,)),))),
+        ("sparse-int8-fp8:0.5", AttentionChoice(parts=((LayerChoice(KernelChoice("sparse-int8-fp8", 0.5)), None),))),
         (
             "int8@0,2/sparse:0.9@4",
-            AttentionChoice(kernels=((KernelChoice("int8"), (0, 2)), (KernelChoice("sparse", 0.9), (4,)))),
+            AttentionChoice(
+                parts=((LayerChoice(KernelChoice("int8")), (0, 2)), (LayerChoice(KernelChoice("sparse", 0.9)), (4,)))
+            ),
         ),
     ],
 )
@@ -212,7 +214,7 @@ def test_what_is_no_kernel(text: str) -> None:
     [
         ("flash@", r"names no blocks behind the @"),
         ("flash@a", r"names no blocks behind the @"),
-        ("flash@1", r"flash is asked for in block 1 .* over all views, which kernels are for, are 0, 2, 4"),
+        ("flash@1", r"flash is asked for in block 1 .* over all views, which it is for, are 0, 2, 4"),
         ("flash@6", r"in block 6"),
         ("flash@0/int8@0", r"names block 0 twice, for flash and int8"),
         ("flash/int8@2", r"names block 2 twice"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from mapengine.export.model.network.model import shared_copy
 from mapengine.export.model.reference import MapAnything
-from mapengine.export.quantization.fold import shared_copy
 
 CHANNELS = (3, 17)
 """Behind every LayerNorm of a block."""

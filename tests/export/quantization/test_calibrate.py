@@ -15,6 +15,7 @@ from mapengine.calibration.data.cases import FIRST_SEED, Cases, folder_cases, ma
 from mapengine.calibration.evaluation import evaluate
 from mapengine.calibration.ranges import FORMATS, Calibration, Histogram, quantize, weight_scales
 from mapengine.calibration.scenes import render_scene
+from mapengine.export.model.network.model import shared_copy
 from mapengine.export.model.reference import MapAnything
 from mapengine.export.quantization import (
     CalibrationOptions,
@@ -28,7 +29,6 @@ from mapengine.export.quantization import (
 from mapengine.export.quantization.budget import quantized_share
 from mapengine.export.quantization.calibrate import choose_token_range
 from mapengine.export.quantization.fake_quantization import fake_quantize
-from mapengine.export.quantization.fold import shared_copy
 from mapengine.export.quantization.layers import find_layers, linear
 from mapengine.export.quantization.observe import Observer
 from mapengine.export.quantization.quality import FIRST_SEED as FIRST_SCENE
