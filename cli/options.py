@@ -32,6 +32,11 @@ def one_of(values: Sequence[str]) -> dict[str, Any]:
     return {"parser": value, "metavar": "|".join(values)}
 
 
+def _attention_form(text: str) -> str:
+    """Read a form of attention, or forms with shares of the keys, which the export reads further."""
+    return text if ":" in text else str(one_of(("auto", *ATTENTIONS))["parser"](text))
+
+
 class Device(str, Enum):
     """What to do where the device of a bundle is missing."""
 
@@ -65,10 +70,11 @@ BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder t
 AttentionOption = Annotated[
     str,
     typer.Option(
-        **one_of(("auto", *ATTENTIONS)),
+        parser=_attention_form,
+        metavar="|".join(("auto", *ATTENTIONS)),
         help="How attention is written: mha (ONNX Runtime, OpenVINO, TensorRT-RTX), attention (TensorRT 10.14 and "
         "later), matmul (older parsers, such as JetPack's TensorRT 10.3); auto is what the backend fuses (mha for a "
-        "plain export).",
+        "plain export). Behind it a share of the keys of some layers, as in mha:kv=0.25@2,4.",
     ),
 ]
 BuildAttentionOption = Annotated[
@@ -78,7 +84,8 @@ BuildAttentionOption = Annotated[
         help="What computes attention over all views on a GPU: native is the library's own; flash, int8, int8-fp8, "
         "sparse:0.9, sparse-int8:0.9 and sparse-int8-fp8:0.9 are our kernels, for single blocks as in "
         "int8@0,2/sparse:0.9@4; auto is what was measured as faster. mha, attention and matmul are native in one way "
-        "of writing it in the ONNX files.",
+        "of writing it in the ONNX files. Behind all but sparse and auto a share of the keys may stand, on every "
+        "backend: native:kv=0.25@2,4 keeps a quarter of them in blocks 2 and 4.",
     ),
 ]
 Revision = Annotated[

@@ -3,7 +3,7 @@
 Follows FlashAttention-2 (arXiv 2307.08691, algorithm 1): one program per block of queries and head keeps its output
 block in registers and streams the keys and values past it.
 
-* FLOPs: 4 B H L^2 D, and B H L^2 exponentials.
+* FLOPs: 4 B H L K D, and B H L K exponentials, for K keys, which are as many as queries unless some were left out.
 * Traffic: queries are read and the output is written once; every block of queries reads all keys and values of its
   head, 2 B H L^2 D / block_m elements, which L2 serves when the programs of a head run side by side (they do: the
   block of queries is the fastest grid axis). DRAM sees 4 B H L D elements.
@@ -29,13 +29,14 @@ with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs P
     from torch import Tensor
 
 
-@triton.jit(do_not_specialize=["length", "heads"])
+@triton.jit(do_not_specialize=["length", "key_length", "heads"])
 def dense_attention_kernel(
     query,  # (B, L, H, D)
-    key,  # (B, L, H, D)
-    value,  # (B, L, H, D)
+    key,  # (B, K, H, D)
+    value,  # (B, K, H, D)
     out,  # (B, L, H, D)
     length,  # L
+    key_length,  # K
     heads,  # H
     in_batch,  # strides in elements; those of query, key and value are equal
     in_token,
@@ -68,7 +69,7 @@ def dense_attention_kernel(
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, D], tl.float32)
     step = BLOCK_N * wide(in_token)
-    blocks = length // BLOCK_N
+    blocks = key_length // BLOCK_N
     for _ in tl.range(0, blocks):
         k = tl.load(key_tile)
         v = tl.load(value_tile)
@@ -76,7 +77,7 @@ def dense_attention_kernel(
         peak, total, acc = softmax_step(scores, scale, peak, total, acc, v, False, False)
         key_tile += step
         value_tile += step
-    left = length - blocks * BLOCK_N
+    left = key_length - blocks * BLOCK_N
     if left > 0:  # the last block of keys is not full
         valid = columns < left  # (N,)
         k = tl.load(key_tile, mask=valid[None, :], other=0.0)
@@ -94,6 +95,8 @@ def dense_attention_kernel(
 def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Compute attention over (B, L, H, D) float16 or bfloat16 tensors of equal strides -> contiguous (B, L, H, D).
 
+    Keys and values of one sequence may have another length.
+
     Raises:
         KernelInputError: no kernel takes these tensors.
     """
@@ -107,6 +110,7 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         value,
         out,
         shape.length,
+        shape.key_length,
         shape.heads,
         *shape.strides,
         *out.stride()[:3],

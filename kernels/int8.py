@@ -31,16 +31,17 @@ with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs P
     from torch import Tensor
 
 
-@triton.jit(do_not_specialize=["length", "heads"])
+@triton.jit(do_not_specialize=["length", "key_length", "heads"])
 def int8_attention_kernel(
     query,  # (B, H, L, D) int8
-    key,  # (B, H, L, D) int8
-    value,  # (B, L, H, D), or (B, H, D, pitch) e4m3
+    key,  # (B, H, K, D) int8
+    value,  # (B, K, H, D), or (B, H, D, pitch) e4m3
     query_scale,  # (B, H, ceil(L / GROUP)) float32
-    key_scale,  # (B, H, ceil(L / BLOCK_N)) float32
+    key_scale,  # (B, H, ceil(K / BLOCK_N)) float32
     value_scale,  # (B, H, D) float32; unused unless VALUE_FP8
     out,  # (B, L, H, D)
     length,  # L
+    key_length,  # K
     heads,  # H
     value_batch,  # strides in elements
     value_token,  # of a token, or pitch: of a channel
@@ -71,7 +72,7 @@ def int8_attention_kernel(
         query_scale + sequence * tl.cdiv(length, GROUP) + (start_m + rows) // GROUP, mask=row_valid, other=1.0
     )
     row_scale *= scale  # (M,)
-    key_tile = key + wide(sequence) * length * D + columns[None, :] * D + channels[:, None]  # (D, N) transposed
+    key_tile = key + wide(sequence) * key_length * D + columns[None, :] * D + channels[:, None]  # (D, N) transposed
     value_tile = value + batch * value_batch + head * value_head  # (N, D)
     if VALUE_FP8:
         value_tile += columns[:, None] + channels[None, :] * value_token
@@ -79,8 +80,8 @@ def int8_attention_kernel(
     else:
         value_tile += columns[:, None] * value_token + channels[None, :]
         value_step = BLOCK_N * wide(value_token)
-    blocks = length // BLOCK_N
-    scales = key_scale + sequence * tl.cdiv(length, BLOCK_N)
+    blocks = key_length // BLOCK_N
+    scales = key_scale + sequence * tl.cdiv(key_length, BLOCK_N)
 
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -93,7 +94,7 @@ def int8_attention_kernel(
         peak, total, acc = softmax_step(scores, logit_scale, peak, total, acc, v, True, VALUE_FP8)
         key_tile += BLOCK_N * D
         value_tile += value_step
-    left = length - blocks * BLOCK_N
+    left = key_length - blocks * BLOCK_N
     if left > 0:  # the last block of keys is not full
         valid = columns < left  # (N,)
         k = tl.load(key_tile, mask=valid[None, :], other=0)
@@ -122,6 +123,8 @@ def check_fp8(query: Tensor) -> None:
 def int8_attention(query: Tensor, key: Tensor, value: Tensor, *, fp8_values: bool = False) -> Tensor:
     """Compute attention over (B, L, H, D) float16 or bfloat16 tensors of equal strides -> contiguous (B, L, H, D).
 
+    Keys and values of one sequence may have another length.
+
     Raises:
         KernelInputError: no kernel takes these tensors.
         KernelUnavailableError: FP8 values on a GPU before sm_89.
@@ -146,6 +149,7 @@ def int8_attention(query: Tensor, key: Tensor, value: Tensor, *, fp8_values: boo
         value_scale,
         out,
         shape.length,
+        shape.key_length,
         shape.heads,
         *value_strides,
         *out.stride()[:3],

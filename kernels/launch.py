@@ -25,6 +25,7 @@ class AttentionShape:
 
     batch: int
     length: int
+    key_length: int
     heads: int
     head_dim: int
     strides: tuple[int, int, int]
@@ -57,20 +58,25 @@ def check_attention(query: Tensor, key: Tensor, value: Tensor) -> AttentionShape
         raise KernelInputError(f"the head size is {head_dim}; the kernels have {', '.join(map(str, HEAD_DIMS))}")
     if query.dtype not in (torch.float16, torch.bfloat16):
         raise KernelInputError(f"queries are {query.dtype}; the kernels take float16 and bfloat16")
+    # The keys of one sequence may be a choice of its tokens; their number does not move a token or a head.
+    keys = key.shape[1] if batch == 1 and key.ndim == 4 else length
     for name, other in (("keys", key), ("values", value)):
-        for what in ("shape", "dtype", "device"):
-            if getattr(other, what) != getattr(query, what):
+        wanted = {"shape": torch.Size((batch, keys, heads, head_dim)), "dtype": query.dtype, "device": query.device}
+        for what, value_wanted in wanted.items():
+            if getattr(other, what) != value_wanted:
                 raise KernelInputError(
-                    f"{name} have the {what} {getattr(other, what)}, queries {getattr(query, what)}; make them equal"
+                    f"{name} have the {what} {getattr(other, what)}, and beside these queries it must be {value_wanted}"
                 )
-        if other.stride() != query.stride():
+        if other.stride()[batch == 1 :] != query.stride()[batch == 1 :]:
             raise KernelInputError(
                 f"{name} have the strides {other.stride()}, queries {query.stride()}; take all three from one qkv "
                 "tensor, or make all of them contiguous"
             )
+    if keys == 0:
+        raise KernelInputError("there are no keys; give at least one")
     if query.stride(3) != 1:
         raise KernelInputError(f"the channels of a head have the stride {query.stride(3)}; make them contiguous")
-    return AttentionShape(batch, length, heads, head_dim, (query.stride(0), query.stride(1), query.stride(2)))
+    return AttentionShape(batch, length, keys, heads, head_dim, (query.stride(0), query.stride(1), query.stride(2)))
 
 
 @lru_cache

@@ -34,9 +34,10 @@ from .tuning import (
 )
 
 DTYPES = ("fp16", "bf16")
-GIVEN = ("length", "heads", "batch", "in_token", "view_tokens", "extra_tokens", "threshold")
-"""What an engine says of an attention over one sequence: tokens L, heads H, 1, elements from a token of the inputs to
-the next, tokens and class tokens of a view, and the share of the mass that a block-sparse kernel keeps."""
+GIVEN = ("length", "key_length", "heads", "batch", "in_token", "view_tokens", "extra_tokens", "threshold")
+"""What an engine says of an attention over one sequence: tokens L, keys K (as many, but for a choice of them), heads H,
+1, elements from a token of the inputs to the next, tokens and class tokens of a view, and the share of the mass that a
+block-sparse kernel keeps."""
 Grid = tuple[tuple[str, int], tuple[str, int]]
 """Programs along x and y: each the named size divided by the number, rounded up."""
 
@@ -147,7 +148,7 @@ def _attention(dim: int, dtype: str) -> Iterator[Variant]:
         given = {"query": "int8_query", "key": "int8_key", "in_token": str(dim), "in_head": f"{dim}*length"}
         if fp8:
             pointers["value"] = "fp8e4nv"
-            pitch = f"{KEY_BLOCK}*length/{KEY_BLOCK}"  # the stride of a "token" is that of a channel
+            pitch = f"{KEY_BLOCK}*key_length/{KEY_BLOCK}"  # the stride of a "token" is that of a channel
             given |= {"value": "fp8_value", "value_token": pitch, "value_head": f"{dim}*{pitch}"}
         else:
             given["value_scale"] = "query_scale"  # not read
@@ -183,12 +184,12 @@ def _preparation(dim: int, dtype: str) -> Iterator[Variant]:
             {"MAXIMUM": maximum, "D": dim, "ROWS": STATISTICS_ROWS},
             _per("splits", 1),
             parameters={"splits": SPLITS},
-            given={"x": "value" if maximum else "key", "out": out},
+            given={"x": "value" if maximum else "key", "out": out, "length": "key_length"},
             workspace={out: f"{4 * dim * SPLITS}*heads"},
         )
     for keys in (False, True):
         side, many = ("key", "keys") if keys else ("query", "queries")
-        group = KEY_BLOCK if keys else QUERY_GROUP
+        group, length = (KEY_BLOCK, "key_length") if keys else (QUERY_GROUP, "length")
         out, scales = f"int8_{side}", f"{side}_scale"
         yield Variant(
             f"quantize-{many}-{dtype}-d{dim}",
@@ -197,9 +198,12 @@ def _preparation(dim: int, dtype: str) -> Iterator[Variant]:
             dim,
             {"x": dtype, "sums": "fp32", "out": "i8", "scales": "fp32"},
             {"SMOOTH": keys, "GROUP": group, "SPLITS": SPLITS, "D": dim},
-            _per("length", group),
-            given={"x": side, "sums": "sums" if keys else scales, "out": out, "scales": scales},  # read for keys only
-            workspace={out: f"{dim}*heads*length", scales: f"4*heads*length/{group}"},
+            _per(length, group),
+            given={
+                **{"x": side, "out": out, "scales": scales, "length": length},
+                "sums": "sums" if keys else scales,  # read for keys only
+            },
+            workspace={out: f"{dim}*heads*{length}", scales: f"4*heads*{length}/{group}"},
         )
         block = KEY_BLOCK if keys else QUERY_BLOCK
         yield Variant(
@@ -220,11 +224,11 @@ def _preparation(dim: int, dtype: str) -> Iterator[Variant]:
         dim,
         {"value": dtype, "maxima": "fp32", "out": "fp8e4nv", "scales": "fp32"},
         {"BLOCK": KEY_BLOCK, "SPLITS": SPLITS, "D": dim},
-        _per("length", KEY_BLOCK),
+        _per("key_length", KEY_BLOCK),
         first_architecture=FP8_FROM,
-        given={"out": "fp8_value", "scales": "value_scale"},
+        given={"out": "fp8_value", "scales": "value_scale", "length": "key_length"},
         workspace={
-            "fp8_value": f"{dim * KEY_BLOCK}*heads*length/{KEY_BLOCK}",
+            "fp8_value": f"{dim * KEY_BLOCK}*heads*key_length/{KEY_BLOCK}",
             "value_scale": f"{4 * dim}*heads",
         },
     )

@@ -66,7 +66,7 @@ def mark(source: Path, graph: Path, target: Path, attention: str) -> Path:
     manifest = Bundle.open(source, verify=False).manifest
     layers = AttentionChoice.parse(attention).layers(parse_config(manifest.model.config, "test"))
     model = ir.load(graph)
-    mark_attention(model.graph, layers, manifest.model.extra_tokens)
+    mark_attention(model.graph, layers, manifest.model.extra_tokens, manifest.shares_by_block)
     save_model(model, target)
     return target
 
@@ -98,8 +98,10 @@ def write_chain(
             if file.stem != STAGE and file.name != "manifest.json":
                 shutil.copyfile(file, writer.folder / file.name)
         parts = []
+        shares = {entry.key_share for entry in attention if entry.key_share is not None}
         for segment in segments:
-            magnitudes = segment_profiles(old.optimization_profiles, (*segment.inputs, *segment.outputs), 1)
+            tensors = (*segment.inputs, *segment.outputs)
+            magnitudes = segment_profiles(old.optimization_profiles, tensors, 1, shares)
             spec = StageSpec(None, segment.inputs, segment.outputs, opset=old.opset, optimization_profiles=magnitudes)
             parts.append(write_segment(writer, segment, spec))
         chain = replace(old, file=None, data=(), segments=tuple(parts), attention=attention)

@@ -193,6 +193,20 @@ def tiny_bundle(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory, r
 
 
 @pytest.fixture(scope="session")
+def few_keys_bundle(shared_folder: Path, request: pytest.FixtureRequest) -> Path:
+    """A real bundle of ``preset:tiny`` that keeps a quarter of the keys in block 0 and half of them in block 4."""
+    bundle = shared_folder / "few-keys-bundle"
+    if not bundle.is_dir():
+        request.getfixturevalue("shared_traces")
+        from mapengine.export import build_engine, load_model
+
+        with FileLock(f"{bundle}.lock"):
+            if not bundle.is_dir():
+                build_engine(load_model("preset:tiny"), bundle, attention="native:kv=0.25@0/mha:kv=0.5@4")
+    return bundle
+
+
+@pytest.fixture(scope="session")
 def made_engine(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the bundle and the samples that ``make engine`` leaves behind, but of a smaller network.
 

@@ -49,7 +49,9 @@ def test_the_manifest_of_a_chain_follows_it(manifest: Manifest) -> None:
     ("path", "value"),
     [
         (("precision",), "fp64"),
-        (("schema_version",), 8),
+        (("schema_version",), 9),
+        (("key_shares",), [{"block": 2}]),
+        (("key_shares",), {"2": 0.25}),
         (("extra",), 1),
         (("created_by", "mapengine"), ""),
         (("model", "weights_sha256"), "A" * 64),

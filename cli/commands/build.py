@@ -133,6 +133,7 @@ def build(
     Example:
       mapengine build facebook/map-anything-apache build/engine --views 1:8:64
       mapengine build preset:tiny build/engine --resolution 518x392,392x518
+      mapengine build preset:tiny build/engine --attention native:kv=0.25@2,4
       mapengine build preset:tiny build/engine --backend tensorrt-rtx --precision fp16
       mapengine build build/onnx build/engine --backend tensorrt
       mapengine build build/onnx build/engine --backend tensorrt-rtx --attention int8

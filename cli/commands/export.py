@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from mapengine.runtime.backend_table import EIGHT_BIT, PRECISIONS
+from mapengine.runtime.errors import InputError
 from mapengine.runtime.writing.folders import atomic_folder
 from mapengine.runtime.writing.output_checks import InputPaths
 
 from ..console import Steps
 from ..extras import needs
-from ..options import AttentionOption, Model, Revision, one_of
+from ..options import AttentionOption, Model, Revision, one_of, value_of
 from ..outputs import check_folder
 from ..tables import StageRow, show_stages
 
@@ -46,17 +47,26 @@ def export(
     \b
     Example:
       mapengine export preset:tiny build/onnx --attention matmul --precision fp16
+      mapengine export preset:tiny build/onnx --attention matmul:kv=0.25@2,4
     """
 
     check_folder(out, _KIND, InputPaths([model]))
     with needs("export"):
+        from mapengine.export.attention.choice import AttentionChoice
         from mapengine.export.bundles.onnx import model_metadata, write_graphs
         from mapengine.export.graphs.tracing import export_added_stages
+        from mapengine.export.model.network.model import with_key_shares
         from mapengine.export.model.reference import load_model
-    form = cast("AttentionExport", "mha" if attention == "auto" else attention)
+    with value_of("--attention"):
+        choice = AttentionChoice.parse(attention)
+        if choice.kernels:
+            raise InputError(f"attention {attention!r} names kernels, which bundles have; use mapengine build")
+    form = cast("AttentionExport", "mha" if choice.form == "auto" else choice.form)
     with Steps() as step:
         step(f"loading {model}")
         network = load_model(model, revision)
+        with value_of("--attention"):
+            network = with_key_shares(network, choice.key_shares(network.config))
         with atomic_folder(out, _KIND) as folder:
             origin = model_metadata(network, network.weights_hash())
             graphs = write_graphs(network, folder, precision=precision, attention=form, origin=origin, report=step)

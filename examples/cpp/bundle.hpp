@@ -36,7 +36,7 @@ public:
             throw Failure(folder.string() + ": holds no readable manifest.json; name the folder of a bundle");
         manifest_ = json::parse(file);
         const json& version = manifest_.at("schema_version");
-        if (version != 6 && version != 7) refuse("is of version " + version.dump() + ", and this program reads 6 and 7");
+        if (version != 6 && version != 7 && version != 8) refuse("is of version " + version.dump() + ", and this program reads 6 to 8");
         bool served = false;
         for (const json& backend : manifest_.at("backends")) served = served || backend.at("name") == "openvino";
         if (!served) refuse("is not for OpenVINO");

@@ -16,20 +16,23 @@ from mapengine.kernels.tuning import HEAD_DIMS
 from mapengine.runtime.bundle.kernel_attention import KernelAttention
 from mapengine.runtime.errors import ExportError
 
-from .choice import KernelChoice
+from .choice import LAYER, KernelChoice
 
 DOMAIN = "mapengine"
 OPERATOR = "Attention"
 VERSION = 1
 
 
-def mark_attention(graph: ir.Graph, layers: Mapping[str, KernelChoice], extra_tokens: int) -> None:
+def mark_attention(
+    graph: ir.Graph, layers: Mapping[str, KernelChoice], extra_tokens: int, shares: Mapping[int, float] = {}
+) -> None:
     """Replace ``MultiHeadAttention`` of the named layers by ``mapengine::Attention``, in place.
 
     Args:
         layers: names of attention modules, such as ``info_sharing.self_attention_blocks.0.attn``, with what computes
             them.
         extra_tokens: class tokens at the end of each view's tokens.
+        shares: share of the tokens that are keys in the graph, by block of the aggregator; all in the others.
 
     Raises:
         ExportError: a layer has no such attention, or one of a type or with heads that no kernel is compiled for.
@@ -39,13 +42,16 @@ def mark_attention(graph: ir.Graph, layers: Mapping[str, KernelChoice], extra_to
         for node in graph
         if node.op_type == "MultiHeadAttention" and (layer := str(node.name).rpartition("/")[0]) in layers
     }
+    by_layer = {LAYER.format(block): share for block, share in shares.items()}
     for layer, choice in layers.items():
         if layer not in found:
             raise ExportError(f"{layer}: there is no attention that {choice} could compute; export the stage again")
-        _mark(graph, found[layer], layer, choice, extra_tokens)
+        _mark(graph, found[layer], layer, choice, extra_tokens, by_layer.get(layer))
 
 
-def _mark(graph: ir.Graph, node: ir.Node, layer: str, choice: KernelChoice, extra_tokens: int) -> None:
+def _mark(
+    graph: ir.Graph, node: ir.Node, layer: str, choice: KernelChoice, extra_tokens: int, share: float | None
+) -> None:
     inputs = [value for value in node.inputs if value is not None]
     channels = _channels(inputs[0])
     heads = node.attributes["num_heads"].as_int()
@@ -66,6 +72,8 @@ def _mark(graph: ir.Graph, node: ir.Node, layer: str, choice: KernelChoice, extr
     }
     if choice.threshold is not None:
         attributes["threshold"] = choice.threshold
+    if share is not None:
+        attributes["key_share"] = repr(share)  # text, because a number would be rounded to float32
     made = ir.node(OPERATOR, _packed(inputs) or inputs, attributes, domain=DOMAIN, name=f"{layer}/{OPERATOR}")
     old, new = node.outputs[0], made.outputs[0]
     name = old.name
@@ -102,7 +110,7 @@ def read_attention(node: ir.Node) -> KernelAttention:
     """Return what a node says, with the names of its tensors."""
     names = [str(value.name) for value in node.inputs if value is not None]
     query, key, value = names * 3 if len(names) == 1 else names
-    threshold = node.attributes.get("threshold")
+    threshold, share = node.attributes.get("threshold"), node.attributes.get("key_share")
     dtype = node.outputs[0].dtype
     assert dtype is not None
     return KernelAttention(
@@ -117,4 +125,5 @@ def read_attention(node: ir.Node) -> KernelAttention:
         value=value,
         out=str(node.outputs[0].name),
         extra_tokens=node.attributes["extra_tokens"].as_int(),
+        key_share=None if share is None else float(share.as_string()),
     )

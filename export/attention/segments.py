@@ -15,6 +15,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from mapengine.runtime.bundle.kept_keys import keys_axis
 from mapengine.runtime.bundle.kernel_attention import TOKENS, KernelAttention
 from mapengine.runtime.bundle.stages import StageSpec, TensorSpec
 from mapengine.runtime.errors import ExportError
@@ -39,16 +40,22 @@ class Segment:
 
 
 def cut_at_kernels(
-    graph: Path, folder: Path, spec: StageSpec, kernels: Mapping[str, KernelChoice], extra_tokens: int
+    graph: Path,
+    folder: Path,
+    spec: StageSpec,
+    kernels: Mapping[str, KernelChoice],
+    extra_tokens: int,
+    shares: Mapping[int, float] = {},
 ) -> tuple[tuple[Segment, ...], tuple[KernelAttention, ...]]:
     """Leave attention of a stage to kernels, and cut it there; see :func:`cut_stage`.
 
     Args:
         graph: the stage, whose attention is ``mha`` in the layers of ``kernels``.
         kernels: attention modules with what computes them. extra_tokens: class tokens per view.
+        shares: of the keys, by block; see :func:`.operator.mark_attention`.
     """
     model = ir.load(graph)
-    mark_attention(model.graph, kernels, extra_tokens)
+    mark_attention(model.graph, kernels, extra_tokens, shares)
     marked = folder / "marked" / graph.name
     marked.parent.mkdir()
     save_model(model, marked)
@@ -168,7 +175,7 @@ def _reads(
 
 
 def _crossing(value: ir.Value, attention: Iterable[KernelAttention]) -> TensorSpec:
-    """Describe a tensor that crosses a cut, (1, L, C)."""
+    """Describe a tensor that crosses a cut: (1, L, C), or (1, K, C) where it is one of fewer keys or their values."""
     shape = (
         None
         if value.shape is None
@@ -177,7 +184,9 @@ def _crossing(value: ir.Value, attention: Iterable[KernelAttention]) -> TensorSp
     if value.name in {cut.out for cut in attention} or (shape is not None and len(shape) == 3 and shape[0] == 1):
         channels = None if shape is None else shape[2]
         if isinstance(channels, int) and value.dtype is not None and value.dtype.is_floating_point():
-            return TensorSpec(str(value.name), value.dtype.numpy().name, (1, TOKENS, channels))
+            shares = [cut.key_share for cut in attention if value.name in (cut.key, cut.value)]
+            axis = TOKENS if not shares or shares[0] is None else keys_axis(shares[0])
+            return TensorSpec(str(value.name), value.dtype.numpy().name, (1, axis, channels))
     raise ExportError(
         f"{value.name} of type {value.dtype} and shape {shape} would cross a cut; only features of all tokens can"
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from mapengine.kernels.tuning import ARCHITECTURES, FP8_FROM
 from mapengine.kernels.variants import launch_order
 from mapengine.runtime.backends.libraries import import_library
+from mapengine.runtime.bundle.kept_keys import kept_keys, keys_axis
 from mapengine.runtime.bundle.kernel_attention import TOKENS, KernelAttention, KernelCode, all_tokens
 from mapengine.runtime.bundle.manifest import StageSpec, TensorSpec
 from mapengine.runtime.bundle.requests import Range, ServedRequests
@@ -132,6 +133,7 @@ def compile_chain(
     profiles: Profiles,
     kernels: Mapping[str, KernelChoice],
     extra_tokens: int,
+    shares: Mapping[int, float] = {},
     fraction: Fraction | None = None,
 ) -> tuple[StageSpec, tuple[KernelCode, ...]]:
     """Cut a stage at its attention, compile the segments, and the kernels that run between them.
@@ -141,6 +143,7 @@ def compile_chain(
         graph: the stage, whose attention is ``mha`` in the layers of ``kernels``. scratch: folder for its segments.
         spec: of the stage. profiles: of the stage.
         kernels: attention modules with what computes them. extra_tokens: class tokens per view.
+        shares: of the keys in the graph, by block of the aggregator.
         fraction: called with the progress of a segment.
 
     Returns:
@@ -149,12 +152,12 @@ def compile_chain(
     Raises:
         ExportError: a layer is not there, or something cannot be cut or compiled.
     """
-    segments, cuts = cut_at_kernels(graph, scratch, spec, kernels, extra_tokens)
+    segments, cuts = cut_at_kernels(graph, scratch, spec, kernels, extra_tokens, shares)
     attention = tuple(with_launches(entry) for entry in cuts)
     parts = []
     for segment in segments:
         part = StageSpec(None, segment.inputs, segment.outputs, opset=spec.opset)
-        ranges = segment_profiles(profiles, (*segment.inputs, *segment.outputs), extra_tokens)
+        ranges = segment_profiles(profiles, (*segment.inputs, *segment.outputs), extra_tokens, shares.values())
         parts.append(compiler.compile(writer, segment.path, part, ranges, fraction))
     chain = StageSpec(
         None,
@@ -176,18 +179,17 @@ def with_launches(attention: KernelAttention) -> KernelAttention:
 
 
 def segment_profiles(
-    profiles: Profiles, tensors: Sequence[TensorSpec], extra_tokens: int
+    profiles: Profiles, tensors: Sequence[TensorSpec], extra_tokens: int, shares: Iterable[float] = ()
 ) -> tuple[Mapping[str, Range], ...]:
-    """Return the profiles of a stage for the axes of a segment's tensors, with the number of all tokens that
-    follows."""
+    """Return the profiles of a stage for the axes of a segment's tensors, with the number of all tokens and of the keys
+    of these shares, which follow."""
     axes = {str(axis).rpartition("*")[2] for tensor in tensors for axis in tensor.shape if isinstance(axis, str)}
     found = []
     for profile in profiles:
-        ends = []
-        for end in ("min", "opt", "max"):
-            views, rows, columns = (getattr(profile[axis], end) for axis in _AXES)
-            ends.append(all_tokens(views, rows, columns, extra_tokens))
-        known = {**profile, TOKENS: Range(*ends)}
+        ends = [[getattr(profile[axis], end) for axis in _AXES] for end in ("min", "opt", "max")]
+        known = {**profile, TOKENS: Range(*(all_tokens(*sizes, extra_tokens) for sizes in ends))}
+        for share in shares:
+            known[keys_axis(share)] = Range(*(kept_keys(*sizes, extra_tokens, share) for sizes in ends))
         found.append({axis: limits for axis, limits in known.items() if axis in axes})
     return tuple(found)
 

@@ -161,9 +161,9 @@ def _write_stages(
                     quantization = replace(quantization, products={**quantization.products, name: wanted})
             profiles = stage_profiles(recipe.requests, name, compiler.backend)
             if recipe.kernels and name == "aggregator":
-                extra = source.manifest.model.extra_tokens
+                extra, shares = source.manifest.model.extra_tokens, source.manifest.shares_by_block
                 stages[name], codes = compile_chain(
-                    compiler, writer, graph, scratch, spec, profiles, recipe.kernels, extra, fraction
+                    compiler, writer, graph, scratch, spec, profiles, recipe.kernels, extra, shares, fraction
                 )
             else:
                 stages[name] = compiler.compile(writer, graph, spec, profiles, fraction)

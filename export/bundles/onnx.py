@@ -42,6 +42,7 @@ from mapengine.runtime.checks.parity import Predictions
 from ..graphs.processors import rewrite_for_processors
 from ..graphs.tracing import AttentionExport, ExportedStage, export_added_stages, export_stages
 from ..model.checkpoint import parameter_count
+from ..model.config import AggregatorConfig
 from ..model.reference import MapAnything
 from ..precision import LoweredStage, load_runnable, lower_precision, measure_magnitudes
 from ..quantization import QuantizedNetwork
@@ -190,7 +191,7 @@ def write_onnx_bundle(recipe: GraphRecipe, writer: BundleWriter, report: Report)
         reduced_precision=None if recipe.precision == "fp32" else graphs.reduced or ReducedPrecision(),
         quantization=None if graphs.quantization is None else replace(graphs.quantization, rest=recipe.rest),
         attention=recipe.attention,
-        key_shares=tuple(KeyShare(*entry) for entry in model.config.aggregator.key_shares),
+        key_shares=_key_shares(model.config.aggregator),
         format="onnx",
         backends=_backends(backends),
         requests=recipe.requests,
@@ -277,6 +278,11 @@ def _model_info(model: MapAnything, weights_sha256: str) -> ModelInfo:
         dim=config.aggregator.block.dim,
         extra_tokens=int(config.use_class_token),
     )
+
+
+def _key_shares(config: AggregatorConfig) -> tuple[KeyShare, ...]:
+    shares = dict(config.key_shares)
+    return tuple(KeyShare(block, shares.get(block, 1.0)) for block in range(0, config.depth, 2)) if shares else ()
 
 
 def _stage_spec(stage: ExportedStage | LoweredStage, writer: BundleWriter, requests: ServedRequests) -> StageSpec:

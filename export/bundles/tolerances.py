@@ -141,7 +141,12 @@ def kernel_tolerance(bundle: Bundle, kernels: Mapping[str, KernelChoice], scratc
     manifest = bundle.manifest
     spec = manifest.stages["aggregator"]
     segments, attention = cut_at_kernels(
-        bundle.stage_path("aggregator"), scratch, spec, kernels, manifest.model.extra_tokens
+        bundle.stage_path("aggregator"),
+        scratch,
+        spec,
+        kernels,
+        manifest.model.extra_tokens,
+        manifest.shares_by_block,
     )
 
     def load(path: Path) -> StageRunner:

@@ -7,7 +7,6 @@ token. The grid has the square root of the share along both sides, rounded up.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..typed_json.codec import Fail
@@ -18,7 +17,7 @@ _STEPS = 2**16
 
 @dataclass(frozen=True)
 class KeyShare:
-    """A block of the aggregator with attention over all views, and the share of its keys that it keeps, below 1."""
+    """A block of the aggregator with attention over all views, and the share of the keys that it keeps."""
 
     block: Count
     share: Measure
@@ -27,15 +26,13 @@ class KeyShare:
         """Refuse a block that attends within views, and a share that is none."""
         if self.block % 2:
             fail("block", f"must be one with attention over all views, which have even numbers, not {self.block}")
-        if not 0 < self.share < 1:
-            fail("share", f"must be above 0 and below 1, not {self.share:g}")
+        if not 0 < self.share <= 1:
+            fail("share", f"must be above 0 and up to 1, not {self.share:g}")
 
 
-def largest_share(shares: Iterable[KeyShare], depth: int) -> float:
-    """Return the share of the keys that the block with the most of them keeps, of an aggregator with ``depth``
-    blocks."""
-    known = {entry.block: entry.share for entry in shares}
-    return max((known.get(block, 1.0) for block in range(0, depth, 2)), default=1.0)
+def keys_axis(share: float) -> str:
+    """Return the name of the axis that keys have where ``share`` of them are kept."""
+    return f"keys_{share!r}"
 
 
 def side_steps(share: float) -> int:

@@ -66,10 +66,11 @@ class KernelAttention:
         threshold: share of the attention's mass that a sparse kernel keeps, in (0, 1]; None for the others.
         num_heads, head_dim: H and D.
         dtype: ``float16`` or ``bfloat16``, of all tensors.
-        query, key, value: tensors (1, L, H * D) that the segment before gives; or all three the same tensor
-            (1, L, 3 * H * D), which is packed.
+        query, key, value: tensors (1, L, H * D) that the segment before gives, (1, K, H * D) for the K keys of a
+            ``key_share``; or all three the same tensor (1, L, 3 * H * D), which is packed.
         out: tensor (1, L, H * D) that the segment behind reads.
         extra_tokens: class tokens at the end of each view's tokens.
+        key_share: share of the tokens that are keys, see :mod:`.kept_keys`; None for all.
         launches: the kernels that compute it, in order; per launch those of which the first is taken that is for so
             many tokens. Empty in bundles from before it was recorded.
     """
@@ -86,6 +87,7 @@ class KernelAttention:
     out: str
     extra_tokens: Annotated[int, Bounds(0, 1)]
     launches: Annotated[tuple[tuple[str, ...], ...], ADDED] = ()
+    key_share: Annotated[Measure | None, ADDED] = None
 
     @property
     def name(self) -> str:
@@ -107,6 +109,8 @@ class KernelAttention:
         given = self.threshold is not None
         if given != self.traits.sparse or (self.threshold is not None and not 0 < self.threshold <= 1):
             fail("threshold", "must be a share above 0 and up to 1 for a sparse kernel, and null otherwise")
+        if self.key_share is not None and (not 0 < self.key_share < 1 or self.traits.sparse or self.packed):
+            fail("key_share", "must be null for a sparse kernel and for packed tensors, and else above 0 and below 1")
 
 
 _FACTOR = r"([a-z_][a-z0-9_]{0,63}|\d{1,18}|\d{1,9}\.\d{1,24})(/[1-9]\d{0,17})?"
@@ -141,7 +145,7 @@ class KernelArgument:
 class GridSide:
     """Programs along one side of a launch: a named size divided by a number, rounded up."""
 
-    of: Annotated[str, OneOf(("length", "splits", "batch*heads"))]
+    of: Annotated[str, OneOf(("length", "key_length", "splits", "batch*heads"))]
     per: Positive
 
 

@@ -121,7 +121,8 @@ class Manifest:
         stages: those of ``EVERY_STAGE``, in that order; bundles of older schemas lack those of ``ADDED_STAGES``.
         parity: as measured against the PyTorch reference after the build, or None.
         kernels: compiled code of the attention between the segments of stages; empty where there is none.
-        key_shares: blocks of the aggregator that keep a share of their keys, in order; the others keep all.
+        key_shares: where a build chose fewer keys, the blocks of the aggregator with attention over all views, in
+            order; empty where all of them keep all keys.
     """
 
     schema_version: Annotated[int, Bounds(1, SCHEMA_VERSION)] = field(default=SCHEMA_VERSION, kw_only=True)
@@ -151,8 +152,8 @@ class Manifest:
 
     @property
     def shares_by_block(self) -> dict[int, float]:
-        """The shares of ``key_shares`` by block."""
-        return {entry.block: entry.share for entry in self.key_shares}
+        """The shares of ``key_shares`` by block, for those that do not keep all."""
+        return {entry.block: entry.share for entry in self.key_shares if entry.share < 1}
 
     @classmethod
     def from_json(cls, document: object, name: str = MANIFEST_NAME) -> Manifest:

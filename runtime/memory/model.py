@@ -2,7 +2,8 @@
 
 Peak memory of a stage is linear in what it works on: a constant (libraries, weights), a part per patch of one view (the
 workspace of a chunk) and a part per patch of all views (features, maps, images; attention in blocks). Attention that is
-written as plain products keeps all its weights, which is quadratic; a bundle says which one it has. The coefficients
+written as plain products keeps all its weights, which is quadratic, and less so with fewer keys; a bundle says which
+one it has. The coefficients
 are fitted to measured calls and kept in a readable file in the user's cache folder.
 """
 
@@ -19,7 +20,7 @@ from ..bundle.requests import PATCH_SIZE
 from ..errors import MemoryLimitError
 from ..system.sizes import gigabytes
 from ..typed_json.codec import Fail
-from ..typed_json.fields import Bounds, Count, EveryKey, OneOf, Positive
+from ..typed_json.fields import ADDED, Bounds, Count, EveryKey, Measure, OneOf, Positive
 from ..writing.cached_records import cache_path, keep_record, kept_record
 
 STAGES = ("load", "image_encoder", "geometry_encoder", "aggregator", "dense_head")
@@ -61,11 +62,13 @@ class MemoryModel:
         key: what was measured: digest of the bundle, backend, its version, device.
         attention: form of the attention in the bundle.
         samples: the measured calls.
+        key_share: share of the keys that the layer over all views with the most of them keeps.
     """
 
     key: Mapping[str, str]
     attention: str
     samples: tuple[Sample, ...]
+    key_share: Annotated[Measure, ADDED] = 1.0
     version: Annotated[int, Bounds(_VERSION, _VERSION)] = _VERSION
 
     def peaks(
@@ -128,7 +131,8 @@ class MemoryModel:
             return [1.0, 0.0, 0.0, 0.0]
         products = 0.0
         if self.attention == "matmul":
-            products = {"image_encoder": patches**2, "aggregator": (views * patches) ** 2}.get(stage, 0.0)
+            keys = patches + (views - 1) * patches * self.key_share  # the reference view keeps all
+            products = {"image_encoder": patches**2, "aggregator": views * patches * keys}.get(stage, 0.0)
         return [1.0, views * patches, patches, products]
 
     def check_fields(self, fail: Fail) -> None:

@@ -61,7 +61,9 @@ def measure(bundle: Bundle, backend: str = "auto", progress: Progress | None = N
         samples.append(Sample(views, width, height, geometry, collect, peaks))
     if progress is not None:
         progress(len(shapes), len(shapes))
-    model = MemoryModel(key, bundle.manifest.attention, tuple(samples))
+    manifest = bundle.manifest
+    most_keys = max((entry.share for entry in manifest.key_shares), default=1.0)
+    model = MemoryModel(key, manifest.attention, tuple(samples), most_keys)
     remember_model(model)
     return model
 

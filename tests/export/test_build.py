@@ -20,12 +20,16 @@ from mapengine.export.bundles import compilers as stage_compilers
 from mapengine.export.bundles import onnx as onnx_bundle
 from mapengine.export.bundles import references
 from mapengine.export.bundles.parity_cases import parity_cases
+from mapengine.export.compile import compile_engine
+from mapengine.export.model.network.model import with_key_shares
 from mapengine.export.model.presets import preset_config
 from mapengine.export.model.reference import MapAnything
 from mapengine.export.tensorrt import limits
 from mapengine.export.tensorrt.settings import PlanSettings
 from mapengine.runtime import Engine
+from mapengine.runtime.backends.registry import available_backends
 from mapengine.runtime.backends.tensorrt.flavour import Flavour
+from mapengine.runtime.bundle.manifest import KeyShare
 from mapengine.runtime.bundle.requests import AnySize, Range
 from mapengine.runtime.bundle.stages import ADDED_STAGES, EVERY_STAGE, STAGES
 from mapengine.runtime.bundle.store import Bundle, BundleWriter
@@ -132,6 +136,29 @@ def test_engine_of_the_bundle_equals_the_reference(tiny_bundle: Path, tiny: MapA
 
 
 # Options
+
+
+@pytest.mark.slow
+def test_a_bundle_with_fewer_keys_is_the_reference_with_as_many(few_keys_bundle: Path, tiny: MapAnything) -> None:
+    manifest = Bundle.open(few_keys_bundle).manifest
+    assert manifest.key_shares == (KeyShare(0, 0.25), KeyShare(2, 1.0), KeyShare(4, 0.5))
+    assert (manifest.attention, manifest.shares_by_block) == ("mha", {0: 0.25, 4: 0.5})
+    assert tiny.config.aggregator.key_shares == ()
+    few, views = with_key_shares(tiny, manifest.shares_by_block), random_views(4, "", 70, 56)
+    wanted, dense = few.predict(views, use_amp=False), tiny.predict(views, use_amp=False)
+    for backend in ("onnxruntime", "openvino"):
+        if backend in available_backends():
+            engine = Engine.load(few_keys_bundle, backend)  # its golden check passes
+            found = engine.predict(views)
+            assert_close(found, wanted)
+            with pytest.raises(AssertionError):
+                assert_close(found, dense)
+
+
+@pytest.mark.parametrize("attention", ["native:kv=0.25", "int8:kv=0.5@4"])
+def test_a_finished_bundle_has_chosen_its_keys(attention: str, few_keys_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"chooses keys, which the ONNX files of .* chose already; leave out kv="):
+        compile_engine(few_keys_bundle, tmp_path / "engine", backend="onnxruntime-cuda", attention=attention)
 
 
 @pytest.mark.slow

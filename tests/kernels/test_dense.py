@@ -39,6 +39,15 @@ def test_errs_at_most_twice_as_much_as_torch(shape: tuple[int, int, int, int], d
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("keys", [1, 15, 64, 97])
+def test_keys_may_be_fewer(keys: int) -> None:
+    query, _, _ = random_qkv(1, 70, 2, 32)
+    _, key, value = random_qkv(1, keys, 2, 32, seed=1)
+    qkv = (query, key, value)
+    check(dense_attention(*qkv), torch_attention(qkv), exact(qkv))
+
+
+@pytest.mark.slow
 def test_two_views_of_the_largest_size() -> None:
     qkv = random_qkv(1, 2741, 1, 64)
     check(dense_attention(*qkv), torch_attention(qkv), exact(qkv))
@@ -93,7 +102,9 @@ def test_the_check_fails_for_a_kernel_that_is_wrong() -> None:
     [
         (lambda q, k, v: (q.float(), k.float(), v.float()), "float16 and bfloat16"),
         (lambda q, k, v: (q[..., :48], k[..., :48], v[..., :48]), "head size is 48"),
-        (lambda q, k, v: (q, k[:, :10], v), "keys have the shape"),
+        (lambda q, k, v: (q, k[:, :10], v), "values have the shape"),
+        (lambda q, k, v: (q, k[:, :0], v[:, :0]), "there are no keys"),
+        (lambda q, k, v: (*(x.expand(2, -1, -1, -1) for x in (q, k[:, :10], v)),), "keys have the shape"),
         (lambda q, k, v: (q, k, v.bfloat16()), "values have the dtype"),
         (lambda q, k, v: (q, k, v.contiguous()), "values have the strides"),
         (lambda q, k, v: (q[0], k[0], v[0]), "batch, length, heads, head size"),

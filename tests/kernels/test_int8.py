@@ -37,6 +37,16 @@ def test_errs_at_most_twice_as_much_as_its_twin(shape: tuple[int, int, int, int,
 
 
 @pytest.mark.slow
+@FP8
+@pytest.mark.parametrize("keys", [1, 97])
+def test_keys_may_be_fewer(keys: int, fp8: bool) -> None:
+    query, _, _ = random_qkv(1, 70, 2, 32)
+    _, key, value = random_qkv(1, keys, 2, 32, seed=1)
+    found = int8_attention(query, key, value, fp8_values=fp8)
+    check(found, int8_attention_reference(query, key, value, fp8_values=fp8), exact((query, key, value)))
+
+
+@pytest.mark.slow
 def test_two_views_of_the_largest_size() -> None:
     qkv = random_qkv(1, 2741, 1, 64)
     check(int8_attention(*qkv), int8_attention_reference(*qkv), exact(qkv))

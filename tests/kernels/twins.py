@@ -109,11 +109,11 @@ def dense_attention_reference(query: Tensor, key: Tensor, value: Tensor) -> Tens
 def int8_scores_reference(query: Tensor, key: Tensor) -> Tensor:
     """Map (B, L, H, D) queries and keys -> (B, H, L, L) float32 scores, less a number per query, from INT8 products."""
     (query8, query_scale), (key8, key_scale) = quantize_queries_reference(query), quantize_keys_reference(key)
-    length = query.shape[1]
+    length, keys = query.shape[1], key.shape[1]
     # Whole numbers below 2^24: the float32 product is exact.
     scores = query8.float() @ key8.float().transpose(2, 3)
     scores *= query_scale.repeat_interleave(QUERY_GROUP, 2)[:, :, :length, None]
-    scores *= key_scale.repeat_interleave(KEY_BLOCK, 2)[:, :, None, :length]
+    scores *= key_scale.repeat_interleave(KEY_BLOCK, 2)[:, :, None, :keys]
     return scores / query.shape[-1] ** 0.5
 
 

@@ -45,7 +45,7 @@ class AttentionKernels:
     def _check(self, attention: KernelAttention) -> None:
         """Refuse kernels with an argument that neither the attention nor another kernel gives."""
         addresses = dict.fromkeys((attention.query, attention.key, attention.value, attention.out), 0)
-        known = self._known(attention, 1, 1, addresses, 0)
+        known = self._known(attention, 1, 1, 1, addresses, 0)
         for kernel in self._all(attention):
             try:
                 values = kernel.values(known)
@@ -61,9 +61,10 @@ class AttentionKernels:
                         f"which is no whole number; build the bundle again"
                     )
 
-    def workspace(self, attention: KernelAttention, length: int) -> int:
-        """Return the bytes that the attention over ``length`` tokens needs besides its tensors."""
-        return _end(self._parts(attention, length))
+    def workspace(self, attention: KernelAttention, length: int, key_length: int | None = None) -> int:
+        """Return the bytes that attention of ``length`` tokens over ``key_length`` keys needs besides its tensors; over
+        as many keys if not given."""
+        return _end(self._parts(attention, length, length if key_length is None else key_length))
 
     def enqueue(
         self,
@@ -74,6 +75,7 @@ class AttentionKernels:
         view_tokens: int,
         addresses: Mapping[str, int],
         workspace: int,
+        key_length: int | None = None,
     ) -> None:
         """Put the kernels into a stream.
 
@@ -81,39 +83,49 @@ class AttentionKernels:
             length: L. view_tokens: tokens of one view, class token included.
             addresses: of the tensors that ``attention`` names.
             workspace: address of as many bytes as :meth:`workspace` says, a multiple of 256.
+            key_length: K; L if not given.
 
         Raises:
             ProfileError: the sequence is longer than the kernels take.
         """
-        known = self._known(attention, length, view_tokens, addresses, workspace)
+        known = self._known(
+            attention, length, length if key_length is None else key_length, view_tokens, addresses, workspace
+        )
         # All are chosen, or the sequence refused, before anything is launched.
         for kernel in [self._chosen(step, length) for step in with_launches(attention).launches]:
             kernel.launch(stream, known)
 
     def _known(
-        self, attention: KernelAttention, length: int, view_tokens: int, addresses: Mapping[str, int], workspace: int
+        self,
+        attention: KernelAttention,
+        length: int,
+        key_length: int,
+        view_tokens: int,
+        addresses: Mapping[str, int],
+        workspace: int,
     ) -> dict[str, float]:
         """Return the value of every name that a launch may take."""
         channels = attention.num_heads * attention.head_dim
         step = 2 * channels if attention.packed else 0  # bytes from queries to keys to values
         return {
             "length": length,
+            "key_length": key_length,
             "heads": attention.num_heads,
             "batch": 1,
             "in_token": 3 * channels if attention.packed else channels,
             "view_tokens": view_tokens,
             "extra_tokens": attention.extra_tokens,
             "threshold": 1.0 if attention.threshold is None else attention.threshold,
-            **{name: workspace + start for name, (start, _) in self._parts(attention, length).items()},
+            **{name: workspace + start for name, (start, _) in self._parts(attention, length, key_length).items()},
             "query": addresses[attention.query],
             "key": addresses[attention.key] + step,
             "value": addresses[attention.value] + 2 * step,
             "out": addresses[attention.out],
         }
 
-    def _parts(self, attention: KernelAttention, length: int) -> dict[str, tuple[int, int]]:
+    def _parts(self, attention: KernelAttention, length: int, key_length: int) -> dict[str, tuple[int, int]]:
         """Return offset and bytes of each tensor in the workspace."""
-        sizes = {"length": length, "heads": attention.num_heads}
+        sizes = {"length": length, "key_length": key_length, "heads": attention.num_heads}
         found: dict[str, tuple[int, int]] = {}
         for kernel in self._all(attention):
             for name, size in kernel.code.workspace.items():

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...bundle.kernel_attention import TOKENS, all_tokens
+from ...bundle.kept_keys import kept_keys, keys_axis
+from ...bundle.kernel_attention import TOKENS, KernelAttention, all_tokens
 from ...bundle.manifest import StageSpec, TensorSpec
 from ...errors import BackendError
 from .attention import AttentionKernels
@@ -71,7 +72,10 @@ class SegmentChain:
 
     def _with_tokens(self, axes: Mapping[str, int]) -> dict[str, int]:
         extra = self.spec.attention[0].extra_tokens
-        return {**axes, TOKENS: all_tokens(axes["views"], axes["patch_rows"], axes["patch_columns"], extra)}
+        sizes = axes["views"], axes["patch_rows"], axes["patch_columns"], extra
+        shares = {entry.key_share for entry in self.spec.attention} - {None}
+        keys = {keys_axis(share): kept_keys(*sizes, share) for share in shares if share is not None}
+        return {**axes, TOKENS: all_tokens(*sizes), **keys}
 
 
 class ChainContext:
@@ -86,12 +90,14 @@ class ChainContext:
         self.contexts = contexts
         self._chain = chain
         self._length = axes[TOKENS]
+        self._key_lengths = [key_length(entry, axes) for entry in chain.spec.attention]
         self._view_tokens = (axes[TOKENS] - 1) // axes["views"]
         self._sizes = sizes
         self._addresses: dict[str, int] = {}
         self._workspace = 0
         attention = chain.spec.attention
-        needed = [*sizes, *(chain.kernels.workspace(entry, self._length) for entry in attention)]
+        pairs = zip(attention, self._key_lengths, strict=True)
+        needed = [*sizes, *(chain.kernels.workspace(entry, self._length, keys) for entry, keys in pairs)]
         self._workspace_bytes = _aligned(max(needed))
         self._offsets, carried = place(lifetimes(chain.spec, chain.carried, axes))
         self.memory_bytes = self._workspace_bytes + carried
@@ -117,10 +123,16 @@ class ChainContext:
             self._chain.spec.attention[index],
             stream,
             length=self._length,
+            key_length=self._key_lengths[index],
             view_tokens=self._view_tokens,
             addresses=self._addresses,
             workspace=self._workspace,
         )
+
+
+def key_length(attention: KernelAttention, axes: Mapping[str, int]) -> int:
+    """Return how many keys an attention has, from the axes of the tensors between segments."""
+    return axes[TOKENS if attention.key_share is None else keys_axis(attention.key_share)]
 
 
 @dataclass(frozen=True)

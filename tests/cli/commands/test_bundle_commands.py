@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 
 from mapengine.runtime.backend_table import TENSORRT_BACKENDS
@@ -44,6 +45,40 @@ def test_other_values_are_refused_with_what_there_is(
     result = cli(*arguments, "nonsense")
     assert result.code == 2
     assert f"'nonsense' is not one of {', '.join(values)}" in " ".join(re.sub("[│╭╮╰╯─]", " ", result.err).split())
+
+
+@pytest.mark.parametrize(
+    ("attention", "words"),
+    [
+        ("matmul:kv=2", "no share of the keys above 0 and up to 1"),
+        ("mha:kv=0.25@1", "blocks with attention over all views, which it is for, are 0, 2, 4"),
+        ("int8:kv=0.25", "names kernels, which bundles have; use mapengine build"),
+        ("mha:kv=0.5@0/matmul:kv=0.5@2", "in 2 forms"),
+    ],
+)
+def test_export_refuses_keys_that_cannot_be_kept(cli: Any, attention: str, words: str, tmp_path: Path) -> None:
+    result = cli("export", "preset:tiny", tmp_path / "onnx", "--attention", attention)
+    assert result.code == 2
+    assert words in " ".join(re.sub("[│╭╮╰╯─]", " ", result.err).split())
+    assert not (tmp_path / "onnx").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_traces")
+def test_export_keeps_a_share_of_the_keys(cli: Any, tmp_path: Path) -> None:
+    result = cli("export", "preset:tiny", tmp_path / "onnx", "--attention", "mha:kv=0.5@4/native:kv=0.25@0")
+    assert result.code == 0, result.err
+    graph = ir.load(tmp_path / "onnx" / "aggregator.onnx").graph
+    layers = {str(node.name).rpartition("/")[0] for node in graph if node.op_type == "Gather"} - {"info_sharing"}
+    assert layers == {f"info_sharing.self_attention_blocks.{block}.attn" for block in (0, 4)}
+
+
+@pytest.mark.slow
+def test_info_and_verify_know_of_fewer_keys(cli: Any, few_keys_bundle: Path) -> None:
+    result = cli("info", few_keys_bundle)
+    assert "25% in block 0, 50% in block 4 of the aggregator, all in the others" in " ".join(result.out.split())
+    result = cli("verify", few_keys_bundle, "--model", "preset:tiny", "--backend", "onnxruntime")
+    assert result.code == 0, result.err
 
 
 @pytest.mark.slow

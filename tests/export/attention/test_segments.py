@@ -11,10 +11,11 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from mapengine.export.attention.choice import AttentionChoice, KernelChoice, LayerChoice, parse_choice
+from mapengine.export.attention.choice import LAYER, AttentionChoice, KernelChoice, LayerChoice, parse_choice
 from mapengine.export.attention.operator import DOMAIN, mark_attention
 from mapengine.export.attention.segments import cut_stage
 from mapengine.export.graphs.weights import save_model
+from mapengine.runtime.bundle.kept_keys import kept_keys, keys_axis
 from mapengine.runtime.bundle.kernel_attention import TOKENS, KernelAttention
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import ExportError, InputError
@@ -43,7 +44,9 @@ def attend(entry: KernelAttention, tensors: Arrays) -> np.ndarray:
     else:
         parts = [tensors[name] for name in (entry.query, entry.key, entry.value)]
     length = parts[0].shape[1]
-    query, key, value = (part.astype(np.float64).reshape(length, entry.num_heads, -1).swapaxes(0, 1) for part in parts)
+    query, key, value = (
+        part.astype(np.float64).reshape(part.shape[1], entry.num_heads, -1).swapaxes(0, 1) for part in parts
+    )
     scores = query @ key.swapaxes(1, 2) / entry.head_dim**0.5
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     out = weights / weights.sum(-1, keepdims=True) @ value
@@ -85,6 +88,28 @@ def test_segments_joined_by_plain_attention_are_the_stage(
         assert found[name].shape == wanted.shape
         # Half precision, and attention that adds in another order: twenty units of the last place, as TOLERANCE has it.
         np.testing.assert_allclose(found[name], wanted, rtol=1e-2, atol=1e-2 * np.abs(wanted).max())
+
+
+@pytest.mark.slow
+def test_keys_of_fewer_tokens_cross_a_cut(few_keys_bundle: Path, tmp_path: Path) -> None:
+    """Kernels get the keys that the graph keeps, with an axis of their own, whose size follows from the call's."""
+    graph = half_aggregator(few_keys_bundle, tmp_path)
+    segments, entries = cut(few_keys_bundle, graph, tmp_path, "flash@0/int8@4")
+    assert [entry.key_share for entry in entries] == [0.25, 0.5]
+    tensors = {tensor.name: tensor for segment in segments for tensor in segment.outputs}
+    for entry in entries:
+        assert tensors[entry.query].shape[:2] == (1, TOKENS)
+        axis = keys_axis(entry.key_share or 1.0)
+        assert [tensors[name].shape[:2] for name in (entry.key, entry.value)] == [(1, axis)] * 2
+    uncut = session(graph)
+    names = [output.name for output in uncut.get_outputs()]
+    for views, rows, columns in ((1, 2, 3), (3, 4, 5)):
+        given = inputs(few_keys_bundle, views, rows, columns)
+        found = joined(segments, entries, given)
+        for entry in entries:
+            assert found[entry.key].shape[1] == kept_keys(views, rows, columns, 1, entry.key_share or 1.0)
+        for name, wanted in zip(names, uncut.run(names, given), strict=True):
+            np.testing.assert_allclose(found[name], wanted, rtol=1e-2, atol=1e-2 * np.abs(wanted).max())
 
 
 @pytest.mark.slow
@@ -195,6 +220,52 @@ def test_a_layer_that_is_not_there(half: Path) -> None:
 )
 def test_what_is_asked_for(text: str, wanted: AttentionChoice) -> None:
     assert AttentionChoice.parse(text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "kernels", "shares"),
+    [
+        ("native:kv=0.25@0,2", "auto", {}, {0: 0.25, 2: 0.25}),
+        ("native:kv=0.25", "auto", {}, {0: 0.25, 2: 0.25, 4: 0.25}),
+        ("native:kv=1", "auto", {}, {}),
+        ("matmul:kv=0.5@4", "matmul", {}, {4: 0.5}),
+        ("int8:kv=0.5@4/native:kv=0.25@2/flash@0", "auto", {0: "flash", 4: "int8"}, {2: 0.25, 4: 0.5}),
+        ("attention:kv=0.5@4/native:kv=1e-3@2", "attention", {}, {2: 0.001, 4: 0.5}),
+    ],
+)
+def test_a_share_of_the_keys(
+    text: str, form: str, kernels: dict[int, str], shares: dict[int, float], tiny_bundle: Path
+) -> None:
+    choice, config = AttentionChoice.parse(text), _config(tiny_bundle)
+    assert choice.form == form
+    assert choice.key_shares(config) == shares
+    found = {layer: kernel.kernel for layer, kernel in choice.layers(config).items()}
+    assert found == {LAYER.format(block): kernel for block, kernel in kernels.items()}
+    assert choice.keeps_all_keys == (not shares)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *(
+            (f"native:kv={share}@2", "has no share of the keys above 0 and up to 1")
+            for share in ("0", "2", "-1", "", "x")
+        ),
+        ("int8:kv=nan", "has no share of the keys above 0 and up to 1; write it as in int8:kv=0.25"),
+        ("native:kv=0.25:kv=0.5", "has no share of the keys"),
+        ("native:kv=0.25@1", r"native:kv=0.25 is asked for in block 1 .*, which it is for, are 0, 2, 4"),
+        ("native:kv=0.25@0/int8:kv=0.5@0", "names block 0 twice, for native:kv=0.25 and int8:kv=0.5"),
+        ("native:kv=0.25/int8@4", "names block 4 twice"),
+        ("sparse:0.9:kv=0.25", "would choose among keys that were chosen before; leave out kv= or use flash:kv=0.25"),
+        ("sparse-int8:0.9:kv=0.5@2", "leave out kv= or use int8:kv=0.5"),
+        ("matmul:kv=0.25@0/mha:kv=0.25@2", "in 2 forms, matmul and mha; use one of them, or native"),
+        ("auto:kv=0.5", "'auto' is no kernel"),
+        ("native@2", "'native' is no kernel"),
+    ],
+)
+def test_shares_that_cannot_be_kept(text: str, message: str, tiny_bundle: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        AttentionChoice.parse(text).key_shares(_config(tiny_bundle))
 
 
 @pytest.mark.parametrize(

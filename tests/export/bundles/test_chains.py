@@ -126,4 +126,6 @@ def test_profiles_of_a_segment_know_how_many_tokens_all_views_have() -> None:
     profiles = ({"views": Range(1, 2, 4), "patch_rows": Range(3, 3, 3), "patch_columns": Range(2, 4, 5)},)
     tensors = [TensorSpec("x", "float16", (1, "tokens", 64)), TensorSpec("y", "float16", ("views", 1, 64))]
     (found,) = segment_profiles(profiles, tensors, 1)
+    keys = TensorSpec("k", "float16", (1, "keys_0.25", 64))
+    assert segment_profiles(profiles, [keys], 1, [0.25]) == ({"keys_0.25": Range(8, 19, 38)},)
     assert found == {"views": Range(1, 2, 4), "tokens": Range(1 * 7 + 1, 2 * 13 + 1, 4 * 16 + 1)}

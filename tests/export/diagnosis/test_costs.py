@@ -52,6 +52,28 @@ def test_operations_are_those_of_the_counter(preset: str, stage: str, request_: 
     assert stage_costs(network.config, request_)[stage].flops == pytest.approx(expected, rel=0.002)
 
 
+@pytest.mark.parametrize("request_", REQUESTS, ids=str)
+def test_fewer_keys_are_fewer_operations(request_: CallShape) -> None:
+    with torch.device("meta"):
+        config = parse_config(preset_config("tiny")).with_key_shares({0: 0.25, 4: 0.5})
+        network = MapAnythingNetwork(config)
+    expected = counted(network, "aggregator", request_)
+    cost = stage_costs(config, request_)["aggregator"]
+    assert cost.flops == pytest.approx(expected, rel=0.002)
+    every = stage_costs(parse_config(preset_config("tiny")), request_)["aggregator"]
+    assert (every.flops - cost.flops, every.attention - cost.attention) == pytest.approx(
+        (every.attention - cost.attention,) * 2
+    )
+    assert (cost.flops < every.flops) == (request_.views > 1)
+
+
+def test_many_views_cost_a_quarter_of_their_attention() -> None:
+    config = parse_config(preset_config("giant"))
+    few = config.with_key_shares(dict.fromkeys(range(0, config.aggregator.depth, 2), 0.25))
+    dense, kept = (stage_costs(c, CallShape(500, 28, 37))["aggregator"] for c in (config, few))
+    assert kept.attention / dense.attention == pytest.approx(0.255, abs=0.01)
+
+
 @pytest.mark.slow
 def test_one_call_reads_every_weight_once() -> None:
     with torch.device("meta"):

@@ -81,7 +81,7 @@ def test_a_manifest_of_the_version_before_has_none(bundle_folder: Path) -> None:
     assert (bundle.manifest.schema_version, bundle.manifest.manifest_sha256) == (4, None)
     # Written again, it is of this version.
     again = BundleWriter(bundle_folder).write_manifest(bundle.manifest)
-    assert Bundle.open(bundle_folder).manifest.schema_version == again.manifest.schema_version == 7
+    assert Bundle.open(bundle_folder).manifest.schema_version == again.manifest.schema_version == 8
     assert again.manifest.manifest_sha256 == json.loads(path.read_text())[FIELD]
 
 

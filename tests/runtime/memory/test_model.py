@@ -99,6 +99,24 @@ def test_quadratic_attention_is_known_by_its_form() -> None:
     assert peak(200, "mha") < 0.7 * expected
 
 
+def test_fewer_keys_are_fewer_weights_of_attention() -> None:
+    """Measured with few views, a bundle that keeps a quarter of the keys is planned for many."""
+
+    def scores(views: int, patches: float) -> float:
+        return 40 * views * patches * (patches + (views - 1) * patches / 4)
+
+    samples = []
+    for s in lawful(SHAPES).samples:
+        extra = scores(s.views, s.width * s.height / 196)
+        peaks = {**s.peaks, "aggregator": int(s.peaks["aggregator"] + extra)}
+        samples.append(Sample(s.views, s.width, s.height, s.geometry, s.collect, peaks))
+    model = MemoryModel(KEY, "matmul", tuple(samples), 0.25)
+    expected = truth("aggregator", 200, 280, 280, True, True) + scores(200, 400)
+    assert model.peaks(200, 280, 280)["aggregator"] == pytest.approx(expected, rel=0.02)
+    blind = MemoryModel(KEY, "matmul", tuple(samples))
+    assert blind.peaks(200, 280, 280)["aggregator"] != pytest.approx(expected, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("requests", "expected"),
     [

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mapengine.runtime.bundle.kept_keys import kept_keys
+
 from .stand_in_driver import StandInDriver
 from .stand_in_values import (
     CudaGraphStrategy,
@@ -284,6 +286,9 @@ class IExecutionContext:
         axes = self._axes
         if name == "tokens" and name not in axes and {"views", "patch_rows", "patch_columns"} <= set(axes):
             return axes["views"] * (axes["patch_rows"] * axes["patch_columns"] + 1) + 1
+        if name.startswith("keys_") and name not in axes and {"views", "patch_rows", "patch_columns"} <= set(axes):
+            share = float(name.removeprefix("keys_"))
+            return kept_keys(axes["views"], axes["patch_rows"], axes["patch_columns"], 1, share)
         return axes.get(name, -1)
 
     def infer_shapes(self) -> list[str]:

@@ -66,9 +66,9 @@ def layer(kernel: str, threshold: float | None = None, *, packed: bool = True, d
 
 
 def attend(
-    device: Device, kernels: AttentionKernels, entry: KernelAttention, qkv: np.ndarray, view_tokens: int
+    device: Device, kernels: AttentionKernels, entry: KernelAttention, qkv: np.ndarray, view_tokens: int, keys: int = 0
 ) -> np.ndarray:
-    """Through "GPU" memory: (L, 3 * H * D) float16 -> (L, H * D)."""
+    """Through "GPU" memory: (L, 3 * H * D) float16 -> (L, H * D), over the first ``keys`` tokens if there are any."""
     length, width = len(qkv), HEADS * DIM
     with contextlib.ExitStack() as stack:
 
@@ -87,12 +87,13 @@ def attend(
         if entry.packed:
             addresses = {"qkv": buffer(qkv, qkv.nbytes).address}
         else:
-            parts = [np.ascontiguousarray(part) for part in np.split(qkv, 3, axis=1)]
+            query, *others = np.split(qkv, 3, axis=1)
+            parts = [np.ascontiguousarray(part) for part in (query, *(other[: keys or length] for other in others))]
             addresses = {
                 name: buffer(part, part.nbytes).address for name, part in zip(("q", "k", "v"), parts, strict=True)
             }
         out = buffer(None, 2 * length * width)
-        workspace = buffer(None, kernels.workspace(entry, length))
+        workspace = buffer(None, kernels.workspace(entry, length, keys or None))
         kernels.enqueue(
             entry,
             stream.handle,
@@ -100,6 +101,7 @@ def attend(
             view_tokens=view_tokens,
             addresses={**addresses, "out": out.address},
             workspace=workspace.address,
+            key_length=keys or None,
         )
         result = device.pinned((length, width), np.float16)
         stack.callback(result.free)
@@ -152,7 +154,15 @@ def test_block_sizes_come_with_the_code(device: Device, codes: tuple[KernelCode,
 
 def test_bundles_from_before_the_launches_were_recorded(codes: tuple[KernelCode, ...]) -> None:
     """They are launched as the same kernels are now."""
-    sizes = {"length": 300, "heads": HEADS, "batch": 1, "in_token": 7, "view_tokens": 30, "extra_tokens": 1}
+    sizes = {
+        "length": 300,
+        "key_length": 300,
+        "heads": HEADS,
+        "batch": 1,
+        "in_token": 7,
+        "view_tokens": 30,
+        "extra_tokens": 1,
+    }
     tensors = {"query", "key", "value", "out", *(name for code in codes for name in code.workspace)}
     known = {**sizes, "threshold": 0.5, **{name: 1000 + number for number, name in enumerate(sorted(tensors))}}
     for code in codes:
@@ -188,6 +198,22 @@ def test_flash_is_attention(
     entry, qkv = layer("flash", packed=packed), values(length)
     found = attend(device, AttentionKernels(device, tmp_path, codes, [entry]), entry, qkv, 8)
     np.testing.assert_allclose(found, exact(qkv), atol=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kernel", "keys"), [("flash", 2), ("flash", 65), ("int8", 65), ("int8-fp8", 65)])
+def test_fewer_keys_than_tokens(
+    kernel: str, keys: int, device: Device, codes: tuple[KernelCode, ...], tmp_path: Path
+) -> None:
+    from mapengine.kernels.dense import dense_attention
+    from mapengine.kernels.int8 import int8_attention
+
+    entry, qkv = replace(layer(kernel, packed=False), key_share=0.5), values(137)
+    found = attend(device, AttentionKernels(device, tmp_path, codes, [entry]), entry, qkv, 8, keys)
+    query, key, value = split(qkv)
+    given = (query.contiguous(), key[:, :keys].contiguous(), value[:, :keys].contiguous())
+    wanted = dense_attention(*given) if kernel == "flash" else int8_attention(*given, fp8_values=entry.traits.fp8)
+    np.testing.assert_array_equal(found, wanted.reshape(137, -1))
 
 
 @pytest.mark.slow

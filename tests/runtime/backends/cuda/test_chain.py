@@ -117,6 +117,19 @@ def test_a_chain_with_attention_in_8_bits_is_the_network(
 
 
 @pytest.mark.slow
+def test_a_chain_with_fewer_keys_is_its_network(
+    few_keys_bundle: Path, plan_bundles: dict[str, Path], library: StandInTensorRt, tmp_path: Path
+) -> None:
+    graph = half_aggregator(few_keys_bundle, tmp_path)
+    segments, attention = cut(few_keys_bundle, graph, tmp_path, "int8@0/flash@4")
+    write_chain(plan_bundles[library.name], tmp_path / "few-keys", segments, attention, _write_segment)
+    engine = Engine.load(tmp_path / "few-keys", library.name, verify=False)
+    host = Engine.load(few_keys_bundle, "onnxruntime", verify=False)
+    for count in (1, 3):
+        assert_near(engine.predict(mixed_views(count)), host.predict(mixed_views(count)))
+
+
+@pytest.mark.slow
 def test_from_its_second_run_on_a_chain_is_one_graph(
     load: Callable[..., Engine], library: StandInTensorRt, driver: StandInDriver
 ) -> None:
@@ -235,11 +248,12 @@ def test_a_chain_of_equal_layers_takes_the_memory_of_two() -> None:
     assert end <= 2 * 4096
 
 
+@pytest.mark.parametrize("share", [None, 0.25])
 @pytest.mark.parametrize("views", [1, 3])
-def test_kernels_are_told_the_tokens_of_a_view(views: int) -> None:
+def test_kernels_are_told_the_tokens_of_a_view_and_the_keys(views: int, share: float | None) -> None:
     told: dict[str, Any] = {}
-    kernels: Any = SimpleNamespace(workspace=lambda entry, length: 0, enqueue=lambda *_, **given: told.update(given))
-    attention = SimpleNamespace(extra_tokens=2, query="q", key="k", value="v", out="o")
+    kernels: Any = SimpleNamespace(workspace=lambda entry, *_: 0, enqueue=lambda *_, **given: told.update(given))
+    attention = SimpleNamespace(extra_tokens=2, query="q", key="k", value="v", out="o", key_share=share)
     spec: Any = SimpleNamespace(inputs=(), outputs=(), segments=(), attention=(attention,))
     segment: Any = SimpleNamespace(tensors={}, context=lambda stream, axes: (None, 0))
     chain = SegmentChain("aggregator", spec, [segment, segment], kernels)
@@ -247,3 +261,5 @@ def test_kernels_are_told_the_tokens_of_a_view(views: int) -> None:
     joined.attend(0, 7)
     assert told["view_tokens"] == 22
     assert told["length"] == views * 22 + 1  # the scale token is the last
+    # Of all views but the first one 2 of 4 rows and 3 of 5 columns are kept.
+    assert told["key_length"] == (told["length"] if share is None else 20 + (views - 1) * 6 + 2 * views + 1)
