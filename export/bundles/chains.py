@@ -6,7 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,7 +157,7 @@ def compile_chain(
     parts = []
     for segment in segments:
         part = StageSpec(None, segment.inputs, segment.outputs, opset=spec.opset)
-        ranges = segment_profiles(profiles, (*segment.inputs, *segment.outputs), extra_tokens, shares.values())
+        ranges = segment_profiles(profiles, (*segment.inputs, *segment.outputs), extra_tokens, set(shares.values()))
         parts.append(compiler.compile(writer, segment.path, part, ranges, fraction))
     chain = StageSpec(
         None,
@@ -179,17 +179,20 @@ def with_launches(attention: KernelAttention) -> KernelAttention:
 
 
 def segment_profiles(
-    profiles: Profiles, tensors: Sequence[TensorSpec], extra_tokens: int, shares: Iterable[float] = ()
+    profiles: Profiles, tensors: Sequence[TensorSpec], extra_tokens: int, shares: Collection[float] = ()
 ) -> tuple[Mapping[str, Range], ...]:
     """Return the profiles of a stage for the axes of a segment's tensors, with the number of all tokens and of the keys
     of these shares, which follow."""
     axes = {str(axis).rpartition("*")[2] for tensor in tensors for axis in tensor.shape if isinstance(axis, str)}
     found = []
     for profile in profiles:
-        ends = [[getattr(profile[axis], end) for axis in _AXES] for end in ("min", "opt", "max")]
-        known = {**profile, TOKENS: Range(*(all_tokens(*sizes, extra_tokens) for sizes in ends))}
-        for share in shares:
-            known[keys_axis(share)] = Range(*(kept_keys(*sizes, extra_tokens, share) for sizes in ends))
+        counts: dict[str, list[int]] = {TOKENS: [], **{keys_axis(share): [] for share in shares}}
+        for end in ("min", "opt", "max"):
+            views, rows, columns = (getattr(profile[axis], end) for axis in _AXES)
+            counts[TOKENS].append(all_tokens(views, rows, columns, extra_tokens))
+            for share in shares:
+                counts[keys_axis(share)].append(kept_keys(views, rows, columns, extra_tokens, share))
+        known = {**profile, **{axis: Range(*numbers) for axis, numbers in counts.items()}}
         found.append({axis: limits for axis, limits in known.items() if axis in axes})
     return tuple(found)
 
