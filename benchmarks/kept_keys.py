@@ -37,7 +37,7 @@ from mapengine.export.attention.choice import AttentionChoice
 from mapengine.export.model.network.kept_keys import key_indices
 from mapengine.export.model.network.model import with_key_shares
 from mapengine.export.model.reference import MapAnything, load_model
-from mapengine.runtime.bundle.kept_keys import kept_keys, kept_side
+from mapengine.runtime.bundle.kernel_attention import kept_keys, kept_side
 from mapengine.runtime.bundle.requests import PATCH_SIZE
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.writing.files import write_record

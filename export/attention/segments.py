@@ -15,8 +15,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from mapengine.runtime.bundle.kept_keys import keys_axis
-from mapengine.runtime.bundle.kernel_attention import TOKENS, KernelAttention
+from mapengine.runtime.bundle.kernel_attention import TOKENS, KernelAttention, keys_axis
 from mapengine.runtime.bundle.stages import StageSpec, TensorSpec
 from mapengine.runtime.errors import ExportError
 

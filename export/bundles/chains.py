@@ -13,8 +13,14 @@ from pathlib import Path
 from mapengine.kernels.tuning import ARCHITECTURES, FP8_FROM
 from mapengine.kernels.variants import launch_order
 from mapengine.runtime.backends.libraries import import_library
-from mapengine.runtime.bundle.kept_keys import kept_keys, keys_axis
-from mapengine.runtime.bundle.kernel_attention import TOKENS, KernelAttention, KernelCode, all_tokens
+from mapengine.runtime.bundle.kernel_attention import (
+    TOKENS,
+    KernelAttention,
+    KernelCode,
+    all_tokens,
+    kept_keys,
+    keys_axis,
+)
 from mapengine.runtime.bundle.manifest import StageSpec, TensorSpec
 from mapengine.runtime.bundle.requests import Range, ServedRequests
 from mapengine.runtime.bundle.stages import LayerRecord

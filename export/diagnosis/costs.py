@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mapengine.runtime.bundle.kept_keys import kept_keys
+from mapengine.runtime.bundle.kernel_attention import kept_keys
 
 from ..model.config import PATCH_SIZE, BlockConfig, ModelConfig
 

@@ -1,4 +1,8 @@
-"""Attention that our own kernels compute between two segments of a stage: what the manifest says of it.
+"""Attention over all views: how many keys it has, and what the manifest says of kernels of ours that compute it.
+
+A layer may keep a share of its keys (:class:`KeyShare`): the tokens of the reference view, a grid of the patch tokens of
+each other view, which has the square root of the share along both sides, rounded up, all class tokens and the scale
+token.
 
 A stage whose attention is left to compiled kernels is a chain of plans. Between two of them the runtime launches the
 kernels that :class:`KernelCode` describes, on the tensors that :class:`KernelAttention` names.
@@ -6,12 +10,13 @@ kernels that :class:`KernelCode` describes, on the tensors that :class:`KernelAt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from ..typed_json.codec import Fail
-from ..typed_json.fields import ADDED, FLAT, Bounds, Measure, OneOf, Positive, Text
+from ..typed_json.fields import ADDED, FLAT, Bounds, Count, Measure, OneOf, Positive, Text
 from .file_record import FileRecord
 
 
@@ -70,7 +75,7 @@ class KernelAttention:
             ``key_share``; or all three the same tensor (1, L, 3 * H * D), which is packed.
         out: tensor (1, L, H * D) that the segment behind reads.
         extra_tokens: class tokens at the end of each view's tokens.
-        key_share: share of the tokens that are keys, see :mod:`.kept_keys`; None for all.
+        key_share: share of the tokens that are keys, see :class:`KeyShare`; None for all.
         launches: the kernels that compute it, in order; per launch those of which the first is taken that is for so
             many tokens. Empty in bundles from before it was recorded.
     """
@@ -191,3 +196,43 @@ class KernelCode:
         same = ("variant", "architecture", "entry", "scratch_pointers", "threads", "shared_bytes", "parameters")
         given = {name: entry[name] for name in (*same, "workspace", "longest")}
         return cls(file=file, arguments=arguments, grid=(x, y), **given)
+
+
+_STEPS = 2**16
+
+
+@dataclass(frozen=True)
+class KeyShare:
+    """A block of the aggregator with attention over all views, and the share of the keys that it keeps."""
+
+    block: Count
+    share: Measure
+
+    def check_fields(self, fail: Fail) -> None:
+        """Refuse a block that attends within views, and a share that is none."""
+        if self.block % 2:
+            fail("block", f"must be one with attention over all views, which have even numbers, not {self.block}")
+        if not 0 < self.share <= 1:
+            fail("share", f"must be above 0 and up to 1, not {self.share:g}")
+
+
+def keys_axis(share: float) -> str:
+    """Return the name of the axis that keys have where ``share`` of them are kept."""
+    return f"keys_{share!r}"
+
+
+def side_steps(share: float) -> int:
+    """Return the share of a side that a grid keeps, in 65536ths: whole numbers, so that every backend rounds alike."""
+    return max(1, round(math.sqrt(share) * _STEPS))
+
+
+def kept_side(count: int, share: float) -> int:
+    """Return how many of ``count`` rows or columns a grid keeps; ``count`` may be a symbol of a trace."""
+    return (count * side_steps(share) + _STEPS - 1) // _STEPS
+
+
+def kept_keys(views: int, rows: int, columns: int, extra_tokens: int, share: float) -> int:
+    """Return the keys of ``views`` views of ``rows`` x ``columns`` patches with their class tokens, and the scale
+    token, of which ``share`` are kept; 1 keeps all."""
+    kept = kept_side(rows, share) * kept_side(columns, share)
+    return rows * columns + (views - 1) * kept + views * extra_tokens + 1

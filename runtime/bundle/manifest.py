@@ -28,8 +28,7 @@ from .build_record import (
     Tolerance,
 )
 from .file_record import MANIFEST_NAME, FileRecord
-from .kept_keys import KeyShare
-from .kernel_attention import KernelAttention, KernelCode
+from .kernel_attention import KernelAttention, KernelCode, KeyShare
 from .requests import PATCH_SIZE, AnySize, Range, ServedRequests
 from .stages import ADDED_STAGES, DTYPES, EVERY_STAGE, NORMALIZER, SCENE, STAGES, LayerRecord, StageSpec, TensorSpec
 

@@ -1,7 +1,7 @@
 """Which tokens are keys in a global layer that keeps a share of them: their indices, from the sizes of a call.
 
 Source: AVGGT (arXiv 2512.02541), keys and values subsampled over patch tokens. The counts are those of
-:mod:`mapengine.runtime.bundle.kept_keys`.
+:func:`mapengine.runtime.bundle.kernel_attention.kept_keys`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mapengine.runtime.bundle.kept_keys import kept_keys, kept_side
+from mapengine.runtime.bundle.kernel_attention import kept_keys, kept_side
 
 
 def key_indices(views: int, rows: int, columns: int, extra_tokens: int, share: float, device: torch.device) -> Tensor:

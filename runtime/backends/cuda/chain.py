@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...bundle.kept_keys import kept_keys, keys_axis
-from ...bundle.kernel_attention import TOKENS, KernelAttention, all_tokens
+from ...bundle.kernel_attention import TOKENS, KernelAttention, all_tokens, kept_keys, keys_axis
 from ...bundle.manifest import StageSpec, TensorSpec
 from ...errors import BackendError
 from .attention import AttentionKernels

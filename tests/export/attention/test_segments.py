@@ -15,8 +15,7 @@ from mapengine.export.attention.choice import LAYER, AttentionChoice, KernelChoi
 from mapengine.export.attention.operator import DOMAIN, mark_attention
 from mapengine.export.attention.segments import cut_stage
 from mapengine.export.graphs.weights import save_model
-from mapengine.runtime.bundle.kept_keys import kept_keys, keys_axis
-from mapengine.runtime.bundle.kernel_attention import TOKENS, KernelAttention
+from mapengine.runtime.bundle.kernel_attention import TOKENS, KernelAttention, kept_keys, keys_axis
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import ExportError, InputError
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mapengine.export.model.network.kept_keys import key_indices
 from mapengine.export.model.network.model import with_key_shares
 from mapengine.export.model.reference import MapAnything, load_model
-from mapengine.runtime.bundle.kept_keys import kept_keys
+from mapengine.runtime.bundle.kernel_attention import kept_keys
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mapengine.runtime.bundle.kept_keys import kept_keys
+from mapengine.runtime.bundle.kernel_attention import kept_keys
 
 from .stand_in_driver import StandInDriver
 from .stand_in_values import (

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mapengine.runtime.bundle.kept_keys import kept_keys, kept_side
+from mapengine.runtime.bundle.kernel_attention import kept_keys, kept_side
 from mapengine.runtime.bundle.manifest import KeyShare, Manifest
 from mapengine.runtime.errors import ManifestError
 
