@@ -1,7 +1,7 @@
 """Attention over all views: how many keys it has, and what the manifest says of kernels of ours that compute it.
 
-A layer may keep a share of its keys (:class:`KeyShare`): the tokens of the reference view, a grid of the patch tokens of
-each other view, which has the square root of the share along both sides, rounded up, all class tokens and the scale
+A layer may keep a share of its keys (:class:`KeyShare`): the tokens of the reference view, of each other view a grid of
+patch tokens, which has the square root of the share along both sides, rounded up, all class tokens and the scale
 token.
 
 A stage whose attention is left to compiled kernels is a chain of plans. Between two of them the runtime launches the
