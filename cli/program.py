@@ -53,12 +53,14 @@ def make_app() -> typer.Typer:
     from .commands.samples import samples
     from .commands.triton import triton
     from .commands.verify import verify
+    from .commands.view import view
 
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
     # Plain help text: it reads the same on a terminal, in a pipe and in a log.
     program = typer.Typer(name="mapengine", add_completion=False, rich_markup_mode=None, context_settings=settings)
     program.callback(invoke_without_command=True)(_start)
-    for command in (export, calibrate, build, verify, run, batch, plan, profile, plot, demo, eval_, app, triton, info):
+    engines = export, calibrate, build, verify, run, batch, plan, profile, plot, demo, eval_
+    for command in (*engines, view, app, triton, info):
         program.command(command.__name__.rstrip("_"), context_settings=settings)(command)
     program.command(context_settings=settings, hidden=True)(samples)
     return program

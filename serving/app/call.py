@@ -200,12 +200,8 @@ def reconstruct(engine: Engine, paths: list[Path], call: Call) -> tuple[Scene, d
 
 
 def _facts(scene: Scene) -> dict[str, Any]:
-    _, height, width = scene.mask.shape
     depths = scene.depth[scene.mask]
     return {
-        "views": scene.names,
-        "width": width,
-        "height": height,
         "points": int(depths.size),
         "pixels": scene.mask.size,
         "scale": scene.metric_scale,

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import shutil
-import stat
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -16,21 +13,19 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from mapengine.runtime import Engine, Scene
 from mapengine.runtime.errors import InputError, MapEngineError, one_line
 
+from ..pages.own_folder import own_folder
+from ..pages.shown_scene import ShownScene
 from .call import Call, CallOptions, Cancelled, find_views, reconstruct
 from .limits import UploadLimits
-from .result import DOWNLOADS, Result
 from .uploads import Upload, Uploads
 
 IDLE_SECONDS = 600.0
 """After which a visit that does nothing makes room for another, if there are too many."""
 ABSENT_SECONDS = 30.0
 """After which a visit ends whose page does not listen: its connection may be back before."""
-_PREFIX = "mapengine-app-"
 
 
 class Visit:
@@ -48,7 +43,7 @@ class Visit:
         files = self._folder / "uploads"
         files.mkdir(parents=True)
         self.uploads = Uploads(files, limits)
-        self.result: Result | None = None
+        self.result: ShownScene | None = None
         self._facts: dict[str, Any] | None = None
         self._results = 0
         self._call: Call | None = None
@@ -104,7 +99,7 @@ class Visit:
         self._results += 1
         start = time.perf_counter()
         try:
-            result = Result(self._folder / f"result-{self._results}", scene)
+            result = ShownScene(self._folder / f"result-{self._results}", scene)
         except Exception:
             if self._ended:  # and its folder was deleted
                 raise Cancelled from None
@@ -113,10 +108,9 @@ class Visit:
             older, self.result = self.result, result
             self._facts = {
                 **facts,
+                **result.facts(),
                 "number": self._results,
                 "saving": time.perf_counter() - start,
-                "limits": result.limits,
-                "downloads": [[name, form.label] for name, form in DOWNLOADS.items()],
             }
         if older is not None:
             older.delete()
@@ -207,8 +201,7 @@ class Visits:
         self.engine = engine
         self.limits = limits
         self._absent_seconds, self._idle_seconds = absent_seconds, idle_seconds
-        _remove_leftovers()
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+        self.folder = own_folder("mapengine-app")
         self._visits: dict[str, Visit] = {}
         self._queue: deque[tuple[Visit, Call]] = deque()
         self._lock = threading.Lock()
@@ -332,16 +325,3 @@ class Visits:
                 gone = [visit for visit in self._visits.values() if visit.absent > self._absent_seconds]
             for visit in gone:
                 self.end(visit)
-
-
-def _remove_leftovers() -> None:
-    """Remove what servers left that were killed."""
-    for place in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
-        found = re.fullmatch(rf"{_PREFIX}(\d+)-.*", place.name)
-        try:
-            status = place.lstat()
-        except OSError:
-            continue
-        ours = stat.S_ISDIR(status.st_mode) and (not hasattr(os, "geteuid") or status.st_uid == os.geteuid())
-        if found and ours and not psutil.pid_exists(int(found[1])):
-            shutil.rmtree(place, ignore_errors=True)

@@ -35,9 +35,11 @@ _LINEAR = _linear()
 class BinaryGltf:
     """A binary glTF that is filled node by node and then written; axes are glTF's, x right, y up, z backward."""
 
-    def __init__(self, origin: NDArray[np.float64] | None = None) -> None:
-        """Begin a file whose vertices are relative to ``origin`` (3,), which a node above all others holds."""
+    def __init__(self, origin: NDArray[np.float64] | None = None, made_by: str = "") -> None:
+        """Begin a file whose vertices are relative to ``origin`` (3,), which a node above all others holds; ``made_by``
+        is written into it."""
         self._origin = origin
+        self._extras = {"extras": {"made_by": made_by}} if made_by else {}
         self._document: dict[str, Any] = {"nodes": [], "meshes": [], "accessors": [], "bufferViews": []}
         self._parts: list[NDArray[Any]] = []
         self._length = 0
@@ -89,7 +91,7 @@ class BinaryGltf:
             OutputError: it could not be written, or would have more than the 4 GiB that the format allows.
         """
         document = {
-            "asset": {"version": "2.0", "generator": marker(kind)},
+            "asset": {"version": "2.0", "generator": marker(kind), **self._extras},
             "scene": 0,
             "scenes": [{}],
             **self._document,

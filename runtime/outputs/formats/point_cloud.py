@@ -42,6 +42,7 @@ def ply_bytes(scene: SceneArrays, options: SaveOptions) -> bytes:
         "format binary_little_endian 1.0",
         f"comment {marker(_KIND)}",
         "comment OpenCV axes of the cameras: x right, y down, z forward",
+        *([f"comment made by {json.dumps(scene.made_by)}"] if scene.made_by else []),
         *_views(scene.names, keep),
         f"element vertex {len(vertices)}",
         *(f"property {'double' if scene.points.dtype == np.float64 else 'float'} {axis}" for axis in "xyz"),
@@ -74,7 +75,7 @@ def write_glb(path: Path, scene: SceneArrays, options: SaveOptions) -> None:
     # Vertices are float32; a world of large coordinates would leave them few digits.
     is_far = scene.points.dtype == np.float64
     origin = np.rint(scene.poses[0, :3, 3].astype(np.float64)) if is_far else np.zeros(3)
-    file = BinaryGltf(origin * _TO_GLTF if is_far else None)
+    file = BinaryGltf(origin * _TO_GLTF if is_far else None, scene.made_by)
     keep = selected_pixels(scene, None if options.mesh else options.max_points, options.confidence_percentile)
     if options.mesh:
         for index, name in enumerate(scene.names):

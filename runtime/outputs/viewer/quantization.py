@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ _FAR = 4.0
 no digits."""
 _SAMPLED = 2_000
 """Points by which that extent is told."""
+_MOST_SORTED = 2_000_000
+"""Of more values, so many tell the ranks of all."""
+_BLOCK = 2**16
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,17 +46,32 @@ class Block:
     count: int
     content: bytes
 
+    def description(self) -> dict[str, Any]:
+        """Return what a viewer has to know of it beside its content."""
+        return {
+            "view": self.view,
+            "level": self.level,
+            "count": self.count,
+            "low": self.low.tolist(),
+            "size": self.size.tolist(),
+        }
+
 
 def confidence_ranks(confidence: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Return the rank (N,) of each value among all, 0 to 255, and the smallest value (256,) of each rank.
 
-    A share r / 255 of the values lies below rank r, as near as equal values allow; what is equal has the same rank.
+    A share r / 255 of the values lies below rank r, as near as equal values allow; what is equal has the same rank. Of
+    many millions of values, every so many-th tells where ranks begin.
     """
     if not len(confidence):
         return np.empty(0, np.uint8), np.zeros(RANKS, np.float32)
-    places = np.linspace(0, len(confidence) - 1, RANKS).astype(np.intp)
-    limits = np.sort(confidence)[places].astype(np.float32)
-    return (np.searchsorted(limits, confidence, side="right") - 1).clip(0).astype(np.uint8), limits
+    some = np.sort(confidence[:: max(1, len(confidence) // _MOST_SORTED)])
+    limits = some[np.linspace(0, len(some) - 1, RANKS).astype(np.intp)].astype(np.float32)
+    ranks = np.empty(len(confidence), np.uint8)
+    for start in range(0, len(confidence), _BLOCK):
+        own = confidence[start : start + _BLOCK]
+        ranks[start : start + len(own)] = (np.searchsorted(limits, own, side="right") - 1).clip(0)
+    return ranks, limits
 
 
 def quantize(

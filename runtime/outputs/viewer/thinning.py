@@ -35,7 +35,7 @@ def thin(points: NDArray[np.floating], ranks: NDArray[np.uint8], most: int) -> t
     """
     if len(points) <= most:
         return np.arange(len(points)), 0.0
-    edge = _first_guess(points, most)
+    edge = usual_spacing(points, most)
     if len(points) > _MANY:
         slots = np.concatenate([slots for _, slots in _slots(points, _SPAN * edge)])
         part = points[slots % _PARTS == 0]
@@ -58,7 +58,8 @@ def levels(points: NDArray[np.floating], ranks: NDArray[np.uint8], most: int) ->
     return result, edge
 
 
-def _first_guess(points: NDArray[np.floating], most: int) -> float:
+def usual_spacing(points: NDArray[np.floating], most: int) -> float:
+    """Return about how far ``most`` points on the surfaces that these points lie on are apart; more than 0."""
     sample = points[:: max(1, len(points) // 10_000)].astype(np.float64)
     extent = float(np.max(np.ptp(np.percentile(sample, (5, 95), axis=0), axis=0)))
     return extent / np.sqrt(most) if extent > 0 else max(float(np.ptp(points)), 1e-6) / np.sqrt(most)

@@ -1,5 +1,7 @@
 // The files that are to be used: added, shown, uploaded one after the other, and uploaded again after a call.
 
+import { size } from "./result.js";
+
 const $ = (id) => document.getElementById(id);
 
 export class Files {
@@ -150,8 +152,4 @@ export class Files {
 
 function make(tag, properties) {
   return Object.assign(document.createElement(tag), properties);
-}
-
-export function size(bytes) {
-  return bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB` : bytes >= 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : `${Math.ceil(bytes / 1e3)} kB`;
 }

@@ -66,7 +66,7 @@ def test_a_call_gives_a_result_and_its_uploads_are_deleted(open_visits: Make) ->
     assert [path.name for path in files_in(visits.folder) if path.suffix == ".png"] == ["unused.png"]
     visit.uploads.remove([other])
     assert visit.result is not None
-    assert visit.result.page().exists()
+    assert visit.result.page.exists()
 
 
 def test_calls_take_turns_and_know_how_many_come_first(open_visits: Make, stand_in: StandInEngine) -> None:

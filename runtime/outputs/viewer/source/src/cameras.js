@@ -27,7 +27,7 @@ export class Cameras {
       const material = new MeshBasicMaterial({ side: DoubleSide });
       const image = new Mesh(plane, material);
       image.visible = false;
-      new TextureLoader().load(view.image, (texture) => {
+      if (view.image) new TextureLoader().load(view.image, (texture) => {
         texture.colorSpace = SRGBColorSpace;
         material.map = texture;
         material.needsUpdate = true;

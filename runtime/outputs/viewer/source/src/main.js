@@ -5,10 +5,13 @@ import { Measuring, inMetres } from "./measuring.js";
 import { Navigation } from "./navigation.js";
 import { Panel } from "./panel.js";
 import { Cloud } from "./points.js";
-import { readBytes, readDescription } from "./scene_data.js";
+import { BYTES_PER_POINT, loadLevel, readBytes, readDescription } from "./scene_data.js";
 
 const SLOW = 50; // ms a frame: above it, only the coarse level is drawn while the scene moves
-const STILL = 200; // ms after which it no longer moves
+const STILL = 200; // ms after which it no longer moves; longer where drawing everything takes longer
+const PATIENCE = 1500; // ms, at most so long
+const SMOOTH = 40; // ms a frame that a moving scene should take at most
+const LEAST = 0.08; // of the coarse level, which is drawn in any case
 const REACH = 14; // pixels around the pointer in which a point is found
 
 const canvas = document.getElementById("canvas");
@@ -25,11 +28,10 @@ async function start() {
   const description = readDescription();
   let renderer;
   try {
-    renderer = new WebGLRenderer({ canvas, antialias: true, preserveDrawingBuffer: true });
+    renderer = new WebGLRenderer({ canvas, antialias: !isSoftware(), preserveDrawingBuffer: true });
   } catch {
     throw new Error("this browser has no WebGL 2; switch on hardware acceleration, or try another one");
   }
-  const bytes = await readBytes();
   const scene = new Scene();
   const { radius } = description.start;
   const camera = new PerspectiveCamera(50, 1, radius * 1e-3, radius * 1e3);
@@ -38,6 +40,9 @@ async function start() {
   let movedAt = -Infinity;
   let frame = 0;
   let slow = false;
+  let blurs = false; // half of the resolution while it moves
+  let share = 1; // of the coarse level, while it moves
+  let still = STILL;
 
   const redraw = () => {
     if (!frame) frame = requestAnimationFrame(draw);
@@ -46,14 +51,8 @@ async function start() {
     movedAt = performance.now();
     redraw();
   };
-  const clouds = [];
-  let position = 0;
-  for (const layer of description.layers) {
-    const cloud = new Cloud(layer, bytes, position);
-    position = cloud.end;
-    clouds.push({ cloud, cameras: new Cameras(layer, redraw) });
-    scene.add(cloud.group, clouds.at(-1).cameras.group);
-  }
+  const clouds = description.layers.map((layer) => ({ cloud: new Cloud(layer), cameras: new Cameras(layer, redraw) }));
+  for (const { cloud, cameras } of clouds) scene.add(cloud.group, cameras.group);
   scene.add(measuring.group);
   const navigation = new Navigation(camera, canvas, description.start, moved);
 
@@ -80,7 +79,18 @@ async function start() {
     panel.measured = distance === null ? "Choose the second point." : `Distance: ${inMetres(distance)}`;
     redraw();
   };
+  const load = async (level) => {
+    const { cloud } = clouds[0];
+    await loadLevel(description.source, level, async (block, bytes) => {
+      cloud.add(block, bytes, 0);
+      redraw();
+      await new Promise((done) => setTimeout(done)); // so that it is drawn meanwhile
+    });
+    document.documentElement.dataset.level = level;
+    redraw();
+  };
   const actions = {
+    loadRest: () => load(2),
     reset: () => navigation.reset(),
     toggleMeasuring: () => {
       measure(!measures);
@@ -112,33 +122,37 @@ async function start() {
     frame = 0;
     const { clientWidth: width, clientHeight: height } = canvas;
     if (!width || !height) return;
-    const ratio = Math.min(window.devicePixelRatio, 2);
+    const { cloud, cameras } = clouds[panel.layer];
+    const coarse = now - movedAt < still && slow;
+    const ratio = Math.min(window.devicePixelRatio, 2) * (coarse && blurs ? 0.5 : 1);
     if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
       renderer.setPixelRatio(ratio);
       renderer.setSize(width, height, false);
       camera.aspect = width / height;
       camera.updateProjectionMatrix();
     }
-    const { cloud, cameras } = clouds[panel.layer];
-    const moving = now - movedAt < STILL;
-    cloud.coarse = moving && slow && cloud.hasLevels;
     for (const each of clouds) {
       each.cloud.group.visible = each.cloud === cloud;
       each.cameras.group.visible = false;
     }
-    cloud.draw(panel.size, panel.least, height * ratio, camera.fov, panel.shownViews);
+    cloud.draw(panel.size, panel.least, height * ratio, camera.fov, panel.shownViews, coarse ? share : null);
     cameras.draw(panel.cameras, panel.images, panel.frustum, panel.shownViews, camera.position);
     measuring.draw(camera);
     scene.background = new Color(getComputedStyle(document.getElementById("stage")).backgroundColor);
     const began = performance.now();
     renderer.render(scene, camera);
-    if (!cloud.coarse) {
-      renderer.getContext().finish();
-      slow = performance.now() - began > SLOW;
-    }
+    renderer.getContext().finish();
+    const took = performance.now() - began;
+    if (!coarse) {
+      slow = took > SLOW;
+      still = Math.min(Math.max(STILL, took), PATIENCE);
+    } else if (took > SMOOTH) {
+      if (blurs) share = Math.max(share * 0.7, LEAST);
+      blurs = true;
+    } else if (took < SMOOTH / 3) share = Math.min(share * 1.2, 1);
     placeLabel(width, height);
-    panel.write(cloud.count(panel.least, panel.shownViews));
-    if (cloud.coarse) redraw(); // until it stands still, and everything is drawn
+    panel.write(cloud.count(panel.least, panel.shownViews), cloud.loaded);
+    if (coarse) redraw(); // until it stands still, and everything is drawn
   }
 
   function placeLabel(width, height) {
@@ -151,9 +165,29 @@ async function start() {
     label.style.top = `${((1 - place.y) / 2) * height}px`;
   }
 
+  if (description.source === null) {
+    const bytes = await readBytes();
+    let position = 0;
+    for (const { cloud } of clouds) {
+      for (const block of cloud.layer.blocks) {
+        cloud.add(block, bytes, position);
+        position += BYTES_PER_POINT * block.count;
+      }
+    }
+  } else await load(0);
   redraw();
   message.textContent = "";
   document.documentElement.dataset.state = "ready";
+  if (description.source !== null) await load(1);
+}
+
+/** Whether WebGL is drawn without a graphics processor: then smooth edges would take most of the time. */
+function isSoftware() {
+  const context = document.createElement("canvas").getContext("webgl2");
+  const names = context?.getExtension("WEBGL_debug_renderer_info");
+  const name = names ? context.getParameter(names.UNMASKED_RENDERER_WEBGL) : "";
+  context?.getExtension("WEBGL_lose_context")?.loseContext();
+  return /swiftshader|llvmpipe|software|basic render/i.test(name);
 }
 
 /** Call `click` with the place of a press that did not drag. */

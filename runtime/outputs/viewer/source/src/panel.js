@@ -23,8 +23,19 @@ export class Panel {
         changed();
       });
     }
+    $("rest").addEventListener("click", () => this.loadRest(actions));
     this.listLayers(changed);
     this.listViews(actions, changed);
+  }
+
+  async loadRest(actions) {
+    $("rest").disabled = true;
+    try {
+      await actions.loadRest();
+      $("rest").hidden = true;
+    } catch (error) {
+      $("rest").textContent = error.message;
+    }
   }
 
   listLayers(changed) {
@@ -44,6 +55,8 @@ export class Panel {
 
   listViews(actions, changed) {
     const list = document.querySelector("#views ul");
+    const hasCameras = this.scene.layers.some((layer) => layer.views.some((view) => view.image));
+    document.getElementById("camera-controls").hidden = !hasCameras;
     this.scene.layers[0].views.forEach((view, index) => {
       const box = make("input", { type: "checkbox", checked: true });
       box.addEventListener("input", () => {
@@ -51,12 +64,14 @@ export class Panel {
         changed();
       });
       const label = make("label", { title: view.name });
-      label.append(box, make("img", { src: view.image, alt: "" }), make("span", { textContent: view.name }));
+      if (view.image) label.append(box, make("img", { src: view.image, alt: "" }), make("span", { textContent: view.name }));
+      else label.append(box, make("span", { textContent: view.name }));
       const from = make("button", { type: "button", textContent: "From here" });
       from.setAttribute("aria-label", `Look from ${view.name}`);
       from.addEventListener("click", () => actions.lookFrom(index));
       const item = make("li", {});
-      item.append(label, from);
+      item.append(label);
+      if (view.image) item.append(from);
       list.append(item);
     });
   }
@@ -91,18 +106,29 @@ export class Panel {
     return $("images").checked;
   }
 
-  /** Write the values of the sliders, and how much of what is drawn. */
-  write(drawn) {
+  /** Write the values of the sliders, and how much is drawn of how much. */
+  write(drawn, loaded) {
     const layer = this.scene.layers[this.layer];
     const percent = Number($("confidence").value);
     const limit = layer.confidence[this.least];
-    $("confidence-value").textContent = percent === 0 ? "none" : `${percent} % (< ${limit.toPrecision(3)})`;
+    const equal = layer.confidence[0] === layer.confidence[255];
+    $("confidence").disabled = equal;
+    $("confidence-value").textContent = equal ? "all equal" : percent === 0 ? "none" : `${percent} % (< ${limit.toPrecision(3)})`;
     $("confidence").setAttribute("aria-valuetext", percent === 0 ? "none" : `${percent} percent`);
     $("size-value").textContent = this.size.toFixed(1);
     $("frustum-value").textContent = this.frustum.toFixed(1);
     const number = (value) => value.toLocaleString("en");
-    const kept = layer.stored < layer.total ? `; the file holds ${number(layer.stored)}${layer.thinned ? `, ${layer.thinned}` : ""}` : "";
-    $("drawn").textContent = `Drawn: ${number(drawn)} of ${number(layer.total)} points${kept}.`;
+    const served = this.scene.source !== null;
+    const thinned = layer.thinned ? `, ${layer.thinned}` : "";
+    const kept = loaded === layer.total ? "" : served ? thinned : `; the file holds ${number(layer.stored)}${thinned}`;
+    const text = `Drawn: ${number(drawn)} of ${number(layer.total)} points${kept}.`;
+    if ($("drawn").textContent !== text) $("drawn").textContent = text;
+    const rest = served ? layer.counts[2] : 0;
+    if (!rest) return;
+    const left = layer.total - loaded;
+    $("rest").hidden = left === 0;
+    if (!$("rest").disabled) $("rest").textContent = `Load all ${number(layer.total)} points`;
+    else if (left < rest) $("rest").textContent = `Loading: ${Math.floor(100 * (1 - left / rest))} %`;
   }
 
   set measuring(on) {

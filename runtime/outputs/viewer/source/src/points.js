@@ -24,52 +24,56 @@ void main() { result = vec4(shade, 1.0); }`;
 
 /** One layer of points: blocks that are shown or hidden by view and by level of detail. */
 export class Cloud {
-  constructor(layer, bytes, start) {
+  constructor(layer) {
+    this.layer = layer;
     this.group = new Group();
-    this.total = layer.total;
-    this.ranks = layer.confidence;
     this.blocks = [];
-    this.coarse = false;
-    for (const block of layer.blocks) {
-      const { places, colors } = decodeBlock(bytes, start, block.count);
-      start += BYTES_PER_POINT * block.count;
-      const geometry = new BufferGeometry();
-      geometry.setAttribute("position", new BufferAttribute(places, 4, true));
-      geometry.setAttribute("color", new BufferAttribute(colors, 4, true));
-      const material = new RawShaderMaterial({
-        vertexShader: VERTEX,
-        fragmentShader: FRAGMENT,
-        glslVersion: GLSL3,
-        uniforms: {
-          eye: { value: new Vector3().fromArray(layer.views[block.view].pose, 12) },
-          angle: { value: layer.views[block.view].pixel },
-          edge: { value: 0 }, size: { value: 1 }, pixels: { value: 1 }, least: { value: 0 },
-        },
-      });
-      const points = new Points(geometry, material);
-      points.frustumCulled = false;
-      points.position.fromArray(block.low);
-      points.scale.fromArray(block.size);
-      points.updateMatrixWorld();
-      points.matrixAutoUpdate = false;
-      this.group.add(points);
-      this.blocks.push({ ...block, places, points, counts: cumulative(places) });
-    }
-    this.end = start;
-    this.edges = layer.edges;
+    this.finest = 0;
+  }
+
+  /** Take a block whose bytes begin at `start`. */
+  add(block, bytes, start) {
+    const { places, colors } = decodeBlock(bytes, start, block.count);
+    if (block.level === 0) shuffle(places, colors);
+    const view = this.layer.views[block.view];
+    const geometry = new BufferGeometry();
+    geometry.setAttribute("position", new BufferAttribute(places, 4, true));
+    geometry.setAttribute("color", new BufferAttribute(colors, 4, true));
+    const material = new RawShaderMaterial({
+      vertexShader: VERTEX,
+      fragmentShader: FRAGMENT,
+      glslVersion: GLSL3,
+      uniforms: {
+        eye: { value: new Vector3().fromArray(view.pose, 12) },
+        angle: { value: view.pixel },
+        edge: { value: 0 }, size: { value: 1 }, pixels: { value: 1 }, least: { value: 0 },
+      },
+    });
+    const points = new Points(geometry, material);
+    points.frustumCulled = false;
+    points.position.fromArray(block.low);
+    points.scale.fromArray(block.size);
+    points.updateMatrixWorld();
+    points.matrixAutoUpdate = false;
+    this.group.add(points);
+    this.blocks.push({ ...block, places, points, counts: cumulative(places) });
+    this.finest = Math.max(this.finest, block.level);
   }
 
   /**
    * Draw points of `size` times their distance from each other, on a picture of `height` pixels: what a pixel of their
-   * view covers, or the edge of the voxels that left one of several.
+   * view covers, or the edge of the voxels that left one of several. Of the coarse level a `share` is drawn; null is
+   * for all levels.
    */
-  draw(size, least, height, fov, shownViews) {
+  draw(size, least, height, fov, shownViews, share) {
     const pixels = height / (2 * Math.tan((fov * Math.PI) / 360));
+    const coarse = share !== null || this.finest === 0;
+    const edge = this.layer.edges[coarse ? 0 : this.finest];
     for (const block of this.blocks) {
       const { uniforms } = block.points.material;
-      const hidden = this.coarse && block.level > 0;
-      block.points.visible = shownViews[block.view] && !hidden;
-      uniforms.edge.value = this.edges[this.coarse ? 0 : 1];
+      block.points.visible = shownViews[block.view] && !(coarse && block.level > 0);
+      block.points.geometry.setDrawRange(0, Math.ceil(block.count * (share ?? 1)));
+      uniforms.edge.value = edge;
       uniforms.size.value = size;
       uniforms.pixels.value = pixels;
       uniforms.least.value = least / 255 - 1e-4;
@@ -83,8 +87,9 @@ export class Cloud {
     return sum;
   }
 
-  get hasLevels() {
-    return this.blocks.some((block) => block.level > 0);
+  /** How many points there are here. */
+  get loaded() {
+    return this.blocks.reduce((sum, block) => sum + block.count, 0);
   }
 
   /** Find the nearest drawn point within `reach` pixels of (x, y), or null. */
@@ -123,4 +128,16 @@ function cumulative(places) {
   for (let i = 3; i < places.length; i += 4) counts[Math.round(places[i] / 257)]++;
   for (let rank = 255; rank >= 0; rank--) counts[rank] += counts[rank + 1];
   return counts;
+}
+
+/** Put points into an order of which any beginning shows the whole; the same order each time. */
+function shuffle(places, colors) {
+  const [places64, colors32] = [new BigUint64Array(places.buffer), new Uint32Array(colors.buffer)];
+  let state = 1;
+  for (let i = colors32.length - 1; i > 0; i--) {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    const j = Math.floor((state / 2 ** 32) * (i + 1));
+    [places64[i], places64[j]] = [places64[j], places64[i]];
+    [colors32[i], colors32[j]] = [colors32[j], colors32[i]];
+  }
 }

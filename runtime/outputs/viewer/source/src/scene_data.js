@@ -17,6 +17,42 @@ export async function readBytes() {
 }
 
 /**
+ * Load a level of the scene from the server that the page came from: see runtime/outputs/viewer/levels.py.
+ * `take` is called with each block and its bytes, and may be waited for.
+ */
+export async function loadLevel(source, level, take) {
+  const response = await fetch(`${source}/${level}`);
+  if (!response.ok) throw new Error("the server no longer has this scene; load the page again");
+  const reader = response.body.getReader();
+  let parts = [];
+  let held = 0;
+  const read = async (count) => {
+    while (held < count) {
+      const { done, value } = await reader.read();
+      if (done) return null;
+      parts.push(value);
+      held += value.length;
+    }
+    const all = new Uint8Array(held);
+    parts.reduce((at, part) => (all.set(part, at), at + part.length), 0);
+    parts = held > count ? [all.subarray(count)] : [];
+    held -= count;
+    return all.subarray(0, count);
+  };
+  const ended = () => {
+    throw new Error("the server ended before the scene was whole; load the page again");
+  };
+  for (;;) {
+    const head = await read(4);
+    if (head === null) return held ? ended() : undefined;
+    const text = (await read(new DataView(head.buffer, head.byteOffset).getUint32(0, true))) ?? ended();
+    const block = JSON.parse(new TextDecoder().decode(text));
+    const bytes = (await read(BYTES_PER_POINT * block.count)) ?? ended();
+    await take(block, bytes);
+  }
+}
+
+/**
  * Decode the points of one block: differences from point to point, each byte of each coordinate in a plane of its own.
  *
  * Returns `places` (x, y, z and rank of the confidence as 16 bits) and `colors` (red, green, blue, 255).

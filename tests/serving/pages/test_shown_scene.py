@@ -15,18 +15,18 @@ from PIL import Image
 
 from mapengine.runtime import Scene
 from mapengine.runtime.errors import InputError
-from mapengine.serving.app.result import DOWNLOADS, Result
+from mapengine.serving.pages.shown_scene import DOWNLOADS, ShownScene
 
-from .conftest import HEIGHT, WIDTH, wall
+from ..app.conftest import HEIGHT, WIDTH, wall
 
 
 @pytest.fixture
-def result(tmp_path: Path) -> Result:
+def result(tmp_path: Path) -> ShownScene:
     images = [np.full((HEIGHT, WIDTH, 3), shade, np.uint8) for shade in (60, 180)]
-    return Result(tmp_path / "result", wall(images, ["a.jpg", "b.jpg"]))
+    return ShownScene(tmp_path / "result", wall(images, ["a.jpg", "b.jpg"]))
 
 
-def test_every_download_is_a_valid_file(result: Result) -> None:
+def test_every_download_is_a_valid_file(result: ShownScene) -> None:
     points = 2 * (WIDTH * HEIGHT - 1)
     glb = result.download("glb").read_bytes()
     assert (glb[:4], struct.unpack("<I", glb[8:12])[0]) == (b"glTF", len(glb))
@@ -43,7 +43,7 @@ def test_every_download_is_a_valid_file(result: Result) -> None:
     assert {result.download(name).name for name in DOWNLOADS} == {form.file for form in DOWNLOADS.values()}
 
 
-def test_a_download_leaves_out_the_least_confident(result: Result) -> None:
+def test_a_download_leaves_out_the_least_confident(result: ShownScene) -> None:
     whole = result.download("ply")
     size = whole.stat().st_size
     part = result.download("ply", 60)
@@ -51,7 +51,7 @@ def test_a_download_leaves_out_the_least_confident(result: Result) -> None:
     assert not whole.exists()  # one file of each kind is kept
 
 
-def test_pictures_are_of_their_views(result: Result) -> None:
+def test_pictures_are_of_their_views(result: ShownScene) -> None:
     for view, shade in enumerate((60, 180)):
         image = Image.open(io.BytesIO(result.picture(view, "image")))
         assert image.size == (WIDTH, HEIGHT)
@@ -62,13 +62,13 @@ def test_pictures_are_of_their_views(result: Result) -> None:
     assert (confidence[0, 0] != confidence[0, -1]).any()
 
 
-def test_a_pixel_has_its_point(result: Result) -> None:
+def test_a_pixel_has_its_point(result: ShownScene) -> None:
     known = result.point(0, WIDTH // 2 + 10, HEIGHT // 2)
     assert known == {"depth": 2.0, "confidence": 2.0, "point": pytest.approx([0.4, 0, 2])}
     assert result.point(0, 0, 0) == {"depth": None, "confidence": 1.0, "point": None}
 
 
-def test_what_is_not_there_is_a_sentence(result: Result) -> None:
+def test_what_is_not_there_is_a_sentence(result: ShownScene) -> None:
     with pytest.raises(InputError, match="there is no view 2"):
         result.picture(2, "depth")
     with pytest.raises(InputError, match="no pixel 56, 0"):
@@ -79,29 +79,25 @@ def test_what_is_not_there_is_a_sentence(result: Result) -> None:
         result.download("ply", 101)
 
 
-def drawn(page: Path) -> tuple[int, int]:
-    """How many points a page holds, and of how many."""
-    found = re.search(r'id="scene">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
+def test_a_page_asks_for_the_points_of_its_scene(result: ShownScene) -> None:
+    page = result.page.read_text(encoding="utf-8")
+    found = re.search(r'id="scene">(.*?)</script>', page, re.DOTALL)
     assert found
-    (layer,) = json.loads(found[1])["layers"]
-    return layer["stored"], layer["total"]
+    description = json.loads(found[1])
+    (layer,) = description["layers"]
+    assert description["source"] == f"points/{result.identity}"
+    assert "connect-src 'self'" in page
+    assert sum(layer["counts"]) == layer["total"] == 2 * (WIDTH * HEIGHT - 1)
+    assert all(bool(b"".join(result.level(level))) == (layer["counts"][level] > 0) for level in range(3))
 
 
-def test_a_large_scene_is_thinned_and_all_of_it_is_one_page_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
-    scene = wall([image] * 8, [f"{index}" for index in range(8)])
-    size = Result(tmp_path / "whole", scene).page().stat().st_size
-    monkeypatch.setattr("mapengine.serving.app.result.MAX_BYTES", size - 50_000)
-    result = Result(tmp_path / "result", scene)
-    total = 8 * (WIDTH * HEIGHT - 1)
-    stored, of = drawn(result.page())
-    assert (stored < total, of) == (True, total)
-    assert drawn(result.page(all_points=True)) == (total, total)
+def test_a_scene_that_stays_in_memory_is_not_written(tmp_path: Path) -> None:
+    scene = wall([np.zeros((HEIGHT, WIDTH, 3), np.uint8)], ["a.jpg"])
+    ShownScene(tmp_path / "shown", scene, in_memory=True)
+    assert list(tmp_path.rglob("*.npy")) == []
 
 
-def test_deleting_leaves_nothing(result: Result, tmp_path: Path) -> None:
+def test_deleting_leaves_nothing(result: ShownScene, tmp_path: Path) -> None:
     result.download("colmap")
     result.delete()
     assert list(tmp_path.iterdir()) == []

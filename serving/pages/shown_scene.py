@@ -1,12 +1,13 @@
-"""What a visit has of its last call: the scene on disk, and the page, pictures, points and files made of it."""
+"""A scene that is looked at: on disk or in memory, and the page, pictures, points and files that are made of it."""
 
 from __future__ import annotations
 
 import io
+import secrets
 import shutil
 import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,10 @@ from mapengine.runtime.outputs.drawing import CONFIDENCE_STOPS, DEPTH_STOPS, Lim
 from mapengine.runtime.outputs.formats.names import file_stems
 from mapengine.runtime.outputs.formats.options import SaveOptions
 from mapengine.runtime.outputs.scene_arrays import SHAPES
-from mapengine.runtime.outputs.viewer.page import MAX_BYTES, PAGE_KIND, page_text
-from mapengine.runtime.writing.files import atomic_write, write_text, writing
+from mapengine.runtime.outputs.viewer.layers import is_cloud
+from mapengine.runtime.outputs.viewer.levels import FIRST_POINTS, SceneLevels, packed_rest
+from mapengine.runtime.writing.files import atomic_write, writing
 
-_ALL_POINTS = 2_000_000_000
-"""Bytes that a page may have with which nothing is thinned."""
 _IN_MEMORY = ("metric_scale", "names", "alignment", "made_by", "original_pixels", "original_sizes", "times")
 
 
@@ -62,16 +62,26 @@ PICTURES: Mapping[str, tuple[str, str]] = {
 """What is drawn of a view: Pillow's name of the format, and its type on the web."""
 
 
-class Result:
-    """The scene of a call, in a folder; its arrays are read from there when they are needed. Threads may share it."""
+class ShownScene:
+    """A scene and what is made of it, in a folder. Threads may share it."""
 
-    def __init__(self, folder: Path, scene: Scene) -> None:
-        """Write the scene and its page into ``folder``, which is made.
+    def __init__(
+        self, folder: Path, scene: Scene, *, in_memory: bool = False, title: str = "", first_points: int = FIRST_POINTS
+    ) -> None:
+        """Write the page and its points into ``folder``, which is made, and the scene unless it stays in memory.
+
+        Args:
+            title: of the page, where it is not known what made the scene.
+            first_points: how many are drawn before somebody asks for all.
 
         Raises:
             OutputError: it could not be written.
         """
         self._folder = folder
+        self.identity = secrets.token_hex(8)
+        """Of this scene among those that one page has after another."""
+        self._first_points = first_points
+        self._kept = scene if in_memory else None
         self._lock = threading.Lock()
         self._known: dict[str, Any] = {name: getattr(scene, name) for name in _IN_MEMORY}
         # A part of the pixels tells the range as well as all of them, and 64 views have 13 million.
@@ -86,20 +96,26 @@ class Result:
         try:
             with writing("the scene"):
                 folder.mkdir()
-                for name in SHAPES:
+                for name in SHAPES if self._kept is None else ():
                     np.save(folder / f"{name}.npy", getattr(scene, name))
-            self._write_page(scene, MAX_BYTES)
+                levels = SceneLevels.of(scene, f"points/{self.identity}", title, first_points)
+                self.page.write_text(levels.page, encoding="utf-8")
+                for number, content in enumerate(levels.first):
+                    (folder / f"level-{number}").write_bytes(content)
         except BaseException:
             self.delete()
             raise
 
-    def page(self, all_points: bool = False) -> Path:
-        """Return the page that shows the scene: at most 15 MB, or with all of its points."""
-        if not all_points:
-            return self._folder / "page.html"
-        with self._lock:
-            path = self._folder / "page-all.html"
-            return path if path.exists() else self._write_page(self._scene(), _ALL_POINTS, path.name)
+    @property
+    def page(self) -> Path:
+        """The page that shows the scene, and asks for its points at ``points/IDENTITY/LEVEL``."""
+        return self._folder / "page.html"
+
+    def level(self, number: int) -> Iterable[bytes]:
+        """Return the points of a level, 0 to 2, in pieces; see :mod:`mapengine.runtime.outputs.viewer.levels`."""
+        if number < 2:
+            return [(self._folder / f"level-{number}").read_bytes()]
+        return packed_rest(self._scene(), self._first_points)
 
     def picture(self, view: int, kind: str) -> bytes:
         """Return the file of a picture of a view, of a kind in :data:`PICTURES`.
@@ -162,6 +178,19 @@ class Result:
                 self._save(path, form, options)
             return path
 
+    def facts(self) -> dict[str, Any]:
+        """Return what the part of a page that shows scenes has to know."""
+        scene = self._scene()
+        _, height, width = scene.mask.shape
+        has_views = not is_cloud(scene)
+        return {
+            "views": self._known["names"] if has_views else [],
+            "width": width,
+            "height": height,
+            "limits": self.limits,
+            "downloads": [[name, form.label] for name, form in DOWNLOADS.items()] if has_views else [],
+        }
+
     def delete(self) -> None:
         """Delete all files."""
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -183,14 +212,11 @@ class Result:
         shutil.rmtree(folder, ignore_errors=True)
 
     def _scene(self) -> Scene:
+        if self._kept is not None:
+            return self._kept
         arrays = {name: np.load(self._folder / f"{name}.npy", mmap_mode="r") for name in SHAPES}
         known = dict(self._known)
         return Scene.of_finished(arrays, known.pop("metric_scale"), known.pop("names"), **known)
-
-    def _write_page(self, scene: Scene, most: int, name: str = "page.html") -> Path:
-        path = self._folder / name
-        write_text(path, PAGE_KIND, page_text({"": scene}, SaveOptions(), most=most))
-        return path
 
 
 def _check_view(scene: Scene, view: int) -> None:

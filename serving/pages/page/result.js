@@ -1,7 +1,5 @@
 // What came of a call: the scene in a frame of its own, the views with their depth, files to save, time and memory.
 
-import { size } from "./files.js";
-
 const $ = (id) => document.getElementById(id);
 const PICTURES = ["image", "depth", "confidence"];
 const TABS = ["scene", "views", "save", "cost"];
@@ -21,13 +19,14 @@ export class ResultView {
     this.visit = visit;
     this.taken = []; // up to two places: {view, x, y, point}
     this.cross = null;
-    TABS.forEach((name, index) => {
+    TABS.forEach((name) => {
       const tab = $(`tab-${name}`);
       tab.addEventListener("click", () => this.open(name));
       tab.addEventListener("keydown", (event) => {
         const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
         if (!step) return;
-        const next = TABS[(index + step + TABS.length) % TABS.length];
+        const there = TABS.filter((other) => !$(`tab-${other}`).hidden);
+        const next = there[(there.indexOf(name) + step + there.length) % there.length];
         this.open(next);
         $(`tab-${next}`).focus();
       });
@@ -35,8 +34,6 @@ export class ResultView {
     $("previous").addEventListener("click", () => this.look(this.view - 1));
     $("next").addEventListener("click", () => this.look(this.view + 1));
     $("view").addEventListener("change", () => this.look($("view").selectedIndex));
-    $("all-points").addEventListener("click", () => this.load("?points=all"));
-    $("viewer").addEventListener("load", () => this.sayDrawn());
     $("leave-out").addEventListener("change", () => this.listDownloads());
     for (const name of PICTURES) this.listenTo($(`at-${name}`));
   }
@@ -54,32 +51,17 @@ export class ResultView {
     this.taken = [];
     this.cross = null;
     $("measured").textContent = "";
-    this.load("");
+    $("tab-views").hidden = !facts.views.length;
+    $("tab-save").hidden = !facts.downloads.length;
+    $("tab-cost").hidden = !facts.seconds;
+    const scene = `${this.visit()}/scene?result=${facts.number}`;
+    $("viewer").contentWindow.location.replace(new URL(scene, location.href));
+    this.listDownloads();
+    if (facts.seconds) this.listCosts();
+    if (!facts.views.length) return;
     $("view").replaceChildren(...facts.views.map((name, index) => make("option", { textContent: `${index + 1}: ${name}` })));
     for (const name of ["depth", "confidence"]) this.drawScale(name);
     this.look(0);
-    this.listDownloads();
-    this.listCosts();
-  }
-
-  // The scene
-
-  load(query) {
-    $("all-points").hidden = true;
-    $("drawn").textContent = "Loading the scene ...";
-    const mark = `${query ? `${query}&` : "?"}result=${this.facts.number}`;
-    $("viewer").contentWindow.location.replace(new URL(`${this.visit()}/scene${mark}`, location.href));
-  }
-
-  sayDrawn() {
-    const description = $("viewer").contentDocument?.getElementById("scene");
-    if (!description) return;
-    const { stored, total, thinned } = JSON.parse(description.textContent).layers[0];
-    const all = stored === total;
-    $("drawn").textContent = all
-      ? `All ${total.toLocaleString("en")} points.`
-      : `${stored.toLocaleString("en")} of ${total.toLocaleString("en")} points (${thinned}).`;
-    $("all-points").hidden = all;
   }
 
   // The views
@@ -257,4 +239,9 @@ function metres(length) {
 
 function make(tag, properties) {
   return Object.assign(document.createElement(tag), properties);
+}
+
+/** Write a number of bytes. */
+export function size(bytes) {
+  return bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB` : bytes >= 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : `${Math.ceil(bytes / 1e3)} kB`;
 }

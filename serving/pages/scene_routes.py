@@ -1,0 +1,77 @@
+"""What pages ask of a scene that is shown: its page and points, pictures and pixels of its views, and files to save."""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from importlib.resources import files
+from typing import Any
+
+from mapengine.runtime.errors import InputError
+from mapengine.runtime.outputs.drawing import CONFIDENCE_STOPS, DEPTH_STOPS
+
+from .server import PageHandler, Refused, Routes
+from .shown_scene import DOWNLOADS, PICTURES, ShownScene
+
+
+class SceneHandler(PageHandler):
+    """A handler whose server has scenes; what goes before the named groups of a path says which."""
+
+    def shown(self, *of: Any) -> ShownScene:
+        """Return the scene that a path is of (InputError where there is none)."""
+        raise NotImplementedError
+
+    def shared_part(self, name: str) -> None:
+        """Answer with a part that all pages of scenes have."""
+        self.static(__package__, name)
+
+    def scene(self, *of: Any) -> None:
+        """Answer with the page of the scene."""
+        self.file(self.shown(*of).page, "text/html; charset=utf-8", **{"X-Frame-Options": "SAMEORIGIN"})
+
+    def points(self, *of: Any, identity: str, level: str) -> None:
+        """Answer with a level of its points."""
+        shown = self.shown(*of)
+        if identity != shown.identity:
+            raise Refused(HTTPStatus.GONE, "the scene of this page is no longer there; load the page again")
+        self.parts("application/octet-stream", shown.level(int(level)))
+
+    def picture(self, *of: Any, view: str, kind: str) -> None:
+        """Answer with a picture of a view."""
+        self.content(self.shown(*of).picture(int(view), kind), PICTURES[kind][1])
+
+    def point(self, *of: Any, view: str) -> None:
+        """Answer with what is known of a pixel."""
+        self.json(self.shown(*of).point(int(view), self.number("x"), self.number("y")))
+
+    def download(self, *of: Any, name: str) -> None:
+        """Answer with a file to save."""
+        confidence = self.query.get("confidence", "0")
+        if not re.fullmatch(r"\d{1,3}(\.\d{1,3})?", confidence):
+            raise InputError(f"confidence is {confidence!r}; give a percentage from 0 to 100")
+        path = self.shown(*of).download(name, float(confidence))
+        self.file(path, "application/octet-stream", **{"Content-Disposition": f'attachment; filename="{path.name}"'})
+
+
+SHARED_PARTS: Routes = [(r"/(?P<name>result\.js|page\.css)", SceneHandler.shared_part)]
+
+
+def scene_routes(prefix: str = "") -> Routes:
+    """Return the routes of a scene below a pattern of paths."""
+    return [
+        (rf"{prefix}/scene", SceneHandler.scene),
+        (rf"{prefix}/points/(?P<identity>[0-9a-f]{{16}})/(?P<level>[012])", SceneHandler.points),
+        (rf"{prefix}/views/(?P<view>\d{{1,9}})/(?P<kind>{'|'.join(PICTURES)})", SceneHandler.picture),
+        (rf"{prefix}/views/(?P<view>\d{{1,9}})/point", SceneHandler.point),
+        (rf"{prefix}/downloads/(?P<name>{'|'.join(DOWNLOADS)})", SceneHandler.download),
+    ]
+
+
+def result_section() -> str:
+    """Return the part of a page that shows a scene, as HTML."""
+    return (files(__package__) / "page" / "result.html").read_text(encoding="utf-8").strip()
+
+
+def colors() -> dict[str, Any]:
+    """Return the colours that depth and confidence are drawn in, from low to high."""
+    return {"depth": DEPTH_STOPS, "confidence": CONFIDENCE_STOPS}
