@@ -67,7 +67,8 @@ def read_ply(path: Path) -> Cloud:
 
 def _vertices(lines: list[str], order: str) -> tuple[int, np.dtype[Any], int]:
     """How many vertices there are, what each holds, and bytes (of text: lines) before them."""
-    before, count, fields, name = 0, 0, [], ""
+    before, count, name = 0, 0, ""
+    fields: list[tuple[str, str]] = []
     found: tuple[int, np.dtype[Any], int] | None = None
 
     def finish() -> None:

@@ -16,7 +16,7 @@ from .glb import read_glb
 from .ply import read_ply
 
 CLOUDS = {".ply": read_ply, ".glb": read_glb}
-_MOST_PIXELS = 2**26
+MOST_PIXELS = 2**26
 """Of all views of a folder: a scene that is looked at is in memory, with about 40 bytes a pixel."""
 
 
@@ -54,7 +54,7 @@ def _of_views(folder: Path) -> Scene:
     paths = view_files(folder)
     first = view_scene(paths[0])
     _, height, width = first.mask.shape
-    step = max(1, math.ceil(math.sqrt(len(paths) * height * width / _MOST_PIXELS)))
+    step = max(1, math.ceil(math.sqrt(len(paths) * height * width / MOST_PIXELS)))
     if step > 1:
         warn(
             f"{shown_path(folder)}: has {len(paths) * height * width:,} pixels; one in {step} rows and columns is shown"

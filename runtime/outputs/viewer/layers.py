@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,15 @@ class PointSet:
         spacing = usual_spacing(points, len(points)) if is_cloud(scene) and len(points) else 0.0
         return cls(points, colors, ranks, limits, views, spacing)
 
+    def taken(self, indices: NDArray[np.integer]) -> PointSet:
+        """Return some of the points."""
+        own = {name: getattr(self, name).take(indices, axis=0) for name in ("points", "colors", "ranks", "views")}
+        return replace(self, **own)
+
+    def blocks(self, levels: NDArray[np.uint8]) -> Iterator[Block]:
+        """Yield the blocks of the points, whose levels (N,) are given."""
+        return quantize(self.points, self.colors, self.ranks, self.views, levels)
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -89,10 +99,10 @@ class Layer:
     @classmethod
     def of(cls, name: str, points: PointSet, total: int, most: int, coarse_points: int = COARSE_POINTS) -> Layer:
         """Return a layer of at most ``most`` of the points, of a scene that has ``total``."""
-        kept, edge = thin(points.points, points.ranks, most)
-        places, ranks = points.points[kept], points.ranks[kept]
-        level, coarse = levels(places, ranks, coarse_points)
-        blocks = tuple(quantize(places, points.colors[kept], ranks, points.views[kept], level))
+        chosen, edge = thin(points.points, points.ranks, most)
+        kept = points.taken(chosen)
+        level, coarse = levels(kept.points, kept.ranks, coarse_points)
+        blocks = tuple(kept.blocks(level))
         return cls(name, blocks, total, (max(edge, coarse), edge), points.spacing, points.limits)
 
     @property

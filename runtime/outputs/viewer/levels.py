@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..scene_arrays import SceneArrays
 from .layers import COARSE_POINTS, Layer, PointSet, cameras, frustum_depth, scene_origin
 from .page import filled_page
-from .quantization import Block, quantize
+from .quantization import Block
 from .thinning import thin
 
 FIRST_POINTS = 1_000_000
@@ -64,9 +63,7 @@ def packed_rest(scene: SceneArrays, most: int = FIRST_POINTS) -> Iterator[bytes]
     is_rest = np.ones(len(points.points), np.bool_)
     is_rest[thin(points.points, points.ranks, most)[0]] = False
     rest = np.flatnonzero(is_rest)
-    level: NDArray[np.uint8] = np.full(len(rest), 2, np.uint8)
-    own = (array.take(rest, axis=0) for array in (points.points, points.colors, points.ranks, points.views))
-    for block in quantize(*own, level):  # one view at a time
+    for block in points.taken(rest).blocks(np.full(len(rest), 2, np.uint8)):  # one view at a time
         yield _packed(block)
 
 

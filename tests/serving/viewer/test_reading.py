@@ -89,7 +89,7 @@ def test_a_folder_of_very_many_views_is_read_in_part(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_views(tmp_path / "views", predictions(scene), scene.names)
-    monkeypatch.setattr("mapengine.serving.viewer.reading._MOST_PIXELS", scene.mask.size // 3)
+    monkeypatch.setattr("mapengine.serving.viewer.reading.MOST_PIXELS", scene.mask.size // 3)
     with pytest.warns(UserWarning, match="one in 2 rows and columns is shown"):
         read = read_scene(tmp_path / "views")
     assert read.mask.shape == (2, HEIGHT // 2, WIDTH // 2)
