@@ -22,8 +22,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendUnavailableError, InputError
-from .similarity import Float64, Similarity, cross_matrices, exp_matrices, inverse_matrices, log_matrices
+from ...errors import BackendUnavailableError, InputError
+from ..similarity import Float64, Similarity, cross_matrices, exp_matrices, inverse_matrices, log_matrices
 
 Kind = Literal["window", "loop"]
 LOOP_BOUND = 5.0

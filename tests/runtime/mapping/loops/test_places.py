@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mapengine.runtime.mapping.places import LEARNED_FROM, Candidate, Places
+from mapengine.runtime.mapping.loops.places import LEARNED_FROM, Candidate, Places
 
 Array = np.ndarray[Any, Any]
 CHANNELS = 48
@@ -90,14 +90,15 @@ def test_frames_in_which_nothing_is_seen_do_no_harm(tokens: Array) -> None:
     assert all(np.isfinite(one.score) for one in only.search(away=1))
 
 
+@pytest.mark.slow
 def test_a_frame_takes_a_few_hundred_bytes() -> None:
     world = World(6)
     image = world.frame(0, tokens=1000)
     places = Places()
-    for number in range(9000):
+    for number in range(5000):
         places.add(number, image[:1] if number > LEARNED_FROM else world.frame(number % 200))
     held = sum(value.nbytes for value in vars(places).values() if isinstance(value, np.ndarray))
     blocks = [block for value in vars(places).values() if isinstance(value, list) for block in value]
     held += sum(block.nbytes if isinstance(block, np.ndarray) else sys.getsizeof(block) for block in blocks)
-    assert held / 9000 < 1000
-    assert len(places) == 9000
+    assert held / 5000 < 1000
+    assert len(places) == 5000

@@ -17,7 +17,7 @@ LEARNED_FROM = 64
 """Frames at the beginning that the directions are learned from."""
 _TOKENS = 128
 """Most patch tokens of a frame that its descriptor is made of, evenly chosen."""
-_BLOCK = 4096
+_BLOCK = 1024
 """Descriptors that are compared at once."""
 _EPSILON = 1e-9
 

@@ -1,0 +1,118 @@
+"""Frames that a later one may turn out to have seen again: kept on disk, because a sequence has no end."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ... import geometry
+from ...inputs.encoded import ImageFeatures
+from ...inputs.prepared import PreparedView
+from ..frames import Frame, KnownFrame
+
+Array = NDArray[Any]
+
+_IN_MEMORY = 12
+"""Sightings that are kept in memory once they were read."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sighting:
+    """A frame, as its window saw it.
+
+    Attributes:
+        number: of the frame. window: in whose lengths and frame the rest is.
+        pose: (4, 4) float64, camera-to-world in the frame of the window.
+        depth: (H, W) float32, z, 0 where it is not sure.
+        intrinsics: (3, 3).
+        view: what the network gets of it: the features of its image, its rays and this depth, but no pose.
+    """
+
+    number: int
+    window: int
+    pose: NDArray[np.float64]
+    depth: NDArray[np.float32]
+    intrinsics: Array
+    view: PreparedView
+
+    @property
+    def reach(self) -> float:
+        """How far away what it saw is: the median of its depth, or 0 where it has none."""
+        seen = self.depth[self.depth > 0]
+        return float(np.median(seen)) if seen.size else 0.0
+
+
+class Sightings:
+    """Every so many-th frame of a sequence, each a file of a temporary folder that is removed with this object."""
+
+    def __init__(self) -> None:
+        """Begin without frames."""
+        self._folder = tempfile.TemporaryDirectory(prefix="mapengine-sightings-")
+        self._windows: dict[int, int] = {}
+        self._read = lru_cache(_IN_MEMORY)(self._load)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._windows
+
+    def add(self, frame: Frame, window: int, known: KnownFrame) -> None:
+        """Keep a frame.
+
+        Args:
+            frame: with the features of its image.
+            window: its number.
+            known: what the window saw, in the frame and the lengths of the window.
+        """
+        view = frame.view
+        rays = view.rays
+        if rays is None:
+            _, height, width = view.shape
+            rays = geometry.rays_from_intrinsics(known.intrinsics[None].astype(np.float32), height, width)
+        features = frame.encoded.features
+        arrays: dict[str, Any] = {
+            "image": view.image,
+            "rays": rays,
+            "patches": features.patches,
+            # What came with the frame goes before what the window saw.
+            "depth": known.sure_depth if view.distance is None else (view.distance[..., 0] * rays[..., 2])[0],
+            "pose": known.pose,
+            "intrinsics": known.intrinsics,
+            "norm": np.array(view.data_norm_type),
+            "metric": view.is_metric,
+        }
+        if features.extra is not None:
+            arrays["extra"] = features.extra
+        np.savez(self._path(frame.number), **arrays)
+        self._windows[frame.number] = window
+
+    def read(self, number: int) -> Sighting:
+        """Return a frame that was kept (KeyError)."""
+        return self._read(number)
+
+    def close(self) -> None:
+        """Remove the files; nothing is kept any more."""
+        self._windows.clear()
+        self._read.cache_clear()
+        self._folder.cleanup()
+
+    def _path(self, number: int) -> Path:
+        return Path(self._folder.name) / f"{number}.npz"
+
+    def _load(self, number: int) -> Sighting:
+        window = self._windows[number]
+        with np.load(self._path(number), allow_pickle=False) as file:
+            arrays = dict(file)
+        view = PreparedView(
+            arrays["image"],
+            arrays["metric"],
+            rays=arrays["rays"],
+            distance=geometry.depth_along_ray(arrays["depth"][None], arrays["rays"]),
+            features=ImageFeatures(arrays["patches"], arrays.get("extra")),
+            data_norm_type=str(arrays["norm"]),
+        )
+        return Sighting(number, window, arrays["pose"], arrays["depth"], arrays["intrinsics"], view)
