@@ -117,6 +117,13 @@ class MappedFrame:
     intrinsics: NDArray[np.float32]
 
     @classmethod
+    def blank(cls, number: int, height: int, width: int) -> MappedFrame:
+        """Return a frame in which nothing can be seen."""
+        nothing = np.zeros((height, width), np.float32)
+        nowhere = np.full((4, 4), np.nan), np.full((3, 3), np.nan, np.float32)
+        return cls(number, NO_SUBMAP, nowhere[0], nothing, nothing, nothing.astype(bool), nowhere[1])
+
+    @classmethod
     def of(cls, number: int, submap: int, known: KnownFrame) -> MappedFrame:
         """Return a frame that the map has, as it is handed out."""
         depth = known.points[..., 2].astype(np.float32)

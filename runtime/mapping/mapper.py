@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..errors import InputError
 from ..inputs.encoded import EncodedView
 from ..inputs.prepared import PreparedView, prepare_views
 from ..options import InferOptions, shows_options
+from .breaks import LEAST_AGREEING, Break, find_gap, is_blank, turns_in_place
 from .frames import MAP_OUTPUTS, Frame, KnownFrame, MappedFrame, pose_of
 from .intake import check_count, encode_frame
 from .placement import place_by_points, place_by_poses, transform_named
@@ -81,18 +83,11 @@ class Mapper:
         if not chosen.apply_mask:
             raise InputError("apply_mask is False, but a map is made of the valid pixels; leave it True")
         self._engine, self._window, self._overlap = engine, int(window), int(overlap)
-        self._join, self._scales = join_named(join), transform_named(transform)
+        self._join, self._may_scale = join_named(join), transform_named(transform)
         self._ignored = [name for name in _IGNORED if getattr(chosen, name)]
         self._options = {name: value for name, value in options.items() if name not in _IGNORED}
-        self._waiting: list[Frame] = []  # frames of the next window, the shared ones first
-        self._known: dict[int, KnownFrame] = {}  # of these, by number
         self._added = 0
-        self._finished = False
-        self._trajectory = Trajectory()
-        self._submap = 0
-        self._in_world = False  # whether the submap is in the world of given poses
-        self._metric = True  # whether lengths in the map are metres
-        self._posed: list[tuple[Array, Array]] = []  # until it is: poses in the map, and as they were given
+        self._state = _State(scales=self._may_scale)
 
     def add(self, view: Mapping[str, Any] | EncodedView) -> list[MappedFrame]:
         """Take a frame in, and map a window when it is complete.
@@ -108,15 +103,15 @@ class Mapper:
             InputError, ProfileError, BackendError: as in ``infer``, for a frame of another size than those before it,
                 and after :meth:`finish`. After an error the mapper is as it was before.
         """
-        if self._finished:
+        if self._state.finished:
             raise InputError("the map is finished; begin another Mapper")
         frame = self._frame(view)
-        self._waiting.append(frame)
-        try:
-            done = self._map_window() if len(self._waiting) == self._window else []
-        except BaseException:
-            self._waiting.pop()
-            raise
+        with self._all_or_nothing():
+            if is_blank(frame.view.normalized[0]):
+                done = self._skip(frame)
+            else:
+                self._state.waiting.append(frame)
+                done = self._map_window(self._state.waiting) if len(self._state.waiting) == self._window else []
         self._added += 1
         return done
 
@@ -126,26 +121,40 @@ class Mapper:
         Returns:
             These frames, in order. The map takes no frames afterwards.
         """
-        done = self._map_window() if len(self._waiting) > len(self._known) else []
-        if self._posed:  # their scale stays unknown, but where they are and look is not
-            self._enter_world(place_by_poses(self._posed, scale=False)[0])
-        self._finished = True
-        self._waiting, self._known = [], {}
+        with self._all_or_nothing():
+            done = self._map_rest()
+            self._leave_submap("")
+            self._state.finished = True
         return done
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Bring the state back where an error ends what changes it."""
+        before = self._state.copy()
+        try:
+            yield
+        except BaseException:
+            self._state = before
+            raise
 
     @property
     def poses(self) -> NDArray[np.float64]:
         """The newest estimate of the poses (N, 4, 4) of all frames that are done, camera-to-world in the map."""
-        return self._trajectory.poses
+        return self._state.trajectory.poses
 
     @property
     def submaps(self) -> NDArray[np.intp]:
-        """The submap (N,) of each of these frames."""
-        return self._trajectory.submap_of_frames
+        """The submap (N,) of each of these frames; -1 for one in which nothing can be seen."""
+        return self._state.trajectory.submap_of_frames
+
+    @property
+    def breaks(self) -> list[Break]:
+        """Where submaps begin, but for the first one."""
+        return list(self._state.breaks)
 
     def _frame(self, view: Any) -> Frame:
         """Check and encode the next frame."""
-        before = self._waiting[-1].encoded if self._waiting else None
+        before = self._state.waiting[-1].encoded if self._state.waiting else None
         try:
             encoded = encode_frame(self._engine, view, before)
             (prepared,) = prepare_views(
@@ -166,59 +175,167 @@ class Mapper:
         changes: dict[str, Any] = {dropped[name]: None for name in self._ignored}
         return replace(view, **changes)
 
-    def _map_window(self) -> list[MappedFrame]:
-        """Map the waiting frames, and keep what the next window shares with them."""
-        frames, known = self._waiting, self._known
+    def _skip(self, frame: Frame) -> list[MappedFrame]:
+        """Map what waits, and hand out a frame in which nothing can be seen."""
+        done = self._map_rest()
+        self._leave_submap("blank")
+        self._state.trajectory.add_blank()
+        return [*done, MappedFrame.blank(frame.number, *frame.view.shape[1:])]
+
+    def _map_rest(self) -> list[MappedFrame]:
+        """Map all frames that wait."""
+        done = []
+        while len(self._state.waiting) > len(self._state.known):
+            done += self._map_window(self._state.waiting)
+        return done
+
+    def _map_window(self, frames: list[Frame]) -> list[MappedFrame]:
+        """Map the first of the frames that wait, up to a gap if there is one, and keep what the next window shares."""
+        state, known = self._state, self._state.known
+        new = [frame for frame in frames if frame.number not in known]
         posed = any(frame.given_pose is not None for frame in frames)
         # Estimates in another world than the given poses cannot be told beside them.
-        join = JOINS["align"] if posed and not self._in_world else self._join
-        views = run_window(self._engine, frames, known, join, self._metric, MAP_OUTPUTS, self._options)
-        placement = self._place(frames, views)
-        found = {
-            frame.number: (view, KnownFrame.of(view, placement)) for frame, view in zip(frames, views, strict=True)
-        }
-        new = [frame.number for frame in frames if frame.number not in known]
-        self._trajectory.add_window(placement, self._submap, [pose_of(found[number][0]) for number in new])
-        self._waiting = frames[-self._overlap :]
-        self._known = {frame.number: found[frame.number][1] for frame in self._waiting}
-        return [MappedFrame.of(number, self._submap, found[number][1]) for number in new]
+        join = JOINS["align"] if posed and not state.in_world else self._join
+        views = run_window(self._engine, frames, known, join, state.metric, MAP_OUTPUTS, self._options)
+        gap = find_gap(frames, views, known)
+        if gap is not None:
+            rest = state.waiting[gap:]
+            # What is before the gap is predicted again, without what is behind it.
+            done = [] if frames[gap - 1].number in known else self._map_window(frames[:gap])
+            self._leave_submap("no overlap")
+            state.waiting = rest
+            return done
+        if not known:
+            self._begin_submap(new[0].number)
+        transform = self._place(frames, views)
+        mapped = [KnownFrame.of(view, transform) for view in views]
+        state.trajectory.add_window(
+            transform, state.submap, [pose_of(view) for frame, view in zip(frames, views, strict=True) if frame in new]
+        )
+        state.last = mapped[-1].pose
+        shared = min(self._overlap, len(frames))
+        state.waiting = [*frames[-shared:], *state.waiting[len(frames) :]]
+        state.known = {frame.number: there for frame, there in zip(frames[-shared:], mapped[-shared:], strict=True)}
+        return [
+            MappedFrame.of(frame.number, state.submap, there)
+            for frame, there in zip(frames, mapped, strict=True)
+            if frame in new
+        ]
+
+    def _leave_submap(self, reason: str) -> None:
+        """Forget what later windows could share; the frames that come then are in another submap."""
+        state = self._state
+        if state.posed:  # their scale stays unknown, but where they are and look is not
+            self._enter_world(place_by_poses(state.posed, scale=False)[0])
+        state.waiting, state.known = [], {}
+        state.in_world, state.metric, state.scales, state.turning = False, True, self._may_scale, False
+        state.reason = reason
+
+    def _begin_submap(self, number: int, reason: str | None = None) -> None:
+        """Begin a submap with a frame, the first one or one after a break; one with a ``reason`` is joined to the one
+        before it all the same."""
+        state = self._state
+        if not state.trajectory.placements:
+            return
+        state.submap += 1
+        state.joined = [state.submap] if reason is None else [*state.joined, state.submap]
+        state.breaks.append(Break(number, state.submap, reason or state.reason))
 
     def _place(self, frames: Sequence[Frame], views: Sequence[Mapping[str, Array]]) -> Similarity:
         """Return where a window belongs; with the first given poses, the submap is moved into their world."""
+        state = self._state
         pairs = list(zip(map(pose_of, views), frames, strict=True))
         given = [(pose, frame.given_pose) for pose, frame in pairs if frame.given_pose is not None]
         # Metric poses have the lengths of the network; those of others are known to nobody but them.
         metric = all(frame.view.is_metric.all() for frame in frames if frame.given_pose is not None)
-        self._metric &= metric
-        self._scales |= not metric
-        if given and self._in_world:
-            shared = [
-                (pose, self._known[frame.number].pose)
-                for pose, frame in pairs
-                if frame.given_pose is None and frame.number in self._known
-            ]
-            return place_by_poses([*given, *shared], not metric)[0]
-        placement = self._place_by_map(frames, views)
-        self._posed += [(placement.move_pose(pose), wanted) for pose, wanted in given]
+        state.metric &= metric
+        state.scales |= not metric
+        if given and state.in_world:
+            state.turning = False
+            others = [(pose, frame) for pose, frame in pairs if frame.given_pose is None]
+            return place_by_poses([*given, *self._shared(others)], not metric)[0]
+        transform = self._place_by_map(frames, views)
+        state.posed += [(transform.move_pose(pose), wanted) for pose, wanted in given]
         if given:
-            into_world, has_scale = place_by_poses(self._posed, not metric)
+            into_world, has_scale = place_by_poses(state.posed, not metric)
             if has_scale:
                 self._enter_world(into_world)
-                placement = into_world @ placement
-        return placement
+                transform = into_world @ transform
+        return transform
 
     def _enter_world(self, into_world: Similarity) -> None:
-        """Move the submap into the world of the given poses."""
-        self._trajectory.move(self._submap, into_world)
-        self._posed, self._in_world = [], True
+        """Move the submap, and those that it is joined to, into the world of the given poses."""
+        self._state.trajectory.move(self._state.joined, into_world)
+        self._state.posed, self._state.in_world = [], True
 
     def _place_by_map(self, frames: Sequence[Frame], views: Sequence[Mapping[str, Array]]) -> Similarity:
-        """Return where a window belongs by what it shares with the map; a first one by its first frame."""
-        if not self._known:
-            return Similarity.of_pose(pose_of(views[0])).inverse()
-        placement = place_by_points(frames, views, self._known, self._scales)
-        if placement is not None:
+        """Return where a window belongs by what it shares with the map.
+
+        A first one begins where the last frame was, which is the best guess after a break. Where the camera begins to
+        turn in place, or what is shared does not agree, a submap begins, and its place is an estimate.
+        """
+        state = self._state
+        turned, state.turning = state.turning, _says_no_size(frames) and turns_in_place(frames, views)
+        if not state.known:
+            return Similarity.of_pose(state.last) @ Similarity.of_pose(pose_of(views[0])).inverse()
+        placement = place_by_points(frames, views, state.known, state.scales)
+        first = next(frame.number for frame in frames if frame.number not in state.known)
+        agrees = placement is not None and placement.agreeing >= LEAST_AGREEING
+        if placement is not None and not agrees:
+            self._begin_submap(first, "disagreement")
+        elif state.turning and not turned:
+            self._begin_submap(first, "rotation")
+        if placement is not None and agrees:
             return placement.transform
-        pairs = zip(map(pose_of, views), frames, strict=True)
-        shared = [(pose, self._known[frame.number].pose) for pose, frame in pairs if frame.number in self._known]
-        return place_by_poses(shared, scale=False)[0]
+        return place_by_poses(self._shared(zip(map(pose_of, views), frames, strict=True)), scale=False)[0]
+
+    def _shared(self, pairs: Iterable[tuple[Array, Frame]]) -> list[tuple[Array, Array]]:
+        """Return the poses of those frames that the map has, as they are and as the map has them."""
+        known = self._state.known
+        return [(pose, known[frame.number].pose) for pose, frame in pairs if frame.number in known]
+
+
+def _says_no_size(frames: Sequence[Frame]) -> bool:
+    """Return whether neither poses nor depth came with the frames."""
+    return all(frame.given_pose is None and frame.view.distance is None for frame in frames)
+
+
+@dataclass
+class _State:
+    """All that a mapper changes while frames come.
+
+    Attributes:
+        scales: whether windows are scaled to the map.
+        waiting: frames of the next windows, the shared ones first.
+        known: what the map has of these, by number.
+        trajectory: the poses of all frames that are done.
+        submap: the one that is being made. joined: those that it has a place to, with itself.
+        reason: why the one before it ended.
+        breaks: where submaps began.
+        last: the pose of the last frame.
+        in_world: whether the submap is in the world of given poses.
+        posed: until it is, poses in the map and as they were given.
+        metric: whether its lengths are metres.
+        turning: whether the camera turned in place through the last window.
+        finished: whether no frames come any more.
+    """
+
+    scales: bool
+    waiting: list[Frame] = field(default_factory=list)
+    known: dict[int, KnownFrame] = field(default_factory=dict)
+    trajectory: Trajectory = field(default_factory=Trajectory)
+    submap: int = 0
+    joined: list[int] = field(default_factory=lambda: [0])
+    reason: str = ""
+    breaks: list[Break] = field(default_factory=list)
+    last: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
+    in_world: bool = False
+    posed: list[tuple[Array, Array]] = field(default_factory=list)
+    metric: bool = True
+    turning: bool = False
+    finished: bool = False
+
+    def copy(self) -> _State:
+        """Return a copy that changes of this one leave as it is."""
+        lists: dict[str, Any] = {name: list(getattr(self, name)) for name in ("waiting", "breaks", "posed")}
+        return replace(self, **lists, trajectory=self.trajectory.copy())

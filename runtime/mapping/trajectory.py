@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .frames import NO_SUBMAP
 from .similarity import Similarity
 
 Float64 = NDArray[np.float64]
+
+_NOWHERE = -1
+"""Window of a frame that is in none."""
 
 
 class Trajectory:
@@ -26,6 +30,13 @@ class Trajectory:
         self.submaps: list[int] = []
         self._poses: list[Float64] = []
         self._windows: list[int] = []
+
+    def copy(self) -> Trajectory:
+        """Return a copy that changes of this one leave as it is."""
+        result = Trajectory()
+        for name, values in vars(self).items():
+            setattr(result, name, list(values))
+        return result
 
     def __len__(self) -> int:
         """Frames."""
@@ -44,10 +55,15 @@ class Trajectory:
         self.placements.append(placement)
         self.submaps.append(submap)
 
-    def move(self, submap: int, transform: Similarity) -> None:
-        """Move a submap in the map."""
+    def add_blank(self) -> None:
+        """Take in a frame that is in no window."""
+        self._windows.append(_NOWHERE)
+        self._poses.append(np.full((4, 4), np.nan))
+
+    def move(self, submaps: Collection[int], transform: Similarity) -> None:
+        """Move submaps in the map."""
         for window, own in enumerate(self.submaps):
-            if own == submap:
+            if own in submaps:
                 self.placements[window] = transform @ self.placements[window]
 
     @property
@@ -63,5 +79,5 @@ class Trajectory:
 
     @property
     def submap_of_frames(self) -> NDArray[np.intp]:
-        """(N,), the submap of each frame."""
-        return np.asarray(self.submaps, np.intp)[np.asarray(self._windows, np.intp)]
+        """(N,), the submap of each frame, -1 for none."""
+        return np.array([NO_SUBMAP if w == _NOWHERE else self.submaps[w] for w in self._windows], np.intp)

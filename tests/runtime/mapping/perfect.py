@@ -34,8 +34,8 @@ class Walk:
 
     def view(self, number: int, known: str = "") -> dict[str, Any]:
         """A frame as ``infer`` takes it, with what the letters say: k intrinsics, d depth, p pose."""
-        image = np.full((1, 3, SIZE[1], SIZE[0]), number / 100, np.float32)  # tells the engine which frame it is
-        image[:, :, ::2, ::2] += 0.5
+        image = np.tile(np.linspace(-1, 1, SIZE[0], dtype=np.float32), (1, 3, SIZE[1], 1))
+        image[..., 0, 0] = number / 100  # tells the engine which frame it is
         view: dict[str, Any] = {"img": image, "data_norm_type": ["dinov2"]}
         if "k" in known:
             view["intrinsics"] = self.intrinsics[None].astype(np.float32)
@@ -94,7 +94,7 @@ class PerfectEngine(MultiViewInference):
         result = []
         for view, entry, image, features in zip(views, plain, prepared.images, known, strict=True):
             if features is None:
-                number = round(float(image[0, 0, 1, 1]) * 100)
+                number = round(float(image[0, 0, 0, 0]) * 100)
                 self.encoded.append(number)
                 made = ImageFeatures(np.full((1, 2, 3, 4), number, np.float32))
                 view = EncodedView(kept_of(entry, None), made, self._encoder)
@@ -113,7 +113,7 @@ class PerfectEngine(MultiViewInference):
         numbers = self.numbers(prepared)
         scale = self._scales(call)
         into = np.linalg.inv(self._truth.poses[numbers[0]])
-        rays = rays_from_intrinsics(self._truth.intrinsics[None], SIZE[1], SIZE[0])
+        rays = rays_from_intrinsics(self._truth.intrinsics[None], *self._truth.depth.shape[1:])
         result = []
         for number in numbers:
             pose, depth = into @ self._truth.poses[number], self._truth.depth[number]
