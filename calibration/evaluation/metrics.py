@@ -57,7 +57,7 @@ def ray_degrees(rays: Array, true_rays: Array) -> float:
 
     2 asin(|r - r*| / 2): the arc cosine cannot resolve small angles (MapAnything).
     """
-    return float(np.mean(_angle_of_chord(vector_norm(rays - true_rays))))
+    return float(np.mean(angle_of_chord(vector_norm(rays - true_rays))))
 
 
 def points_abs_rel(points: Array, true_points: Array, valid: Array) -> float:
@@ -113,7 +113,7 @@ def pair_errors(poses: Array, true_poses: Array) -> tuple[Array, Array]:
     angle = np.degrees(np.arctan2(sine, cosine))
     angle[np.linalg.norm(offset, axis=1) == 0] = 90.0
     angle[np.linalg.norm(true_offset, axis=1) < _NO_BASELINE] = np.nan
-    return _angle_of_chord(chord), angle
+    return angle_of_chord(chord), angle
 
 
 def auc(errors: Array, limit: int = AUC_LIMIT) -> float:
@@ -127,18 +127,18 @@ def auc(errors: Array, limit: int = AUC_LIMIT) -> float:
     return float(np.mean([np.mean(counted < k) for k in range(1, limit + 1)])) if counted.size else float("nan")
 
 
-def absolute_trajectory_error(positions: Array, true_positions: Array) -> float:
-    """Return the ATE: root mean square distance in metres of camera positions (V, 3) after the similarity that fits
-    them best.
+def absolute_trajectory_error(positions: Array, true_positions: Array, rigid: bool = False) -> float:
+    """Return the ATE: root mean square distance in metres of camera positions (V, 3) after the similarity, or the rigid
+    transform, that fits them best.
 
     Sturm et al. 2012 (TUM RGB-D) with the least-squares rotation, scale and translation of Umeyama 1991. Two cameras
-    always fit, so it says something from three on.
+    always fit a similarity, so it says something from three on.
     """
     centred, true_centred = positions - positions.mean(axis=0), true_positions - true_positions.mean(axis=0)
     u, singular, vt = np.linalg.svd(true_centred.T @ centred)
     signs = np.array([1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
     spread = float(np.sum(centred * centred))
-    scale = float(np.sum(singular * signs)) / spread if spread > 0 else 0.0
+    scale = 1.0 if rigid else float(np.sum(singular * signs)) / spread if spread > 0 else 0.0
     aligned = scale * centred @ (u * signs @ vt).T
     return float(np.sqrt(np.mean(np.sum((aligned - true_centred) ** 2, axis=1))))
 
@@ -158,7 +158,7 @@ def _mean_over_views(values: Array, valid: Array) -> float:
     return float(np.mean([np.mean(v, where=mask) for v, mask in zip(values, valid, strict=True) if mask.any()]))
 
 
-def _angle_of_chord(chord: Array) -> Array:
+def angle_of_chord(chord: Array) -> Array:
     """Return degrees between unit vectors ``chord`` apart; of rotations, the Frobenius distance over sqrt(2) is the
     chord."""
     return np.asarray(np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,19 +61,25 @@ def load_rgbd(
     """
     check_size(size)
     path = Path(path)
-    listed = _rgbd_views(path, intrinsics)
-    scenes = []
-    for start in range(0, len(listed), views_per_scene):
-        views = preprocess_views(listed[start : start + views_per_scene], size, "identity")
-        # Normalised by nothing, the image is exactly its 256 levels over 255.
-        images = np.stack([np.rint(view["img"][0] * 255).astype(np.uint8).transpose(1, 2, 0) for view in views])
-        depth, cameras = (np.concatenate([view[key] for view in views]) for key in ("depth_z", "intrinsics"))
-        poses = np.concatenate([view["camera_poses"] for view in views])
-        scenes.append(RgbdScene(images, depth, cameras, poses, seed=start))
-    return scenes
+    listed = rgbd_views(path, intrinsics)
+    return [
+        read_scene(listed[start : start + views_per_scene], size, seed=start)
+        for start in range(0, len(listed), views_per_scene)
+    ]
 
 
-def _rgbd_views(path: Path, intrinsics: Any) -> list[StoredView]:
+def read_scene(listed: Sequence[StoredView], size: tuple[int, int], seed: int = 0) -> RgbdScene:
+    """Read what :func:`rgbd_views` lists, and bring it to one size."""
+    views = preprocess_views(listed, size, "identity")
+    # Normalised by nothing, the image is exactly its 256 levels over 255.
+    images = np.stack([np.rint(view["img"][0] * 255).astype(np.uint8).transpose(1, 2, 0) for view in views])
+    depth, cameras = (np.concatenate([view[key] for view in views]) for key in ("depth_z", "intrinsics"))
+    poses = np.concatenate([view["camera_poses"] for view in views])
+    return RgbdScene(images, depth, cameras, poses, seed)
+
+
+def rgbd_views(path: Path, intrinsics: Any = None) -> list[StoredView]:
+    """Return the views of a recording, not yet read; arguments and errors as :func:`load_rgbd`."""
     if not path.exists():
         raise InputError(f"{path}: there is no such folder of RGB-D views; check the path")
     if find_format(path) is IMAGE_FILES:

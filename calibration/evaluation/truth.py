@@ -93,16 +93,21 @@ def full_views(scene: EvaluationScene, norm_type: str, count: int | None = None)
     """Return the first ``count`` views of a scene with everything that is known of them, in the form that ``infer``
     takes."""
     return [
-        {
-            "img": normalize_image(image, norm_type),
-            "data_norm_type": [norm_type],
-            "intrinsics": np.asarray(scene.intrinsics[index])[None],
-            "depth_z": np.asarray(scene.depth_z[index])[None],
-            "camera_poses": np.asarray(scene.poses[index])[None],
-            "is_metric_scale": np.array([True]),
-        }
+        full_view(image, scene.intrinsics[index], scene.depth_z[index], scene.poses[index], norm_type)
         for index, image in enumerate(scene.images[:count])
     ]
+
+
+def full_view(image: Array, intrinsics: Array, depth_z: Array, pose: Array, norm_type: str) -> dict[str, Any]:
+    """Return one view with everything that is known of it; metric, with the arrays of an :class:`EvaluationScene`."""
+    return {
+        "img": normalize_image(image, norm_type),
+        "data_norm_type": [norm_type],
+        "intrinsics": np.asarray(intrinsics)[None],
+        "depth_z": np.asarray(depth_z)[None],
+        "camera_poses": np.asarray(pose)[None],
+        "is_metric_scale": np.array([True]),
+    }
 
 
 def _check(scene: EvaluationScene, where: str) -> None:
