@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -14,6 +15,7 @@ from mapengine.runtime.backend_table import NAMES
 from mapengine.runtime.bundle.manifest import ATTENTIONS
 from mapengine.runtime.bundle.requests import PATCH_SIZE, rounded_to_patches
 from mapengine.runtime.errors import InputError
+from mapengine.runtime.mapping.windows import JOINS
 from mapengine.runtime.options import LIMITS, option_help
 from mapengine.runtime.system.sizes import parse_pixels
 
@@ -114,6 +116,26 @@ ConfidencePercentile = Annotated[
 MinibatchSize = Annotated[
     int | None, typer.Option(min=1, metavar="N", help=option_help("minibatch_size"), show_default=False)
 ]
+Give = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="A,B,...",
+        help="What the network gets beside the images: intrinsics, poses, depth (which brings the intrinsics). "
+        "May be given several times.",
+        show_default=False,
+    ),
+]
+Join = Annotated[
+    str,
+    typer.Option(
+        **one_of(JOINS),
+        help="What the network is told of the frames that a window shares with the map: "
+        + "; ".join(f"{join.name}: {join.about}" for join in JOINS.values())
+        + ".",
+    ),
+]
+Window = Annotated[int, typer.Option(min=1, metavar="N", help="Frames of a window, which one call reconstructs.")]
+Overlap = Annotated[int, typer.Option(min=0, metavar="N", help="Of these, how many it shares with the one before it.")]
 MaskEdges = Annotated[bool, typer.Option("--mask-edges/--no-mask-edges", help=option_help("mask_edges"))]
 
 
@@ -124,6 +146,24 @@ def value_of(option: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+_GIVEN = ("images", "intrinsics", "poses", "depth")
+
+
+def parse_given(give: Sequence[str]) -> set[str]:
+    """The words of ``--give`` but ``images``.
+
+    Raises:
+        typer.BadParameter: an unknown word.
+    """
+    words = [word.strip() for part in give for word in part.split(",")]
+    for word in words:
+        if word not in _GIVEN:
+            near = difflib.get_close_matches(word, _GIVEN, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_GIVEN)}"
+            raise typer.BadParameter(f"{word!r} cannot be given; {hint}", param_hint="--give")
+    return set(words) - {"images"}
 
 
 def parse_size(text: str, option: str) -> tuple[int, int]:

@@ -195,6 +195,11 @@ def _check_rendering(scenes: int, seed: int, size: tuple[int, int]) -> None:
     if seed < 0:
         raise InputError(f"seed is {seed}; give 0 or more")
     check_size(size)
+    warn_of_training_seeds(seed)
+
+
+def warn_of_training_seeds(seed: int) -> None:
+    """Warn where a network may have seen what is rendered from ``seed`` on."""
     if seed < HELD_OUT_SEED:
         warn(
             f"scenes with seeds below {HELD_OUT_SEED} are for training, so these figures may flatter a network that "

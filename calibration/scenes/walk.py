@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import overload
 
 import numpy as np
@@ -64,13 +64,13 @@ class RenderedWalk(Sequence[WalkFrame]):
         numbers: of the frames in the whole walk.
     """
 
-    poses: Array
-    intrinsics: Array
+    poses: Array = field(repr=False)
+    intrinsics: Array = field(repr=False)
     size: tuple[int, int]
     seed: int
-    building: Building
+    building: Building = field(repr=False)
     numbers: range
-    gain: float
+    gain: float = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.numbers)

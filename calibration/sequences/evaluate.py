@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ Array = NDArray[Any]
 GIVEN = ("intrinsics", "depth", "poses")
 """What a mapper can be given of every frame beside its image; depth brings the intrinsics."""
 
+_POSE = "camera_poses"
 _DIGITS = 6  # significant ones, in JSON
 _SHOWN = 400  # positions of a path in JSON, at most
 
@@ -135,6 +136,7 @@ def evaluate_sequence(
     sequence: Iterable[TrueFrame],
     *,
     given: Collection[str] = ("intrinsics",),
+    posed: Container[int] | None = None,
     window: int = 16,
     norm_type: str = "dinov2",
 ) -> SequenceScore:
@@ -148,6 +150,7 @@ def evaluate_sequence(
         mapper: new.
         sequence: frames in order.
         given: of :data:`GIVEN`.
+        posed: numbers of the frames whose poses are given where poses are; all of them by default.
         window: frames that the error per window is over.
         norm_type: ``data_norm_type`` of the network.
 
@@ -165,7 +168,7 @@ def evaluate_sequence(
         view = full_view(frame.image, frame.intrinsics, frame.depth_z, frame.pose, norm_type)
         run.add_truth(number, frame)
         began = time.perf_counter()
-        done = list(mapper.add({key: view[key] for key in keys}))
+        done = list(mapper.add({k: view[k] for k in keys if k != _POSE or posed is None or number in posed}))
         run.seconds += time.perf_counter() - began
         run.take(done)
     began = time.perf_counter()
@@ -188,7 +191,7 @@ def _keys_given(given: Collection[str]) -> list[str]:
     keys = ["img", "data_norm_type", "is_metric_scale"]
     if "intrinsics" in given or "depth" in given:
         keys.append("intrinsics")
-    return keys + ["depth_z"] * ("depth" in given) + ["camera_poses"] * ("poses" in given)
+    return keys + ["depth_z"] * ("depth" in given) + [_POSE] * ("poses" in given)
 
 
 class _Run:

@@ -37,6 +37,9 @@ SEQUENCE_HEAD = ("sequence", "frames", "path, m", "parts", *(metric.title for me
 
 MEAN = "mean"
 
+SUMMARY_HEAD = ("metric", MEAN, "least", "most")
+"""Heads of the columns of :func:`summary_rows`."""
+
 _EXPLAINED = (
     "ATE after rigid alignment, and after a similarity; RPE, end, drift and depth without any. Drift: the error of the "
     "motion from the first frame to the last, in percent of the path. Accuracy: from the map to the true surfaces; "
@@ -54,6 +57,18 @@ def sequence_rows(record: Mapping[str, Any]) -> list[list[str]]:
     if len(results) > 1:
         frames, length = (sum(found[key] for found in results.values()) / len(results) for key in ("frames", "length"))
         rows.append([MEAN, f"{frames:.0f}", f"{length:.1f}", "", *shown_values(record["mean"])])
+    return rows
+
+
+def summary_rows(record: Mapping[str, Any]) -> list[list[str]]:
+    """Return a row per metric: its mean, and the least and most over the sequences; as :data:`SUMMARY_HEAD` says."""
+    rows = []
+    for metric in SEQUENCE_METRICS:
+        values = [found["metrics"][metric.key] for found in record["results"].values()]
+        known = [value for value in values if value is not None]
+        figures = [record["mean"][metric.key], *((min(known), max(known)) if known else (None, None))]
+        shown = [NOTHING if value is None else format(value, metric.form) for value in figures]
+        rows.append([metric.title, *shown])
     return rows
 
 

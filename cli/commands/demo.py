@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -22,10 +21,9 @@ from mapengine.runtime.writing.folders import atomic_folder
 from mapengine.runtime.writing.output_checks import InputPaths
 
 from ..console import Steps, megabytes, say, show_facts, show_table, stage_progress
-from ..options import RANDOM_PRESETS, Backend, BundleArgument, Device, Threads, parse_size
+from ..options import RANDOM_PRESETS, Backend, BundleArgument, Device, Give, Threads, parse_given, parse_size
 from ..outputs import check_folder
 
-_GIVEN = ("images", "intrinsics", "poses", "depth")
 _KIND = "demonstration"
 _MOST_VIEWS, _USUAL_VIEWS = 8, 4
 _WARNING = "Random weights: this shows that the chain works, and the prediction means nothing."
@@ -55,15 +53,7 @@ def demo(
             show_default=False,
         ),
     ] = None,
-    give: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="A,B,...",
-            help="What the network gets beside the images: intrinsics, poses, depth (which brings the intrinsics). "
-            "May be given several times.",
-            show_default=False,
-        ),
-    ] = None,
+    give: Give = None,
     size: Annotated[
         str | None,
         typer.Option(
@@ -87,7 +77,7 @@ def demo(
       mapengine demo build/engine --give intrinsics,poses --seed 1000003 --out build/posed
     """
 
-    given = _given(give or [])
+    given = parse_given(give or [])
     target = None if size is None else parse_size(size, "--size")
     names = ("demo.html", "demo.png", "demo.glb", "truth.glb")
     check_folder(out, _KIND, InputPaths([], [bundle]), option="--out", names=names)
@@ -141,21 +131,6 @@ def demo(
             picture.save(folder / "demo.png", format="PNG")
             comparison.save(folder, f"{engine.label}: a rendered scene, reconstructed {what}")
     _summary(engine, comparison, f"{number} ({rendered.scene.kind}), {held_out}", task.inputs, [out / n for n in names])
-
-
-def _given(give: Sequence[str]) -> set[str]:
-    """The words of ``--give`` but ``images``.
-
-    Raises:
-        typer.BadParameter: an unknown word.
-    """
-    words = [word.strip() for part in give for word in part.split(",")]
-    for word in words:
-        if word not in _GIVEN:
-            near = difflib.get_close_matches(word, _GIVEN, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_GIVEN)}"
-            raise typer.BadParameter(f"{word!r} cannot be given; {hint}", param_hint="--give")
-    return set(words) - {"images"}
 
 
 def _usual_views(requests: ServedRequests) -> int:

@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from mapengine.calibration.evaluation import HELD_OUT_SEED, Predictor, evaluate, load_rgbd, markdown_table, select_tasks
+from mapengine.calibration.evaluation import (
+    DEFAULT_SCENES,
+    HELD_OUT_SEED,
+    Predictor,
+    evaluate,
+    load_rgbd,
+    markdown_table,
+    select_tasks,
+)
 from mapengine.calibration.evaluation.report import HEAD, described, fewer_scenes, table_rows
 from mapengine.runtime import Engine
 from mapengine.runtime.backend_table import PACKAGES
@@ -19,15 +27,17 @@ from mapengine.runtime.writing.output_checks import InputPaths
 
 from ..console import Steps, say, show_facts, show_table
 from ..extras import needs
-from ..options import Backend, Revision, Threads, parse_size, value_of
+from ..options import Backend, Give, Join, Overlap, Revision, Threads, Window, parse_given, parse_size, value_of
 from ..outputs import check_files
 from ..plots.evaluation import draw_evaluations
 from ..plots.figures import PLOT, check_plots
+from ..sequences import WALK_FRAMES, WALKS, SequenceOptions, evaluate_sequences
 
 EVALUATION = "evaluation"
 
 
 def eval_(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -36,7 +46,15 @@ def eval_(
             "runs it.",
         ),
     ],
-    scenes: Annotated[int, typer.Option(min=1, metavar="N", help="How many scenes to render.")] = 200,
+    scenes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help=f"How many scenes to render, or walks; {DEFAULT_SCENES} scenes or {WALKS} walks if not given.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -63,11 +81,37 @@ def eval_(
             show_default=False,
         ),
     ] = None,
+    sequence: Annotated[
+        str | None,
+        typer.Option(
+            metavar="rendered|PATH",
+            help="Judge the map of a sequence instead: of rendered walks, or of an RGB-D recording, such as a folder "
+            "laid out like 7-Scenes or TUM RGB-D.",
+            show_default=False,
+        ),
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            min=3,
+            metavar="N",
+            help=f"With --sequence: frames of a walk, {WALK_FRAMES} if not given; or the first frames of a recording.",
+            show_default=False,
+        ),
+    ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="With --sequence: each so many-th frame of a recording.", show_default=False
+        ),
+    ] = None,
+    give: Give = None,
+    join: Join = "poses",
+    window: Window = 16,
+    overlap: Overlap = 4,
     intrinsics: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="With --rgbd: camera of all views, for a recording without.", show_default=False
-        ),
+        typer.Option(metavar="FILE", help="Camera of all views, for a recording without.", show_default=False),
     ] = None,
     size: Annotated[str, typer.Option(metavar="WxH", help="Size of the views in pixels.")] = "140x112",
     json_file: Annotated[
@@ -80,13 +124,21 @@ def eval_(
     ] = None,
     plot_file: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="PNG", help="Where to draw the error of each task.", show_default=False),
+        typer.Option(
+            "--plot",
+            metavar="PNG",
+            help="Where to draw the errors of tasks, or the paths of sequences.",
+            show_default=False,
+        ),
     ] = None,
     backend: Backend = "auto",
     revision: Revision = None,
     threads: Threads = None,
 ) -> None:
-    """Measure how right MODEL's reconstructions are.
+    """Measure how right MODEL's reconstructions are, or with --sequence its maps.
+
+    With --sequence rendered, MODEL maps walks through rooms and outdoors, or with a path a recording: how far the path,
+    the depth and the surfaces are from the truth, time and memory. Otherwise:
 
     Scenes with exact depth, cameras and poses are rendered and given to MODEL as images only, with intrinsics, with
     poses, with dense or sparse depth, and in mixes. The errors stand beside those of a constant depth.
@@ -96,7 +148,27 @@ def eval_(
       mapengine eval build/engine --json eval.json --markdown eval.md
       mapengine eval preset:tiny --scenes 10 --tasks image-only-4,depth
       mapengine eval build/engine --rgbd recording/
+      mapengine eval build/engine --sequence rendered --scenes 2 --window 8 --overlap 3
     """
+    target = parse_size(size, "--size")
+    _check_kind(context, sequence)
+    if sequence is not None:
+        options = SequenceOptions(
+            source=sequence,
+            count=scenes,
+            frames=frames,
+            seed=seed,
+            every=every,
+            intrinsics=intrinsics,
+            size=target,
+            given=parse_given(["intrinsics"] if give is None else give),
+            mapper={"join": join, "window": window, "overlap": overlap},
+            json_file=json_file,
+            markdown=markdown,
+            plot_file=plot_file,
+        )
+        evaluate_sequences(options, model, lambda: load_predictor(model, backend, revision, threads))
+        return
     if intrinsics is not None and rgbd is None:
         raise typer.BadParameter("it belongs to --rgbd, which is not given", param_hint="--intrinsics")
     files = {
@@ -110,7 +182,6 @@ def eval_(
         check_plots()
     if seed is not None and rgbd is not None:
         raise typer.BadParameter("it belongs to rendered scenes, and --rgbd names others", param_hint="--seed")
-    target = parse_size(size, "--size")
     names = None if tasks is None else [name.strip() for name in tasks.split(",")]
     chosen = _tasks(names)
     with Steps() as step:
@@ -124,7 +195,7 @@ def eval_(
         step("evaluating")
         evaluation = evaluate(
             predictor,
-            scenes if given is None else given,
+            (DEFAULT_SCENES if scenes is None else scenes) if given is None else given,
             tasks=[name for name, _ in chosen if name not in left_out] if names is not None or left_out else None,
             seed=HELD_OUT_SEED if seed is None else seed,
             size=target,
@@ -145,6 +216,25 @@ def eval_(
         if plot_file is not None:
             draw_evaluations([record], plot_file)
     _show(record, left_out, [path for path in (json_file, markdown, plot_file) if path is not None])
+
+
+_OF_SEQUENCES = ("frames", "every", "give", "join", "window", "overlap")
+_OF_SCENES = ("tasks", "rgbd")
+
+
+def _check_kind(context: typer.Context, sequence: str | None) -> None:
+    """Refuse options of scenes with --sequence, and those of sequences without.
+
+    Raises:
+        typer.BadParameter: there is one.
+    """
+    for name in _OF_SEQUENCES if sequence is None else _OF_SCENES:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            why = "it belongs to --sequence, which is not given"
+            raise typer.BadParameter(
+                why if sequence is None else "it belongs to scenes, and --sequence judges a map", param_hint=f"--{name}"
+            )
 
 
 def load_predictor(

@@ -19,7 +19,8 @@ def plot(
         list[Path],
         typer.Argument(
             metavar="FILE.json...",
-            help="What `mapengine profile`, `eval` or `verify --layers` wrote with --json; evaluations may be several.",
+            help="What `mapengine profile`, `eval` or `verify --layers` wrote with --json; several evaluations of scenes "
+            "are drawn together.",
         ),
     ],
     out: Annotated[
@@ -30,8 +31,8 @@ def plot(
     """Draw a record again.
 
     Of a profile: time by phase as stacked bars, memory against views, and accuracy against time where it was measured.
-    Of evaluations: the error of each task, and what the later records change of the first. Of a comparison of layers:
-    where the precision loses.
+    Of evaluations: the error of each task, and what the later records change of the first. Of sequences: true and
+    estimated paths. Of a comparison of layers: where the precision loses.
 
     \b
     Example:

@@ -12,6 +12,7 @@ from mapengine.runtime.errors import InputError
 from .evaluation import draw_evaluations
 from .layers import draw_layers
 from .profile import draw_profile
+from .sequences import draw_sequences
 
 _Record = Mapping[str, Any]
 
@@ -19,6 +20,7 @@ _Record = Mapping[str, Any]
 _PLOTS: Mapping[str, tuple[str, Callable[[Sequence[_Record], Path], None]]] = {
     "profile": ("profile", lambda records, path: draw_profile(records[0], path)),
     "evaluation": ("eval", draw_evaluations),
+    "sequence-evaluation": ("eval --sequence", lambda records, path: draw_sequences(records[0], path)),
     "layers": ("verify --layers", lambda records, path: draw_layers(records[0], path)),
 }
 """Of each benchmark, the command that writes its records, and what draws them."""
