@@ -88,7 +88,7 @@ class SequenceOptions:
             "--markdown": (self.markdown, SEQUENCE_EVALUATION),
             "--plot": (self.plot_file, PLOT),
         }
-        read = [model] if self.source == RENDERED else [model, Path(self.source)]
+        read: list[str | Path] = [model] if self.source == RENDERED else [model, Path(self.source)]
         check_files(files, InputPaths([] if self.intrinsics is None else [self.intrinsics], read))
         if self.plot_file is not None:
             check_plots()

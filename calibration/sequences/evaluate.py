@@ -240,9 +240,8 @@ class _Run:
             return SequenceScore(_all(values), count, _length(true_poses), submaps, found[:, :3, 3], true[:, :3, 3])
         values |= _path_values(found, true, window)
         aligned = fit_points(found[:, :3, 3], true[:, :3, 3])
-        points = [
-            _moved(self._points[number], aligned @ Similarity.of_pose(poses[number])) for number in np.flatnonzero(own)
-        ]
+        numbers = np.flatnonzero(own).tolist()
+        points = [_moved(self._points[n], aligned @ Similarity.of_pose(poses[n])) for n in numbers]
         errors = surface_errors(np.concatenate(points), np.concatenate(self._true_points))
         values["map_accuracy"], values["map_completeness"] = errors
         positions = aligned.apply(found[:, :3, 3])

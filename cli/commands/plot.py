@@ -19,8 +19,8 @@ def plot(
         list[Path],
         typer.Argument(
             metavar="FILE.json...",
-            help="What `mapengine profile`, `eval` or `verify --layers` wrote with --json; several evaluations of scenes "
-            "are drawn together.",
+            help="What `mapengine profile`, `eval` or `verify --layers` wrote with --json; several evaluations of "
+            "scenes share a picture.",
         ),
     ],
     out: Annotated[

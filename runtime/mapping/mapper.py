@@ -202,6 +202,8 @@ class Mapper:
             rest = state.waiting[gap:]
             # What is before the gap is predicted again, without what is behind it.
             done = [] if frames[gap - 1].number in known else self._map_window(frames[:gap])
+            if any(frame.number < rest[0].number and frame.number not in state.known for frame in state.waiting):
+                return done  # there is another gap in it, and what is behind that still waits
             self._leave_submap("no overlap")
             state.waiting = rest
             return done
