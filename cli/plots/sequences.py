@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mapengine.calibration.sequences.report import described_sequences
 
 from .figures import FAINT, figure
@@ -24,6 +22,8 @@ def draw_sequences(record: Mapping[str, Any], path: Path) -> None:
         BackendUnavailableError: matplotlib is not installed.
         OutputError: the picture could not be written.
     """
+    import numpy as np
+
     results = list(record["results"].items())[:_MOST]
     columns = min(_COLUMNS, len(results))
     rows = math.ceil(len(results) / columns)
