@@ -34,11 +34,13 @@ class Frame:
         number: in the sequence, from 0.
         encoded: as the image encoder left it.
         view: what the network gets of it; of a batch of one.
+        name: for people.
     """
 
     number: int
     encoded: EncodedView
     view: PreparedView
+    name: str = ""
 
     @property
     def given_pose(self) -> NDArray[np.float64] | None:

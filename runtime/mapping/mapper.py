@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import BackendUnavailableError, InputError
 from ..inputs.encoded import EncodedView
 from ..inputs.prepared import PreparedView, prepare_views
-from ..options import InferOptions, shows_options
+from ..options import OUTPUTS, InferOptions, shows_options
 from .breaks import LEAST_AGREEING, Break, find_gap, is_blank, turns_in_place
 from .frames import MAP_OUTPUTS, Frame, KnownFrame, MappedFrame, pose_of
 from .intake import check_count, encode_frame
+from .loops.closing import Loop, LoopCloser, can_close
+from .map_folder import MapFolder
 from .placement import place_by_points, place_by_poses, transform_named
 from .similarity import Similarity
-from .trajectory import Trajectory
+from .state import MapState
 from .windows import JOINS, join_named, run_window
 
 if TYPE_CHECKING:
@@ -51,6 +54,9 @@ class Mapper:
         overlap: int = 4,
         join: str = "poses",
         transform: str = "similarity",
+        loops: bool | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        half: bool = False,
         **options: Any,
     ) -> None:
         """Begin without frames.
@@ -65,10 +71,19 @@ class Mapper:
             transform: ``"rigid"`` or ``"similarity"``, by which the windows are brought into the map: with the lengths
                 that the network says, or scaled to those of the windows before. In a world of given poses that are not
                 metric it is a similarity in any case.
+            loops: look for places that are seen again, and close the loops; needs SciPy (the extra ``map``). By default
+                where that is installed. Poses that come with frames say more, so that none are closed in their world.
+            folder: where everything that ``infer`` gives is written, a file per frame as soon as its window is done
+                (:func:`mapengine.runtime.save_views`); :meth:`finish` moves those whose poses were refined, and adds
+                ``map.npz`` with all poses.
+            half: write maps of the folder as float16.
             **options: those of :meth:`mapengine.runtime.Engine.infer`.
 
         Raises:
-            InputError: a value that does not exist or is outside its range, or windows larger than the engine serves.
+            InputError: a value that does not exist or is outside its range, windows larger than the engine serves, or a
+                folder with views of another run.
+            BackendUnavailableError: loops are to be closed, and SciPy is not installed.
+            OutputError: the folder cannot be made.
         """
         check_count("window", window)
         check_count("overlap", overlap)
@@ -87,14 +102,22 @@ class Mapper:
         self._ignored = [name for name in _IGNORED if getattr(chosen, name)]
         self._options = {name: value for name, value in options.items() if name not in _IGNORED}
         self._added = 0
-        self._state = _State(scales=self._may_scale)
+        if loops and not can_close():
+            raise BackendUnavailableError(
+                "loops are closed with SciPy, which is not installed: pip install 'mapengine[map]'"
+            )
+        self._closer = LoopCloser(engine, self._options) if loops or (loops is None and can_close()) else None
+        self._folder = None if folder is None else MapFolder(folder, half=half, made_by=engine.label)
+        self._outputs = MAP_OUTPUTS if folder is None else OUTPUTS
+        self._state = MapState(scales=self._may_scale)
 
-    def add(self, view: Mapping[str, Any] | EncodedView) -> list[MappedFrame]:
+    def add(self, view: Mapping[str, Any] | EncodedView, name: str = "") -> list[MappedFrame]:
         """Take a frame in, and map a window when it is complete.
 
         Args:
             view: as :meth:`mapengine.runtime.Engine.infer` takes it, of a batch of one, with whatever is known about
                 the frame; its arrays may be filled anew afterwards.
+            name: for people, such as that of the file; used in the folder.
 
         Returns:
             The frames whose window is done now, in order; often none.
@@ -105,7 +128,7 @@ class Mapper:
         """
         if self._state.finished:
             raise InputError("the map is finished; begin another Mapper")
-        frame = self._frame(view)
+        frame = self._frame(view, name)
         with self._all_or_nothing():
             if is_blank(frame.view.normalized[0]):
                 done = self._skip(frame)
@@ -125,7 +148,22 @@ class Mapper:
             done = self._map_rest()
             self._leave_submap("")
             self._state.finished = True
+        if self._folder is not None:
+            self._refine(self._folder)
+        if self._closer is not None:
+            self._closer.close()
         return done
+
+    def _refine(self, folder: MapFolder) -> None:
+        """Bring the files of a folder to the newest poses."""
+        state = self._state
+        for number, window in enumerate(state.trajectory.windows):
+            if window is None:
+                continue
+            then, now = state.written[window], state.trajectory.placements[window]
+            if then is not now:
+                folder.refine(number, now @ then.inverse(), state.trajectory.submaps[window] in state.placed)
+        folder.write_poses(self.poses, self.submaps, self.breaks)
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -152,7 +190,39 @@ class Mapper:
         """Where submaps begin, but for the first one."""
         return list(self._state.breaks)
 
-    def _frame(self, view: Any) -> Frame:
+    @property
+    def loops(self) -> list[Loop]:
+        """Places that were seen again, in the order in which they were found."""
+        return [] if self._closer is None else self._closer.loops
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the map is, and how far it agrees with itself, for JSON.
+
+        ``shared_points_off`` is how far the points of shared frames are from where the window before has them, over
+        their depth, median over the windows; ``shared_points_agreeing`` the share that is off by less than a tenth.
+        """
+        state, loops = self._state, self.loops
+        off = [placement.off for placement in state.fits]
+        agreeing = [placement.agreeing for placement in state.fits]
+        submaps = self.submaps
+        return {
+            "frames": len(submaps),
+            "blank_frames": int(np.count_nonzero(submaps < 0)),
+            "windows": len(state.trajectory.placements),
+            "submaps": len(np.unique(submaps[submaps >= 0])),
+            "breaks": [
+                {"frame": b.number, "submap": b.submap, "reason": b.reason, "text": str(b)} for b in self.breaks
+            ],
+            "loops": [{"first": loop.first, "second": loop.second, "believed": bool(loop.believed)} for loop in loops],
+            "frame": "given" if state.placed else "view0",
+            "metric": state.metric,
+            "join": self._join.name,
+            "shared_points_off": float(np.median(off)) if off else None,
+            "shared_points_agreeing": float(np.median(agreeing)) if agreeing else None,
+        }
+
+    def _frame(self, view: Any, name: str) -> Frame:
         """Check and encode the next frame."""
         before = self._state.waiting[-1].encoded if self._state.waiting else None
         try:
@@ -164,7 +234,7 @@ class Mapper:
             raise type(error)(str(error).replace("view 0", f"frame {self._added}")) from error
         if prepared.shape[0] != 1:
             raise InputError(f"frame {self._added}: img has a batch of {prepared.shape[0]}; give one image a frame")
-        return Frame(self._added, encoded, self._without_ignored(prepared))
+        return Frame(self._added, encoded, self._without_ignored(prepared), name)
 
     def _without_ignored(self, view: PreparedView) -> PreparedView:
         dropped: dict[str, str] = {
@@ -196,7 +266,7 @@ class Mapper:
         posed = any(frame.given_pose is not None for frame in frames)
         # Estimates in another world than the given poses cannot be told beside them.
         join = JOINS["align"] if posed and not state.in_world else self._join
-        views = run_window(self._engine, frames, known, join, state.metric, MAP_OUTPUTS, self._options)
+        views = run_window(self._engine, frames, known, join, state.metric, self._outputs, self._options)
         gap = find_gap(frames, views, known)
         if gap is not None:
             rest = state.waiting[gap:]
@@ -210,10 +280,17 @@ class Mapper:
         if not known:
             self._begin_submap(new[0].number)
         transform = self._place(frames, views)
-        mapped = [KnownFrame.of(view, transform) for view in views]
         state.trajectory.add_window(
             transform, state.submap, [pose_of(view) for frame, view in zip(frames, views, strict=True) if frame in new]
         )
+        state.written.append(transform)
+        if self._folder is not None:
+            for frame, view in zip(frames, views, strict=True):
+                if frame in new:
+                    self._folder.write(frame.number, view, transform, frame.name, state.in_world)
+        self._close_loops(frames, views)
+        transform = state.trajectory.placements[-1]
+        mapped = [KnownFrame.of(view, transform) for view in views]
         state.last = mapped[-1].pose
         shared = min(self._overlap, len(frames))
         state.waiting = [*frames[-shared:], *state.waiting[len(frames) :]]
@@ -223,6 +300,21 @@ class Mapper:
             for frame, there in zip(frames, mapped, strict=True)
             if frame in new
         ]
+
+    def _close_loops(self, frames: Sequence[Frame], views: Sequence[Mapping[str, Array]]) -> None:
+        """Look for the new frames of a window among those before, and move the windows where loops say so."""
+        state, known = self._state, self._state.known
+        if self._closer is None or state.in_world or state.posed:
+            return
+        own = [
+            (frame, KnownFrame.of(view, Similarity.identity()))
+            for frame, view in zip(frames, views, strict=True)
+            if frame.number not in known
+        ]
+        placements = state.trajectory.placements
+        moved = self._closer.add_window(len(placements) - 1, own, placements, joined=bool(known), scale=state.scales)
+        if moved is not None:
+            state.trajectory.placements = list(moved)
 
     def _leave_submap(self, reason: str) -> None:
         """Forget what later windows could share; the frames that come then are in another submap."""
@@ -268,6 +360,7 @@ class Mapper:
     def _enter_world(self, into_world: Similarity) -> None:
         """Move the submap, and those that it is joined to, into the world of the given poses."""
         self._state.trajectory.move(self._state.joined, into_world)
+        self._state.placed += self._state.joined
         self._state.posed, self._state.in_world = [], True
 
     def _place_by_map(self, frames: Sequence[Frame], views: Sequence[Mapping[str, Array]]) -> Similarity:
@@ -281,6 +374,8 @@ class Mapper:
         if not state.known:
             return Similarity.of_pose(state.last) @ Similarity.of_pose(pose_of(views[0])).inverse()
         placement = place_by_points(frames, views, state.known, state.scales)
+        if placement is not None:
+            state.fits.append(placement)
         first = next(frame.number for frame in frames if frame.number not in state.known)
         agrees = placement is not None and placement.agreeing >= LEAST_AGREEING
         if placement is not None and not agrees:
@@ -300,44 +395,3 @@ class Mapper:
 def _says_no_size(frames: Sequence[Frame]) -> bool:
     """Return whether neither poses nor depth came with the frames."""
     return all(frame.given_pose is None and frame.view.distance is None for frame in frames)
-
-
-@dataclass
-class _State:
-    """All that a mapper changes while frames come.
-
-    Attributes:
-        scales: whether windows are scaled to the map.
-        waiting: frames of the next windows, the shared ones first.
-        known: what the map has of these, by number.
-        trajectory: the poses of all frames that are done.
-        submap: the one that is being made. joined: those that it has a place to, with itself.
-        reason: why the one before it ended.
-        breaks: where submaps began.
-        last: the pose of the last frame.
-        in_world: whether the submap is in the world of given poses.
-        posed: until it is, poses in the map and as they were given.
-        metric: whether its lengths are metres.
-        turning: whether the camera turned in place through the last window.
-        finished: whether no frames come any more.
-    """
-
-    scales: bool
-    waiting: list[Frame] = field(default_factory=list)
-    known: dict[int, KnownFrame] = field(default_factory=dict)
-    trajectory: Trajectory = field(default_factory=Trajectory)
-    submap: int = 0
-    joined: list[int] = field(default_factory=lambda: [0])
-    reason: str = ""
-    breaks: list[Break] = field(default_factory=list)
-    last: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
-    in_world: bool = False
-    posed: list[tuple[Array, Array]] = field(default_factory=list)
-    metric: bool = True
-    turning: bool = False
-    finished: bool = False
-
-    def copy(self) -> _State:
-        """Return a copy that changes of this one leave as it is."""
-        lists: dict[str, Any] = {name: list(getattr(self, name)) for name in ("waiting", "breaks", "posed")}
-        return replace(self, **lists, trajectory=self.trajectory.copy())

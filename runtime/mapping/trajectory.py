@@ -78,6 +78,11 @@ class Trajectory:
         return result
 
     @property
+    def windows(self) -> list[int | None]:
+        """The window of each frame, None for none."""
+        return [None if window == _NOWHERE else window for window in self._windows]
+
+    @property
     def submap_of_frames(self) -> NDArray[np.intp]:
         """(N,), the submap of each frame, -1 for none."""
         return np.array([NO_SUBMAP if w == _NOWHERE else self.submaps[w] for w in self._windows], np.intp)

@@ -65,22 +65,15 @@ def save_views(
     written: list[Path] = []
 
     def write(index: int, prediction: Mapping[str, NDArray[Any]], alignment: Alignment | None) -> None:
-        path = _path(target, index)
-        contents: dict[str, Any] = {name: np.asarray(value) for name, value in prediction.items()}
+        path = view_path(target, index)
+        more: dict[str, Any] = {}
         if alignment is not None:
-            contents = moved_prediction(contents, alignment)
-        if half:
-            contents |= halved({key: value for key, value in contents.items() if value.dtype != np.float64})
-        contents["frame"] = np.array("view0" if alignment is None else "given")
-        if alignment is not None:
-            contents |= alignment.arrays()
-        if made_by:
-            contents["made_by"] = np.array(made_by, dtype=np.str_)
+            more = alignment.arrays()
         if names is not None:
-            contents["name"] = np.array(names[index], dtype=np.str_)
+            more["name"] = np.array(names[index], dtype=np.str_)
         if original_pixels is not None and original_pixels[index] is not None:
-            contents["original_pixels"] = original_pixels[index]
-        write_npz(path, "view", contents)
+            more["original_pixels"] = original_pixels[index]
+        write_view(path, prediction, alignment, half=half, made_by=made_by, more=more)
         written.append(path)
 
     try:
@@ -92,11 +85,11 @@ def save_views(
                 poses = []
                 for index, prediction in enumerate(predictions):
                     poses.append(prediction["camera_poses"][0])
-                    write_npz(_path(place, index), "view", prediction)
+                    write_npz(view_path(place, index), "view", prediction)
                 alignment = align(poses)
                 for index in range(len(poses)):
-                    write(index, load_arrays(_path(place, index)), alignment)
-                    _path(place, index).unlink()
+                    write(index, load_arrays(view_path(place, index)), alignment)
+                    view_path(place, index).unlink()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{_complete(written, target)}; nothing half-written is left") from None
     except OutputError as error:
@@ -104,7 +97,40 @@ def save_views(
     return written
 
 
-def _path(folder: Path, index: int) -> Path:
+def write_view(
+    path: Path,
+    prediction: Mapping[str, NDArray[Any]],
+    move: Alignment | None = None,
+    *,
+    half: bool = False,
+    made_by: str = "",
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Write one view as :func:`save_views` does.
+
+    Args:
+        path: see :func:`view_path`.
+        prediction: what ``infer_stream`` gives of it.
+        move: into the world of the given poses, if it is to be there.
+        half, made_by: as there.
+        more: further arrays of the file.
+
+    Raises:
+        OutputError: it could not be written; no half of it is left.
+    """
+    contents: dict[str, Any] = {name: np.asarray(value) for name, value in prediction.items()}
+    if move is not None:
+        contents = moved_prediction(contents, move)
+    if half:
+        contents |= halved({key: value for key, value in contents.items() if value.dtype != np.float64})
+    contents["frame"] = np.array("view0" if move is None else "given")
+    if made_by:
+        contents["made_by"] = np.array(made_by, dtype=np.str_)
+    write_npz(path, "view", {**contents, **(more or {})})
+
+
+def view_path(folder: Path, index: int) -> Path:
+    """Return where a view is written."""
     return folder / f"view-{index:04d}.npz"
 
 

@@ -79,6 +79,7 @@ class PerfectEngine(MultiViewInference):
         most: int = 32,
     ) -> None:
         self.data_norm_type = "dinov2"
+        self.label = "perfect engine"
         self.manifest: Any = SimpleNamespace(requests=SimpleNamespace(views=SimpleNamespace(max=most)))
         self.encoded: list[int] = []
         self.calls: list[PreparedViews] = []
