@@ -46,6 +46,7 @@ def make_app() -> typer.Typer:
     from .commands.eval import eval_
     from .commands.export import export
     from .commands.info import info
+    from .commands.map import map_
     from .commands.plan import plan
     from .commands.plot import plot
     from .commands.profile import profile
@@ -59,7 +60,7 @@ def make_app() -> typer.Typer:
     # Plain help text: it reads the same on a terminal, in a pipe and in a log.
     program = typer.Typer(name="mapengine", add_completion=False, rich_markup_mode=None, context_settings=settings)
     program.callback(invoke_without_command=True)(_start)
-    engines = export, calibrate, build, verify, run, batch, plan, profile, plot, demo, eval_
+    engines = export, calibrate, build, verify, run, map_, batch, plan, profile, plot, demo, eval_
     for command in (*engines, view, app, triton, info):
         program.command(command.__name__.rstrip("_"), context_settings=settings)(command)
     program.command(context_settings=settings, hidden=True)(samples)

@@ -1,0 +1,66 @@
+"""``mapengine map``: a sequence becomes a path, points, a folder of frames and a summary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mapengine.runtime.outputs.view_files import view_files
+
+
+@pytest.mark.slow
+def test_a_recording_becomes_a_map(cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: Any) -> None:
+    folder, path, cloud, summary = (tmp_path / name for name in ("frames", "path.txt", "map.ply", "map.json"))
+    options = ["--window", "2", "--overlap", "1", "--ignore", "poses", "--threads", "1", *quick]
+    results = ["--stream", folder, "--trajectory", path, "--out", cloud, "--json", summary]
+    result = cli("map", tiny_bundle, samples / "views.json", *options, *results)
+    assert result.code == 0, result.err
+    facts = json.loads(summary.read_text())
+    assert (facts["frames"], facts["blank_frames"]) == (2, 0)
+    assert facts["truth"]["frames"] == 2
+    assert facts["truth"]["path_length"] > 0
+    assert np.isfinite(facts["truth"]["drift_percent"])
+    assert len(view_files(folder)) == 2
+    with np.load(folder / "map.npz") as stored:
+        lines = np.loadtxt(path)
+        np.testing.assert_allclose(lines[:, 1:4], stored["poses"][:, :3, 3], atol=1e-8)
+        np.testing.assert_allclose(np.linalg.norm(lines[:, 4:], axis=1), 1, atol=1e-8)
+    assert cloud.read_bytes().startswith(b"ply")
+    for word in ("drift", "submaps", "frames", "map.ply"):
+        assert word in result.out
+    again = cli("map", tiny_bundle, samples / "views.json", *options, "--stream", folder)
+    assert again.code == 1
+    assert "views of another run" in again.problems[0]
+
+
+@pytest.mark.slow
+def test_without_truth_a_map_says_how_far_it_agrees_with_itself(
+    cli: Any, tiny_bundle: Path, samples: Path, quick: Any
+) -> None:
+    images = sorted(samples.glob("*.png"))
+    result = cli("map", tiny_bundle, *images, "--window", "2", "--overlap", "1", "--json", "-", *quick)
+    assert result.code == 0, result.err
+    facts = json.loads(result.out)
+    assert facts["truth"] is None
+    assert facts["saved"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--join", "glue"), 2, "'glue' is not one of align, poses, poses+depth"),
+        (("--overlap", "4", "--window", "4"), 1, "overlap is 4 of windows of 4 frames"),
+        (("--trajectory", "no/such/folder/file.txt", "--out", "a.xyz"), 2, ".xyz"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    cli: Any, tiny_bundle: Path, samples: Path, quick: Any, options: Any, code: int, message: str
+) -> None:
+    result = cli("map", tiny_bundle, samples, *options, *quick)
+    assert result.code == code
+    assert len(result.problems) == 1
+    assert message in result.problems[0]
