@@ -61,6 +61,15 @@ def test_video(made_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.slow
+def test_map(made_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("06_map.py", made_engine / "build/engine", made_engine / "build/samples", tmp_path / "map")
+    shown = capsys.readouterr().out
+    assert re.findall(r"frame (\d) of submap", shown) == ["0", "1", "2", "3"]
+    assert f"4 frames in {tmp_path / 'map'}" in shown
+    assert len(list((tmp_path / "map").glob("view-*.npz"))) == 4
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_traces")
 def test_calibrate_int8(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from mapengine.export import quantization  # here, because the other programs need no PyTorch
