@@ -65,7 +65,7 @@ class MapFolder:
         """Move a frame that was written; errors as :meth:`write`."""
         path = view_path(self.folder, number)
         view = load_view(path)
-        more = {key: view.pop(key) for key in ("name", "made_by") if key in view}
+        more: dict[str, Any] = {key: view.pop(key) for key in ("name", "made_by") if key in view}
         more["frame"] = np.array("given" if given else "view0")
         view.pop("frame")
         write_view(path, view, _alignment(move), half=self._half, more=more)
