@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from mapengine.runtime import Engine, Mapper, Scene, load_view
@@ -179,6 +178,8 @@ def _size_for(engine: Engine, views: Sequence[StoredView]) -> tuple[int, int]:
 
 def _truth(poses: Any, views: Sequence[StoredView]) -> dict[str, Any] | None:
     """How far the path is from the one that the input knows and the network was not told; None if it knows none."""
+    import numpy as np
+
     pairs = [
         (pose, _matrix(view.files.pose))
         for pose, view in zip(poses, views, strict=True)
@@ -200,11 +201,15 @@ def _truth(poses: Any, views: Sequence[StoredView]) -> dict[str, Any] | None:
 
 
 def _matrix(pose: Any) -> Any:
+    import numpy as np
+
     return pose_matrix(*(np.asarray(part, np.float64) for part in pose)) if isinstance(pose, tuple) else pose
 
 
 def _tum(poses: Any, views: Sequence[StoredView]) -> str:
     """The poses of the frames that have one; the timestamp is the number of the frame."""
+    import numpy as np
+
     lines = [f"# {marker(TRAJECTORY_KIND)}", "# timestamp tx ty tz qx qy qz qw, camera-to-world, OpenCV axes"]
     for number, (pose, view) in enumerate(zip(poses, views, strict=True)):
         if not np.isfinite(pose).all():
