@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from rendering import accuracy, gpu, speed, triton_server
+from rendering import accuracy, gpu, keys, speed, triton_server
 from rendering.page import Record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +31,7 @@ RENDER: dict[str, Callable[[Record], str]] = {
         speed.memory, speed.load, speed.batch, speed.ros, speed.saved, speed.profile, speed.soak,
         accuracy.precision, accuracy.precision_range, accuracy.evaluation, accuracy.outliers, accuracy.quantizers,
         accuracy.training, triton_server.triton, triton_server.triton_soak,
+        keys.kept_keys, keys.global_attention,
         gpu.attention, gpu.attention_accuracy, gpu.attention_tuning, gpu.attention_launch, gpu.gpu_test, gpu.chain,
     )
 }  # fmt: skip

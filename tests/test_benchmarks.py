@@ -120,6 +120,17 @@ def test_attention(tables: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_kept_keys(tables: ModuleType, tmp_path: Path) -> None:
+    choices = ("native:kv=1", "native:kv=0.25@2", "native:kv=0.25@2+own+mean")
+    record = run("kept_keys.py", *choices, "--scenes", "2", "--json", str(tmp_path / "record.json"))
+    check(record, tables)
+    same, few, variant = (result["tasks"]["images"] for result in record["results"])
+    assert set(map(tuple, same.values())) == {(1.0, 0.0)}
+    assert few["all"] != variant["all"]
+    assert few["depth_abs_rel"][0] == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.slow
 def test_evaluation(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     options = (str(tiny_bundle), "--backend", "onnxruntime", "--scenes", "2", "--size", "56x42")
     some = ("--tasks", "image-only-2", "depth")
