@@ -33,6 +33,8 @@ from mapengine.runtime.writing.files import write_record
 
 COUNTED = (8, 16, 32, 64, 128, 256, 500)
 ALL = "native"
+Taken = dict[tuple[int, str], list[tuple[float, int | None]]]
+"""Seconds and peak bytes of every call, by number of views and attention."""
 
 
 class Export:
@@ -92,8 +94,8 @@ class Contender:
 
 
 def operations(model: str, attention: str, rows: int, columns: int) -> dict[str, list[float]]:
-    """Return, per number of views, the operations of the whole aggregator with all keys and with those of
-    ``attention`` in every layer over all views, in 10^12."""
+    """Return, per number of views, the operations of the whole aggregator with all keys and with the choice of
+    ``attention``, in 10^12."""
     from mapengine.export.attention.choice import AttentionChoice
     from mapengine.export.diagnosis.costs import CallShape, stage_costs
     from mapengine.export.model.config_json import parse_config
@@ -109,11 +111,30 @@ def operations(model: str, attention: str, rows: int, columns: int) -> dict[str,
     }
 
 
+def summaries(taken: Taken, attention: str) -> list[dict[str, Any]]:
+    """Return median, range and most memory per number of views that both variants were measured with."""
+    results = []
+    for views in dict.fromkeys(views for views, _ in taken):
+        entry: dict[str, Any] = {"views": views, "rounds": len(taken[views, attention])}
+        for name, variant in (("all", ALL), ("few", attention)):
+            seconds = [found for found, _ in taken[views, variant]]
+            peaks = [peak for _, peak in taken[views, variant] if peak is not None]
+            entry[name] = {
+                "median_s": round(statistics.median(seconds), 2),
+                "min_s": round(min(seconds), 2),
+                "max_s": round(max(seconds), 2),
+                "peak_gb": round(max(peaks) / 1e9, 2) if peaks else None,
+            }
+        results.append(entry)
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="preset:giant", help="a preset")
     parser.add_argument("--blocks", type=int, default=2, help="of the aggregator; an even number")
-    parser.add_argument("--attention", default="native:kv=0.25", help="the choice that is compared with all keys")
+    parser.add_argument("--attention", default="native:kv=0.5", help="the choice that is compared with all keys")
+    parser.add_argument("--counted", help="the choice in the whole aggregator that operations are counted of")
     parser.add_argument("--size", default="518x392", type=parse_pixels)
     parser.add_argument("--views", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--rounds", type=int, default=3)
@@ -124,7 +145,19 @@ def main() -> None:
     )
     args = parser.parse_args()
     rows, columns = args.size[1] // 14, args.size[0] // 14
-    taken: dict[tuple[int, str], list[tuple[float, int | None]]] = {}
+    taken: Taken = {}
+    record = {
+        "benchmark": "global_attention",
+        "model": args.model,
+        "blocks": args.blocks,
+        "attention": args.attention,
+        "size": "{}x{}".format(*args.size),
+        "backend": args.backend,
+        "threads": args.threads,
+        **record_origin("mapengine", args.backend, "numpy"),
+        "counted": args.counted or args.attention,
+        "teraflops": operations(args.model, args.counted or args.attention, rows, columns),
+    }
     with tempfile.TemporaryDirectory() as scratch:
         folders = {}
         for attention in (ALL, args.attention):
@@ -143,33 +176,7 @@ def main() -> None:
                     finally:
                         worker.close()
                     print(f"{views} views, {attention}: {taken[views, attention][-1][0]:.1f} s", flush=True)
-    results = []
-    for views in args.views:
-        entry: dict[str, Any] = {"views": views}
-        for name, attention in (("all", ALL), ("few", args.attention)):
-            seconds = [found for found, _ in taken[views, attention]]
-            peaks = [peak for _, peak in taken[views, attention] if peak is not None]
-            entry[name] = {
-                "median_s": round(statistics.median(seconds), 2),
-                "min_s": round(min(seconds), 2),
-                "max_s": round(max(seconds), 2),
-                "peak_gb": round(max(peaks) / 1e9, 2) if peaks else None,
-            }
-        results.append(entry)
-    record = {
-        "benchmark": "global_attention",
-        "model": args.model,
-        "blocks": args.blocks,
-        "attention": args.attention,
-        "size": "{}x{}".format(*args.size),
-        "backend": args.backend,
-        "threads": args.threads,
-        "rounds": args.rounds,
-        **record_origin("mapengine", args.backend, "numpy"),
-        "results": results,
-        "teraflops": operations(args.model, args.attention, rows, columns),
-    }
-    write_record(args.json, record)
+                write_record(args.json, {**record, "results": summaries(taken, args.attention)})  # what there is so far
 
 
 if __name__ == "__main__":

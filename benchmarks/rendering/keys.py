@@ -37,22 +37,31 @@ def global_attention(record: Record) -> str:
         rows.append(
             [
                 str(result["views"]),
+                str(result["rounds"]),
                 *(f"{side['median_s']:.1f} s ({side['min_s']:.1f} to {side['max_s']:.1f})" for side in (every, few)),
                 f"{every['median_s'] / few['median_s']:.2f}",
                 *memory,
             ]
         )
-    head = ["views", "all keys", f"`{record['attention']}`", "times as fast", "memory, all keys", "memory, fewer"]
+    head = [
+        "views",
+        "rounds",
+        "all keys",
+        f"`{record['attention']}`",
+        "times as fast",
+        "memory, all keys",
+        "memory, fewer",
+    ]
     blocks = f"{record['blocks']} blocks of the aggregator" + (": one pair" if record["blocks"] == 2 else "")
     what = (
         f"{blocks}, of `{record['model']}` with random weights, {record['size']}, {record['backend']}, FP32, "
-        f"{record['rounds']} rounds in turn, each in a process of its own."
+        "in turn, each in a process of its own."
     )
     counted = [
         [views, f"{every:.1f}", f"{few:.1f}", f"{every / few:.2f}"]
         for views, (every, few) in record["teraflops"].items()
     ]
-    counts = table(["views", "all keys", f"`{record['attention']}`", "quotient"], counted)
+    counts = table(["views", "all keys", f"`{record['counted']}`", "quotient"], counted)
     return (
         f"{table(head, rows)}\n\n{what} {origin(record)}\n\nOperations of the whole aggregator by formula, in "
         f"10^12:\n\n{counts}"
