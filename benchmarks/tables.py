@@ -28,7 +28,7 @@ RENDER: dict[str, Callable[[Record], str]] = {
     function.__name__: function
     for function in (
         speed.engine, speed.cpu_options, speed.speed_work, speed.postprocess, speed.loading, speed.scenes, speed.build,
-        speed.memory, speed.load, speed.batch, speed.ros, speed.saved, speed.profile, speed.soak,
+        speed.memory, speed.load, speed.batch, speed.ros, speed.saved, speed.profile, speed.soak, speed.viewer,
         accuracy.precision, accuracy.precision_range, accuracy.evaluation, accuracy.outliers, accuracy.quantizers,
         accuracy.training, triton_server.triton, triton_server.triton_soak,
         keys.kept_keys, keys.global_attention,

@@ -154,6 +154,29 @@ def load(record: Record) -> str:
     return page(record, ["backend", "peak of loading", "peak of the first call"], rows, what)
 
 
+def viewer(record: Record) -> str:
+    """Return how soon a page draws a large scene, and how smoothly it turns."""
+    seconds = (record["loaded_s"], record["all_s"])
+    rows = [
+        [
+            f"{figures['drawn']:,} of {figures['total']:,}",
+            f"{time:.1f} s",
+            f"{figures['megabytes']:.0f} MB",
+            f"{figures['frames_per_second']:.0f}",
+            f"{figures['slow_frame_ms']:.0f} ms",
+        ]
+        for figures, time in zip((record["first"], record["all"]), seconds, strict=True)
+    ]
+    what = (
+        f"{record['views']} views of {record['size']}, in headless Chromium without a graphics processor, "
+        f"{record['window']}. `mapengine view` says where the page is after {record['command_s']:.1f} s, and its first "
+        f"points are drawn {record['first_points_s']:.1f} s after it was opened; the app prepares such a result in "
+        f"{record['prepare_s']:.1f} s. Other programs ran on the machine (load {record['load_before']:.1f})."
+    )
+    head = ["points drawn", "drawn after", "loaded", "frames per second, turning", "frame, 90th percentile"]
+    return page(record, head, rows, what)
+
+
 def batch(record: Record) -> str:
     """Return scenes per second by the number of workers, and under it the driver's memory."""
     rows = [

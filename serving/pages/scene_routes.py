@@ -9,6 +9,7 @@ from typing import Any
 
 from mapengine.runtime.errors import InputError
 from mapengine.runtime.outputs.drawing import CONFIDENCE_STOPS, DEPTH_STOPS
+from mapengine.runtime.outputs.viewer.page import colors_css
 
 from .server import PageHandler, Refused, Routes
 from .shown_scene import DOWNLOADS, PICTURES, ShownScene
@@ -23,7 +24,7 @@ class SceneHandler(PageHandler):
 
     def shared_part(self, name: str) -> None:
         """Answer with a part that all pages of scenes have."""
-        self.static(__package__, name)
+        self.static(__package__, name, colors_css() if name == "page.css" else b"")
 
     def scene(self, *of: Any) -> None:
         """Answer with the page of the scene."""

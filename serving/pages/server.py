@@ -282,6 +282,6 @@ class PageHandler(BaseHTTPRequestHandler):
         for piece in pieces:
             self.wfile.write(piece)
 
-    def static(self, package: str, name: str) -> None:
-        """Answer with a part of a page, which stands in the folder ``page`` of a package."""
-        self.content((files(package) / "page" / name).read_bytes(), _TYPES[Path(name).suffix])
+    def static(self, package: str, name: str, before: bytes = b"") -> None:
+        """Answer with a part of a page, which stands in the folder ``page`` of a package, after some bytes."""
+        self.content(before + (files(package) / "page" / name).read_bytes(), _TYPES[Path(name).suffix])

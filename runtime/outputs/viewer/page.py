@@ -128,6 +128,11 @@ def filled_page(
     return _fill(_template(), parts)
 
 
+def colors_css() -> bytes:
+    """Return the colours of this page, as a style sheet, for pages around it."""
+    return files(__package__).joinpath("colors.css").read_bytes()
+
+
 def _template() -> str:
     return files(__package__).joinpath("page.html").read_text(encoding="utf-8")
 

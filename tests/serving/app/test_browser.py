@@ -229,6 +229,61 @@ def test_what_cannot_be_used_is_a_sentence_and_the_next_works(
     assert page.inner_text("#problem") == ""
 
 
+def test_only_ticked_files_are_used(page: Any, images: list[str]) -> None:
+    page.set_input_files("#choose", images)
+    page.locator("#views-note", has_text="Uses 2 of 2").wait_for()
+    page.get_by_role("button", name="Use none").click()
+    assert page.locator("#go").is_disabled()
+    page.get_by_role("checkbox", name="sample_1.png").check()
+    page.locator("#views-note", has_text="Uses 1 of 1: sample_1.png.").wait_for()
+    page.locator("#go:enabled").click()
+    page.locator("html[data-state=done]").wait_for(state="attached")
+    assert page.locator("#view option").all_inner_texts() == ["1: sample_1.png"]
+
+
+def test_the_percentage_and_the_edges_that_are_left_out_reach_the_result(page: Any, images: list[str]) -> None:
+    points = {}
+    for percentage, edges in (("0", False), ("60", False), ("0", True)):
+        page.fill("#percentile", percentage)
+        page.locator("#edges").set_checked(edges)
+        page.evaluate("document.documentElement.dataset.state = 'ready'")
+        if not points:
+            page.set_input_files("#choose", images)
+        page.locator("#go:enabled").click()
+        page.locator("html[data-state=done]").wait_for(state="attached")
+        page.locator("#status", has_text="Done in").wait_for()
+        found = re.search(r": ([\d,]+) points from 2 views", page.inner_text("#status"))
+        assert found
+        points[percentage, edges] = int(found[1].replace(",", ""))
+    all_of_them = points["0", False]
+    assert 0.3 * all_of_them < points["60", False] < 0.5 * all_of_them
+    assert 0 < points["0", True] < all_of_them
+
+
+def test_several_people_take_turns(app: App, page: Any, images: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, gate = app.visits.engine, threading.Event()
+    reconstruct_views, names = engine.reconstruct_views, []
+
+    def waiting(views: Any, **options: Any) -> Any:
+        names.append([view.name for view in views])
+        assert gate.wait(60)
+        return reconstruct_views(views, **options)
+
+    monkeypatch.setattr(engine, "reconstruct_views", waiting)
+    other = app.open()
+    for each, files in ((page, images[:1]), (other, images[1:])):
+        each.set_input_files("#choose", files)
+        each.locator("#go:enabled").click()
+        each.locator("#stop").wait_for()
+    other.locator("#status", has_text="Waiting: 1 before you").wait_for()
+    gate.set()
+    for each, name in ((page, "sample_0.png"), (other, "sample_1.png")):
+        each.locator("html[data-state=done]").wait_for(state="attached")
+        assert each.locator("#view option").all_inner_texts() == [f"1: {name}"]
+    assert names == [["sample_0.png"], ["sample_1.png"]]
+    other.close()
+
+
 def test_files_are_saved(page: Any, images: list[str], tmp_path: Path) -> None:
     reconstruct(page, images)
     page.click("#tab-save")

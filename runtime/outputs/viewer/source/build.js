@@ -4,7 +4,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { build } from "esbuild";
 
 const SOURCES = [
-  "build.js", "package-lock.json", "package.json", "page.html", "style.css",
+  "build.js", "package-lock.json", "package.json", "page.html", "../colors.css", "style.css",
   "src/cameras.js", "src/keyboard.js", "src/main.js", "src/measuring.js", "src/navigation.js", "src/panel.js",
   "src/points.js", "src/scene_data.js",
 ];
@@ -29,7 +29,7 @@ const script = bundled.outputFiles[0].text.replaceAll("</script", "<\\/script");
 const licence = read("node_modules/three/LICENSE").trim().replaceAll("*/", "* /");
 const parts = {
   SOURCES: digest.digest("hex"),
-  STYLE: read("style.css").trim(),
+  STYLE: `${read("../colors.css")}${read("style.css").trim()}`,
   SCRIPT: `/* Contains parts of three.js.\n\n${licence}\n*/\n${script.trim()}`,
 };
 const page = read("page.html").replace(/\{\{(SOURCES|STYLE|SCRIPT)\}\}/g, (_, name) => parts[name]);

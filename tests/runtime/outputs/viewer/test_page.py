@@ -127,7 +127,7 @@ def test_the_built_page_is_that_of_its_sources() -> None:
         r'"([\w./-]+)"', (folder / "build.js").read_text().partition("SOURCES = [")[2].partition("]")[0]
     )
     there = {path.relative_to(folder).as_posix() for path in [*folder.glob("*.*"), *folder.glob("src/*")]}
-    assert set(listed) == there
+    assert set(listed) == {*there, "../colors.css"}
     text = "".join(f"{name}\n{(folder / name).read_text(encoding='utf-8')}\n" for name in listed)
     page = (ROOT / "runtime/outputs/viewer/page.html").read_text(encoding="utf-8")
     assert f'<meta name="sources" content="{hashlib.sha256(text.encode()).hexdigest()}">' in page

@@ -11,7 +11,8 @@ const SLOW = 50; // ms a frame: above it, only the coarse level is drawn while t
 const STILL = 200; // ms after which it no longer moves; longer where drawing everything takes longer
 const PATIENCE = 1500; // ms, at most so long
 const SMOOTH = 40; // ms a frame that a moving scene should take at most
-const LEAST = 0.08; // of the coarse level, which is drawn in any case
+const PAUSE = 300; // ms between pictures of a scene that is being loaded, and four times as long as one takes
+const LEAST = 0.25; // of the coarse level, which is drawn in any case
 const REACH = 14; // pixels around the pointer in which a point is found
 
 const canvas = document.getElementById("canvas");
@@ -47,11 +48,21 @@ async function start() {
   const redraw = () => {
     if (!frame) frame = requestAnimationFrame(draw);
   };
+  const pixel = new Uint8Array(4);
+  let drawnAt = 0;
+  let took = 0;
+  let waits = 0;
+  const redrawSoon = () => {
+    waits ||= setTimeout(() => {
+      waits = 0;
+      redraw();
+    }, Math.max(0, drawnAt + Math.max(PAUSE, 4 * took) - performance.now()));
+  };
   const moved = () => {
     movedAt = performance.now();
     redraw();
   };
-  const clouds = description.layers.map((layer) => ({ cloud: new Cloud(layer), cameras: new Cameras(layer, redraw) }));
+  const clouds = description.layers.map((layer) => ({ cloud: new Cloud(layer), cameras: new Cameras(layer, redrawSoon) }));
   for (const { cloud, cameras } of clouds) scene.add(cloud.group, cameras.group);
   scene.add(measuring.group);
   const navigation = new Navigation(camera, canvas, description.start, moved);
@@ -83,7 +94,7 @@ async function start() {
     const { cloud } = clouds[0];
     await loadLevel(description.source, level, async (block, bytes) => {
       cloud.add(block, bytes, 0);
-      redraw();
+      redrawSoon();
       await new Promise((done) => setTimeout(done)); // so that it is drawn meanwhile
     });
     document.documentElement.dataset.level = level;
@@ -141,8 +152,11 @@ async function start() {
     scene.background = new Color(getComputedStyle(document.getElementById("stage")).backgroundColor);
     const began = performance.now();
     renderer.render(scene, camera);
-    renderer.getContext().finish();
-    const took = performance.now() - began;
+    // Browsers do not wait in finish(), but until a pixel can be told.
+    const context = renderer.getContext();
+    context.readPixels(0, 0, 1, 1, context.RGBA, context.UNSIGNED_BYTE, pixel);
+    drawnAt = performance.now();
+    took = drawnAt - began;
     if (!coarse) {
       slow = took > SLOW;
       still = Math.min(Math.max(STILL, took), PATIENCE);
