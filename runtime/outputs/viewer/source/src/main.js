@@ -77,6 +77,7 @@ async function start() {
   const pickAt = (x, y) => {
     const { cloud } = clouds[panel.layer];
     const { clientWidth, clientHeight } = canvas;
+    camera.updateMatrixWorld(); // it may have moved since it was drawn
     return cloud.pick(camera, clientWidth, clientHeight, x, y, panel.least, panel.shownViews, REACH);
   };
   const takePoint = (x, y) => {
