@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..frames import pose_of
 from ..similarity import Similarity
+from ..turns import correlation
 from .sightings import Sighting
 
 if TYPE_CHECKING:
@@ -27,10 +28,16 @@ LEAST_AGREEMENT = 0.8
 """Share of the points of one side, of those that the other side's image has, that is where that side's depth says."""
 LEAST_OVERLAP = 0.2
 """Share of all points of one side for which that holds."""
+LEAST_LIKENESS = 0.85
+"""Correlation of the images where they show the same points: rooms of one shape may have other walls."""
+_HOPELESS = 2.0
+"""Times as far from what passes: no further call is made."""
 _SAME_DEPTH = 0.15
 """Relative difference of depth of points that are at one place."""
-_GRID = 6
+_GRID = 4
 """Pixels between the points that are compared."""
+_FEW = 20
+"""Points that are compared at least."""
 _OUTPUTS = ("camera_poses",)
 
 
@@ -42,6 +49,7 @@ class LoopCheck:
         relative: from the camera of the second frame into that of the first, in the lengths of their windows.
         degrees, offset: median difference between calls: degrees, and lengths of the first frame's window.
         agreement, overlap: see :data:`LEAST_AGREEMENT` and :data:`LEAST_OVERLAP`; of both sides, the lower one.
+        likeness: see :data:`LEAST_LIKENESS`; of both sides, the lower one.
         reach: median depth of the first frame.
         growth: spread of the logarithm of the scale.
         calls: how many there were.
@@ -52,9 +60,19 @@ class LoopCheck:
     offset: float
     agreement: float
     overlap: float
+    likeness: float
     reach: float
     growth: float
     calls: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more calls may still show that they do; most pairs of frames are far from it after two."""
+        return (
+            self.degrees <= _HOPELESS * MOST_DEGREES
+            and self.offset <= _HOPELESS * MOST_OFFSET * self.reach
+            and self.agreement >= LEAST_AGREEMENT / _HOPELESS
+        )
 
     @property
     def passed(self) -> bool:
@@ -64,6 +82,7 @@ class LoopCheck:
             and self.offset <= MOST_OFFSET * self.reach
             and self.agreement >= LEAST_AGREEMENT
             and self.overlap >= LEAST_OVERLAP
+            and self.likeness >= LEAST_LIKENESS
         )
 
 
@@ -81,10 +100,11 @@ def check_loop(
     A call gets two images with intrinsics and depth, and says where one camera is in the other's frame. Each frame of
     one place is paired with each of the other, and each pair is called twice, once with either frame as the reference.
     What all calls say of the first frames of both places, by the poses that the frames of a place have to each other,
-    has to be one transform; and by it, the depth of either side has to be where the other side sees it.
+    has to be one transform; and by it, the depth of either side has to be where the other side sees it, in an image
+    that is like the other's there.
 
-    Two frames at a time, because small networks say where two views are far better than where several of either place
-    are; all depth is given, because it is known.
+    The calls end as soon as they are far from that. Two frames at a time, because small networks say where two views
+    are far better than where several of either place are; all depth is given, because it is known.
 
     Args:
         engine: runs the network.
@@ -101,29 +121,27 @@ def check_loop(
         return None
     into_here = [_between(here, one, placements) for one in first]
     into_there = [_between(there, one, placements) for one in second]
-    said = []
-    for (one, to_here), (other, to_there) in product(
-        zip(first, into_here, strict=True), zip(second, into_there, strict=True)
-    ):
+    said: list[Similarity] = []
+    pairs = product(zip(first, into_here, strict=True), zip(second, into_there, strict=True))
+    for (one, to_here), (other, to_there) in pairs:
         back = to_there.inverse()
         said.append(to_here @ _called(engine, one, other, options) @ back)
         said.append(to_here @ _called(engine, other, one, options).inverse() @ back)
+        found = _judged(here, there, said, scale)
+        if not found.is_open:
+            break
+    return found
+
+
+def _judged(here: Sighting, there: Sighting, said: Sequence[Similarity], scale: bool) -> LoopCheck:
+    """Return what the calls so far say together."""
     relative, degrees, offset = _agreed(said, here.reach)
     growth = 0.0
     if scale:
         relative, growth = _scaled(here, there, relative)
-    forward = _overlap(here, there, relative)
-    backward = _overlap(there, here, relative.inverse())
-    return LoopCheck(
-        relative,
-        degrees,
-        offset,
-        min(forward[0], backward[0]),
-        min(forward[1], backward[1]),
-        here.reach,
-        growth,
-        len(said),
-    )
+    sides = zip(_compared(here, there, relative), _compared(there, here, relative.inverse()), strict=True)
+    agreement, overlap, likeness = map(min, sides)
+    return LoopCheck(relative, degrees, offset, agreement, overlap, likeness, here.reach, growth, len(said))
 
 
 def _between(one: Sighting, other: Sighting, placements: Mapping[int, Similarity] | Sequence[Similarity]) -> Similarity:
@@ -162,7 +180,7 @@ def _degrees(one: Similarity, other: Similarity) -> float:
 def _scaled(here: Sighting, there: Sighting, relative: Similarity) -> tuple[Similarity, float]:
     """Return the transform with the scale by which depths of both sides meet, and the spread of its logarithm."""
     logarithms = np.concatenate(
-        [_depth_ratios(here, there, relative)[0], -_depth_ratios(there, here, relative.inverse())[0]]
+        [_met(here, there, relative)[0], -_met(there, here, relative.inverse())[0]]
     )
     near = logarithms[np.abs(logarithms) < math.log(1.5)]
     if not near.size:
@@ -172,27 +190,38 @@ def _scaled(here: Sighting, there: Sighting, relative: Similarity) -> tuple[Simi
     return Similarity(relative.rotation, relative.translation, relative.scale * math.exp(middle)), spread
 
 
-def _overlap(here: Sighting, there: Sighting, relative: Similarity) -> tuple[float, float]:
+def _compared(here: Sighting, there: Sighting, relative: Similarity) -> tuple[float, float, float]:
     """Return the share of points of ``there``, among those in the image of ``here`` and among all, that are where the
-    depth of ``here`` says."""
-    ratios, count = _depth_ratios(here, there, relative)
-    same = int(np.count_nonzero(np.abs(np.expm1(ratios)) < _SAME_DEPTH))
-    return same / max(len(ratios), 1), same / max(count, 1)
+    depth of ``here`` says, and the correlation of both images at these."""
+    ratios, count, places, others = _met(here, there, relative)
+    same = np.abs(np.expm1(ratios)) < _SAME_DEPTH
+    met = int(np.count_nonzero(same))
+    likeness = correlation(here.brightness[places][same], there.brightness[others][same]) if met >= _FEW else 0.0
+    return met / max(len(ratios), 1), met / max(count, 1), likeness
 
 
-def _depth_ratios(here: Sighting, there: Sighting, relative: Similarity) -> tuple[NDArray[np.float64], int]:
-    """Return the logarithms of depths of ``here`` over those of the points of ``there`` that its image has (N,), and
-    how many points there are."""
+def _met(here: Sighting, there: Sighting, relative: Similarity) -> tuple[NDArray[np.float64], int, Any, Any]:
+    """Project points of ``there`` into the image of ``here``.
+
+    Returns:
+        Logarithms of depths of ``here`` over those of the points that its image has (N,); how many points there are;
+        and where these N are in the image of ``here`` and in that of ``there``, as indices of arrays (H, W).
+    """
     height, width = here.depth.shape
     rows, columns = (grid.ravel() for grid in np.mgrid[_GRID // 2 : height : _GRID, _GRID // 2 : width : _GRID])
-    depth = there.depth[rows, columns].astype(np.float64)
-    seen = depth > 0
-    pixels = np.stack([columns, rows, np.ones(len(rows))], axis=1)[seen]
-    points = relative.apply(pixels @ np.linalg.inv(there.intrinsics.astype(np.float64)).T * depth[seen, None])
-    points = points[points[:, 2] > 0]
+    seen = there.depth[rows, columns] > 0
+    rows, columns = rows[seen], columns[seen]
+    pixels = np.stack([columns, rows, np.ones(len(rows))], axis=1)
+    depth = there.depth[rows, columns, None].astype(np.float64)
+    points = relative.apply(pixels @ np.linalg.inv(there.intrinsics.astype(np.float64)).T * depth)
+    ahead = points[:, 2] > 0
+    rows, columns, points = rows[ahead], columns[ahead], points[ahead]
     projected = points @ here.intrinsics.astype(np.float64).T
     column, row = np.rint(projected[:, :2] / projected[:, 2:]).T
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    found = here.depth[row[inside].astype(np.intp), column[inside].astype(np.intp)]
-    z = points[inside, 2]
-    return np.log(found[found > 0] / z[found > 0]), int(seen.sum())
+    places = row[inside].astype(np.intp), column[inside].astype(np.intp)
+    found = here.depth[places]
+    known = found > 0
+    logarithms = np.log(found[known] / points[inside, 2][known])
+    others = rows[inside][known], columns[inside][known]
+    return logarithms, int(seen.sum()), tuple(index[known] for index in places), others

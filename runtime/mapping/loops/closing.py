@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...errors import InputError
 from ..frames import Frame, KnownFrame
 from ..similarity import Similarity
 from .check import LoopCheck, check_loop
 from .places import Places
-from .pose_graph import Edge, solve
+from .pose_graph import Edge, solve, sparse_matrices
 from .sightings import Sighting, Sightings
 
 if TYPE_CHECKING:
@@ -52,9 +53,20 @@ class Loop:
     believed: bool = True
 
 
-def can_close() -> bool:
-    """Whether the package is installed that loops are closed with."""
-    return importlib.util.find_spec("scipy") is not None
+def loops_wanted(chosen: Any) -> bool:
+    """Return whether loops are looked for: as it was chosen, or where it was not (None), if they can be closed.
+
+    Raises:
+        InputError: it is something else than True, False or None.
+        BackendUnavailableError: they are wanted, but SciPy is not installed.
+    """
+    if not (chosen is None or isinstance(chosen, bool)):
+        raise InputError(f"loops is {chosen!r}; give True, False or None")
+    if chosen is None:
+        return importlib.util.find_spec("scipy") is not None
+    if chosen:
+        sparse_matrices()
+    return chosen
 
 
 class LoopCloser:
@@ -72,6 +84,7 @@ class LoopCloser:
         self._window_edges: list[Edge] = []
         self._loops: list[tuple[Loop, Edge]] = []
         self._believed: list[bool] = []
+        self._latest = -1
 
     @property
     def loops(self) -> list[Loop]:
@@ -83,41 +96,49 @@ class LoopCloser:
 
     def add_window(
         self,
-        window: int,
         frames: Sequence[tuple[Frame, KnownFrame]],
         placements: Sequence[Similarity],
+        submaps: Sequence[int],
         *,
-        joined: bool,
         scale: bool,
     ) -> list[Similarity] | None:
-        """Take a window in, and look for its frames among those before.
+        """Take the latest window in, and look for its frames among those before.
+
+        A window that was taken in before, because a call failed afterwards, is not taken in again.
 
         Args:
-            window: its number, one more than that of the window before.
             frames: those that are done with it, with what it saw, in its own frame and lengths.
             placements: per window where it is in the map.
-            joined: whether it shares frames with the window before.
+            submaps: per window the part of the map that it is in; a window is held by the one before it where both are
+                in one.
             scale: whether windows may have different lengths.
 
         Returns:
-            Where the windows are now, if a loop was found, else None.
+            Where the windows are now, or None where no loop was found.
         """
-        if joined and window:
+        window = len(placements) - 1
+        if submaps[window - 1 : window] == submaps[window:] and not any(edge.j == window for edge in self._window_edges[-1:]):
             self._window_edges.append(_window_edge(window, frames, placements))
         found = False
+        for score, second, first in self._candidates(window, frames):
+            found |= self._check(score, first, second, placements, scale)
+        return self._solved(placements, scale) if found else None
+
+    def _candidates(self, window: int, frames: Sequence[tuple[Frame, KnownFrame]]) -> list[tuple[float, int, int]]:
+        """Keep the frames, and return scores and numbers of those to be checked, the most alike first."""
         candidates = []
         for frame, known in frames:
-            self._places.add(frame.number, frame.encoded.features.patches)
+            if frame.number > self._latest:
+                self._places.add(frame.number, frame.encoded.features.patches)
+                self._latest = frame.number
             if frame.number % _EVERY == 0:
                 self._sightings.add(frame, window, known)
                 candidates += [
                     (one.score, frame.number, one.number - one.number % _EVERY)
                     for one in self._places.search(away=_AWAY, count=2)
-                    if one.score >= LEAST_SCORE
+                    if one.score >= LEAST_SCORE and one.number - one.number % _EVERY in self._sightings
                 ]
-        for score, second, first in sorted(candidates, key=lambda one: (-one[0], one[1:]))[:_CHECKS]:
-            found |= self._check(score, first, second, placements, scale)
-        return self._solved(placements, scale) if found else None
+        return sorted(candidates, key=lambda one: (-one[0], *one[1:]))[:_CHECKS]
 
     def close(self) -> None:
         """Remove what was kept on disk."""

@@ -236,7 +236,7 @@ class _Problem:
             rows.append(np.broadcast_to(row, shape)[moves].ravel())
             columns.append(np.broadcast_to(column, shape)[moves].ravel())
             values.append((derivative[:, cut, cut] * precision)[moves].ravel())
-        jacobian = _scipy_sparse().csr_matrix(
+        jacobian = sparse_matrices().csr_matrix(
             (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))),
             shape=(self.precision.size, len(self.free) * self.size),
         )
@@ -371,18 +371,19 @@ def _descend(problem: _Problem, places: Float64, believed: NDArray[np.bool_]) ->
 
 def _factorized(matrix: Any, damping: float) -> Callable[[Float64], Float64]:
     """Return what solves equations with a sparse, symmetric matrix whose diagonal is raised by a share of itself."""
-    _scipy_sparse()
+    sparse_matrices()
     from scipy.sparse.linalg import splu
 
     diagonal = matrix.diagonal()
-    damped = matrix + _scipy_sparse().diags(damping * diagonal + np.finfo(np.float64).tiny, format="csc")
+    damped = matrix + sparse_matrices().diags(damping * diagonal + np.finfo(np.float64).tiny, format="csc")
     # A positive definite matrix needs no pivots, and an ordering that keeps its symmetry fills it in least.
     factors = splu(damped, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
     solve: Callable[[Float64], Float64] = factors.solve
     return solve
 
 
-def _scipy_sparse() -> Any:
+def sparse_matrices() -> Any:
+    """Return SciPy's sparse matrices (BackendUnavailableError)."""
     try:
         import scipy.sparse
     except ImportError:

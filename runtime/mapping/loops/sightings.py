@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from ..frames import Frame, KnownFrame
 
 Array = NDArray[Any]
 
+_AROUND = 4
+"""Pixels to each side that brightness is averaged over."""
 _IN_MEMORY = 12
 """Sightings that are kept in memory once they were read."""
 
@@ -40,6 +42,16 @@ class Sighting:
     depth: NDArray[np.float32]
     intrinsics: Array
     view: PreparedView
+
+    @cached_property
+    def brightness(self) -> NDArray[np.float64]:
+        """Of its image, each pixel the mean of those around it (H, W): a point is not exactly where it is looked for."""
+        gray = self.view.normalized[0].astype(np.float64).mean(axis=0)
+        for axis in (0, 1):
+            edges = [(_AROUND, _AROUND) if axis == other else (0, 0) for other in (0, 1)]
+            padded = np.pad(gray, edges, mode="reflect")
+            gray = np.lib.stride_tricks.sliding_window_view(padded, 2 * _AROUND + 1, axis=axis).mean(axis=-1)
+        return gray
 
     @property
     def reach(self) -> float:

@@ -1,0 +1,109 @@
+"""A mapper finds places that it sees again and takes the drift out; what only looks alike changes nothing."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mapengine.runtime import BackendUnavailableError, InputError, Mapper
+
+from ..perfect import Walk
+from .revisits import PLACES, RevisitingEngine, there_and_back
+
+Array = NDArray[Any]
+
+
+@pytest.fixture(scope="module")
+def visits() -> tuple[Walk, list[int]]:
+    return there_and_back()
+
+
+def mapped(engine: Any, truth: Walk, known: str = "kd", **options: Any) -> Mapper:
+    chosen = {"window": 12, "overlap": 4, "join": "align", "transform": "rigid", "mask_edges": False, **options}
+    mapper = Mapper(engine, **chosen)
+    for number in range(len(truth.poses)):
+        mapper.add(truth.view(number, known))
+    mapper.finish()
+    return mapper
+
+
+def end_error(mapper: Mapper, truth: Walk) -> float:
+    """How far the last camera is from the first, of the same place, in the map."""
+    relative = np.linalg.inv(mapper.poses[0]) @ mapper.poses[-1]
+    wanted = np.linalg.inv(truth.poses[0]) @ truth.poses[-1]
+    return float(np.linalg.norm(relative[:3, 3] - wanted[:3, 3]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transform", ["rigid", "similarity"])
+def test_loops_take_the_drift_out_of_a_closed_walk(visits: tuple[Walk, list[int]], transform: str) -> None:
+    truth, places = visits
+    without = mapped(RevisitingEngine(truth, places), truth, loops=False, transform=transform)
+    found = mapped(RevisitingEngine(truth, places), truth, loops=True, transform=transform)
+    assert without.loops == []
+    assert end_error(without, truth) > 0.3
+    assert end_error(found, truth) < end_error(without, truth) / 3
+    assert len(found.loops) >= 3
+    for loop in found.loops:
+        assert loop.believed
+        assert abs(places[loop.first] - places[loop.second]) <= 6
+
+
+@pytest.mark.slow
+def test_frames_that_are_handed_out_later_are_where_the_loop_put_them(visits: tuple[Walk, list[int]]) -> None:
+    truth, places = visits
+    mapper = Mapper(
+        RevisitingEngine(truth, places), window=12, overlap=4, join="align", transform="rigid", mask_edges=False
+    )
+    for number in range(len(truth.poses)):
+        for frame in mapper.add(truth.view(number, "kd")):
+            np.testing.assert_allclose(frame.pose, mapper.poses[frame.number], atol=1e-12)
+    assert mapper.loops
+    again = mapped(RevisitingEngine(truth, places), truth)
+    mapper.finish()
+    np.testing.assert_array_equal(again.poses, mapper.poses)
+
+
+@pytest.mark.slow
+def test_frames_that_only_look_like_earlier_ones_change_nothing(visits: tuple[Walk, list[int]]) -> None:
+    truth, _ = visits
+    # The second half looks like places of the first in which it is not.
+    looks = [*range(PLACES), *((7 * place) % PLACES for place in range(PLACES))]
+    engine = RevisitingEngine(truth, looks)
+    rng = np.random.default_rng(2)
+    drift = engine._err
+
+    def err(call: int, number: int, heads: dict[str, Array]) -> None:
+        drift(call, number, heads)
+        reference = engine.numbers(engine.calls[call])[0]
+        if abs(number - reference) > 30:  # the network knows nothing about them
+            heads["cam_trans"] = heads["cam_trans"] + rng.normal(size=(1, 3))
+
+    engine._err = err
+    found = mapped(engine, truth, loops=True)
+    assert found.loops == []
+    plain = mapped(RevisitingEngine(truth, looks), truth, loops=False)
+    np.testing.assert_array_equal(found.poses, plain.poses)
+
+
+def test_given_poses_need_no_loops(visits: tuple[Walk, list[int]]) -> None:
+    truth, places = visits
+    found = mapped(RevisitingEngine(truth, places), truth, "kdp", loops=True)
+    assert found.loops == []
+    np.testing.assert_allclose(found.poses, truth.poses, atol=0.1)
+
+
+def test_loops_are_wanted_or_not(monkeypatch: pytest.MonkeyPatch, visits: tuple[Walk, list[int]]) -> None:
+    truth, places = visits
+    engine: Any = RevisitingEngine(truth, places)
+    with pytest.raises(InputError, match="loops is 'no'"):
+        Mapper(engine, loops="no")  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    monkeypatch.setitem(sys.modules, "scipy.sparse", None)
+    with pytest.raises(BackendUnavailableError, match=r"mapengine\[map\]"):
+        Mapper(engine, loops=True)
+    Mapper(engine, loops=False)
