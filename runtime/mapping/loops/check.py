@@ -179,9 +179,7 @@ def _degrees(one: Similarity, other: Similarity) -> float:
 
 def _scaled(here: Sighting, there: Sighting, relative: Similarity) -> tuple[Similarity, float]:
     """Return the transform with the scale by which depths of both sides meet, and the spread of its logarithm."""
-    logarithms = np.concatenate(
-        [_met(here, there, relative)[0], -_met(there, here, relative.inverse())[0]]
-    )
+    logarithms = np.concatenate([_met(here, there, relative)[0], -_met(there, here, relative.inverse())[0]])
     near = logarithms[np.abs(logarithms) < math.log(1.5)]
     if not near.size:
         return relative, 1.0

@@ -117,7 +117,9 @@ class LoopCloser:
             Where the windows are now, or None where no loop was found.
         """
         window = len(placements) - 1
-        if submaps[window - 1 : window] == submaps[window:] and not any(edge.j == window for edge in self._window_edges[-1:]):
+        if submaps[window - 1 : window] == submaps[window:] and not any(
+            edge.j == window for edge in self._window_edges[-1:]
+        ):
             self._window_edges.append(_window_edge(window, frames, placements))
         found = False
         for score, second, first in self._candidates(window, frames):
