@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import InputError
 from ..frames import Frame, KnownFrame
 from ..similarity import Similarity
 from .check import LoopCheck, check_loop
 from .places import Places
-from .pose_graph import Edge, solve, sparse_matrices
+from .pose_graph import Edge, solve
 from .sightings import Sighting, Sightings
 
 if TYPE_CHECKING:
@@ -53,20 +52,9 @@ class Loop:
     believed: bool = True
 
 
-def loops_wanted(chosen: Any) -> bool:
-    """Return whether loops are looked for: as it was chosen, or where it was not (None), if they can be closed.
-
-    Raises:
-        InputError: it is something else than True, False or None.
-        BackendUnavailableError: they are wanted, but SciPy is not installed.
-    """
-    if not (chosen is None or isinstance(chosen, bool)):
-        raise InputError(f"loops is {chosen!r}; give True, False or None")
-    if chosen is None:
-        return importlib.util.find_spec("scipy") is not None
-    if chosen:
-        sparse_matrices()
-    return chosen
+def can_close() -> bool:
+    """Whether the package is installed that loops are closed with."""
+    return importlib.util.find_spec("scipy") is not None
 
 
 class LoopCloser:
@@ -96,10 +84,11 @@ class LoopCloser:
 
     def add_window(
         self,
+        window: int,
         frames: Sequence[tuple[Frame, KnownFrame]],
         placements: Sequence[Similarity],
-        submaps: Sequence[int],
         *,
+        joined: bool,
         scale: bool,
     ) -> list[Similarity] | None:
         """Take the latest window in, and look for its frames among those before.
@@ -107,19 +96,16 @@ class LoopCloser:
         A window that was taken in before, because a call failed afterwards, is not taken in again.
 
         Args:
+            window: its number, one more than that of the window before.
             frames: those that are done with it, with what it saw, in its own frame and lengths.
             placements: per window where it is in the map.
-            submaps: per window the part of the map that it is in; a window is held by the one before it where both are
-                in one.
+            joined: whether it shares frames with the window before.
             scale: whether windows may have different lengths.
 
         Returns:
             Where the windows are now, or None where no loop was found.
         """
-        window = len(placements) - 1
-        if submaps[window - 1 : window] == submaps[window:] and not any(
-            edge.j == window for edge in self._window_edges[-1:]
-        ):
+        if joined and window and not any(edge.j == window for edge in self._window_edges[-1:]):
             self._window_edges.append(_window_edge(window, frames, placements))
         found = False
         for score, second, first in self._candidates(window, frames):

@@ -45,7 +45,7 @@ class Sighting:
 
     @cached_property
     def brightness(self) -> NDArray[np.float64]:
-        """Of its image (H, W), each pixel the mean of those around it: points are a little beside where they should be."""
+        """Of its image (H, W), each pixel the mean of those around it: points are never exactly placed."""
         gray = self.view.normalized[0].astype(np.float64).mean(axis=0)
         for axis in (0, 1):
             edges = [(_AROUND, _AROUND) if axis == other else (0, 0) for other in (0, 1)]
