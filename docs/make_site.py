@@ -41,6 +41,7 @@ PUBLIC_MODULES = (
     "mapengine.calibration.evaluation",
     "mapengine.calibration.ranges",
     "mapengine.calibration.scenes",
+    "mapengine.calibration.sequences",
 )
 """The modules whose ``__all__`` is the public interface."""
 

@@ -211,3 +211,21 @@ def test_tables_are_written_into_the_named_documents(
     text = document.read_text(encoding="utf-8")
     assert text.startswith("Before.\n<!-- results: loading -->\n| one after the other |")
     assert text.endswith("<!-- end -->\nAfter.\n")
+
+
+@pytest.mark.slow
+def test_sequences(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ("--bundle", str(tiny_bundle), "--sequences", "1", "--frames", "6", "--walk", "60", "--window", "4")
+    record = tmp_path / "record.json"
+    for part in ("joins", "limits"):  # a part that is run later goes into the record that is there
+        measured = run(
+            "sequences.py", *options, "--overlap", "2", "--size", "56", "42", "--parts", part, "--json", str(record)
+        )
+    check(measured, tables)
+    assert set(measured["results"]["windows"]) == {
+        *(f"windows, {join}" for join in ("align", "poses", "poses+depth")),
+        "one call",
+        "windows, true poses of shared frames",
+    }
+    assert [bar["most"] for bar in measured["bars"]] == [0.7, 1.3]
+    assert all(bar["met"] == (bar["value"] <= bar["most"]) for bar in measured["bars"])

@@ -51,28 +51,24 @@ class TrueFrame(Protocol):
         """(4, 4) camera-to-world, OpenCV axes, metres; the world is any frame."""
 
 
-class TrueSequence(Protocol):
-    """Frames in order, each made or read when it is asked for."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Any: ...
-
-
 class Location(Protocol):
     """What a mapper says of a frame when its window is done; see :class:`mapengine.runtime.mapping.MappedFrame`."""
 
     @property
-    def number(self) -> int: ...
+    def number(self) -> int:
+        """Number in the sequence, from 0."""
 
     @property
-    def depth(self) -> Array: ...
+    def depth(self) -> Array:
+        """(H, W) metres along the camera's z axis."""
 
     @property
-    def mask(self) -> Array: ...
+    def mask(self) -> Array:
+        """(H, W) bool, where the depth holds."""
 
     @property
-    def intrinsics(self) -> Array: ...
+    def intrinsics(self) -> Array:
+        """(3, 3) pixels."""
 
 
 class SequenceMapper(Protocol):

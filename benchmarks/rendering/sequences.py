@@ -1,0 +1,60 @@
+"""Tables of maps of sequences."""
+
+from __future__ import annotations
+
+from mapengine.runtime.profiling.report import table
+
+from .page import Record, origin
+
+_METRICS = (
+    ("ate", "ATE, m", ".3f"),
+    ("ate_similarity", "ATE, m, scaled", ".3f"),
+    ("rpe_metre", "RPE per m, m", ".3f"),
+    ("rpe_metre_degrees", "RPE per m, degrees", ".1f"),
+    ("end_error", "end, m", ".2f"),
+    ("drift_percent", "drift, %", ".1f"),
+    ("scale_drift_percent", "scale drift, %", ".0f"),
+    ("depth_abs_rel", "depth AbsRel", ".3f"),
+    ("map_accuracy", "accuracy, m", ".3f"),
+    ("map_completeness", "completeness, m", ".3f"),
+    ("located", "located", ".0%"),
+)
+
+
+def sequences(record: Record) -> str:
+    """Return how right maps of walks are, what they take, and which bars are met."""
+    parts, counts = [], record["counts"]
+    for part, what in (
+        ("windows", f"{counts.get('sequences')} held-out walks, the first {counts.get('frames')} frames of each"),
+        ("loops", f"{counts.get('closed')} closed held-out walks of {counts.get('walk')} frames"),
+    ):
+        if part in record["results"]:
+            rows = []
+            for name, found in record["results"][part].items():
+                spread, values = found["ate_standard_error"], found["metrics"]
+                shown = ["-" if values[key] is None else format(values[key], form) for key, _, form in _METRICS]
+                shown[0] += "" if spread is None else f" ± {spread:.3f}"
+                rows.append([name, *shown])
+            parts.append(f"{table([part, *(title for _, title, _ in _METRICS)], rows)}\n\n{what}.")
+    if "growth" in record["results"]:
+        rows = [
+            [frames, f"{found['peak_mb']:.0f} MB", *(f"{1000 * found[key]:.0f} ms" for key in _TIMES)]
+            for frames, found in record["results"]["growth"].items()
+        ]
+        head = ["frames", "peak memory", "processor time per frame", "the first tenth", "the last tenth"]
+        parts.append(table(head, rows))
+    if record["bars"]:
+        rows = [
+            [bar["bar"], f"{bar['value']:.2f}", f"{bar['most']:.2f}", "met" if bar["met"] else "missed"]
+            for bar in record["bars"]
+        ]
+        parts.append(table(["bar", "measured", "at most", ""], rows))
+    parts.append(
+        f"`{record['model']}`, {record['precision']}, images and intrinsics given, {record['size']}, seeds from "
+        f"{record['seed']}, windows of {record['window']} with {record['overlap']} shared. Means, ± standard error. "
+        f"One thread beside other work on {origin(record)}"
+    )
+    return "\n\n".join(parts)
+
+
+_TIMES = ("cpu_seconds_per_frame", "first_tenth", "last_tenth")

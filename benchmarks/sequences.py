@@ -1,0 +1,196 @@
+"""Measure maps of rendered walks against their truth: ways to join, windows, loops, memory and time. Writes JSON.
+
+    python benchmarks/sequences.py --bundle build/engine --json benchmarks/results/sequences-nano.json
+
+The walks are held out of training. Their geometry is exact; the network gets images and intrinsics. Parts that are run
+later (``--parts``) go into the record that is there. Which bars are met stands in the record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mapengine.calibration.evaluation import HELD_OUT_SEED
+from mapengine.calibration.evaluation.truth import full_view
+from mapengine.calibration.scenes import RenderedWalk, render_walk
+from mapengine.calibration.sequences import evaluate_sequence, mean_values
+from mapengine.calibration.sequences.evaluate import rounded
+from mapengine.runtime import Engine, Mapper
+from mapengine.runtime.backend_table import PACKAGES
+from mapengine.runtime.mapping.windows import JOINS
+from mapengine.runtime.system.machine import peak_bytes
+from mapengine.runtime.system.origin import record_origin
+from mapengine.runtime.writing.files import write_record
+
+PARTS = ("joins", "limits", "loops", "growth")
+WALK = 300
+"""Frames of a whole walk."""
+GROWTH = (100, 1000)
+
+
+def judge(name: str, walks: Iterable[Any], mapper: Callable[[], Mapper], window: int, **options: Any) -> dict[str, Any]:
+    """Return the mean of every metric over sequences, and the standard error of the mean of the ATE."""
+    found = []
+    for walk in walks:
+        found.append(evaluate_sequence(mapper(), walk, window=window, **options).values)
+        print(f"{name}: ATE {found[-1]['ate']}, end {found[-1]['end_error']}", flush=True)
+    errors = [values["ate"] for values in found if values["ate"] is not None]
+    spread = float(np.std(errors, ddof=1)) / math.sqrt(len(errors)) if len(errors) > 1 else None
+    return {"sequences": len(found), "ate_standard_error": spread, "metrics": rounded(mean_values(found))}
+
+
+def joins(engine: Engine, walks: list[RenderedWalk], window: int, overlap: int) -> dict[str, Any]:
+    """Compare the ways to join windows."""
+    return {
+        f"windows, {join}": judge(
+            join,
+            walks,
+            lambda join=join: Mapper(engine, join=join, window=window, overlap=overlap),  # type: ignore[misc]
+            window,
+        )
+        for join in JOINS
+    }
+
+
+def limits(engine: Engine, walks: list[RenderedWalk], window: int, overlap: int) -> dict[str, Any]:
+    """Map in one call, and in windows that get what is true of the frames that they share: what the network limits."""
+    frames = len(walks[0])
+    # Frames that two windows share, and the first ones, which their poses are relative to.
+    shared = [n for n in range(frames) if n % (window - overlap) < overlap]
+    results = {"one call": judge("one call", walks, lambda: Mapper(engine, window=frames, overlap=1), window)}
+    name = "windows, true poses of shared frames"
+    results[name] = judge(
+        name,
+        walks,
+        lambda: Mapper(engine, join="poses", window=window, overlap=overlap),
+        window,
+        given=("intrinsics", "poses"),
+        posed=shared,
+    )
+    return results
+
+
+def loops(engine: Engine, walks: list[RenderedWalk], window: int, overlap: int) -> dict[str, Any]:
+    """Map whole closed walks without and with loops."""
+    return {
+        name: judge(name, walks, lambda on=on: Mapper(engine, window=window, overlap=overlap, loops=on), window)  # type: ignore[misc]
+        for name, on in (("without loops", False), ("with loops", True))
+    }
+
+
+def grow(bundle: Path, frames: int, window: int, overlap: int, seed: int, size: tuple[int, int]) -> dict[str, Any]:
+    """Map a walk in this process, without keeping anything; returns peak memory and time per frame."""
+    engine = Engine.load(bundle, threads=1)
+    mapper = Mapper(engine, window=window, overlap=overlap)
+    walk = render_walk(seed, frames, *size)
+    spent = []
+    for frame in walk:
+        view = full_view(frame.image, frame.intrinsics, frame.depth_z, frame.pose, engine.data_norm_type)
+        began = time.process_time()
+        mapper.add({key: view[key] for key in ("img", "data_norm_type", "intrinsics")})
+        spent.append(time.process_time() - began)
+    mapper.finish()
+    peak = peak_bytes()
+    tenth = frames // 10
+    return {
+        "peak_mb": None if peak is None else peak / 1e6,
+        "cpu_seconds_per_frame": float(np.mean(spent)),
+        "first_tenth": float(np.mean(spent[:tenth])),
+        "last_tenth": float(np.mean(spent[-tenth:])),
+    }
+
+
+def bars(results: dict[str, Any], window: int) -> list[dict[str, Any]]:
+    """Return what was asked for, what was found, and whether that is enough, as far as it was measured."""
+    found = []
+
+    def bar(name: str, value: float, most: float) -> None:
+        found.append({"bar": name, "value": value, "most": most, "met": value <= most})
+
+    def ate(name: str) -> float:
+        return float(results["windows"][name]["metrics"]["ate"])
+
+    if {"windows, align", "one call"} <= set(results.get("windows", ())):
+        informed = min(ate("windows, poses"), ate("windows, poses+depth"))
+        bar("ATE of the better of poses and poses+depth, over that of align", informed / ate("windows, align"), 0.7)
+        best = min(ate(f"windows, {join}") for join in JOINS)
+        bar(f"ATE of windows of {window} by the best join, over that of one call", best / ate("one call"), 1.3)
+    if "loops" in results:
+        without, with_ = (results["loops"][name]["metrics"]["end_error"] for name in ("without loops", "with loops"))
+        bar("end of a closed walk with loops, over that without", with_ / without, 1 / 3)
+    if "growth" in results:
+        few, many = (results["growth"][str(frames)] for frames in GROWTH)
+        bar("peak memory at 1000 frames over that at 100", many["peak_mb"] / few["peak_mb"], 1.05)
+        bar("processor time per frame at 1000 frames over that at 100",
+            many["cpu_seconds_per_frame"] / few["cpu_seconds_per_frame"], 1.05)  # fmt: skip
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, default=Path("build/engine"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--sequences", type=int, default=20)
+    parser.add_argument("--closed", type=int, default=20, help="closed walks that loops are measured on")
+    parser.add_argument("--frames", type=int, default=32, help="first frames of each walk that windows are compared on")
+    parser.add_argument("--walk", type=int, default=WALK, help="frames of a whole walk")
+    parser.add_argument("--window", type=int, default=8)
+    parser.add_argument("--overlap", type=int, default=3)
+    parser.add_argument("--size", type=int, nargs=2, default=(140, 112))
+    parser.add_argument("--grow", type=int, help="map so many frames in this process and print what it took")
+    parser.add_argument("--json", type=Path, default=Path("build/sequences.json"), help="where to write the record")
+    args = parser.parse_args()
+    shape, seed = (args.window, args.overlap), HELD_OUT_SEED
+    if args.grow is not None:
+        print(json.dumps(grow(args.bundle, args.grow, *shape, seed, args.size)))
+        return
+    engine = Engine.load(args.bundle, threads=1)
+    record = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else {"results": {}, "counts": {}}
+    results, counts = record["results"], record["counts"]
+    parts = [render_walk(seed + n, args.walk, *args.size)[: args.frames] for n in range(args.sequences)]
+    for part, measure in (("joins", joins), ("limits", limits)):
+        if part in args.parts:
+            results.setdefault("windows", {}).update(measure(engine, parts, *shape))
+            counts |= {"sequences": args.sequences, "frames": args.frames}
+    if "loops" in args.parts:
+        walks = [render_walk(seed + n, args.walk, *args.size) for n in range(args.closed)]
+        results["loops"] = loops(engine, walks, *shape)
+        counts |= {"closed": args.closed, "walk": args.walk}
+    if "growth" in args.parts:
+        command = [sys.executable, __file__, "--bundle", str(args.bundle), "--size", *map(str, args.size)]
+        command += ["--window", str(args.window), "--overlap", str(args.overlap), "--grow"]
+        results["growth"] = {}
+        for frames in GROWTH:
+            done = subprocess.run([*command, str(frames)], check=True, capture_output=True, text=True)
+            results["growth"][str(frames)] = json.loads(done.stdout.splitlines()[-1])
+            print(frames, results["growth"][str(frames)], flush=True)
+    manifest = engine.manifest
+    record = {
+        "benchmark": "sequences",
+        "model": manifest.model.id,
+        "precision": manifest.precision,
+        "where": engine.where,
+        **record_origin(*PACKAGES, "scipy"),
+        "size": "{}x{}".format(*args.size),
+        "seed": seed,
+        "window": args.window,
+        "overlap": args.overlap,
+        "counts": counts,
+        "results": results,
+        "bars": bars(results, args.window),
+    }
+    write_record(args.json, record)
+
+
+if __name__ == "__main__":
+    main()
