@@ -8,7 +8,11 @@ deviations of both. A robust kernel over a loop's own residual cannot do that: a
 loop until that residual is small.
 
 Each step solves sparse normal equations by SciPy's LU factorisation (SuperLU), with damping (Levenberg-Marquardt).
-SciPy is the extra ``map`` and is imported when a graph is solved.
+Why SciPy: 300 nodes with 11 loops take 0.3 s and 3000 with 41 take 6 s on one core, and it has wheels for every Python
+from 3.10 on. gtsam 4.3 with its GncLMOptimizer ends at the same optimum in 1 s and 57 s, where it gave up a right loop;
+it needs pytest to be installed, and has no such release for Python 3.10. ``scipy.optimize.least_squares`` stays sparse
+with an iterative solver alone, which was far from the optimum of the 3000 nodes after 60 evaluations. SciPy is the
+extra ``map`` and is imported when a graph is solved.
 """
 
 from __future__ import annotations
