@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +49,8 @@ from ..inputs import (
 )
 from ..options import Backend, BundleArgument, Threads, one_of, parse_size
 from ..outputs import Formats, MaxPoints, Out, check_files, plan_outputs
+from ..plots.figures import PLOT, check_plots
+from ..plots.maps import MAX_POINTS, MapPicture, draw_map
 
 SUMMARY = "summary"
 _SCENE_PIXELS = 4_000_000
@@ -72,6 +74,15 @@ def map_(
     trajectory: Annotated[
         Path | None,
         typer.Option(metavar="TXT", help="Where to save the poses of all frames in TUM's format.", show_default=False),
+    ] = None,
+    plot_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="PNG",
+            help="Where to draw the map from above, with the path, the true one if it is known, and loops.",
+            show_default=False,
+        ),
     ] = None,
     window: Annotated[int, typer.Option(min=1, metavar="N", help="Frames that one call reconstructs.")] = 16,
     overlap: Annotated[int, typer.Option(min=1, metavar="N", help="Frames that two windows share.")] = 4,
@@ -111,15 +122,16 @@ def map_(
 
     \b
     Example:
-      mapengine map build/engine video.mp4 --out map.ply --trajectory path.txt
+      mapengine map build/engine video.mp4 --out map.ply --trajectory path.txt --plot map.png
       mapengine map build/engine recording/ --ignore poses --stream frames/ --json summary.json
     """
     reading = read_options(False, every, fps, max_views, give, ignore, depth_from, ReadOptions.depth_resize)
     given = [*inputs, *([] if intrinsics is None else [intrinsics])]
     json_path = None if json_file in (None, "-") else Path(str(json_file))
-    check_files(
-        {"--json": (json_path, SUMMARY), "--trajectory": (trajectory, "trajectory")}, InputPaths(given, [bundle])
-    )
+    files = {"--json": (json_path, SUMMARY), "--trajectory": (trajectory, "trajectory"), "--plot": (plot_file, PLOT)}
+    check_files(files, InputPaths(given, [bundle]))
+    if plot_file is not None:
+        check_plots()
     if stream is not None:
         conflict = InputPaths(inputs, [bundle]).conflict(stream)
         if conflict is not None:
@@ -138,7 +150,8 @@ def map_(
         step("loading the engine")
         engine = Engine.load(opened, backend, threads=threads)
     keeps: Any = nullcontext(stream)
-    if outputs and stream is None:
+    needs_scene = bool(outputs) or plot_file is not None
+    if needs_scene and stream is None:
         keeps = tempfile.TemporaryDirectory(prefix="mapengine-map-")
     began = time.perf_counter()
     with keeps as folder:
@@ -153,14 +166,18 @@ def map_(
             mapper.finish()
         seconds = time.perf_counter() - began
         summary = {**mapper.summary, "seconds": seconds, "seconds_per_frame": seconds / len(views)}
-        summary["truth"] = _truth(mapper.poses, known) if not reading.gives("poses") else None
+        path = None if reading.gives("poses") else _ComparedPath.of(mapper.poses, known)
+        summary["truth"] = None if path is None else path.errors()
         if trajectory is not None:
             write_text(trajectory, TRAJECTORY_KIND, _tum(mapper.poses, views))
-        if outputs:
+        if needs_scene:
             scene = _scene(Path(str(folder)))
             for output in outputs:
                 scene.save(output.path, format=output.name, **asdict(saving))
-    summary["saved"] = [str(path) for path in (*(o.path for o in outputs), stream, trajectory) if path is not None]
+            if plot_file is not None:
+                draw_map(_picture(mapper, scene, path, summary), plot_file)
+    written = (*(output.path for output in outputs), stream, trajectory, plot_file)
+    summary["saved"] = [str(file) for file in written if file is not None]
     if not quiet:
         _show(summary)
     text = json.dumps({"generator": marker(SUMMARY), **summary}, indent=2)
@@ -176,28 +193,47 @@ def _size_for(engine: Engine, views: Sequence[StoredView]) -> tuple[int, int]:
     return served_size(engine.manifest.requests, [width / height])
 
 
-def _truth(poses: Any, views: Sequence[StoredView]) -> dict[str, Any] | None:
-    """How far the path is from the one that the input knows and the network was not told; None if it knows none."""
-    import numpy as np
+@dataclass(frozen=True, eq=False)
+class _ComparedPath:
+    """The estimated and the true poses (N, 4, 4) of the frames that have both, each in a world of its own, and whether
+    the true ones are in metres."""
 
-    pairs = [
-        (pose, _matrix(view.files.pose))
-        for pose, view in zip(poses, views, strict=True)
-        if view.files.pose is not None and np.isfinite(pose).all()
-    ]
-    if len(pairs) < 2:
-        return None
-    found, true = (np.stack(values).astype(np.float64) for values in zip(*pairs, strict=True))
-    length = float(np.linalg.norm(np.diff(true[:, :3, 3], axis=0), axis=1).sum())
-    motion, wanted = (np.linalg.inv(path[0]) @ path[-1] for path in (found, true))
-    off = float(np.linalg.norm(motion[:3, 3] - wanted[:3, 3]))
-    return {
-        "frames": len(pairs),
-        "path_length": length,
-        "ate_rigid": align_cameras(found, true, metric=True).translation_error,
-        "ate_similarity": align_cameras(found, true, metric=False).translation_error,
-        "drift_percent": 100 * off / length if length > 0 else None,
-    }
+    found: Any
+    true: Any
+    metric: bool
+
+    @classmethod
+    def of(cls, poses: Any, views: Sequence[StoredView]) -> _ComparedPath | None:
+        """The path that the input knows and the network was not told beside the estimated one; None if there is
+        none."""
+        import numpy as np
+
+        pairs = [
+            (pose, _matrix(view.files.pose))
+            for pose, view in zip(poses, views, strict=True)
+            if view.files.pose is not None and np.isfinite(pose).all()
+        ]
+        if len(pairs) < 2:
+            return None
+        found, true = (np.stack(values).astype(np.float64) for values in zip(*pairs, strict=True))
+        return cls(found, true, all(view.files.metric is not False for view in views))
+
+    def errors(self) -> dict[str, Any]:
+        """How far the paths are from each other."""
+        from mapengine.calibration.sequences.trajectory import drift_percent, path_length
+
+        return {
+            "frames": len(self.found),
+            "path_length": float(path_length(self.true)[-1]),
+            "ate_rigid": align_cameras(self.found, self.true, metric=True).translation_error,
+            "ate_similarity": align_cameras(self.found, self.true, metric=False).translation_error,
+            "drift_percent": drift_percent(self.found, self.true),
+        }
+
+    def true_positions(self) -> Any:
+        """(N, 3) of the true path in the frame of the map, by the transform of the ATE: the rigid one of metres."""
+        aligned = align_cameras(self.found, self.true, self.metric)
+        return (self.true[:, :3, 3] - aligned.translation) @ aligned.rotation / aligned.scale
 
 
 def _matrix(pose: Any) -> Any:
@@ -234,6 +270,30 @@ def _scene(folder: Path) -> Scene:
     return scene
 
 
+def _picture(mapper: Mapper, scene: Scene, path: _ComparedPath | None, summary: dict[str, Any]) -> MapPicture:
+    points, colors = scene.point_cloud(MAX_POINTS)
+    closed = sum(loop.believed for loop in mapper.loops)
+    title = f"{summary['frames']} frames, submaps: {summary['submaps']}, loops closed: {closed} of {len(mapper.loops)}"
+    if path is not None:
+        title += f"\ndrift {_drift(summary['truth'])}"
+    return MapPicture(
+        mapper.poses,
+        mapper.submaps,
+        mapper.loops,
+        mapper.breaks,
+        points,
+        colors,
+        None if path is None else path.true_positions(),
+        "m" if summary["metric"] else "unit of the given poses",
+        title,
+    )
+
+
+def _drift(truth: dict[str, Any]) -> str:
+    drift = "not known" if truth["drift_percent"] is None else f"{truth['drift_percent']:.2f} % of the path"
+    return f"{drift} ({truth['path_length']:.3g}); ATE {truth['ate_rigid']:.3g}, scaled {truth['ate_similarity']:.3g}"
+
+
 def _show(summary: dict[str, Any]) -> None:
     """The summary, for people."""
     truth, off = summary["truth"], summary["shared_points_off"]
@@ -249,11 +309,7 @@ def _show(summary: dict[str, Any]) -> None:
         agreeing = summary["shared_points_agreeing"]
         facts.insert(3, ("consistency", f"shared points are off by {off:.2%} of their depth; {agreeing:.0%} agree"))
     if truth is not None:
-        drift = "not known" if truth["drift_percent"] is None else f"{truth['drift_percent']:.2f} % of the path"
-        text = (
-            f"{drift} ({truth['path_length']:.3g}); ATE {truth['ate_rigid']:.3g}, scaled {truth['ate_similarity']:.3g}"
-        )
-        facts.insert(3, ("drift", text))
+        facts.insert(3, ("drift", _drift(truth)))
     show_facts(facts)
     if not summary["saved"]:
         say("To save the map: --out map.ply, --trajectory path.txt, --stream frames/")

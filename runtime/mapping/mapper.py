@@ -216,7 +216,7 @@ class Mapper:
             ],
             "loops": [{"first": loop.first, "second": loop.second, "believed": bool(loop.believed)} for loop in loops],
             "frame": "given" if state.placed else "view0",
-            "metric": state.metric,
+            "metric": state.all_metric,
             "join": self._join.name,
             "shared_points_off": float(np.median(off)) if off else None,
             "shared_points_agreeing": float(np.median(agreeing)) if agreeing else None,
@@ -343,6 +343,7 @@ class Mapper:
         # Metric poses have the lengths of the network; those of others are known to nobody but them.
         metric = all(frame.view.is_metric.all() for frame in frames if frame.given_pose is not None)
         state.metric &= metric
+        state.all_metric &= metric
         state.scales |= not metric
         if given and state.in_world:
             state.turning = False

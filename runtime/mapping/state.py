@@ -33,7 +33,7 @@ class MapState:
         in_world: whether the submap is in the world of given poses.
         placed: submaps that are.
         posed: until it is, poses in the map and as they were given.
-        metric: whether its lengths are metres.
+        metric: whether the lengths of the submap are metres. all_metric: whether those of all submaps are.
         turning: whether the camera turned in place through the last window.
         finished: whether no frames come any more.
         written: per window its placement when its frames were handed out.
@@ -53,6 +53,7 @@ class MapState:
     placed: list[int] = field(default_factory=list)
     posed: list[tuple[Array, Array]] = field(default_factory=list)
     metric: bool = True
+    all_metric: bool = True
     turning: bool = False
     finished: bool = False
     written: list[Similarity] = field(default_factory=list)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mapengine.runtime.outputs.view_files import view_files
 
 
 @pytest.mark.slow
 def test_a_recording_becomes_a_map(cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: Any) -> None:
-    folder, path, cloud, summary = (tmp_path / name for name in ("frames", "path.txt", "map.ply", "map.json"))
+    names = ("frames", "path.txt", "map.ply", "map.json", "map.png")
+    folder, path, cloud, summary, plot = (tmp_path / name for name in names)
     options = ["--window", "2", "--overlap", "1", "--ignore", "poses", "--threads", "1", *quick]
-    results = ["--stream", folder, "--trajectory", path, "--out", cloud, "--json", summary]
+    results = ["--stream", folder, "--trajectory", path, "--out", cloud, "--json", summary, "--plot", plot]
     result = cli("map", tiny_bundle, samples / "views.json", *options, *results)
     assert result.code == 0, result.err
     facts = json.loads(summary.read_text())
@@ -30,6 +33,9 @@ def test_a_recording_becomes_a_map(cli: Any, tiny_bundle: Path, samples: Path, t
         np.testing.assert_allclose(lines[:, 1:4], stored["poses"][:, :3, 3], atol=1e-8)
         np.testing.assert_allclose(np.linalg.norm(lines[:, 4:], axis=1), 1, atol=1e-8)
     assert cloud.read_bytes().startswith(b"ply")
+    with Image.open(plot) as picture:
+        assert picture.width > 1000
+    assert facts["saved"] == [str(file) for file in (cloud, folder, path, plot)]
     for word in ("drift", "submaps", "frames", "map.ply"):
         assert word in result.out
     again = cli("map", tiny_bundle, samples / "views.json", *options, "--stream", folder)
@@ -64,3 +70,19 @@ def test_what_cannot_be_is_refused(
     assert result.code == code
     assert len(result.problems) == 1
     assert message in result.problems[0]
+
+
+def test_a_picture_is_refused_before_anything_is_read(
+    cli: Any, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes((samples / "sample_0.png").read_bytes())
+    before = photo.read_bytes()
+    result = cli("map", tmp_path / "no-bundle", tmp_path / "no-frames", "--plot", photo)
+    assert result.code == 1
+    assert str(photo) in result.problems[0]
+    assert photo.read_bytes() == before
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    result = cli("map", tmp_path / "no-bundle", tmp_path / "no-frames", "--plot", tmp_path / "map.png")
+    assert result.code == 1
+    assert "mapengine[viz]" in result.problems[0]

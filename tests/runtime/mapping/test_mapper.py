@@ -152,6 +152,7 @@ def test_lengths_are_those_of_given_poses_that_are_not_metric(truth: Walk) -> No
     expected = WORLD @ truth.poses
     expected[:, :3, 3] *= 2.5
     np.testing.assert_allclose(mapper.poses, expected, atol=1e-5)
+    assert mapper.summary["metric"] is False
     told = {n: view for n, view in zip(engine.numbers(engine.calls[-1]), engine.calls[-1].views, strict=True)}
     assert [bool(told[number].is_metric.all()) for number in sorted(told)] == [False] * 2 + [True] * 3
     np.testing.assert_allclose(done[-1].depth[done[-1].mask], 2.5 * truth.depth[-1][done[-1].mask], rtol=1e-5)
