@@ -85,7 +85,7 @@ def draw_map(picture: MapPicture, path: Path) -> None:
         axis.set_ylabel(f"{'xyz'[along]} of the map, {picture.unit}")
         axis.set_title(picture.title, fontsize=10)
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+            axis.figure.legend(loc="outside right upper", frameon=False)
 
 
 def _axes(poses: NDArray[Any]) -> tuple[int, int, bool]:

@@ -81,6 +81,10 @@ def test_paths_loops_and_breaks_are_drawn_from_above(axis: Any, tmp_path: Path) 
     np.testing.assert_allclose([found["start"][0], found["end"][0]], flat[[0, 11]])
     np.testing.assert_allclose(axis().collections[0].get_offsets(), picture.points[:, [0, 2]])
     assert axis().get_aspect() == 1
+    whole = axis().figure.bbox
+    for part in (axis().get_tightbbox(), axis().figure.legends[0].get_window_extent()):
+        assert whole.x0 <= part.x0 < part.x1 <= whole.x1  # nothing is cut off
+        assert whole.y0 <= part.y0 < part.y1 <= whole.y1
     assert axis().get_xlim()[1] < 10  # the point far away is left out
     with Image.open(tmp_path / "map.png") as drawn:
         assert drawn.width > 1000
@@ -111,7 +115,6 @@ def test_an_odd_map_is_drawn(axis: Any, tmp_path: Path, changes: dict[str, Any])
     if np.isnan(changes.get("poses", 0)).all():
         changes = {**changes, "loops": [], "breaks": []}
     draw_map(a_map(**changes), tmp_path / "map.png")
-    legend = axis().get_legend()
-    labels = [] if legend is None else [text.get_text() for text in legend.get_texts()]
+    labels = [text.get_text() for legend in axis().figure.legends for text in legend.get_texts()]
     assert ("true path" in labels) == (changes.get("true_positions", True) is not None)
     assert ("and 4 more submaps" in labels) == (changes.get("submaps", [])[-1:] == [FRAMES - 1])
