@@ -31,6 +31,8 @@ _SECTIONS = {key: re.compile(rf", {key}: \[(?:\]| ?(.*?)\}}\])") for key in ("In
 _PORT = re.compile(r" Name: (.*), IOMode: (\w+), DataType: (\w+), Dimensions: \[([^\]]*)\](.*)")
 _SHAPES = re.compile(r"MinShape: \[([^\]]*)\], OptShape: \[([^\]]*)\], MaxShape: \[([^\]]*)\]")
 
+_SIZES = "ShapeHostToDevice"
+"""The layer that brings sizes which the host computed to the GPU, where a graph makes indices of them."""
 _FUSED = re.compile("mha", re.IGNORECASE)
 _PRODUCT = re.compile("gemm|correlation|conv|matrixmultiply|runtime_fusion", re.IGNORECASE)
 _MANIFEST_DTYPES = {
@@ -194,7 +196,13 @@ def report_layers(layers: tuple[Layer, ...], graph: StageGraph) -> LayerReport:
 def _listed(line: str) -> Layer:
     head, tactic = _HEAD.match(line), _TACTIC.search(line)
     sections = {key: pattern.search(line) for key, pattern in _SECTIONS.items()}
-    if head is None or tactic is None or sections["Inputs"] is None or sections["Outputs"] is None:
+    copies_sizes = head is not None and head[2] == _SIZES  # which no kernel does
+    if (
+        head is None
+        or (tactic is None and not copies_sizes)
+        or sections["Inputs"] is None
+        or sections["Outputs"] is None
+    ):
         raise ExportError(f"the builder's log lists a layer in an unknown form: {line[:80]!r}")
     tensors = {
         key: tuple(
@@ -204,7 +212,15 @@ def _listed(line: str) -> Layer:
         for key, match in sections.items()
     }
     origin = tuple(_ORIGIN.findall(line.rpartition(", Metadata: ")[2]))
-    return Layer(head[1], head[2], tactic[1], tensors["Inputs"], tensors["Constants"], tensors["Outputs"], origin)
+    return Layer(
+        head[1],
+        head[2],
+        "" if tactic is None else tactic[1],
+        tensors["Inputs"],
+        tensors["Constants"],
+        tensors["Outputs"],
+        origin,
+    )
 
 
 def _port(match: re.Match[str]) -> Port:

@@ -180,3 +180,19 @@ def test_other_json_is_refused(text: str) -> None:
 def test_samples_hold_no_paths() -> None:
     for path in (DATA / "tensorrt").glob("*.txt"):
         assert not re.search(r"(?<!encoder\.model)/[a-z_]+/[a-z_]+/", path.read_text(encoding="utf-8")), path.name
+
+
+def test_sizes_that_go_to_the_gpu_are_a_layer_without_a_kernel() -> None:
+    """As TensorRT-RTX 1.7.1 lists it for an aggregator that chooses its keys."""
+    sizes = (
+        "Name: [ShapeHostToDeviceCopy 0], LayerType: ShapeHostToDevice, Inputs: [], Outputs: [ { Name: (Unnamed Layer* "
+        "203) [Shuffle]_output, Location: Device, Dimensions: [1], Datatype: Int64, Format: Format not available due "
+        "to dynamic shapes }], ParameterType: ShapeH2D, shapeValues0: [-18], TacticValue: 0x0, StreamId: 0, "
+        "Metadata: "
+    )
+    (layer,), _ = parse_listing(sizes)
+    assert not layer.is_product
+    assert not layer.is_fused_attention
+    assert [tensor.dtype for tensor in layer.outputs] == ["Int64"]
+    with pytest.raises(ExportError, match="a layer in an unknown form"):
+        parse_listing(sizes.replace("ShapeHostToDevice,", "kgen,"))
