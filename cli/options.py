@@ -135,7 +135,7 @@ Join = Annotated[
     ),
 ]
 Window = Annotated[int, typer.Option(min=1, metavar="N", help="Frames of a window, which one call reconstructs.")]
-Overlap = Annotated[int, typer.Option(min=0, metavar="N", help="Of these, how many it shares with the one before it.")]
+Overlap = Annotated[int, typer.Option(min=1, metavar="N", help="Of these, how many it shares with the one before it.")]
 MaskEdges = Annotated[bool, typer.Option("--mask-edges/--no-mask-edges", help=option_help("mask_edges"))]
 
 

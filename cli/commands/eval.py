@@ -21,6 +21,7 @@ from mapengine.calibration.evaluation.report import HEAD, described, fewer_scene
 from mapengine.runtime import Engine
 from mapengine.runtime.backend_table import PACKAGES
 from mapengine.runtime.errors import ProfileError
+from mapengine.runtime.mapping.windows import DEFAULT_JOIN, DEFAULT_OVERLAP, DEFAULT_WINDOW
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.writing.files import write_markdown, write_record
 from mapengine.runtime.writing.output_checks import InputPaths
@@ -106,9 +107,9 @@ def eval_(
         ),
     ] = None,
     give: Give = None,
-    join: Join = "poses",
-    window: Window = 16,
-    overlap: Overlap = 4,
+    join: Join = DEFAULT_JOIN,
+    window: Window = DEFAULT_WINDOW,
+    overlap: Overlap = DEFAULT_OVERLAP,
     intrinsics: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Camera of all views, for a recording without.", show_default=False),

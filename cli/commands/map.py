@@ -22,7 +22,7 @@ from mapengine.runtime.inputs.formats.view_files import ReadOptions
 from mapengine.runtime.inputs.resolutions import served_size
 from mapengine.runtime.inputs.stored_view import StoredView
 from mapengine.runtime.mapping.placement import TRANSFORMS
-from mapengine.runtime.mapping.windows import JOINS
+from mapengine.runtime.mapping.windows import DEFAULT_JOIN, DEFAULT_OVERLAP, DEFAULT_WINDOW
 from mapengine.runtime.outputs.formats.options import SaveOptions
 from mapengine.runtime.outputs.formats.trajectory import TRAJECTORY_KIND
 from mapengine.runtime.outputs.frame import align_cameras
@@ -47,7 +47,7 @@ from ..inputs import (
     find_inputs,
     read_options,
 )
-from ..options import Backend, BundleArgument, Threads, one_of, parse_size
+from ..options import Backend, BundleArgument, Join, Overlap, Threads, Window, one_of, parse_size
 from ..outputs import Formats, MaxPoints, Out, check_files, plan_outputs
 from ..plots.figures import PLOT, check_plots
 from ..plots.maps import MAX_POINTS, MapPicture, draw_map
@@ -84,11 +84,9 @@ def map_(
             show_default=False,
         ),
     ] = None,
-    window: Annotated[int, typer.Option(min=1, metavar="N", help="Frames that one call reconstructs.")] = 16,
-    overlap: Annotated[int, typer.Option(min=1, metavar="N", help="Frames that two windows share.")] = 4,
-    join: Annotated[
-        str, typer.Option(**one_of(tuple(JOINS)), help="What the network is told of the frames that windows share.")
-    ] = "poses",
+    window: Window = DEFAULT_WINDOW,
+    overlap: Overlap = DEFAULT_OVERLAP,
+    join: Join = DEFAULT_JOIN,
     transform: Annotated[
         str, typer.Option(**one_of(TRANSFORMS), help="Whether windows are scaled to the ones before.")
     ] = "similarity",

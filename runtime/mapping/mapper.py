@@ -23,7 +23,7 @@ from .map_folder import MapFolder
 from .placement import place_by_points, place_by_poses, transform_named
 from .similarity import Similarity
 from .state import MapState
-from .windows import JOINS, join_named, run_window
+from .windows import DEFAULT_JOIN, DEFAULT_OVERLAP, DEFAULT_WINDOW, JOINS, join_named, run_window
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -50,9 +50,9 @@ class Mapper:
         self,
         engine: Engine,
         *,
-        window: int = 16,
-        overlap: int = 4,
-        join: str = "poses",
+        window: int = DEFAULT_WINDOW,
+        overlap: int = DEFAULT_OVERLAP,
+        join: str = DEFAULT_JOIN,
         transform: str = "similarity",
         loops: bool | None = None,
         folder: str | os.PathLike[str] | None = None,

@@ -47,6 +47,13 @@ JOINS = {
 }
 """The ways to join a window to the map. In each of them the result is brought into the map by the shared frames."""
 
+DEFAULT_JOIN = "align"
+"""The most accurate on held-out walks: ``docs/results/sequences.md``."""
+DEFAULT_WINDOW = 16
+"""Frames of a window."""
+DEFAULT_OVERLAP = 4
+"""Of these, how many are shared with the window before."""
+
 
 def join_named(name: Any) -> Join:
     """Return one of :data:`JOINS` (InputError)."""

@@ -148,7 +148,7 @@ def test_lengths_are_those_of_given_poses_that_are_not_metric(truth: Walk) -> No
         pose[:3, 3] *= 2.5
         views[number] |= {"camera_poses": pose[None], "is_metric_scale": np.array([False])}
     engine = PerfectEngine(truth)
-    mapper, done = mapped(engine, views, transform="rigid")
+    mapper, done = mapped(engine, views, transform="rigid", join="poses")
     expected = WORLD @ truth.poses
     expected[:, :3, 3] *= 2.5
     np.testing.assert_allclose(mapper.poses, expected, atol=1e-5)
