@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,13 @@ def limits(engine: Engine, walks: list[RenderedWalk], window: int, overlap: int)
 
 
 def loops(engine: Engine, walks: list[RenderedWalk], window: int, overlap: int) -> dict[str, Any]:
-    """Map whole closed walks without and with loops."""
-    return {
-        name: judge(name, walks, lambda on=on: Mapper(engine, window=window, overlap=overlap, loops=on), window)  # type: ignore[misc]
-        for name, on in (("without loops", False), ("with loops", True))
-    }
+    """Map whole closed walks without and with loops; again with the true depth, which shows what the network limits."""
+    results = {}
+    for told, given in (("", ("intrinsics",)), (", true depth given", ("intrinsics", "depth"))):
+        for name, on in (("without loops", False), ("with loops", True)):
+            mapper = partial(Mapper, engine, window=window, overlap=overlap, loops=on)
+            results[name + told] = judge(name + told, walks, mapper, window, given=given)
+    return results
 
 
 def grow(bundle: Path, frames: int, window: int, overlap: int, seed: int, size: tuple[int, int]) -> dict[str, Any]:
@@ -125,9 +128,12 @@ def bars(results: dict[str, Any], window: int) -> list[dict[str, Any]]:
         bar("ATE of the better of poses and poses+depth, over that of align", informed / ate("windows, align"), 0.7)
         best = min(ate(f"windows, {join}") for join in JOINS)
         bar(f"ATE of windows of {window} by the best join, over that of one call", best / ate("one call"), 1.3)
-    if "loops" in results:
-        without, with_ = (results["loops"][name]["metrics"]["end_error"] for name in ("without loops", "with loops"))
-        bar("end of a closed walk with loops, over that without", with_ / without, 1 / 3)
+    for told in ("", ", true depth given"):
+        if f"with loops{told}" in results.get("loops", ()):
+            without, with_ = (
+                results["loops"][name + told]["metrics"]["end_error"] for name in ("without loops", "with loops")
+            )
+            bar(f"end of a closed walk with loops, over that without{told}", with_ / without, 1 / 3)
     if "growth" in results:
         few, many = (results["growth"][str(frames)] for frames in GROWTH)
         bar("peak memory at 1000 frames over that at 100", many["peak_mb"] / few["peak_mb"], 1.05)
