@@ -91,10 +91,12 @@ def loops(engine: Engine, walks: list[RenderedWalk], window: int, overlap: int) 
     return results
 
 
-def grow(bundle: Path, frames: int, window: int, overlap: int, seed: int, size: tuple[int, int]) -> dict[str, Any]:
+def grow(
+    bundle: Path, frames: int, window: int, overlap: int, seed: int, size: tuple[int, int], closes: bool
+) -> dict[str, Any]:
     """Map a walk in this process, without keeping anything; returns peak memory and time per frame."""
     engine = Engine.load(bundle, threads=1)
-    mapper = Mapper(engine, window=window, overlap=overlap)
+    mapper = Mapper(engine, window=window, overlap=overlap, loops=closes)
     walk = render_walk(seed, frames, *size)
     spent = []
     for frame in walk:
@@ -134,10 +136,10 @@ def bars(results: dict[str, Any], window: int) -> list[dict[str, Any]]:
                 results["loops"][name + told]["metrics"]["end_error"] for name in ("without loops", "with loops")
             )
             bar(f"end of a closed walk with loops, over that without{told}", with_ / without, 1 / 3)
-    if "growth" in results:
-        few, many = (results["growth"][str(frames)] for frames in GROWTH)
-        bar("peak memory at 1000 frames over that at 100", many["peak_mb"] / few["peak_mb"], 1.05)
-        bar("processor time per frame at 1000 frames over that at 100",
+    for told in ("", ", with loops") if "growth" in results else ():
+        few, many = (results["growth"][f"{frames}{told}"] for frames in GROWTH)
+        bar(f"peak memory at 1000 frames over that at 100{told}", many["peak_mb"] / few["peak_mb"], 1.05)
+        bar(f"processor time per frame at 1000 frames over that at 100{told}",
             many["cpu_seconds_per_frame"] / few["cpu_seconds_per_frame"], 1.05)  # fmt: skip
     return found
 
@@ -154,11 +156,12 @@ def main() -> None:
     parser.add_argument("--overlap", type=int, default=3)
     parser.add_argument("--size", type=int, nargs=2, default=(140, 112))
     parser.add_argument("--grow", type=int, help="map so many frames in this process and print what it took")
+    parser.add_argument("--closes", action="store_true", help="with --grow: look for loops")
     parser.add_argument("--json", type=Path, default=Path("build/sequences.json"), help="where to write the record")
     args = parser.parse_args()
     shape, seed = (args.window, args.overlap), HELD_OUT_SEED
     if args.grow is not None:
-        print(json.dumps(grow(args.bundle, args.grow, *shape, seed, args.size)))
+        print(json.dumps(grow(args.bundle, args.grow, *shape, seed, args.size, args.closes)))
         return
     engine = Engine.load(args.bundle, threads=1)
     record = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else {"results": {}, "counts": {}}
@@ -177,9 +180,10 @@ def main() -> None:
         command += ["--window", str(args.window), "--overlap", str(args.overlap), "--grow"]
         results["growth"] = {}
         for frames in GROWTH:
-            done = subprocess.run([*command, str(frames)], check=True, capture_output=True, text=True)
-            results["growth"][str(frames)] = json.loads(done.stdout.splitlines()[-1])
-            print(frames, results["growth"][str(frames)], flush=True)
+            for name, closes in ((f"{frames}", []), (f"{frames}, with loops", ["--closes"])):
+                done = subprocess.run([*command, str(frames), *closes], check=True, capture_output=True, text=True)
+                results["growth"][name] = json.loads(done.stdout.splitlines()[-1])
+                print(name, results["growth"][name], flush=True)
     manifest = engine.manifest
     record = {
         "benchmark": "sequences",
