@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -29,6 +27,7 @@ from mapengine.calibration.sequences.evaluate import rounded
 from mapengine.runtime import Engine, Mapper
 from mapengine.runtime.backend_table import PACKAGES
 from mapengine.runtime.mapping.windows import JOINS
+from mapengine.runtime.system.children import WorkerPool
 from mapengine.runtime.system.machine import peak_bytes
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.writing.files import write_record
@@ -155,14 +154,9 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=8)
     parser.add_argument("--overlap", type=int, default=3)
     parser.add_argument("--size", type=int, nargs=2, default=(140, 112))
-    parser.add_argument("--grow", type=int, help="map so many frames in this process and print what it took")
-    parser.add_argument("--closes", action="store_true", help="with --grow: look for loops")
     parser.add_argument("--json", type=Path, default=Path("build/sequences.json"), help="where to write the record")
     args = parser.parse_args()
     shape, seed = (args.window, args.overlap), HELD_OUT_SEED
-    if args.grow is not None:
-        print(json.dumps(grow(args.bundle, args.grow, *shape, seed, args.size, args.closes)))
-        return
     engine = Engine.load(args.bundle, threads=1)
     record = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else {"results": {}, "counts": {}}
     results, counts = record["results"], record["counts"]
@@ -176,13 +170,12 @@ def main() -> None:
         results["loops"] = loops(engine, walks, *shape)
         counts |= {"closed": args.closed, "walk": args.walk}
     if "growth" in args.parts:
-        command = [sys.executable, __file__, "--bundle", str(args.bundle), "--size", *map(str, args.size)]
-        command += ["--window", str(args.window), "--overlap", str(args.overlap), "--grow"]
         results["growth"] = {}
         for frames in GROWTH:
-            for name, closes in ((f"{frames}", []), (f"{frames}, with loops", ["--closes"])):
-                done = subprocess.run([*command, str(frames), *closes], check=True, capture_output=True, text=True)
-                results["growth"][name] = json.loads(done.stdout.splitlines()[-1])
+            for name, closes in ((f"{frames}", False), (f"{frames}, with loops", True)):
+                with WorkerPool(1) as process:
+                    done = process.submit(grow, args.bundle, frames, *shape, seed, tuple(args.size), closes)
+                    results["growth"][name] = done.result()
                 print(name, results["growth"][name], flush=True)
     manifest = engine.manifest
     record = {

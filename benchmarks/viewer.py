@@ -22,6 +22,7 @@ import numpy as np
 
 from mapengine.calibration.scenes import MAX_VIEWS, RenderedScene, render_scene
 from mapengine.runtime import Scene
+from mapengine.runtime.system.children import child_command, child_environment
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels
 from mapengine.runtime.writing.files import write_record
@@ -146,9 +147,9 @@ def main() -> None:
         ShownScene(Path(folder) / "shown", scene).delete()
         prepared = time.perf_counter() - begun
         del scene
-        command = [sys.executable, "-m", "mapengine.cli", "view", str(path), "--port", "0"]
+        command = child_command("mapengine.cli", "view", path, "--port", 0)
         begun = time.perf_counter()
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=child_environment()) as process:
             assert process.stdout is not None
             found = re.search(r" is at (\S+) ", process.stdout.readline())
             if found is None:

@@ -124,7 +124,7 @@ def test_points_colours_and_mask_are_those_of_python(
     assert (mask != scene.mask).mean() <= FLIPS
     assert 0.1 < mask.mean() < 0.9, "a mask that leaves out nothing, or everything, shows nothing"
     python_header = read_ply(scene.save(tmp_path / "python.ply"))[0].decode()
-    told = [line for line in python_header.splitlines() if not line.startswith("comment view")]
+    told = [line for line in python_header.splitlines() if not line.startswith(("comment view", "comment made by"))]
     assert header.decode().splitlines() == [
         line.replace(f"vertex {scene.mask.sum()}", f"vertex {len(points)}") for line in told
     ]

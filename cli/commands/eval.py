@@ -136,7 +136,7 @@ def eval_(
     revision: Revision = None,
     threads: Threads = None,
 ) -> None:
-    """Measure how right MODEL's reconstructions are, or with --sequence its maps.
+    """Measure how right MODEL's reconstructions are.
 
     With --sequence rendered, MODEL maps walks through rooms and outdoors, or with a path a recording: how far the path,
     the depth and the surfaces are from the truth, time and memory. Otherwise:

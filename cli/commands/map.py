@@ -116,7 +116,9 @@ def map_(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")] = False,
 ) -> None:
-    """Map a sequence of any length: frames are read one by one, reconstructed in windows, and joined.
+    """Map a sequence of any length, frame by frame.
+
+    Frames are read one by one and reconstructed in windows, which are joined to one map.
 
     \b
     Example:

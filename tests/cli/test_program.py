@@ -28,6 +28,7 @@ COMMANDS = (
     "build",
     "verify",
     "run",
+    "map",
     "batch",
     "plan",
     "profile",

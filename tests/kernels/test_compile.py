@@ -74,7 +74,7 @@ def test_builds_once_and_again_only_what_changed(python: Python, sources: Path) 
     assert attention["grid"] == [{"of": "length", "per": 128}, {"of": "batch*heads", "per": 1}]
     assert attention["threads"] == 32 * tile_for(89, 64, "dense").warps
     assert [a["type"] for a in attention["arguments"]][:3] == ["*i8", "*i8", "*fp8e4nv"]
-    assert [a["name"] for a in attention["arguments"]][7:9] == ["length", "heads"]
+    assert [a["name"] for a in attention["arguments"]][7:10] == ["length", "key_length", "heads"]
     assert any("s8.s8" in name for name in attention["tensor_cores"])
     assert any("e4m3.e4m3" in name for name in attention["tensor_cores"])
     # PTX of the first architecture that has the kernel; it is for no chip in particular.
