@@ -104,6 +104,35 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Processor threads; all that there are if not given.", show_default=False),
 ]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WxH",
+        help="Size that the images are brought to; the nearest of MapAnything's table if not given.",
+        show_default=False,
+    ),
+]
+SummaryFile = Annotated[
+    str | None,
+    typer.Option(
+        "--json", metavar="FILE", help="Write the summary as JSON too; - prints it alone.", show_default=False
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")]
+Host = Annotated[
+    str, typer.Option(metavar="ADDRESS", help="Listen here; 0.0.0.0 lets everybody in who reaches this machine.")
+]
+Port = Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 is any that is free.")]
+HostNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--name",
+        metavar="NAME",
+        help="Further name that the page is reached by, such as that of a web server in front of it. May be given "
+        "several times.",
+        show_default=False,
+    ),
+]
 ConfidencePercentile = Annotated[
     float,
     typer.Option(

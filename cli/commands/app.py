@@ -11,26 +11,14 @@ from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.system.sizes import parse_bytes
 
 from ..console import Steps, problem, say
-from ..options import RANDOM_PRESETS, Backend, BundleArgument, Threads, value_of
+from ..options import RANDOM_PRESETS, Backend, BundleArgument, Host, HostNames, Port, Threads, value_of
 
 
 def app(
     bundle: BundleArgument,
-    host: Annotated[
-        str,
-        typer.Option(metavar="ADDRESS", help="Listen here; 0.0.0.0 lets everybody in who reaches this machine."),
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 is any that is free.")] = 7860,
-    names: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--name",
-            metavar="NAME",
-            help="Further name that pages reach it by, such as that of a web server in front of it. May be given "
-            "several times.",
-            show_default=False,
-        ),
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 7860,
+    names: HostNames = None,
     backend: Backend = "auto",
     threads: Threads = None,
     memory: Annotated[

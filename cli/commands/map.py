@@ -47,7 +47,19 @@ from ..inputs import (
     find_inputs,
     read_options,
 )
-from ..options import Backend, BundleArgument, Join, Overlap, Threads, Window, one_of, parse_size
+from ..options import (
+    Backend,
+    BundleArgument,
+    ImageSize,
+    Join,
+    Overlap,
+    Quiet,
+    SummaryFile,
+    Threads,
+    Window,
+    one_of,
+    parse_size,
+)
 from ..outputs import Formats, MaxPoints, Out, check_files, plan_outputs
 from ..plots.figures import PLOT, check_plots
 from ..plots.maps import MAX_POINTS, MapPicture, draw_map
@@ -96,10 +108,7 @@ def map_(
     ] = None,
     backend: Backend = "auto",
     threads: Threads = None,
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="WxH", help="Size that the images are brought to.", show_default=False),
-    ] = None,
+    size: ImageSize = None,
     intrinsics: Intrinsics = None,
     masks: Masks = None,
     depth_scale: DepthScale = None,
@@ -110,11 +119,8 @@ def map_(
     give: Give = None,
     ignore: Ignore = None,
     depth_from: DepthFrom = ReadOptions.depth_from,
-    json_file: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE", help="Write the summary as JSON too; - prints it alone."),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")] = False,
+    json_file: SummaryFile = None,
+    quiet: Quiet = False,
 ) -> None:
     """Map a sequence of any length, frame by frame.
 

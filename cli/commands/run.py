@@ -53,8 +53,11 @@ from ..options import (
     Backend,
     BundleArgument,
     ConfidencePercentile,
+    ImageSize,
     MaskEdges,
     MinibatchSize,
+    Quiet,
+    SummaryFile,
     Threads,
     one_of,
     parse_size,
@@ -92,14 +95,7 @@ def run(
     rerun: Rerun = None,
     backend: Backend = "auto",
     threads: Threads = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WxH",
-            help="Size that the images are brought to; the nearest of MapAnything's table if not given.",
-            show_default=False,
-        ),
-    ] = None,
+    size: ImageSize = None,
     frame: Annotated[
         str,
         typer.Option(
@@ -149,13 +145,8 @@ def run(
         ),
     ] = None,
     formats: Formats = None,
-    json_file: Annotated[
-        str | None,
-        typer.Option(
-            "--json", metavar="FILE", help="Write the summary as JSON too; - prints it alone.", show_default=False
-        ),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")] = False,
+    json_file: SummaryFile = None,
+    quiet: Quiet = False,
 ) -> None:
     """Reconstruct a scene from INPUTS with BUNDLE.
 

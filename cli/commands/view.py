@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..console import Steps, problem, say
+from ..options import Host, HostNames, Port
 
 
 def view(
@@ -15,21 +16,9 @@ def view(
         Path,
         typer.Argument(metavar="SCENE", help="A .npz, .glb or .ply, or the folder that `run --stream` writes."),
     ],
-    host: Annotated[
-        str,
-        typer.Option(metavar="ADDRESS", help="Listen here; 0.0.0.0 lets everybody in who reaches this machine."),
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 is any that is free.")] = 7861,
-    names: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--name",
-            metavar="NAME",
-            help="Further name that the page is reached by, such as that of a web server in front of it. May be given "
-            "several times.",
-            show_default=False,
-        ),
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 7861,
+    names: HostNames = None,
 ) -> None:
     """Show SCENE in the browser.
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,8 @@ import numpy as np
 import pytest
 
 from mapengine.runtime import Scene
+
+from ...served_page import check_until_it_is_ended
 
 
 @pytest.fixture
@@ -54,21 +52,6 @@ def test_what_is_no_scene_is_a_sentence(cli: Any, tmp_path: Path) -> None:
 def test_it_says_where_the_page_is_until_it_is_ended(scene: Path, tmp_path: Path, number: signal.Signals) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    command = [sys.executable, "-m", "mapengine.cli", "view", str(scene), "--port", "0"]
-    environment = {**os.environ, "TMPDIR": str(temporary)}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.search(r"^preset:wall, int8 \(bundle bricks\) is at (http://127.0.0.1:\d+/) ", line)
-        assert found, process.communicate()[1]
-        with urllib.request.urlopen(found[1], timeout=10) as answer:
-            assert b"<title>preset:wall, int8 (bundle bricks)</title>" in answer.read()
-        assert len(list(temporary.iterdir())) == 1
-        process.send_signal(number)
-        out, err = process.communicate(timeout=20)
-    assert (process.returncode, out) == (0, "")
-    assert err.splitlines()[-1] == "Ended: nothing is left of the page"
-    assert "Traceback" not in err
-    assert list(temporary.iterdir()) == []
+    title = r"preset:wall, int8 \(bundle bricks\)"
+    page = b"<title>preset:wall, int8 (bundle bricks)</title>"
+    check_until_it_is_ended(["view", str(scene)], temporary, number, title, page, "Ended: nothing is left of the page")
