@@ -3,44 +3,60 @@
 from __future__ import annotations
 
 import signal
-import threading
-from collections.abc import Iterator
+import subprocess
+import sys
 
 import pytest
 
-from mapengine.cli.signals import interrupt_on_end
-
 ENDINGS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
+# Handlers belong to a process, and signals may come from outside: each case has a process of its own.
+# Whoever started the tests may ignore a signal, as nohup does.
+BEGIN = f"""
+import signal, threading
+from mapengine.cli.signals import interrupt_on_end
+endings = {[int(number) for number in ENDINGS]}
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in endings:
+    signal.signal(number, signal.SIG_DFL)
+"""
 
-@pytest.fixture(autouse=True)
-def handlers_as_before() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDINGS)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in ENDINGS:
-        signal.signal(number, signal.SIG_DFL)  # whoever started the tests may ignore one, as nohup does
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+
+def output_of(script: str) -> str:
+    """What a Python process prints that runs the script after ``BEGIN``, once it ended by itself."""
+    done = subprocess.run([sys.executable, "-c", BEGIN + script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, *ENDINGS])
 def test_a_request_to_end_is_an_interrupt(number: signal.Signals) -> None:
-    interrupt_on_end()
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(number)
+    script = f"""
+interrupt_on_end()
+try:
+    signal.raise_signal({int(number)})
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    assert output_of(script) == "interrupted"
 
 
 @pytest.mark.parametrize("number", ENDINGS)
 def test_an_ignored_request_stays_ignored(number: signal.Signals) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    interrupt_on_end()
-    signal.raise_signal(number)
-    assert signal.getsignal(number) is signal.SIG_IGN
+    script = f"""
+signal.signal({int(number)}, signal.SIG_IGN)
+interrupt_on_end()
+signal.raise_signal({int(number)})
+print(signal.getsignal({int(number)}) is signal.SIG_IGN)
+"""
+    assert output_of(script) == "True"
 
 
 def test_other_threads_leave_the_handlers_alone() -> None:
-    thread = threading.Thread(target=interrupt_on_end)
-    thread.start()
-    thread.join()
-    assert [signal.getsignal(number) for number in ENDINGS] == [signal.SIG_DFL] * len(ENDINGS)
+    script = """
+thread = threading.Thread(target=interrupt_on_end)
+thread.start()
+thread.join()
+print(all(signal.getsignal(number) is signal.SIG_DFL for number in endings))
+"""
+    assert output_of(script) == "True"
