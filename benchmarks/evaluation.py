@@ -29,7 +29,7 @@ from mapengine.calibration.evaluation import (
     evaluate,
     retention_errors,
 )
-from mapengine.cli.commands.eval import load_predictor
+from mapengine.cli.commands.measurements.eval import load_predictor
 from mapengine.runtime.backend_table import PACKAGES
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.system.sizes import parse_pixels

@@ -38,23 +38,23 @@ def _start(
 def make_app() -> typer.Typer:
     """Return the program with all its commands, for `main` and for the reference of the documentation."""
     # Here, where an interrupt and an error end in one line. What needs an extra is imported by the command that does.
-    from .commands.app import app
-    from .commands.batch import batch
-    from .commands.build import build
-    from .commands.calibrate import calibrate
-    from .commands.demo import demo
-    from .commands.eval import eval_
-    from .commands.export import export
-    from .commands.info import info
-    from .commands.map import map_
-    from .commands.plan import plan
-    from .commands.plot import plot
-    from .commands.profile import profile
-    from .commands.run import run
-    from .commands.samples import samples
-    from .commands.triton import triton
-    from .commands.verify import verify
-    from .commands.view import view
+    from .commands.engines.build import build
+    from .commands.engines.calibrate import calibrate
+    from .commands.engines.export import export
+    from .commands.engines.info import info
+    from .commands.engines.plan import plan
+    from .commands.engines.verify import verify
+    from .commands.measurements.eval import eval_
+    from .commands.measurements.plot import plot
+    from .commands.measurements.profile import profile
+    from .commands.scenes.batch import batch
+    from .commands.scenes.demo import demo
+    from .commands.scenes.map import map_
+    from .commands.scenes.run import run
+    from .commands.scenes.samples import samples
+    from .commands.serving.app import app
+    from .commands.serving.triton import triton
+    from .commands.serving.view import view
 
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
     # Plain help text: it reads the same on a terminal, in a pipe and in a log.

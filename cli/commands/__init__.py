@@ -1,1 +1,1 @@
-"""The commands, each a module that bears its name."""
+"""The commands, each a module that bears its name, in folders of what they are for."""

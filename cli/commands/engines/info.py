@@ -21,8 +21,8 @@ from mapengine.runtime.errors import BackendUnavailableError
 from mapengine.runtime.system.machine import cpu_name, usable_processors
 from mapengine.runtime.system.origin import installed_versions
 
-from ..console import megabytes, one_line, show_facts
-from ..tables import manifest_rows, show_layers, show_parity, show_precision, show_stages
+from ...console import megabytes, one_line, show_facts
+from ...tables import manifest_rows, show_layers, show_parity, show_precision, show_stages
 
 
 def info(

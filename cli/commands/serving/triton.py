@@ -10,9 +10,9 @@ import typer
 from mapengine.runtime.system.sizes import parse_bytes
 from mapengine.runtime.writing.output_checks import InputPaths
 
-from ..console import say
-from ..options import Backend, BundleArgument, value_of
-from ..outputs import check_folder
+from ...console import say
+from ...options import Backend, BundleArgument, value_of
+from ...outputs import check_folder
 
 
 def triton(

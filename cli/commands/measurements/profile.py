@@ -26,12 +26,12 @@ from mapengine.runtime.typed_json.text import Document, parse_json
 from mapengine.runtime.writing.files import write_markdown, write_record
 from mapengine.runtime.writing.output_checks import InputPaths
 
-from ..console import say, show_table
-from ..extras import needs
-from ..options import Threads, parse_size
-from ..outputs import check_files
-from ..plots.figures import PLOT, check_plots
-from ..plots.profile import draw_profile
+from ...console import say, show_table
+from ...extras import needs
+from ...options import Threads, parse_size
+from ...outputs import check_files
+from ...plots.figures import PLOT, check_plots
+from ...plots.profile import draw_profile
 
 PROFILE = "profile"
 _COLUMNS = ("contender", "precision", "views", "size", "p50", "p90", "p99", "min", "CV", "runs", "speed", "memory")

@@ -26,13 +26,13 @@ from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.writing.files import write_markdown, write_record
 from mapengine.runtime.writing.output_checks import InputPaths
 
-from ..console import Steps, say, show_facts, show_table
-from ..extras import needs
-from ..options import Backend, Give, Join, Overlap, Revision, Threads, Window, parse_given, parse_size, value_of
-from ..outputs import check_files
-from ..plots.evaluation import draw_evaluations
-from ..plots.figures import PLOT, check_plots
-from ..sequences import WALK_FRAMES, WALKS, SequenceOptions, evaluate_sequences
+from ...console import Steps, say, show_facts, show_table
+from ...extras import needs
+from ...options import Backend, Give, Join, Overlap, Revision, Threads, Window, parse_given, parse_size, value_of
+from ...outputs import check_files
+from ...plots.evaluation import draw_evaluations
+from ...plots.figures import PLOT, check_plots
+from ...sequences import WALK_FRAMES, WALKS, SequenceOptions, evaluate_sequences
 
 EVALUATION = "evaluation"
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mapengine.calibration.sequences import SEQUENCE_METRICS
 
-from ...seven_scenes import write_seven_scenes
+from ....seven_scenes import write_seven_scenes
 
 ENGINE = ("--size", "56x42", "--backend", "onnxruntime", "--threads", "1", "--window", "4", "--overlap", "1")
 

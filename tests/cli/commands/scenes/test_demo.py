@@ -12,11 +12,11 @@ import trimesh
 from PIL import Image
 
 from mapengine.calibration.data.samples import sample_scene
-from mapengine.cli.commands import demo as demo_command
+from mapengine.cli.commands.scenes import demo as demo_command
 from mapengine.runtime import Engine
 from mapengine.runtime.writing.recognition import RECORD
 
-from ...stage_files import change_manifest
+from ....stage_files import change_manifest
 
 FILES = ["demo.glb", "demo.html", "demo.png", RECORD, "truth.glb"]
 QUICK = ("--size", "70x56", "--backend", "onnxruntime", "--threads", "1")

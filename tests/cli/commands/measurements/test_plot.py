@@ -13,7 +13,7 @@ from mapengine.export.diagnosis.layer_comparison import LayerComparison, LayerDi
 from mapengine.export.diagnosis.layer_noise import LayerNoise, NoiseComparison
 from mapengine.runtime.writing.files import write_record
 
-RECORDS = Path(__file__).parents[3] / "benchmarks" / "results"
+RECORDS = Path(__file__).parents[4] / "benchmarks" / "results"
 DIFFERENCES = LayerComparison(
     "onnxruntime, fp16 emulated",
     0.01,

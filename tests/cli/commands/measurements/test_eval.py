@@ -12,7 +12,7 @@ import pytest
 
 from mapengine.calibration.evaluation import METRICS, TASKS, ConstantDepth
 
-from ...stage_files import change_manifest
+from ....stage_files import change_manifest
 
 QUICK = ("--scenes", "1", "--size", "56x42")
 ENGINE = (*QUICK, "--backend", "onnxruntime", "--threads", "1")

@@ -31,8 +31,8 @@ from mapengine.runtime.writing.files import write_text
 from mapengine.runtime.writing.output_checks import InputPaths, check_writable
 from mapengine.runtime.writing.recognition import marker
 
-from ..console import Steps, say, show_facts, stage_progress
-from ..inputs import (
+from ...console import Steps, say, show_facts, stage_progress
+from ...inputs import (
     DepthFrom,
     DepthScale,
     Every,
@@ -47,7 +47,7 @@ from ..inputs import (
     find_inputs,
     read_options,
 )
-from ..options import (
+from ...options import (
     Backend,
     BundleArgument,
     ImageSize,
@@ -60,9 +60,9 @@ from ..options import (
     one_of,
     parse_size,
 )
-from ..outputs import Formats, MaxPoints, Out, check_files, plan_outputs
-from ..plots.figures import PLOT, check_plots
-from ..plots.maps import MAX_POINTS, MapPicture, draw_map
+from ...outputs import Formats, MaxPoints, Out, check_files, plan_outputs
+from ...plots.figures import PLOT, check_plots
+from ...plots.maps import MAX_POINTS, MapPicture, draw_map
 
 SUMMARY = "summary"
 _SCENE_PIXELS = 4_000_000

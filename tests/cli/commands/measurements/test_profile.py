@@ -13,7 +13,7 @@ from mapengine.runtime.outputs.view_files import load_view
 from mapengine.runtime.profiling import memory as measurement
 from mapengine.runtime.system.machine import can_reset_peak
 
-from ..conftest import Cli
+from ...conftest import Cli
 
 linux = pytest.mark.skipif(not can_reset_peak(), reason="this system does not tell a process's peak memory")
 
@@ -158,7 +158,9 @@ def test_wrong_profiles(cli: Cli, tiny_bundle: Path, options: tuple[str, ...], p
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing may be measured."""
     for name in ("measure", "make_backend"):
-        monkeypatch.setattr(f"mapengine.cli.commands.profile.{name}", lambda *_, **__: pytest.fail("it measures"))
+        monkeypatch.setattr(
+            f"mapengine.cli.commands.measurements.profile.{name}", lambda *_, **__: pytest.fail("it measures")
+        )
 
 
 @pytest.mark.slow
@@ -189,6 +191,6 @@ def test_a_plot_without_matplotlib_is_refused_at_once(
 
 
 def test_the_extra_that_messages_name_brings_what_they_miss() -> None:
-    text = (Path(__file__).resolve().parents[3] / "pyproject.toml").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parents[4] / "pyproject.toml").read_text(encoding="utf-8")
     (viz,) = re.findall(r"^viz = \[(.*)\]$", text, re.MULTILINE)
     assert "matplotlib" in viz

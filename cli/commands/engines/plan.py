@@ -15,8 +15,8 @@ from mapengine.runtime.system.sizes import gigabytes, parse_bytes
 from mapengine.runtime.typed_json.codec import encode
 from mapengine.runtime.writing.cached_records import cache_problem
 
-from ..console import say, show_facts, show_table
-from ..options import Backend, BundleArgument, parse_size, value_of
+from ...console import say, show_facts, show_table
+from ...options import Backend, BundleArgument, parse_size, value_of
 
 
 def plan(

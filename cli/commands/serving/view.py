@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..console import Steps, problem, say
-from ..options import Host, HostNames, Port
+from ...console import Steps, problem, say
+from ...options import Host, HostNames, Port
 
 
 def view(

@@ -15,10 +15,10 @@ from mapengine.runtime.backend_table import EIGHT_BIT
 from mapengine.runtime.errors import CalibrationError
 from mapengine.runtime.writing.output_checks import InputPaths, check_writable
 
-from ..console import Steps, say, show_table
-from ..extras import needs
-from ..options import AccuracyMetric, Model, Revision, one_of, parse_size
-from ..outputs import check_files
+from ...console import Steps, say, show_table
+from ...extras import needs
+from ...options import AccuracyMetric, Model, Revision, one_of, parse_size
+from ...outputs import check_files
 
 
 def calibrate(

@@ -23,9 +23,9 @@ from mapengine.runtime.system.sizes import parse_bytes
 from mapengine.runtime.writing.output_checks import InputPaths
 from mapengine.runtime.writing.recognition import RECORD
 
-from ..console import make_console, one_line, show_facts
-from ..extras import needs
-from ..inputs import (
+from ...console import make_console, one_line, show_facts
+from ...extras import needs
+from ...inputs import (
     DepthFrom,
     DepthResize,
     DepthScale,
@@ -40,7 +40,7 @@ from ..inputs import (
     Recursive,
     read_options,
 )
-from ..options import (
+from ...options import (
     Backend,
     BundleArgument,
     ConfidencePercentile,
@@ -51,7 +51,7 @@ from ..options import (
     parse_size,
     value_of,
 )
-from ..outputs import check_folder
+from ...outputs import check_folder
 
 if TYPE_CHECKING:
     from mapengine.serving.batch.estimate import Estimate

@@ -24,13 +24,13 @@ from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.writing.files import write_record
 from mapengine.runtime.writing.output_checks import InputPaths
 
-from ..console import Steps, problem, say
-from ..extras import needs
-from ..options import BundleArgument, Device, Revision, Threads, one_of
-from ..outputs import check_files
-from ..plots.figures import PLOT, check_plots
-from ..plots.layers import draw_layers
-from ..tables import (
+from ...console import Steps, problem, say
+from ...extras import needs
+from ...options import BundleArgument, Device, Revision, Threads, one_of
+from ...outputs import check_files
+from ...plots.figures import PLOT, check_plots
+from ...plots.layers import draw_layers
+from ...tables import (
     show_divergence,
     show_layers,
     show_noise,

@@ -13,9 +13,9 @@ from mapengine.runtime.bundle.store import files_of_old_bundle
 from mapengine.runtime.system.sizes import parse_bytes, parse_view_counts
 from mapengine.runtime.writing.output_checks import InputPaths
 
-from ..console import Steps, say
-from ..extras import needs
-from ..options import (
+from ...console import Steps, say
+from ...extras import needs
+from ...options import (
     BuildAttentionOption,
     Rest,
     Revision,
@@ -23,8 +23,8 @@ from ..options import (
     parse_sizes,
     value_of,
 )
-from ..outputs import check_folder
-from ..tables import show_layers, show_parity, show_precision, show_quantization
+from ...outputs import check_folder
+from ...tables import show_layers, show_parity, show_precision, show_quantization
 
 _VIEWS = "1:4:32"
 

@@ -12,11 +12,11 @@ from mapengine.runtime.errors import InputError
 from mapengine.runtime.writing.folders import atomic_folder
 from mapengine.runtime.writing.output_checks import InputPaths
 
-from ..console import Steps
-from ..extras import needs
-from ..options import AttentionOption, Model, Revision, one_of, value_of
-from ..outputs import check_folder
-from ..tables import StageRow, show_stages
+from ...console import Steps
+from ...extras import needs
+from ...options import AttentionOption, Model, Revision, one_of, value_of
+from ...outputs import check_folder
+from ...tables import StageRow, show_stages
 
 if TYPE_CHECKING:
     from mapengine.export.graphs.tracing import AttentionExport

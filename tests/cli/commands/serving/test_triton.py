@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import Cli
+from ...conftest import Cli
 
 
 def test_a_repository_is_written(cli: Cli, bundle_folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from mapengine.runtime import Engine
 
-from ...served_page import check_until_it_is_ended
+from ....served_page import check_until_it_is_ended
 
 
 def test_a_taken_port_is_a_sentence_before_the_engine_is_loaded(

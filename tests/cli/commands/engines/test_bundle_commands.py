@@ -25,9 +25,9 @@ from mapengine.runtime.bundle.build_record import OutputParity
 from mapengine.runtime.bundle.manifest import ATTENTIONS, EVERY_STAGE, Manifest
 from mapengine.runtime.bundle.store import Bundle
 
-from ...stage_files import change_manifest
+from ....stage_files import change_manifest
 
-DATA = Path(__file__).resolve().parents[2] / "data"
+DATA = Path(__file__).resolve().parents[3] / "data"
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_info_of_this_machine(cli: Any) -> None:
 
 
 def test_info_where_onnxruntime_is_for_gpus(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mapengine.cli.commands.info.available_backends", lambda: ["onnxruntime-cuda"])
+    monkeypatch.setattr("mapengine.cli.commands.engines.info.available_backends", lambda: ["onnxruntime-cuda"])
     facts = json.loads(cli("info", "--json").out)
     assert facts["backends"] == {"onnxruntime-cuda": importlib.metadata.version("onnxruntime")}
 

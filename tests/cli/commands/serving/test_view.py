@@ -13,7 +13,7 @@ import pytest
 
 from mapengine.runtime import Scene
 
-from ...served_page import check_until_it_is_ended
+from ....served_page import check_until_it_is_ended
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from mapengine.runtime import Engine
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.system.sizes import parse_bytes
 
-from ..console import Steps, problem, say
-from ..options import RANDOM_PRESETS, Backend, BundleArgument, Host, HostNames, Port, Threads, value_of
+from ...console import Steps, problem, say
+from ...options import RANDOM_PRESETS, Backend, BundleArgument, Host, HostNames, Port, Threads, value_of
 
 
 def app(

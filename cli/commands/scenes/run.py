@@ -29,8 +29,8 @@ from mapengine.runtime.writing.files import write_text
 from mapengine.runtime.writing.output_checks import InputPaths, check_writable
 from mapengine.runtime.writing.recognition import marker
 
-from ..console import Steps, megabytes, say, show_facts, stage_progress
-from ..inputs import (
+from ...console import Steps, megabytes, say, show_facts, stage_progress
+from ...inputs import (
     DepthFrom,
     DepthResize,
     DepthScale,
@@ -48,7 +48,7 @@ from ..inputs import (
     read_files,
     read_options,
 )
-from ..options import (
+from ...options import (
     RANDOM_PRESETS,
     Backend,
     BundleArgument,
@@ -63,7 +63,7 @@ from ..options import (
     parse_size,
     value_of,
 )
-from ..outputs import (
+from ...outputs import (
     ColmapSize,
     DepthPngScale,
     Formats,

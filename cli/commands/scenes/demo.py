@@ -20,9 +20,9 @@ from mapengine.runtime.inputs.resolutions import target_size
 from mapengine.runtime.writing.folders import atomic_folder
 from mapengine.runtime.writing.output_checks import InputPaths
 
-from ..console import Steps, megabytes, say, show_facts, show_table, stage_progress
-from ..options import RANDOM_PRESETS, Backend, BundleArgument, Device, Give, Threads, parse_given, parse_size
-from ..outputs import check_folder
+from ...console import Steps, megabytes, say, show_facts, show_table, stage_progress
+from ...options import RANDOM_PRESETS, Backend, BundleArgument, Device, Give, Threads, parse_given, parse_size
+from ...outputs import check_folder
 
 _KIND = "demonstration"
 _MOST_VIEWS, _USUAL_VIEWS = 8, 4

@@ -9,9 +9,9 @@ import typer
 
 from mapengine.runtime.writing.output_checks import InputPaths
 
-from ..outputs import check_files
-from ..plots.figures import PLOT, check_plots
-from ..plots.records import draw_records
+from ...outputs import check_files
+from ...plots.figures import PLOT, check_plots
+from ...plots.records import draw_records
 
 
 def plot(

@@ -1,0 +1,1 @@
+"""Commands that make scenes with an engine, and images to try one with."""

@@ -1,0 +1,1 @@
+"""Commands that serve scenes and engines until they are stopped."""
