@@ -22,37 +22,53 @@ _NO_LIMIT = 2**60
 
 
 @dataclass(frozen=True)
-class GroupLimits:
-    """The narrowest limits of all control groups; infinite where there is none.
+class MemoryLimits:
+    """The narrowest limits of all control groups, in bytes; infinite where there is none.
 
     Attributes:
-        memory: bytes that a group may hold. free: bytes that it may take besides what it holds and cannot drop.
-        processors: how many it may use at a time, on average.
+        whole: that a group may hold.
+        free: that it may take besides what it holds and cannot drop.
     """
 
-    memory: float = math.inf
+    whole: float = math.inf
     free: float = math.inf
-    processors: float = math.inf
 
-    def narrowed(self, other: GroupLimits) -> GroupLimits:
+    def narrowed(self, other: MemoryLimits) -> MemoryLimits:
         """Return the narrower of each limit."""
-        return GroupLimits(
-            min(self.memory, other.memory), min(self.free, other.free), min(self.processors, other.processors)
-        )
+        return MemoryLimits(min(self.whole, other.whole), min(self.free, other.free))
 
 
-def group_limits(root: Path = ROOT) -> GroupLimits:
+def memory_limits(root: Path = ROOT) -> MemoryLimits:
     """Return the narrowest limits of the control groups that this process is in; no limits where there are none.
 
-    Never raises: what cannot be read is no limit.
+    Takes milliseconds where groups count their memory anew when they are asked. Never raises: what cannot be read is no
+    limit.
 
     Args:
         root: folder with ``proc/self`` and the mount points that it names.
     """
-    found = GroupLimits()
-    for version, folder in _groups(root):
-        found = found.narrowed(_limits_2(folder) if version == 2 else _limits_1(folder))
+    found = MemoryLimits()
+    for version, group in _groups(root):
+        found = found.narrowed(_memory_2(group) if version == 2 else _memory_1(group))
     return found
+
+
+def processor_limit(root: Path = ROOT) -> float:
+    """Return how many processors the control groups of this process may use at a time, on average; else infinite.
+
+    Never raises: what cannot be read is no limit.
+
+    Args:
+        root: as in :func:`memory_limits`.
+    """
+    limit = math.inf
+    for version, group in _groups(root):
+        if version == 2:
+            quota, _, period = _text(group / "cpu.max").partition(" ")
+        else:
+            quota, period = _text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")
+        limit = min(limit, _ratio(quota, period))
+    return limit
 
 
 def _groups(root: Path) -> Iterator[tuple[int, Path]]:
@@ -91,29 +107,22 @@ def _below(path: str, mounted: str) -> str:
     return "" if ".." in relative.split("/") else relative
 
 
-def _limits_2(group: Path) -> GroupLimits:
+def _memory_2(group: Path) -> MemoryLimits:
     # Beyond `high` a group is not killed, but slowed down until nothing moves.
-    limits = [_number(group / name) for name in ("memory.max", "memory.high")]
-    memory = min(limits)
-    quota, _, period = _text(group / "cpu.max").partition(" ")
-    return GroupLimits(
-        memory,
-        memory - _held(group / "memory.current", _statistics(group), "inactive_file"),
-        _ratio(quota, period),
-    )
+    memory = min(_number(group / name) for name in ("memory.max", "memory.high"))
+    return MemoryLimits(memory, memory - _held(group / "memory.current", _statistics(group), "inactive_file"))
 
 
-def _limits_1(group: Path) -> GroupLimits:
+def _memory_1(group: Path) -> MemoryLimits:
     known = _statistics(group)
     # The groups above are known by their least limit even where they are not mounted.
     memory = min(_number(group / "memory.limit_in_bytes"), known.get("hierarchical_memory_limit", math.inf))
     free = memory - _held(group / "memory.usage_in_bytes", known, "total_inactive_file")
     swap = min(_number(group / "memory.memsw.limit_in_bytes"), known.get("hierarchical_memsw_limit", math.inf))
     free = min(free, swap - _held(group / "memory.memsw.usage_in_bytes", known, "total_inactive_file"))
-    processors = _ratio(_text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us"))
     if _text(group / "memory.use_hierarchy") == "0":  # neither limits nor counts what is below
-        memory = free = math.inf
-    return GroupLimits(memory, free, processors)
+        return MemoryLimits()
+    return MemoryLimits(memory, free)
 
 
 def _held(usage: Path, known: dict[str, float], reclaimable: str) -> float:

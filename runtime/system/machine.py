@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from .control_groups import ROOT, group_limits
+from .control_groups import ROOT, MemoryLimits, memory_limits, processor_limit
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -44,11 +44,11 @@ def usable_processors(root: Path = ROOT) -> int:
     processor's time needs a thread too.
 
     Args:
-        root: as in :func:`.control_groups.group_limits`.
+        root: as in :func:`.control_groups.memory_limits`.
     """
     process = psutil.Process()
     count = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
-    quota = group_limits(root).processors
+    quota = processor_limit(root)
     return count if math.isinf(quota) else max(1, min(count, math.ceil(quota)))
 
 
@@ -59,9 +59,9 @@ def free_bytes(root: Path = ROOT) -> int:
     and of data (``ulimit -v``, ``ulimit -d``). A process that is started by this one has the same limits.
 
     Args:
-        root: as in :func:`.control_groups.group_limits`.
+        root: as in :func:`.control_groups.memory_limits`.
     """
-    return int(max(0, min(psutil.virtual_memory().available, group_limits(root).free, _unmapped_bytes())))
+    return _free_bytes(memory_limits(root))
 
 
 def attainable_bytes(root: Path = ROOT) -> int:
@@ -69,9 +69,14 @@ def attainable_bytes(root: Path = ROOT) -> int:
     groups may hold, whoever else pays for its shared pages.
 
     Args:
-        root: as in :func:`.control_groups.group_limits`.
+        root: as in :func:`.control_groups.memory_limits`.
     """
-    return int(min(free_bytes(root) + resident_bytes(), group_limits(root).memory))
+    limits = memory_limits(root)
+    return int(min(_free_bytes(limits) + resident_bytes(), limits.whole))
+
+
+def _free_bytes(limits: MemoryLimits) -> int:
+    return int(max(0, min(psutil.virtual_memory().available, limits.free, _unmapped_bytes())))
 
 
 def _unmapped_bytes() -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mapengine.runtime.system.control_groups import GroupLimits, group_limits
+from mapengine.runtime.system.control_groups import MemoryLimits, memory_limits, processor_limit
 from mapengine.runtime.system.machine import attainable_bytes, free_bytes, resident_bytes, usable_processors
 
 MIB = 2**20
@@ -54,7 +54,8 @@ def test_a_container_of_version_2_sees_its_own_group_as_the_root(tree: Tree) -> 
         "sys/fs/cgroup/cpu.max": "150000 100000",
     }
     root = tree("0::/", [version_2()], files)
-    assert group_limits(root) == GroupLimits(220 * MIB, 150 * MIB, 1.5)
+    assert memory_limits(root) == MemoryLimits(220 * MIB, 150 * MIB)
+    assert processor_limit(root) == 1.5
     assert free_bytes(root) == 150 * MIB
     assert attainable_bytes(root) == min(150 * MIB + resident_bytes(), 220 * MIB)
     assert usable_processors(root) == min(2, usable_processors())
@@ -75,7 +76,9 @@ def test_every_group_above_limits_too(tree: Tree) -> None:
         "sys/fs/cgroup/user.slice/cpu.max": "400000 100000",
     }
     # Beyond `high` nothing is killed, but nothing moves either; the group above has the least left.
-    assert group_limits(tree("0::/user.slice/job 1/step", [version_2()], files)) == GroupLimits(800 * MIB, 150 * MIB, 4)
+    root = tree("0::/user.slice/job 1/step", [version_2()], files)
+    assert memory_limits(root) == MemoryLimits(800 * MIB, 150 * MIB)
+    assert processor_limit(root) == 4
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,7 @@ def test_where_the_path_has_no_folder_the_mount_point_stands_for_the_group(
         "sys/fs/cgroup/memory.current": str(100 * MIB),
         "elsewhere/memory.max": str(MIB),
     }
-    assert group_limits(tree(f"0::{group}", [version_2(mounted)], files)).free == 200 * MIB
+    assert memory_limits(tree(f"0::{group}", [version_2(mounted)], files)).free == 200 * MIB
 
 
 def test_a_group_below_what_is_mounted(tree: Tree) -> None:
@@ -107,8 +110,9 @@ def test_a_group_below_what_is_mounted(tree: Tree) -> None:
         "sys/fs/cgroup/task/memory.current": str(20 * MIB),
     }
     root = tree("0::/docker/abc/task", [version_2("/docker/abc")], files)
-    assert group_limits(root) == GroupLimits(50 * MIB, 30 * MIB)
-    assert group_limits(tree("0::/docker/abcd/task", [version_2("/docker/abc")], files)).free == 200 * MIB
+    assert memory_limits(root) == MemoryLimits(50 * MIB, 30 * MIB)
+    assert processor_limit(root) == math.inf
+    assert memory_limits(tree("0::/docker/abcd/task", [version_2("/docker/abc")], files)).free == 200 * MIB
 
 
 def test_version_1_has_a_tree_per_controller(tree: Tree) -> None:
@@ -126,7 +130,8 @@ def test_version_1_has_a_tree_per_controller(tree: Tree) -> None:
     }
     mounts = ["31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw", version_1("memory"), version_1("cpu,cpuacct")]
     root = tree("4:memory:/docker/a\n2:cpu,cpuacct:/jobs\n1:name=systemd:/x\n0::/", mounts, files)
-    assert group_limits(root) == GroupLimits(400 * MIB, 340 * MIB, 0.5)
+    assert memory_limits(root) == MemoryLimits(400 * MIB, 340 * MIB)
+    assert processor_limit(root) == 0.5
     assert usable_processors(root) == 1  # half a processor needs a thread
 
 
@@ -137,7 +142,7 @@ def test_swap_that_is_used_up_is_a_limit_of_version_1(tree: Tree) -> None:
         "sys/fs/cgroup/memory/memory.memsw.limit_in_bytes": str(250 * MIB),
         "sys/fs/cgroup/memory/memory.memsw.usage_in_bytes": str(240 * MIB),
     }
-    assert group_limits(tree("4:memory:/", [version_1("memory")], files)).free == 10 * MIB
+    assert memory_limits(tree("4:memory:/", [version_1("memory")], files)).free == 10 * MIB
 
 
 def test_a_group_of_version_1_that_does_not_count_what_is_below_limits_nothing(tree: Tree) -> None:
@@ -146,7 +151,9 @@ def test_a_group_of_version_1_that_does_not_count_what_is_below_limits_nothing(t
         "sys/fs/cgroup/memory/memory.usage_in_bytes": "0",
         "sys/fs/cgroup/memory/memory.use_hierarchy": "0",
     }
-    assert group_limits(tree("4:memory:/a", [version_1("memory")], files)) == GroupLimits()
+    root = tree("4:memory:/a", [version_1("memory")], files)
+    assert memory_limits(root) == MemoryLimits()
+    assert processor_limit(root) == math.inf
 
 
 def test_both_versions_at_once(tree: Tree) -> None:
@@ -156,7 +163,9 @@ def test_both_versions_at_once(tree: Tree) -> None:
         "sys/fs/cgroup/unified/b/cpu.max": "250000 100000",
     }
     mounts = [version_1("memory"), version_2(top="/sys/fs/cgroup/unified")]
-    assert group_limits(tree("4:memory:/a\n0::/b", mounts, files)) == GroupLimits(300 * MIB, 200 * MIB, 2.5)
+    root = tree("4:memory:/a\n0::/b", mounts, files)
+    assert memory_limits(root) == MemoryLimits(300 * MIB, 200 * MIB)
+    assert processor_limit(root) == 2.5
 
 
 def test_more_than_the_limit_leaves_nothing(tree: Tree) -> None:
@@ -168,7 +177,7 @@ def test_more_than_the_limit_leaves_nothing(tree: Tree) -> None:
 
 def test_a_mount_point_with_a_blank_in_its_name(tree: Tree) -> None:
     files = {"control groups/memory.max": str(10 * MIB), "control groups/memory.current": str(MIB)}
-    assert group_limits(tree("0::/", [version_2(top="/control\\040groups")], files)).free == 9 * MIB
+    assert memory_limits(tree("0::/", [version_2(top="/control\\040groups")], files)).free == 9 * MIB
 
 
 @pytest.mark.parametrize(
@@ -185,13 +194,15 @@ def test_a_mount_point_with_a_blank_in_its_name(tree: Tree) -> None:
 )
 def test_what_says_nothing_is_no_limit(group: str, mounts: list[str], files: dict[str, str], tree: Tree) -> None:
     root = tree(group, mounts, files)
-    assert group_limits(root) == GroupLimits(math.inf, math.inf, math.inf)
+    assert memory_limits(root) == MemoryLimits()
+    assert processor_limit(root) == math.inf
     assert usable_processors(root) == usable_processors()
     assert free_bytes(root) > 0
 
 
 def test_a_system_without_control_groups_has_no_limits(tmp_path: Path) -> None:
-    assert group_limits(tmp_path) == GroupLimits()
+    assert memory_limits(tmp_path) == MemoryLimits()
+    assert processor_limit(tmp_path) == math.inf
 
 
 @pytest.mark.slow
