@@ -9,7 +9,6 @@ Whatever follows the trace (names, metadata, precision, files) is computed in ev
 from __future__ import annotations
 
 import ast
-import functools
 import hashlib
 import importlib.metadata
 import shutil
@@ -24,13 +23,12 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mapengine.export.graphs import trace, tracing
 
 EXPORT = Path(__file__).parents[1] / "export"
-GRAPHS = [EXPORT / "graphs" / name for name in ("stages.py", "trace.py", "recording.py")]
+GRAPHS = [EXPORT / "graphs" / name for name in ("stages.py", "trace.py", "exporter.py", "recording.py")]
 SOURCES = (
     *(EXPORT / "model" / "network").glob("*.py"),
     EXPORT / "model" / "postprocessing.py",
@@ -53,8 +51,6 @@ def share_traces(patch: pytest.MonkeyPatch, folder: Path) -> None:
     current = folder_of_code(folder, SOURCES, ["torch", "onnxscript"])
     patch.setattr(tracing, "trace_graph", _shared(tracing.trace_graph, current))
     patch.setattr(tracing, "record_graph", _recorded(tracing.record_graph, current))
-    # The exporter makes its table of ONNX functions anew for every trace.
-    patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
 
 
 def folder_of_code(folder: Path, sources: Iterable[Path], packages: Iterable[str]) -> Path:

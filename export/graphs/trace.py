@@ -17,6 +17,8 @@ from torch.export import ExportedProgram
 
 from mapengine.runtime.errors import ExportError
 
+from .exporter import export_program
+
 aten = torch.ops.aten
 
 
@@ -43,13 +45,11 @@ def trace_graph(
         ExportError: the module cannot be traced.
     """
     try:
-        graph = torch.onnx.export(
+        graph = export_program(
             capture_program(module, examples, dynamic_shapes),
-            dynamo=True,
             input_names=input_names,
             output_names=output_names,
             opset_version=opset_version,
-            verbose=False,
         )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         raise ExportError(f"tracing to ONNX opset {opset_version} failed ({error}).") from error
