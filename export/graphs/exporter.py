@@ -26,22 +26,22 @@ def export_program(program: ExportedProgram, **options: Any) -> torch.onnx.ONNXP
 @contextmanager
 def _computed_once() -> Iterator[None]:
     try:
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
+        from torch.onnx._internal.exporter import _registration
         from torch.onnx._internal.fx.passes import type_promotion
 
-        interpreter = type_promotion._TypePromotionInterpreter
+        registry: Any = _registration.ONNXRegistry
+        interpreter: Any = type_promotion._TypePromotionInterpreter
         promoted = _promoted(interpreter._set_current_node, interpreter._maybe_promote_node, type_promotion)
-        make_table, run_node = ONNXRegistry.__dict__["from_torchlib"], interpreter.run_node
+        make_table, run_node = vars(registry)["from_torchlib"], interpreter.run_node
     except (ImportError, AttributeError, KeyError):  # another version of PyTorch
         yield
         return
     try:
-        ONNXRegistry.from_torchlib = staticmethod(_table(ONNXRegistry.from_torchlib))  # type: ignore[assignment]
-        interpreter.run_node = promoted  # type: ignore[method-assign]
+        registry.from_torchlib = staticmethod(_table(registry.from_torchlib))
+        interpreter.run_node = promoted
         yield
     finally:
-        ONNXRegistry.from_torchlib = make_table
-        interpreter.run_node = run_node  # type: ignore[method-assign]
+        registry.from_torchlib, interpreter.run_node = make_table, run_node
 
 
 def _promoted(set_current: Any, promote: Any, rules: Any) -> Callable[[Any, fx.Node], Any]:
