@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapengine.runtime.errors import InputError
-from mapengine.runtime.mapping.similarity import Similarity, fit_points
+from mapengine.runtime.mapping.similarity import Similarity
 from mapengine.runtime.system.machine import can_reset_peak, peak_bytes, reset_peak
 
-from ..evaluation.metrics import absolute_trajectory_error, depth_abs_rel
+from ..evaluation.metrics import depth_abs_rel
 from ..evaluation.scoring import Values
 from ..evaluation.truth import full_view
-from . import trajectory
+from .path import ComparedPath
 from .report import SEQUENCE_METRICS
 from .surfaces import sampled_points, surface_errors
 
@@ -138,9 +138,8 @@ def evaluate_sequence(
 ) -> SequenceScore:
     """Give all frames of a sequence to a mapper, and judge poses, depth and map.
 
-    What is kept of a frame are its poses and about a
-    thousand points. Time counts what the mapper does alone; the peak of
-    memory is that of the process meanwhile, with the frames that are made or read in it.
+    What is kept of a frame are its poses and about a thousand points. Time counts what the mapper does alone; the peak
+    of memory is that of the process meanwhile, with the frames that are made or read in it.
 
     Args:
         mapper: new.
@@ -227,55 +226,24 @@ class _Run:
             raise InputError(f"{count} frames are no sequence; give at least three")
         if self._truth or len(poses) != count:
             raise InputError(f"the mapper handed out {count - len(self._truth)} of {count} frames")
-        own, submaps = _largest(poses, np.asarray(mapper.submaps))
-        values: Values = {"located": float(np.mean(own)), "seconds_per_frame": self.seconds / count}
+        path = ComparedPath.of(poses, np.asarray(mapper.submaps), true_poses)
+        values: Values = {"located": float(np.mean(path.own)), "seconds_per_frame": self.seconds / count}
         values["peak_gb"] = None if peak is None else peak / 1e9
         values["depth_abs_rel"] = float(np.mean(self._depth_errors)) if self._depth_errors else None
-        found, true = poses[own], true_poses[own]
-        if len(found) < 3:
-            return SequenceScore(_all(values), count, _length(true_poses), submaps, found[:, :3, 3], true[:, :3, 3])
-        values |= _path_values(found, true, window)
-        aligned = fit_points(found[:, :3, 3], true[:, :3, 3])
-        numbers = np.flatnonzero(own).tolist()
-        points = [_moved(self._points[n], aligned @ Similarity.of_pose(poses[n])) for n in numbers]
-        errors = surface_errors(np.concatenate(points), np.concatenate(self._true_points))
-        values["map_accuracy"], values["map_completeness"] = errors
-        positions = aligned.apply(found[:, :3, 3])
-        return SequenceScore(_all(values), count, _length(true_poses), submaps, positions, true[:, :3, 3])
-
-
-def _path_values(poses: Array, true_poses: Array, window: int) -> Values:
-    positions, true_positions = poses[:, :3, 3], true_poses[:, :3, 3]
-    metre = trajectory.error_per_metre(poses, true_poses)
-    windows = trajectory.error_per_window(poses, true_poses, window)
-    return {
-        "ate": absolute_trajectory_error(positions, true_positions, rigid=True),
-        "ate_similarity": absolute_trajectory_error(positions, true_positions),
-        "rpe_metre": None if metre is None else metre.translation,
-        "rpe_metre_degrees": None if metre is None else metre.degrees,
-        "rpe_window": None if windows is None else windows.translation,
-        "rpe_window_degrees": None if windows is None else windows.degrees,
-        "end_error": trajectory.end_error(poses, true_poses),
-        "drift_percent": trajectory.drift_percent(poses, true_poses),
-        "scale_drift_percent": trajectory.scale_drift_percent(poses, true_poses),
-    }
+        values |= path.errors(window)
+        positions, true_positions = path.poses[:, :3, 3], path.true_poses[:, :3, 3]
+        if path.is_long_enough:
+            aligned = path.alignment()
+            numbers = np.flatnonzero(path.own).tolist()
+            points = [_moved(self._points[n], aligned @ Similarity.of_pose(poses[n])) for n in numbers]
+            errors = surface_errors(np.concatenate(points), np.concatenate(self._true_points))
+            values["map_accuracy"], values["map_completeness"] = errors
+            positions = aligned.apply(positions)
+        return SequenceScore(_all(values), count, path.length, path.submaps, positions, true_positions)
 
 
 def _all(values: Values) -> Values:
     return {metric.key: values.get(metric.key) for metric in SEQUENCE_METRICS}
-
-
-def _length(true_poses: Array) -> float:
-    return float(trajectory.path_length(true_poses)[-1])
-
-
-def _largest(poses: Array, submaps: Array) -> tuple[NDArray[np.bool_], int]:
-    """Return which frames are in the part of the map that most are in, and how many parts there are."""
-    located = np.isfinite(poses).all(axis=(1, 2)) & (submaps >= 0)
-    numbers, counts = np.unique(submaps[located], return_counts=True)
-    if len(numbers) == 0:
-        return located, 0
-    return located & (submaps == numbers[np.argmax(counts)]), len(numbers)
 
 
 def _moved(points: Array, transform: Similarity) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """Errors of the path of a camera: pure functions of estimated and true poses (N, 4, 4), camera-to-world, metres.
 
 Both are float64, each in a frame of its own; that of the estimate is brought to the other only where it is said. The
-error over the whole path is :func:`..evaluation.metrics.absolute_trajectory_error`.
+error over the whole path is :func:`..evaluation.metrics.absolute_trajectory_error`; :mod:`.path` chooses the frames.
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ from mapengine.runtime.mapping.placement import TRANSFORMS
 from mapengine.runtime.mapping.windows import DEFAULT_JOIN, DEFAULT_OVERLAP, DEFAULT_WINDOW
 from mapengine.runtime.outputs.formats.options import SaveOptions
 from mapengine.runtime.outputs.formats.trajectory import TRAJECTORY_KIND
-from mapengine.runtime.outputs.frame import align_cameras
 from mapengine.runtime.outputs.view_files import check_no_views, view_files
 from mapengine.runtime.writing.files import write_text
 from mapengine.runtime.writing.output_checks import InputPaths, check_writable
@@ -172,8 +171,8 @@ def map_(
             mapper.finish()
         seconds = time.perf_counter() - began
         summary = {**mapper.summary, "seconds": seconds, "seconds_per_frame": seconds / len(views)}
-        path = None if reading.gives("poses") else _ComparedPath.of(mapper.poses, known)
-        summary["truth"] = None if path is None else path.errors()
+        true = None if reading.gives("poses") else _Truth.of(mapper, known)
+        summary["truth"] = None if true is None else true.errors(window)
         if trajectory is not None:
             write_text(trajectory, TRAJECTORY_KIND, _tum(mapper.poses, views))
         if needs_scene:
@@ -181,7 +180,7 @@ def map_(
             for output in outputs:
                 scene.save(output.path, format=output.name, **asdict(saving))
             if plot_file is not None:
-                draw_map(_picture(mapper, scene, path, summary), plot_file)
+                draw_map(_picture(mapper, scene, true, summary), plot_file)
     written = (*(output.path for output in outputs), stream, trajectory, plot_file)
     summary["saved"] = [str(file) for file in written if file is not None]
     if not quiet:
@@ -200,46 +199,45 @@ def _size_for(engine: Engine, views: Sequence[StoredView]) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, eq=False)
-class _ComparedPath:
-    """The estimated and the true poses (N, 4, 4) of the frames that have both, each in a world of its own, and whether
-    the true ones are in metres."""
+class _Truth:
+    """The path that the input knows and the network was not told.
 
-    found: Any
-    true: Any
+    Attributes:
+        poses: (N, 4, 4), NaN where there is none.
+        metric: whether they are in metres.
+        path: what of the map is compared with them.
+    """
+
+    poses: Any
     metric: bool
+    path: Any
 
     @classmethod
-    def of(cls, poses: Any, views: Sequence[StoredView]) -> _ComparedPath | None:
-        """The path that the input knows and the network was not told beside the estimated one; None if there is
-        none."""
+    def of(cls, mapper: Mapper, views: Sequence[StoredView]) -> _Truth | None:
+        """Return it beside the map, or None where no frame has both."""
         import numpy as np
 
-        pairs = [
-            (pose, _matrix(view.files.pose))
-            for pose, view in zip(poses, views, strict=True)
-            if view.files.pose is not None and np.isfinite(pose).all()
-        ]
-        if len(pairs) < 2:
+        from mapengine.calibration.sequences.path import ComparedPath
+
+        poses = np.full((len(views), 4, 4), np.nan)
+        for pose, view in zip(poses, views, strict=True):
+            if view.files.pose is not None:
+                pose[...] = _matrix(view.files.pose)
+        path = ComparedPath.of(mapper.poses, mapper.submaps, poses)
+        if not len(path.poses):
             return None
-        found, true = (np.stack(values).astype(np.float64) for values in zip(*pairs, strict=True))
-        return cls(found, true, all(view.files.metric is not False for view in views))
+        return cls(poses, all(view.files.metric is not False for view in views), path)
 
-    def errors(self) -> dict[str, Any]:
-        """How far the paths are from each other."""
-        from mapengine.calibration.sequences.trajectory import drift_percent, path_length
+    def errors(self, window: int) -> dict[str, Any]:
+        """How far the path is from the true one, as ``mapengine eval --sequence`` has it."""
+        return {"frames": len(self.path.poses), "path_length": self.path.length, **self.path.errors(window)}
 
-        return {
-            "frames": len(self.found),
-            "path_length": float(path_length(self.true)[-1]),
-            "ate_rigid": align_cameras(self.found, self.true, metric=True).translation_error,
-            "ate_similarity": align_cameras(self.found, self.true, metric=False).translation_error,
-            "drift_percent": drift_percent(self.found, self.true),
-        }
+    def positions(self) -> Any:
+        """(M, 3) of the true path in the frame of the map, by the transform of the ATE: the rigid one of metres."""
+        import numpy as np
 
-    def true_positions(self) -> Any:
-        """(N, 3) of the true path in the frame of the map, by the transform of the ATE: the rigid one of metres."""
-        aligned = align_cameras(self.found, self.true, self.metric)
-        return (self.true[:, :3, 3] - aligned.translation) @ aligned.rotation / aligned.scale
+        known = np.isfinite(self.poses).all(axis=(1, 2))
+        return self.path.alignment(scale=not self.metric).inverse().apply(self.poses[known, :3, 3])
 
 
 def _matrix(pose: Any) -> Any:
@@ -276,11 +274,11 @@ def _scene(folder: Path) -> Scene:
     return scene
 
 
-def _picture(mapper: Mapper, scene: Scene, path: _ComparedPath | None, summary: dict[str, Any]) -> MapPicture:
+def _picture(mapper: Mapper, scene: Scene, true: _Truth | None, summary: dict[str, Any]) -> MapPicture:
     points, colors = scene.point_cloud(MAX_POINTS)
     closed = sum(loop.believed for loop in mapper.loops)
     title = f"{summary['frames']} frames, submaps: {summary['submaps']}, loops closed: {closed} of {len(mapper.loops)}"
-    if path is not None:
+    if true is not None:
         title += f"\ndrift {_drift(summary['truth'])}"
     return MapPicture(
         mapper.poses,
@@ -289,15 +287,18 @@ def _picture(mapper: Mapper, scene: Scene, path: _ComparedPath | None, summary: 
         mapper.breaks,
         points,
         colors,
-        None if path is None else path.true_positions(),
+        None if true is None else true.positions(),
         "m" if summary["metric"] else "unit of the given poses",
         title,
     )
 
 
 def _drift(truth: dict[str, Any]) -> str:
-    drift = "not known" if truth["drift_percent"] is None else f"{truth['drift_percent']:.2f} % of the path"
-    return f"{drift} ({truth['path_length']:.3g}); ATE {truth['ate_rigid']:.3g}, scaled {truth['ate_similarity']:.3g}"
+    if truth["drift_percent"] is None or truth["ate"] is None:
+        return "not known: the frames that can be compared make no path"
+    path, frames = f"{truth['path_length']:.3g}", truth["frames"]
+    drift = f"{truth['drift_percent']:.2f} % of the path ({path}), over {frames} frames"
+    return f"{drift}; ATE {truth['ate']:.3g}, scaled {truth['ate_similarity']:.3g}"
 
 
 def _show(summary: dict[str, Any]) -> None:
