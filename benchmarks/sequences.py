@@ -20,19 +20,22 @@ from typing import Any
 import numpy as np
 
 from mapengine.calibration.evaluation import HELD_OUT_SEED
+from mapengine.calibration.evaluation.scoring import Values
 from mapengine.calibration.evaluation.truth import full_view
-from mapengine.calibration.scenes import RenderedWalk, render_walk
+from mapengine.calibration.scenes import RenderedWalk, WalkFrame, render_walk
 from mapengine.calibration.sequences import evaluate_sequence, mean_values
 from mapengine.calibration.sequences.evaluate import rounded
 from mapengine.runtime import Engine, Mapper
 from mapengine.runtime.backend_table import PACKAGES
+from mapengine.runtime.mapping.loops.closing import AWAY, EVERY, LEAST_SCORE, Loop
+from mapengine.runtime.mapping.loops.places import Places
 from mapengine.runtime.mapping.windows import JOINS
 from mapengine.runtime.system.children import WorkerPool
 from mapengine.runtime.system.machine import peak_bytes
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.writing.files import write_record
 
-PARTS = ("joins", "limits", "loops", "growth")
+PARTS = ("joins", "limits", "loops", "places", "growth")
 WALK = 300
 """Frames of a whole walk."""
 GROWTH = (100, 1000)
@@ -44,6 +47,11 @@ def judge(name: str, walks: Iterable[Any], mapper: Callable[[], Mapper], window:
     for walk in walks:
         found.append(evaluate_sequence(mapper(), walk, window=window, **options).values)
         print(f"{name}: ATE {found[-1]['ate']}, end {found[-1]['end_error']}", flush=True)
+    return mean_of(found)
+
+
+def mean_of(found: list[Values]) -> dict[str, Any]:
+    """Return the mean of every metric over sequences, and the standard error of the mean of the ATE."""
     errors = [values["ate"] for values in found if values["ate"] is not None]
     spread = float(np.std(errors, ddof=1)) / math.sqrt(len(errors)) if len(errors) > 1 else None
     return {"sequences": len(found), "ate_standard_error": spread, "metrics": rounded(mean_values(found))}
@@ -80,14 +88,114 @@ def limits(engine: Engine, walks: list[RenderedWalk], window: int, overlap: int)
     return results
 
 
-def loops(engine: Engine, walks: list[RenderedWalk], window: int, overlap: int) -> dict[str, Any]:
-    """Map whole closed walks without and with loops; again with the true depth, which shows what the network limits."""
+LOOPS = (
+    ("without loops", False, ("intrinsics",)),
+    ("with loops", True, ("intrinsics",)),
+    ("without loops, true depth given", False, ("intrinsics", "depth")),
+    ("with loops, true depth given", True, ("intrinsics", "depth")),
+)
+"""How whole closed walks are mapped; with the true depth, which shows what the network limits."""
+SEEN_AGAIN, ELSEWHERE = 0.3, 0.05
+"""Share of the pixels of both frames that the other one sees, from which they show one place, and below which not."""
+
+
+def shared(one: WalkFrame, other: WalkFrame, step: int = 8) -> float:
+    """Return the share of the pixels with depth of each of two frames that the other one sees, the lower one."""
+    return min(_seen(one, other, step), _seen(other, one, step))
+
+
+def _seen(one: WalkFrame, other: WalkFrame, step: int) -> float:
+    """Return the share of the pixels of ``other`` that ``one`` sees at the same depth."""
+    height, width = one.depth_z.shape
+    rows, columns = (grid.ravel() for grid in np.mgrid[step // 2 : height : step, step // 2 : width : step])
+    depth = other.depth_z[rows, columns].astype(np.float64)
+    rows, columns, depth = rows[depth > 0], columns[depth > 0], depth[depth > 0]
+    camera = one.intrinsics.astype(np.float64)
+    points = np.stack([columns, rows, np.ones(len(rows))]) * depth
+    into = np.linalg.inv(one.pose.astype(np.float64)) @ other.pose.astype(np.float64)
+    there = into[:3, :3] @ np.linalg.inv(camera) @ points + into[:3, 3:]
+    x, y, z = camera @ there
+    with np.errstate(divide="ignore", invalid="ignore"):
+        u, v = np.rint(x / z), np.rint(y / z)
+    inside = (z > 0) & (u >= 0) & (v >= 0) & (u < width) & (v < height)
+    found = one.depth_z[v[inside].astype(np.intp), u[inside].astype(np.intp)]
+    return float(np.count_nonzero(np.abs(found - z[inside]) < 0.05 * z[inside]) / max(len(depth), 1))
+
+
+def map_closed(engine: Engine, walk: RenderedWalk, window: int, overlap: int) -> dict[str, Any]:
+    """Map a whole closed walk in each way of :data:`LOOPS`; returns metrics and loops."""
     results = {}
-    for told, given in (("", ("intrinsics",)), (", true depth given", ("intrinsics", "depth"))):
-        for name, on in (("without loops", False), ("with loops", True)):
-            mapper = partial(Mapper, engine, window=window, overlap=overlap, loops=on)
-            results[name + told] = judge(name + told, walks, mapper, window, given=given)
+    for name, on, given in LOOPS:
+        mapper = Mapper(engine, window=window, overlap=overlap, loops=on)
+        values = evaluate_sequence(mapper, walk, window=window, given=given).values
+        results[name] = {"metrics": rounded(values), "loops": [judged_loop(loop, walk) for loop in mapper.loops]}
+        print(
+            f"{walk.seed}, {name}: ATE {values['ate']}, end {values['end_error']}", results[name]["loops"], flush=True
+        )
     return results
+
+
+def judged_loop(loop: Loop, walk: RenderedWalk) -> dict[str, Any]:
+    """Return how far a loop that passed its check is from the truth."""
+    one, other = walk[loop.first], walk[loop.second]
+    true = np.linalg.inv(one.pose.astype(np.float64)) @ other.pose.astype(np.float64)
+    relative = loop.check.relative
+    cosine = (np.trace(relative.rotation.T @ true[:3, :3]) - 1) / 2
+    return {
+        "first": loop.first,
+        "second": loop.second,
+        "shared": round(shared(one, other), 3),
+        "believed": bool(loop.believed),
+        "degrees": round(math.degrees(math.acos(min(max(cosine, -1.0), 1.0))), 2),
+        "metres": round(float(np.linalg.norm(relative.translation - true[:3, 3])), 3),
+    }
+
+
+def closed_means(closed: dict[str, Any]) -> dict[str, Any]:
+    """Return the means over the closed walks that were mapped so far, and their loops counted."""
+    results = {}
+    for name, _, _ in LOOPS:
+        found = [walk[name] for walk in closed.values()]
+        passed = [loop for entry in found for loop in entry["loops"]]
+        right = [loop for loop in passed if loop["shared"] >= ELSEWHERE]
+        results[name] = {
+            **mean_of([entry["metrics"] for entry in found]),
+            "loops": len(passed),
+            "believed": sum(loop["believed"] for loop in passed),
+            "wrong": len(passed) - len(right),
+            "wrong_believed": sum(loop["believed"] for loop in passed if loop["shared"] < ELSEWHERE),
+            "loop_degrees": float(np.median([loop["degrees"] for loop in right])) if right else None,
+            "loop_metres": float(np.median([loop["metres"] for loop in right])) if right else None,
+        }
+    return results
+
+
+def counted(walks: dict[str, dict[str, int]]) -> dict[str, int]:
+    """Return the sums of what was counted on walks."""
+    return {key: sum(walk[key] for walk in walks.values()) for key in next(iter(walks.values()))}
+
+
+def recognise(engine: Engine, walk: RenderedWalk) -> dict[str, int]:
+    """Look for the places of a walk as the mapper does; returns how many frames see one again, and are recognised."""
+    places, kept = Places(), {}
+    counts = dict.fromkeys(("frames", "seen_again", "first_right", "any_right", "candidates", "wrong"), 0)
+    for number in range(0, len(walk), EVERY):
+        frame = kept[number] = walk[number]
+        view = full_view(frame.image, frame.intrinsics, frame.depth_z, frame.pose, engine.data_norm_type)
+        (encoded,) = engine.encode([{key: view[key] for key in ("img", "data_norm_type")}])
+        places.add(number, encoded.features.patches)
+        found = [one for one in places.search(away=AWAY, count=2) if one.score >= LEAST_SCORE]
+        overlaps = [shared(frame, kept[one.number]) for one in found]
+        again = any(shared(frame, kept[other]) >= SEEN_AGAIN for other in kept if other <= number - AWAY)
+        counts["frames"] += 1
+        counts["candidates"] += len(found)
+        counts["wrong"] += sum(overlap < ELSEWHERE for overlap in overlaps)
+        if again:
+            counts["seen_again"] += 1
+            counts["first_right"] += bool(overlaps) and overlaps[0] >= SEEN_AGAIN
+            counts["any_right"] += any(overlap >= SEEN_AGAIN for overlap in overlaps)
+    print(f"{walk.seed}: places {counts}", flush=True)
+    return counts
 
 
 def grow(
@@ -148,7 +256,12 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=Path("build/engine"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--sequences", type=int, default=20)
-    parser.add_argument("--closed", type=int, default=20, help="closed walks that loops are measured on")
+    parser.add_argument(
+        "--closed",
+        type=int,
+        default=10,
+        help="whole closed walks that loops are measured on; those in the record are kept",
+    )
     parser.add_argument("--frames", type=int, default=32, help="first frames of each walk that windows are compared on")
     parser.add_argument("--walk", type=int, default=WALK, help="frames of a whole walk")
     parser.add_argument("--window", type=int, default=8)
@@ -160,15 +273,44 @@ def main() -> None:
     engine = Engine.load(args.bundle, threads=1)
     record = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else {"results": {}, "counts": {}}
     results, counts = record["results"], record["counts"]
+    manifest = engine.manifest
+
+    def write() -> None:
+        """Write what was measured so far: who ends this loses one walk."""
+        written = {
+            "benchmark": "sequences",
+            "model": manifest.model.id,
+            "precision": manifest.precision,
+            "where": engine.where,
+            **record_origin(*PACKAGES, "scipy"),
+            "size": "{}x{}".format(*args.size),
+            "seed": seed,
+            "window": args.window,
+            "overlap": args.overlap,
+            "counts": counts,
+            "results": results,
+            "bars": bars(results, args.window),
+        }
+        write_record(args.json, written)
+
     parts = [render_walk(seed + n, args.walk, *args.size)[: args.frames] for n in range(args.sequences)]
     for part, measure in (("joins", joins), ("limits", limits)):
         if part in args.parts:
             results.setdefault("windows", {}).update(measure(engine, parts, *shape))
             counts |= {"sequences": args.sequences, "frames": args.frames}
-    if "loops" in args.parts:
-        walks = [render_walk(seed + n, args.walk, *args.size) for n in range(args.closed)]
-        results["loops"] = loops(engine, walks, *shape)
-        counts |= {"closed": args.closed, "walk": args.walk}
+    for part, measure_walk, together in (
+        ("loops", partial(map_closed, window=args.window, overlap=args.overlap), closed_means),
+        ("places", recognise, counted),
+    ):
+        if part not in args.parts:
+            continue
+        walks = results.setdefault(f"{part}_of_walks", {})
+        for number in range(seed, seed + args.closed):
+            if str(number) not in walks:
+                walks[str(number)] = measure_walk(engine, render_walk(number, args.walk, *args.size))
+                results[part] = together(walks)
+                counts |= {part: len(walks), "walk": args.walk}
+                write()
     if "growth" in args.parts:
         results["growth"] = {}
         for frames in GROWTH:
@@ -177,22 +319,7 @@ def main() -> None:
                     done = process.submit(grow, args.bundle, frames, *shape, seed, tuple(args.size), closes)
                     results["growth"][name] = done.result()
                 print(name, results["growth"][name], flush=True)
-    manifest = engine.manifest
-    record = {
-        "benchmark": "sequences",
-        "model": manifest.model.id,
-        "precision": manifest.precision,
-        "where": engine.where,
-        **record_origin(*PACKAGES, "scipy"),
-        "size": "{}x{}".format(*args.size),
-        "seed": seed,
-        "window": args.window,
-        "overlap": args.overlap,
-        "counts": counts,
-        "results": results,
-        "bars": bars(results, args.window),
-    }
-    write_record(args.json, record)
+    write()
 
 
 if __name__ == "__main__":

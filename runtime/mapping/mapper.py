@@ -148,10 +148,12 @@ class Mapper:
             done = self._map_rest()
             self._leave_submap("")
             self._state.finished = True
+        if self._closer is not None:
+            placements, scales = self._state.trajectory.placements, self._state.any_scales
+            self._move_windows(self._closer.solved(placements, scale=scales, fixed=self._fixed_windows()))
+            self._closer.close()
         if self._folder is not None:
             self._refine(self._folder)
-        if self._closer is not None:
-            self._closer.close()
         return done
 
     def _refine(self, folder: MapFolder) -> None:
@@ -312,9 +314,25 @@ class Mapper:
             if frame.number not in known
         ]
         placements = state.trajectory.placements
-        moved = self._closer.add_window(len(placements) - 1, own, placements, joined=bool(known), scale=state.scales)
-        if moved is not None:
-            state.trajectory.placements = list(moved)
+        state.any_scales |= state.scales
+        moved = self._closer.add_window(
+            len(placements) - 1,
+            own,
+            placements,
+            joined=bool(known),
+            scale=state.any_scales,
+            fixed=self._fixed_windows(),
+        )
+        self._move_windows(moved)
+
+    def _fixed_windows(self) -> list[int]:
+        """Return the windows that are where given poses say."""
+        return [window for window, own in enumerate(self._state.trajectory.submaps) if own in self._state.placed]
+
+    def _move_windows(self, placements: Sequence[Similarity] | None) -> None:
+        """Take over where the windows are with loops."""
+        if placements is not None:
+            self._state.trajectory.placements = list(placements)
 
     def _leave_submap(self, reason: str) -> None:
         """Forget what later windows could share; the frames that come then are in another submap."""

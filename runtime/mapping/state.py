@@ -22,7 +22,7 @@ class MapState:
     """All that a mapper changes while frames come.
 
     Attributes:
-        scales: whether windows are scaled to the map.
+        scales: whether windows are scaled to the map. any_scales: whether any so far was.
         waiting: frames of the next windows, the shared ones first.
         known: what the map has of these, by number.
         trajectory: the poses of all frames that are done.
@@ -41,6 +41,7 @@ class MapState:
     """
 
     scales: bool
+    any_scales: bool = False
     waiting: list[Frame] = field(default_factory=list)
     known: dict[int, KnownFrame] = field(default_factory=dict)
     trajectory: Trajectory = field(default_factory=Trajectory)

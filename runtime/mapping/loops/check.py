@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..frames import pose_of
+from ..frames import KnownFrame
 from ..similarity import Similarity
 from ..turns import correlation
 from .sightings import Sighting
@@ -21,24 +21,22 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-MOST_DEGREES = 6.0
+MOST_DEGREES = 8.0
 MOST_OFFSET = 0.15
-"""Of the median depth: the most that the calls may differ from each other, in the median."""
-LEAST_AGREEMENT = 0.8
+"""Of the median depth: the most that two calls may differ from each other."""
+LEAST_AGREEMENT = 0.7
 """Share of the points of one side, of those that the other side's image has, that is where that side's depth says."""
-LEAST_OVERLAP = 0.2
-"""Share of all points of one side for which that holds."""
-LEAST_LIKENESS = 0.85
+LEAST_OVERLAP = 0.4
+"""Share of all points of one side for which that holds, where the result is about both frames."""
+LEAST_LIKENESS = 0.65
 """Correlation of the images where they show the same points: rooms of one shape may have other walls."""
-_HOPELESS = 2.0
-"""Times as far from what passes: no further call is made."""
 _SAME_DEPTH = 0.15
 """Relative difference of depth of points that are at one place."""
 _GRID = 4
 """Pixels between the points that are compared."""
 _FEW = 20
 """Points that are compared at least."""
-_OUTPUTS = ("camera_poses",)
+_OUTPUTS = ("ray_directions", "depth_along_ray", "conf", "intrinsics", "camera_poses", "mask")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +45,11 @@ class LoopCheck:
 
     Attributes:
         relative: from the camera of the second frame into that of the first, in the lengths of their windows.
-        degrees, offset: median difference between calls: degrees, and lengths of the first frame's window.
-        agreement, overlap: see :data:`LEAST_AGREEMENT` and :data:`LEAST_OVERLAP`; of both sides, the lower one.
-        likeness: see :data:`LEAST_LIKENESS`; of both sides, the lower one.
+        degrees, offset: largest difference between two calls: degrees, and lengths of the first frame's window.
+        agreement, overlap: see :data:`LEAST_AGREEMENT` and :data:`LEAST_OVERLAP`; the lowest of all calls and sides.
+        likeness: see :data:`LEAST_LIKENESS`; the lowest as well.
         reach: median depth of the first frame.
-        growth: spread of the logarithm of the scale.
+        growth: how far the calls differ in the logarithm of the scale.
         calls: how many there were.
     """
 
@@ -66,17 +64,8 @@ class LoopCheck:
     calls: int
 
     @property
-    def is_open(self) -> bool:
-        """Whether more calls may still show that they do; most pairs of frames are far from it after two."""
-        return (
-            self.degrees <= _HOPELESS * MOST_DEGREES
-            and self.offset <= _HOPELESS * MOST_OFFSET * self.reach
-            and self.agreement >= LEAST_AGREEMENT / _HOPELESS
-        )
-
-    @property
     def passed(self) -> bool:
-        """Whether the two frames see one place, as far as can be told."""
+        """Whether the two frames see one place, as far as the calls can tell."""
         return (
             self.degrees <= MOST_DEGREES
             and self.offset <= MOST_OFFSET * self.reach
@@ -89,7 +78,7 @@ class LoopCheck:
 def check_loop(
     engine: Engine,
     first: Sequence[Sighting],
-    second: Sequence[Sighting],
+    second: Sighting,
     placements: Mapping[int, Similarity] | Sequence[Similarity],
     options: Mapping[str, Any],
     *,
@@ -97,51 +86,55 @@ def check_loop(
 ) -> LoopCheck | None:
     """Reconstruct pairs of frames from two places, each from either side, and compare what comes out.
 
-    A call gets two images with intrinsics and depth, and says where one camera is in the other's frame. Each frame of
-    one place is paired with each of the other, and each pair is called twice, once with either frame as the reference.
-    What all calls say of the first frames of both places, by the poses that the frames of a place have to each other,
-    has to be one transform; and by it, the depth of either side has to be where the other side sees it, in an image
-    that is like the other's there.
+    A call gets two frames with what came with the sequence, and says where one camera is in the other's frame, and
+    the depth of both. By that, the depth of either side has to be where the other side sees it, in an image that is
+    like the other's there. Each frame of the one place is paired with that of the other, and each pair is called
+    twice, once with either frame as the reference. What all calls say of the first pair, by the poses that the frames
+    of a place have to each other, has to be one transform.
 
-    The calls end as soon as they are far from that. Two frames at a time, because small networks say where two views
-    are far better than where several of either place are; all depth is given, because it is known.
+    The calls end with the first one after which the check fails: for most places that only look alike that is the
+    first of all. Two frames at a time, because small networks say where two views are far better than where several
+    of either place are. What the map estimated is not told to the network: it would believe it, so that calls over
+    different places agreed with each other, and those over one place were off by what the estimate is.
 
     Args:
         engine: runs the network.
-        first, second: frames of the two places, in the order of the one that the result is about and its neighbours.
+        first: frames of one place: the one that the result is about, and its neighbours.
+        second: a frame of the other place.
         placements: per window where it is in the map.
         options: of ``infer``.
-        scale: whether the lengths of the windows may differ; then their ratio is that of the depths that meet.
+        scale: whether the lengths of the windows may differ; then those of each side are compared with the call's.
 
     Returns:
-        None where one of the first frames has no depth.
+        None where one of the frames has no depth.
     """
-    here, there = first[0], second[0]
-    if not here.reach or not there.reach:
+    here = first[0]
+    if not here.reach or not second.reach:
         return None
-    into_here = [_between(here, one, placements) for one in first]
-    into_there = [_between(there, one, placements) for one in second]
     said: list[Similarity] = []
-    pairs = product(zip(first, into_here, strict=True), zip(second, into_there, strict=True))
-    for (one, to_here), (other, to_there) in pairs:
-        back = to_there.inverse()
-        said.append(to_here @ _called(engine, one, other, options) @ back)
-        said.append(to_here @ _called(engine, other, one, options).inverse() @ back)
-        found = _judged(here, there, said, scale)
-        if not found.is_open:
-            break
-    return found
+    sides: list[tuple[float, float, float]] = []
+    for one in first:
+        into_here = _between(here, one, placements)
+        for reference, other in ((one, second), (second, one)):
+            found = _called(engine, reference, other, options, scale)
+            if found is None:
+                return None
+            relative, compared = found
+            said.append(into_here @ (relative if other is second else relative.inverse()))
+            # A neighbour sees less of the other place, and is there to agree.
+            sides += compared if one is here else [(agreement, 1.0, likeness) for agreement, _, likeness in compared]
+            judged = _judged(said, sides, here.reach)
+            if not judged.passed:
+                return judged
+    return judged
 
 
-def _judged(here: Sighting, there: Sighting, said: Sequence[Similarity], scale: bool) -> LoopCheck:
+def _judged(said: Sequence[Similarity], sides: Sequence[tuple[float, float, float]], reach: float) -> LoopCheck:
     """Return what the calls so far say together."""
-    relative, degrees, offset = _agreed(said, here.reach)
-    growth = 0.0
-    if scale:
-        relative, growth = _scaled(here, there, relative)
-    sides = zip(_compared(here, there, relative), _compared(there, here, relative.inverse()), strict=True)
-    agreement, overlap, likeness = map(min, sides)
-    return LoopCheck(relative, degrees, offset, agreement, overlap, likeness, here.reach, growth, len(said))
+    relative, degrees, offset = _agreed(said)
+    growth = float(np.std(np.log([one.scale for one in said])))
+    agreement, overlap, likeness = (min(values) for values in zip(*sides, strict=True))
+    return LoopCheck(relative, degrees, offset, agreement, overlap, likeness, reach, growth, len(said))
 
 
 def _between(one: Sighting, other: Sighting, placements: Mapping[int, Similarity] | Sequence[Similarity]) -> Similarity:
@@ -150,42 +143,47 @@ def _between(one: Sighting, other: Sighting, placements: Mapping[int, Similarity
     return first.inverse() @ second
 
 
-def _called(engine: Engine, reference: Sighting, other: Sighting, options: Mapping[str, Any]) -> Similarity:
-    """Return the transform from the camera of ``other`` into that of ``reference`` that the network predicts."""
+def _called(
+    engine: Engine, reference: Sighting, other: Sighting, options: Mapping[str, Any], scale: bool
+) -> tuple[Similarity, list[tuple[float, float, float]]] | None:
+    """Return the transform from the camera of ``other`` into that of ``reference`` that the network predicts, in the
+    lengths of their windows, and how its two sides compare; None where it predicts no depth."""
     views: Any = [reference.view, other.view]
-    first, second = (pose_of(view) for view in engine.infer(views, outputs=_OUTPUTS, **options))
-    return Similarity.of_pose(first).inverse() @ Similarity.of_pose(second)
+    predictions = engine.infer(views, outputs=_OUTPUTS, **options)
+    here, there = (KnownFrame.of(prediction, Similarity.identity()) for prediction in predictions)
+    relative = Similarity.of_pose(here.pose).inverse() @ Similarity.of_pose(there.pose)
+    one, two = (
+        replace(side, depth=np.where(known.mask, known.points[..., 2], 0).astype(np.float32))
+        for side, known in ((reference, here), (other, there))
+    )
+    if not one.reach or not two.reach:
+        return None
+    compared = [_compared(one, two, relative), _compared(two, one, relative.inverse())]
+    if scale:
+        lengths = _size(reference.depth, one.depth), _size(other.depth, two.depth)
+        relative = Similarity(relative.rotation, relative.translation * lengths[0], lengths[0] / lengths[1])
+    return relative, compared
 
 
-def _agreed(said: Sequence[Similarity], reach: float) -> tuple[Similarity, float, float]:
-    """Return the mean of those transforms that agree with most others, and by how much all differ from it, in the
-    median: degrees, and lengths."""
-    turns = np.array([[_degrees(a, b) for b in said] for a in said])
-    offsets = np.array([[float(np.linalg.norm(a.translation - b.translation)) for b in said] for a in said])
-    distance = turns / MOST_DEGREES + offsets / (MOST_OFFSET * reach)
-    centre = int(np.argmin(np.minimum(distance, 4).sum(axis=1)))
-    near = np.flatnonzero(distance[centre] <= np.median(distance[centre]))
-    tangents = [(said[centre].inverse() @ said[index]).log() for index in near.tolist()]
-    mean = said[centre] @ Similarity.exp(np.mean(tangents, axis=0))
-    degrees = float(np.median([_degrees(mean, one) for one in said]))
-    offset = float(np.median([np.linalg.norm(mean.translation - one.translation) for one in said]))
+def _size(depth: Array, of_call: Array) -> float:
+    """Return by how much the depth of a frame is larger in its window than in a call: the median over its pixels."""
+    both = (depth > 0) & (of_call > 0)
+    return float(np.median(depth[both] / of_call[both])) if np.count_nonzero(both) >= _FEW else 1.0
+
+
+def _agreed(said: Sequence[Similarity]) -> tuple[Similarity, float, float]:
+    """Return the mean of transforms, and by how much two of them differ at most: degrees, and lengths."""
+    tangents = [(said[0].inverse() @ one).log() for one in said]
+    mean = said[0] @ Similarity.exp(np.mean(tangents, axis=0))
+    pairs = list(combinations(said, 2))
+    degrees = max((_degrees(one, other) for one, other in pairs), default=0.0)
+    offset = max((float(np.linalg.norm(one.translation - other.translation)) for one, other in pairs), default=0.0)
     return mean, degrees, offset
 
 
 def _degrees(one: Similarity, other: Similarity) -> float:
     cosine = (float(np.sum(one.rotation * other.rotation)) - 1) / 2
     return math.degrees(math.acos(min(max(cosine, -1.0), 1.0)))
-
-
-def _scaled(here: Sighting, there: Sighting, relative: Similarity) -> tuple[Similarity, float]:
-    """Return the transform with the scale by which depths of both sides meet, and the spread of its logarithm."""
-    logarithms = np.concatenate([_met(here, there, relative)[0], -_met(there, here, relative.inverse())[0]])
-    near = logarithms[np.abs(logarithms) < math.log(1.5)]
-    if not near.size:
-        return relative, 1.0
-    middle = float(np.median(near))
-    spread = float(np.median(np.abs(near - middle)))
-    return Similarity(relative.rotation, relative.translation, relative.scale * math.exp(middle)), spread
 
 
 def _compared(here: Sighting, there: Sighting, relative: Similarity) -> tuple[float, float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,25 +13,32 @@ from ..frames import Frame, KnownFrame
 from ..similarity import Similarity
 from .check import LoopCheck, check_loop
 from .places import Places
-from .pose_graph import Edge, solve
-from .sightings import Sighting, Sightings
+from .pose_graph import Edge, solve, sparse_matrices
+from .sightings import Sightings
 
 if TYPE_CHECKING:
     from ...engine import Engine
 
-LEAST_SCORE = 0.15
+LEAST_SCORE = 0.25
 """Of candidates that are checked."""
-_EVERY = 3
+EVERY = 3
 """Frames from one that may be recognised to the next."""
-_AWAY = 40
+AWAY = 40
 """Frames that lie between the two visits of a place at least."""
-_CHECKS = 2
-"""Most candidates of a window that are checked."""
-WINDOW_DEVIATIONS = (0.05, 0.08, 0.04)
+_CALLS = 4
+"""Of a window, after which no further candidate of it is checked: as many as a loop takes."""
+_NEARBY = 9
+"""Frames from a pair that was checked, within which another is not, ..."""
+_CLEARLY = 0.1
+"""... unless it looks more alike by this much."""
+_SOLVED = 20
+"""Loops are solved for together when as many windows came since the last time as one in so many."""
+WINDOW_DEVIATIONS = (0.06, 0.08, 0.1)
 """How uncertain a window is beside the one before: radians, lengths over the path and the depth of the window, and of
 the logarithm of the scale."""
-_LEAST = (0.01, 0.02, 0.02)
-"""The same of a loop whose calls happen to agree, its lengths over the depth alone."""
+_LEAST = (0.05, 0.06, 0.05)
+"""The same of a loop at least, its lengths over the depth alone: calls that agree may err together, by that much in the
+median of held-out walks with ``preset:nano``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +79,10 @@ class LoopCloser:
         self._window_edges: list[Edge] = []
         self._loops: list[tuple[Loop, Edge]] = []
         self._believed: list[bool] = []
-        self._latest = -1
+        self._checked: list[tuple[float, int, int]] = []
+        self._latest = -EVERY
+        self._solved_at = self._unsolved = 0
+        sparse_matrices()  # here, so that it is not a frame in the middle that waits for it
 
     @property
     def loops(self) -> list[Loop]:
@@ -90,6 +100,7 @@ class LoopCloser:
         *,
         joined: bool,
         scale: bool,
+        fixed: Collection[int] = (),
     ) -> list[Similarity] | None:
         """Take the latest window in, and look for its frames among those before.
 
@@ -101,45 +112,69 @@ class LoopCloser:
             placements: per window where it is in the map.
             joined: whether it shares frames with the window before.
             scale: whether windows may have different lengths.
+            fixed: windows that stay; the first one by default.
 
         Returns:
-            Where the windows are now, or None where no loop was found.
+            Where the windows are now, or None where they stay.
         """
         if joined and window and not any(edge.j == window for edge in self._window_edges[-1:]):
             self._window_edges.append(_window_edge(window, frames, placements))
-        found = False
-        for score, second, first in self._candidates(window, frames):
-            found |= self._check(score, first, second, placements, scale)
-        return self._solved(placements, scale) if found else None
+        calls = 0
+        for score, first, second in self._candidates(window, frames):
+            if calls >= _CALLS:
+                break
+            calls += self._check(score, first, second, placements, scale)
+        since = len(placements) - self._solved_at
+        return self.solved(placements, scale=scale, fixed=fixed) if since * _SOLVED >= len(placements) else None
 
-    def _candidates(self, window: int, frames: Sequence[tuple[Frame, KnownFrame]]) -> list[tuple[float, int, int]]:
-        """Keep the frames, and return scores and numbers of those to be checked, the most alike first."""
-        candidates = []
-        for frame, known in frames:
-            if frame.number > self._latest:
-                self._places.add(frame.number, frame.encoded.features.patches)
-                self._latest = frame.number
-            if frame.number % _EVERY == 0:
-                self._sightings.add(frame, window, known)
-                candidates += [
-                    (one.score, frame.number, one.number - one.number % _EVERY)
-                    for one in self._places.search(away=_AWAY, count=2)
-                    if one.score >= LEAST_SCORE and one.number - one.number % _EVERY in self._sightings
-                ]
-        return sorted(candidates, key=lambda one: (-one[0], *one[1:]))[:_CHECKS]
+    def solved(
+        self, placements: Sequence[Similarity], *, scale: bool, fixed: Collection[int] = ()
+    ) -> list[Similarity] | None:
+        """Return where the windows are with all loops, or None where there are no new ones; as :meth:`add_window`."""
+        if not self._unsolved:
+            return None
+        edges = [*self._window_edges, *(edge for _, edge in self._loops)]
+        solution = solve(placements, edges, scale=scale, fixed=fixed or (0,))
+        self._believed = solution.believed[len(self._window_edges) :].tolist()
+        self._solved_at, self._unsolved = len(placements), 0
+        return solution.nodes
 
     def close(self) -> None:
         """Remove what was kept on disk."""
         self._sightings.close()
 
-    def _check(self, score: float, first: int, second: int, placements: Sequence[Similarity], scale: bool) -> bool:
-        one_side, other_side = self._side(first), self._side(second)
-        here, there = one_side[0], other_side[0]
+    def _candidates(self, window: int, frames: Sequence[tuple[Frame, KnownFrame]]) -> list[tuple[float, int, int]]:
+        """Keep some of the frames, and return scores and numbers of pairs to be checked, the most alike first."""
+        candidates = []
+        for frame, known in frames:
+            if frame.number < self._latest + EVERY:
+                continue
+            self._latest = frame.number
+            self._places.add(frame.number, frame.encoded.features.patches)
+            self._sightings.add(frame, window, known)
+            candidates += [
+                (one.score, frame.number, one.number)
+                for one in self._places.search(away=AWAY, count=2)
+                if one.score >= LEAST_SCORE
+            ]
+        return sorted(candidates, key=lambda one: (-one[0], *one[1:]))
+
+    def _check(self, score: float, first: int, second: int, placements: Sequence[Similarity], scale: bool) -> int:
+        """Check a pair, unless one nearby was, and keep it if it is a loop; returns how many calls that took."""
+        self._checked = [one for one in self._checked if one[1] >= first - _NEARBY]
+        if any(
+            score < before + _CLEARLY and abs(first - one) <= _NEARBY and abs(second - other) <= _NEARBY
+            for before, one, other in self._checked
+        ):
+            return 0
+        here, there = self._sightings.read(first), self._sightings.read(second)
         if here.window == there.window:
-            return False
-        check = check_loop(self._engine, one_side, other_side, placements, self._options, scale=scale)
+            return 0
+        beside = [self._sightings.read(number) for number in self._sightings.beside(first)]
+        check = check_loop(self._engine, [here, *beside], there, placements, self._options, scale=scale)
+        self._checked.append((score, first, second))
         if check is None or not check.passed:
-            return False
+            return 0 if check is None else check.calls
         into_window, from_window = Similarity.of_pose(here.pose), Similarity.of_pose(there.pose).inverse()
         turn = max(np.radians(check.degrees), _LEAST[0])
         lever = float(np.linalg.norm(there.pose[:3, 3]))
@@ -154,18 +189,8 @@ class LoopCloser:
         )
         self._loops.append((Loop(first, second, score, check), edge))
         self._believed.append(True)
-        return True
-
-    def _side(self, number: int) -> list[Sighting]:
-        """A frame that was kept, and the one next to it, if there is any."""
-        beside = [one for one in (number + _EVERY, number - _EVERY) if one in self._sightings]
-        return [self._sightings.read(one) for one in (number, *beside[:1])]
-
-    def _solved(self, placements: Sequence[Similarity], scale: bool) -> list[Similarity]:
-        edges = [*self._window_edges, *(edge for _, edge in self._loops)]
-        solution = solve(placements, edges, scale=scale)
-        self._believed = solution.believed[len(self._window_edges) :].tolist()
-        return solution.nodes
+        self._unsolved += 1
+        return check.calls
 
 
 def _window_edge(window: int, frames: Sequence[tuple[Frame, KnownFrame]], placements: Sequence[Similarity]) -> Edge:

@@ -13,7 +13,7 @@ Float64 = NDArray[np.float64]
 
 CHANNELS = 24
 """Directions of the patch tokens that a descriptor is made of; it has ``CHANNELS * (CHANNELS + 1) / 2`` numbers."""
-LEARNED_FROM = 64
+LEARNED_FROM = 24
 """Frames at the beginning that the directions are learned from."""
 _TOKENS = 128
 """Most patch tokens of a frame that its descriptor is made of, evenly chosen."""
@@ -140,14 +140,14 @@ class Places:
     def _scores(self) -> Float64:
         """Return the cosine between the latest descriptor and each one, (N,)."""
         count = len(self._numbers)
-        mean = self._sum / count
-        deviation = np.sqrt(np.maximum(self._squares / count - mean * mean, _EPSILON))
+        middle = self._sum / count
+        variance = np.maximum(self._squares / count - middle * middle, _EPSILON)
+        mean, factor = middle.astype(np.float32), (1 / np.sqrt(variance)).astype(np.float32)
 
-        def standard(block: Array) -> Float64:
-            values = (block - mean) / deviation
-            unit: Float64 = values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), _EPSILON)
-            return unit
+        def standard(block: Array) -> Array:
+            values = (block - mean) * factor
+            return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), np.float32(_EPSILON))
 
         latest = standard(self._blocks[-1][(count - 1) % _BLOCK])
         used = [block[: count - start] for start, block in zip(range(0, count, _BLOCK), self._blocks, strict=True)]
-        return np.concatenate([standard(block) @ latest for block in used])
+        return np.concatenate([standard(block) @ latest for block in used]).astype(np.float64)

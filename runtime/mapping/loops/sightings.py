@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ _AROUND = 4
 """Pixels to each side that brightness is averaged over."""
 _IN_MEMORY = 12
 """Sightings that are kept in memory once they were read."""
+_STRAIGHT = 1e-5
+"""Of rays: from which difference on a camera is none that intrinsics describe."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,8 @@ class Sighting:
         pose: (4, 4) float64, camera-to-world in the frame of the window.
         depth: (H, W) float32, z, 0 where it is not sure.
         intrinsics: (3, 3).
-        view: what the network gets of it: the features of its image, its rays and this depth, but no pose.
+        view: what the network gets of it: the features of its image, and what came with it but for its pose.
+        brightness: of its image (H, W), each pixel the mean of those around it: points are never exactly placed.
     """
 
     number: int
@@ -42,16 +45,7 @@ class Sighting:
     depth: NDArray[np.float32]
     intrinsics: Array
     view: PreparedView
-
-    @cached_property
-    def brightness(self) -> NDArray[np.float64]:
-        """Of its image (H, W), each pixel the mean of those around it: points are never exactly placed."""
-        gray = self.view.normalized[0].astype(np.float64).mean(axis=0)
-        for axis in (0, 1):
-            edges = [(_AROUND, _AROUND) if axis == other else (0, 0) for other in (0, 1)]
-            padded = np.pad(gray, edges, mode="reflect")
-            gray = np.lib.stride_tricks.sliding_window_view(padded, 2 * _AROUND + 1, axis=axis).mean(axis=-1)
-        return gray
+    brightness: Array
 
     @property
     def reach(self) -> float:
@@ -80,27 +74,31 @@ class Sightings:
             window: its number.
             known: what the window saw, in the frame and the lengths of the window.
         """
-        view = frame.view
-        rays = view.rays
-        if rays is None:
-            _, height, width = view.shape
-            rays = geometry.rays_from_intrinsics(known.intrinsics[None].astype(np.float32), height, width)
-        features = frame.encoded.features
+        view, features = frame.view, frame.encoded.features
         arrays: dict[str, Any] = {
-            "image": view.image,
-            "rays": rays,
+            "brightness": _brightness(view.normalized[0]).astype(np.float16),
+            "depth": known.sure_depth,
             "patches": features.patches,
-            # What came with the frame goes before what the window saw.
-            "depth": known.sure_depth if view.distance is None else (view.distance[..., 0] * rays[..., 2])[0],
             "pose": known.pose,
             "intrinsics": known.intrinsics,
-            "norm": np.array(view.data_norm_type),
             "metric": view.is_metric,
         }
+        if view.rays is not None:
+            camera = geometry.intrinsics_from_rays(view.rays)
+            straight = np.abs(geometry.rays_from_intrinsics(camera, *view.shape[1:]) - view.rays).max() < _STRAIGHT
+            arrays |= {"camera": camera} if straight else {"rays": view.rays}
+        if view.distance is not None:
+            arrays["distance"] = view.distance
         if features.extra is not None:
             arrays["extra"] = features.extra
         np.savez(self._path(frame.number), **arrays)
         self._windows[frame.number] = window
+
+    def beside(self, number: int) -> list[int]:
+        """Return the frame that was kept before a frame, or the one after it; empty where there is neither."""
+        kept = list(self._windows)
+        index = kept.index(number)
+        return kept[index - 1 : index] if index else kept[1:2]
 
     def read(self, number: int) -> Sighting:
         """Return a frame that was kept (KeyError)."""
@@ -119,12 +117,25 @@ class Sightings:
         window = self._windows[number]
         with np.load(self._path(number), allow_pickle=False) as file:
             arrays = dict(file)
+        depth, rays = arrays["depth"], arrays.get("rays")
+        if "camera" in arrays:
+            rays = geometry.rays_from_intrinsics(arrays["camera"], *depth.shape)
         view = PreparedView(
-            arrays["image"],
+            np.broadcast_to(np.float32(0), (1, 3, *depth.shape)),  # its features are there
             arrays["metric"],
-            rays=arrays["rays"],
-            distance=geometry.depth_along_ray(arrays["depth"][None], arrays["rays"]),
+            rays=rays,
+            distance=arrays.get("distance"),
             features=ImageFeatures(arrays["patches"], arrays.get("extra")),
-            data_norm_type=str(arrays["norm"]),
         )
-        return Sighting(number, window, arrays["pose"], arrays["depth"], arrays["intrinsics"], view)
+        brightness = arrays["brightness"].astype(np.float64)
+        return Sighting(number, window, arrays["pose"], depth, arrays["intrinsics"], view, brightness)
+
+
+def _brightness(normalized: Array) -> NDArray[np.float64]:
+    """Return the brightness (H, W) of an image (3, H, W), averaged around each pixel."""
+    gray = normalized.astype(np.float64).mean(axis=0)
+    for axis in (0, 1):
+        edges = [(_AROUND, _AROUND) if axis == other else (0, 0) for other in (0, 1)]
+        padded = np.pad(gray, edges, mode="reflect")
+        gray = np.lib.stride_tricks.sliding_window_view(padded, 2 * _AROUND + 1, axis=axis).mean(axis=-1)
+    return gray

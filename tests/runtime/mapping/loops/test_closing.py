@@ -86,6 +86,8 @@ def test_frames_that_only_look_like_earlier_ones_change_nothing(visits: tuple[Wa
     engine._err = err
     found = mapped(engine, truth, loops=True)
     assert found.loops == []
+    checks = [call for call in engine.calls if len(call.views) == 2]
+    assert 0 < len(checks) <= found.summary["windows"]  # most end with the first call, and none is repeated nearby
     plain = mapped(RevisitingEngine(truth, looks), truth, loops=False)
     np.testing.assert_array_equal(found.poses, plain.poses)
 
@@ -95,6 +97,28 @@ def test_given_poses_need_no_loops(visits: tuple[Walk, list[int]]) -> None:
     found = mapped(RevisitingEngine(truth, places), truth, "kdp", loops=True)
     assert found.loops == []
     np.testing.assert_allclose(found.poses, truth.poses, atol=0.1)
+
+
+@pytest.mark.slow
+def test_windows_in_the_world_of_given_poses_stay_when_a_later_submap_meets_them(
+    visits: tuple[Walk, list[int]],
+) -> None:
+    truth, places = visits
+    views = [truth.view(number, "kdp" if 56 <= number < PLACES else "kd") for number in range(2 * PLACES)]
+    views[PLACES]["img"] = np.zeros_like(views[PLACES]["img"])  # a break: the poses are of no use afterwards
+    engine: Any = RevisitingEngine(truth, places)
+    maps = []
+    for loops in (False, True):
+        mapper = Mapper(engine, window=12, overlap=4, transform="rigid", mask_edges=False, loops=loops)
+        for view in views:
+            mapper.add(view)
+        mapper.finish()
+        maps.append(mapper)
+    without, found = maps
+    assert any(loop.second < 56 and loop.believed for loop in found.loops)
+    np.testing.assert_allclose(found.poses[:PLACES], without.poses[:PLACES], atol=1e-9)
+    off = [np.linalg.norm((mapper.poses - truth.poses)[-1, :3, 3]) for mapper in maps]
+    assert off[1] < 0.7 * off[0]
 
 
 def test_loops_are_wanted_or_not(monkeypatch: pytest.MonkeyPatch, visits: tuple[Walk, list[int]]) -> None:
