@@ -225,7 +225,7 @@ class Scene(SceneArrays):
             raise InputError(f"{name}: made_by is not what Scene.save writes; save the scene again")
         values["made_by"] = str(made_by)
         values["names"] = [str(each) for each in values["names"]]
-        return cls(**values)
+        return cls(**values, copy=False)
 
 
 def _is(value: Any, kind: type) -> bool:

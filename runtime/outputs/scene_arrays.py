@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -51,8 +51,9 @@ def leave_out_what_is_not_finite(
     if not (all_finite(points) and all_finite(depth)):
         mask &= np.isfinite(points).all(axis=-1)
         mask &= np.isfinite(depth)
-    zero_outside(points, mask[..., None])
-    zero_outside(depth, mask)
+    for view, is_valid in enumerate(mask):
+        zero_outside(points[view], is_valid[..., None])
+        zero_outside(depth[view], is_valid)
     if not all_finite(confidence):
         np.nan_to_num(confidence, copy=False, nan=0.0)
 
@@ -60,6 +61,9 @@ def leave_out_what_is_not_finite(
 @dataclass(eq=False)
 class SceneArrays:
     """The arrays of a :class:`~.scene.Scene`, which describes them.
+
+    Args:
+        copy: whether arrays are copied. If not, those of the right type become the scene's, which writes into them.
 
     Raises:
         InputError: arrays whose shapes do not fit together.
@@ -80,8 +84,9 @@ class SceneArrays:
     sources: tuple[StoredView | None, ...] = ()
     times: NDArray[np.float64] | None = None
     made_by: str = ""
+    copy: InitVar[bool] = True
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, copy: bool) -> None:
         sizes: dict[str, int] = {}
         for name, shape in SHAPES.items():
             array = np.asarray(getattr(self, name))
@@ -95,8 +100,8 @@ class SceneArrays:
                 )
             sizes.update((s, n) for s, n in zip(shape, array.shape, strict=True) if isinstance(s, str))
             # What is computed anew below needs no copy; the others must not stay the caller's arrays.
-            copy = name in ("colors", "intrinsics", "poses")
-            setattr(self, name, array.astype(self.dtype_of(name), copy=copy))
+            own = copy and name in ("colors", "intrinsics", "poses")
+            setattr(self, name, array.astype(self.dtype_of(name), copy=own))
         known = ("original_pixels", (3, 3), np.float64), ("original_sizes", (2,), np.int64), ("times", (), np.float64)
         for name, rest, kind in known:
             if getattr(self, name) is not None:
@@ -112,7 +117,7 @@ class SceneArrays:
         if len(self.names) != sizes["V"]:
             raise InputError(f"scene: {len(self.names)} names for {sizes['V']} views; give one name per view")
         for name in ("points", "depth", "confidence", "mask"):
-            setattr(self, name, np.array(getattr(self, name), order="C"))
+            setattr(self, name, np.array(getattr(self, name), order="C", copy=copy or None))
         leave_out_what_is_not_finite(self.points, self.depth, self.confidence, self.mask)
         self.metric_scale = float(self.metric_scale)
 

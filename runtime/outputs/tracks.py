@@ -110,6 +110,7 @@ def _merged(
     keys, sums, singles = [], [], []
     for view, mask in enumerate(keep):
         points = scene.points[view][mask].astype(np.float64) - centre
+        # Exact numbers, and not the hashes of viewer/thinning.py: a mean over two voxels would be a point nowhere.
         cells = np.floor(points / size)
         inside = (np.abs(cells) < 2**_AXIS_BITS).all(axis=-1)
         if voxel is not None and not inside.all():

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
 import threading
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from importlib.resources import files
 from typing import Any, ClassVar
 
 from mapengine.runtime.bundle.requests import AnySize
 from mapengine.runtime.errors import InputError
 
-from ..pages.scene_routes import SHARED_PARTS, SceneHandler, colors, result_section, scene_routes
+from ..pages.scene_routes import SHARED_PARTS, SceneHandler, scene_page, scene_routes
 from ..pages.server import CONNECTIONS_PER_PAGE, POLICY, PageServer, Refused, Routes
 from ..pages.shown_scene import ShownScene
 from .call import CallOptions
@@ -54,7 +52,6 @@ class AppServer(PageServer):
         requests = engine.manifest.requests
         sizes = requests.sizes
         facts = {
-            "title": engine.label,
             "where": engine.where,
             "remark": self.remark,
             "views": {"min": requests.views.min, "max": requests.views.max},
@@ -63,15 +60,8 @@ class AppServer(PageServer):
             "sides": [sizes.min, sizes.max, sizes.multiple] if isinstance(sizes, AnySize) else None,
             "limits": {"files": limits.files, "size": limits.size, "pixels": limits.pixels},
             "suffixes": accepted_suffixes(),
-            "colors": colors(),
         }
-        parts = {
-            "TITLE": html.escape(engine.label),
-            "FACTS": json.dumps(facts).replace("<", "\\u003c"),
-            "RESULT": result_section(),
-        }
-        template = (files(__package__) / "page" / "page.html").read_text(encoding="utf-8")
-        return re.sub(r"\{\{(TITLE|FACTS|RESULT)\}\}", lambda found: parts[found[1]], template).encode()
+        return scene_page(__package__, engine.label, facts)
 
 
 class _Handler(SceneHandler):

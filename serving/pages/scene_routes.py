@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
+from collections.abc import Mapping
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
@@ -54,7 +57,7 @@ class SceneHandler(PageHandler):
         self.file(path, "application/octet-stream", **{"Content-Disposition": f'attachment; filename="{path.name}"'})
 
 
-SHARED_PARTS: Routes = [(r"/(?P<name>result\.js|page\.css)", SceneHandler.shared_part)]
+SHARED_PARTS: Routes = [(r"/(?P<name>ask\.js|result\.js|page\.css)", SceneHandler.shared_part)]
 
 
 def scene_routes(prefix: str = "") -> Routes:
@@ -68,11 +71,25 @@ def scene_routes(prefix: str = "") -> Routes:
     ]
 
 
-def result_section() -> str:
-    """Return the part of a page that shows a scene, as HTML."""
-    return (files(__package__) / "page" / "result.html").read_text(encoding="utf-8").strip()
+def scene_page(package: str, title: str, facts: Mapping[str, Any]) -> bytes:
+    """Return a page that shows scenes: the frame that all have, around the body of a package.
+
+    Args:
+        package: has ``page/body.html``, in which ``{{RESULT}}`` stands for the part that shows a scene, and
+            ``page/main.js``.
+        facts: what the page has to know beside its title and the colours of depth and confidence.
+    """
+    known = {"title": title, "colors": {"depth": DEPTH_STOPS, "confidence": CONFIDENCE_STOPS}, **facts}
+    body = _fill(
+        _part(package, "body.html"), TITLE=html.escape(title), RESULT=_part(__package__, "result.html").strip()
+    )
+    described = json.dumps(known).replace("<", "\\u003c")
+    return _fill(_part(__package__, "frame.html"), TITLE=html.escape(title), BODY=body, FACTS=described).encode()
 
 
-def colors() -> dict[str, Any]:
-    """Return the colours that depth and confidence are drawn in, from low to high."""
-    return {"depth": DEPTH_STOPS, "confidence": CONFIDENCE_STOPS}
+def _part(package: str, name: str) -> str:
+    return (files(package) / "page" / name).read_text(encoding="utf-8")
+
+
+def _fill(template: str, **parts: str) -> str:
+    return re.sub(rf"\{{\{{({'|'.join(parts)})\}}\}}", lambda found: parts[found[1]], template)

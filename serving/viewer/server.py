@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import html
-import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any, ClassVar
 
 from mapengine.runtime import Scene
 from mapengine.runtime.outputs.viewer.levels import FIRST_POINTS
 
 from ..pages.own_folder import own_folder
-from ..pages.scene_routes import SHARED_PARTS, SceneHandler, colors, result_section, scene_routes
+from ..pages.scene_routes import SHARED_PARTS, SceneHandler, scene_page, scene_routes
 from ..pages.server import POLICY, PageServer, Routes
 from ..pages.shown_scene import ShownScene
 
@@ -54,14 +50,7 @@ class ViewServer(PageServer):
 
     def page(self) -> bytes:
         """Return the page, with what it has to know."""
-        facts = {"title": self.title, "colors": colors(), "result": {**self.shown.facts(), "number": 0}}
-        parts = {
-            "TITLE": html.escape(self.title),
-            "FACTS": json.dumps(facts).replace("<", "\\u003c"),
-            "RESULT": result_section(),
-        }
-        template = (files(__package__) / "page" / "page.html").read_text(encoding="utf-8")
-        return re.sub(r"\{\{(TITLE|FACTS|RESULT)\}\}", lambda found: parts[found[1]], template).encode()
+        return scene_page(__package__, self.title, {"result": {**self.shown.facts(), "number": 0}})
 
 
 class _Handler(SceneHandler):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ...system.machine import usable_processors
 from ..scene_arrays import SceneArrays, selected_pixels
 from .quantization import Block, confidence_ranks, quantize
 from .thinning import levels, thin, usual_spacing
@@ -22,6 +25,7 @@ _IMAGE_BYTES = 2_000_000
 """For the images of all cameras."""
 _IMAGE_WIDTHS = (320, 240, 160, 96)
 _FRUSTUM = 0.12  # of the median depth
+_SAMPLED = 20_000  # points by which their middle and their usual depth are told
 _INSIDE = 0.2  # of the median distance of the points, that their middle is away from the cameras at least
 
 
@@ -170,7 +174,9 @@ def cameras(scene: SceneArrays, origin: NDArray[np.float64]) -> list[dict[str, A
 
 def frustum_depth(scene: SceneArrays) -> float:
     """Return how deep a frustum is drawn: a share of the usual depth."""
-    valid = scene.depth[scene.mask & (scene.depth > 0)]
+    step = max(1, scene.depth.size // _SAMPLED)
+    depth = scene.depth.reshape(-1)[::step]
+    valid = depth[scene.mask.reshape(-1)[::step] & (depth > 0)]
     return _FRUSTUM * float(np.median(valid)) if valid.size else 0.1
 
 
@@ -188,10 +194,10 @@ def first_look(scene: SceneArrays, points: PointSet) -> dict[str, Any]:
     up = _unit(-poses[:, :3, 1].mean(axis=0), np.array([0.0, -1.0, 0.0]))
     ahead = _unit(poses[:, :3, 2].mean(axis=0), poses[0, :3, 2])
     eye = centres.mean(axis=0)
-    target = np.median(points.points, axis=0) if len(points.points) else eye + ahead
-    if len(points.points):
+    some = points.points[:: max(1, len(points.points) // _SAMPLED)]
+    target = np.median(some, axis=0) if len(some) else eye + ahead
+    if len(some):
         # Cameras that look around themselves stand in the middle of what they see.
-        some = points.points[:: max(1, len(points.points) // 10_000)]
         distance = float(np.median(np.linalg.norm(some - eye, axis=1)))
         if np.linalg.norm(target - eye) < _INSIDE * distance:
             target = eye + distance * ahead
@@ -221,7 +227,8 @@ def _unit(vector: NDArray[np.float64], otherwise: NDArray[np.float64]) -> NDArra
 def _images(colors: NDArray[np.uint8]) -> list[str]:
     """JPEGs as ``data:`` addresses, smaller ones where there are many."""
     for width in _IMAGE_WIDTHS:
-        images = [_jpeg(image, width) for image in colors]
+        with ThreadPoolExecutor(usable_processors()) as threads:
+            images = list(threads.map(_jpeg, colors, repeat(width)))
         if sum(map(len, images)) <= _IMAGE_BYTES:
             break
     return [f"data:image/jpeg;base64,{base64.b64encode(image).decode()}" for image in images]

@@ -8,6 +8,7 @@ and z, then red - green, green, blue - green, and the rank of the confidence. Di
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ _SAMPLED = 2_000
 _MOST_SORTED = 2_000_000
 """Of more values, so many tell the ranks of all."""
 _BLOCK = 2**16
+_LOW_BYTE = 0 if sys.byteorder == "little" else 1
+_CELLS = 2**14
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +71,27 @@ def confidence_ranks(confidence: NDArray[np.float32]) -> tuple[NDArray[np.uint8]
     some = np.sort(confidence[:: max(1, len(confidence) // _MOST_SORTED)])
     limits = some[np.linspace(0, len(some) - 1, RANKS).astype(np.intp)].astype(np.float32)
     ranks = np.empty(len(confidence), np.uint8)
+    # Most values lie in one of many equal cells in which no rank begins: a look-up tells theirs, a search the others'.
+    low, high = float(limits[1]), float(limits[-2])
+    scale = _CELLS / (high - low) if high > low else 0.0
+    begins = _cells(limits, low, scale)
+    of_cell = (np.searchsorted(begins, np.arange(_CELLS + 1), side="right") - 1).clip(0).astype(np.uint8)
+    is_mixed = np.zeros(_CELLS + 1, np.bool_)
+    is_mixed[begins] = True
     for start in range(0, len(confidence), _BLOCK):
         own = confidence[start : start + _BLOCK]
-        ranks[start : start + len(own)] = (np.searchsorted(limits, own, side="right") - 1).clip(0)
+        cells = _cells(own, low, scale)
+        found = of_cell.take(cells)
+        mixed = np.flatnonzero(is_mixed.take(cells))
+        found[mixed] = (np.searchsorted(limits, own.take(mixed), side="right") - 1).clip(0)
+        ranks[start : start + len(own)] = found
     return ranks, limits
+
+
+def _cells(values: NDArray[np.float32], low: float, scale: float) -> NDArray[np.intp]:
+    """The cells of values, in their order: a larger value is in no lower cell."""
+    places = (values.astype(np.float64) - low) * scale
+    return places.clip(0, _CELLS).astype(np.intp)
 
 
 def quantize(
@@ -86,33 +106,40 @@ def quantize(
         of_level = np.flatnonzero(levels == level)
         of_level = of_level[np.argsort(views[of_level], kind="stable")]
         for chosen in np.split(of_level, np.flatnonzero(np.diff(views[of_level])) + 1):
-            places = points[chosen].astype(np.float64)
+            places = np.ascontiguousarray(points.take(chosen, axis=0).T)
             far = _is_far(places)
-            for part in (~far, far):
-                if part.any():
-                    own = chosen[part]
-                    yield _block(places[part], colors[own], ranks[own], int(views[own[0]]), int(level))
+            for part in (~far, far) if far.any() else (slice(None),):
+                own = chosen[part]
+                if len(own):
+                    shades = np.ascontiguousarray(colors.take(own, axis=0).T)
+                    yield _block(places[:, part], shades, ranks.take(own), int(views[own[0]]), int(level))
 
 
-def _is_far(points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    low, high = np.percentile(points[:: max(1, len(points) // _SAMPLED)], (5, 95), axis=0)
+def _is_far(points: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Which of the points (3, N) lie far from the others."""
+    sample = points[:, :: max(1, points.shape[1] // _SAMPLED)].astype(np.float64)
+    low, high = np.percentile(sample, (5, 95), axis=1)
     reach = _FAR * max(float(np.max(high - low)), 1e-9)
-    return np.asarray(((points < low - reach) | (points > high + reach)).any(axis=1))
+    far = np.zeros(points.shape[1], np.bool_)
+    for axis, least, most in zip(points, low - reach, high + reach, strict=True):
+        if axis.min() < least or axis.max() > most:
+            far |= (axis < least) | (axis > most)
+    return far
 
 
 def _block(
-    points: NDArray[np.float64], colors: NDArray[np.uint8], ranks: NDArray[np.uint8], view: int, level: int
+    points: NDArray[np.floating], colors: NDArray[np.uint8], ranks: NDArray[np.uint8], view: int, level: int
 ) -> Block:
-    low = points.min(axis=0)
-    size = points.max(axis=0) - low
+    """The block of points (3, N) with colours (3, N)."""
+    low = points.min(axis=1).astype(np.float64)
+    size = points.max(axis=1) - low
     size[size == 0] = 1
-    steps = np.rint((points - low) / size * _STEPS).astype(np.int64)
     planes = []
-    for axis in steps.T:
-        differences = np.diff(axis, prepend=0)
-        wrapped = (differences + 2**15) % 2**16 - 2**15
-        folded = np.where(wrapped < 0, -2 * wrapped - 1, 2 * wrapped).astype(np.uint16)
-        planes += [(folded & 255).astype(np.uint8), (folded >> 8).astype(np.uint8)]
-    red, green, blue = colors.T
+    for axis, least, extent in zip(points, low.tolist(), size.tolist(), strict=True):
+        steps = np.rint((axis - least) * (_STEPS / extent)).astype(np.uint16)
+        differences = np.diff(steps, prepend=np.uint16(0)).view(np.int16)  # modulo 2**16
+        folded = ((differences << 1) ^ (differences >> 15)).view(np.uint8).reshape(-1, 2)
+        planes += [folded[:, _LOW_BYTE], folded[:, 1 - _LOW_BYTE]]
+    red, green, blue = colors
     planes += [np.diff(plane, prepend=np.uint8(0)) for plane in (red - green, green, blue - green, ranks)]
-    return Block(view, level, low, size, len(points), b"".join(plane.tobytes() for plane in planes))
+    return Block(view, level, low, size, points.shape[1], b"".join(plane.tobytes() for plane in planes))

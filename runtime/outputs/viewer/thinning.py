@@ -108,7 +108,7 @@ def _winners(points: NDArray[np.floating], ranks: NDArray[np.uint8], edge: float
 
 def _slots(points: NDArray[np.floating], edge: float) -> Iterator[tuple[int, NDArray[np.intp]]]:
     """The slots (N,) of the voxels of points, block by block, and where each block begins. Cubes are centred at
-    multiples of the edge."""
+    multiples of the edge. Hashes are fast enough for each of several tries, where tracks.py needs exact voxels once."""
     scale = points.dtype.type(1 / edge)
     for start in range(0, len(points), _BLOCK):
         block = points[start : start + _BLOCK] * scale

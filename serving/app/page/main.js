@@ -1,5 +1,6 @@
 // The page of the app: what is uploaded, what is asked for, and what came of it. It asks this server alone.
 
+import { ask as askServer } from "./ask.js";
 import { Files } from "./files.js";
 import { ResultView } from "./result.js";
 
@@ -20,19 +21,8 @@ let busy = false;
 let checking = 0;
 let ended = false;
 
-/** Ask the server; its refusal is an Error with its sentence. */
-async function ask(path, options = {}) {
-  let response;
-  try {
-    response = await fetch(`${visit}/${path}`, options);
-  } catch {
-    throw new Error("the server does not answer; is it still running?");
-  }
-  const answer = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(answer.error ?? `the server answered ${response.status}`);
-  return answer;
-}
-
+/** Ask the server about this visit. */
+const ask = (path, options) => askServer(`${visit}/${path}`, options);
 const post = (path, value = {}) => ask(path, { method: "POST", body: JSON.stringify(value) });
 
 /** What is shown of an error; the name of a file in front of it stays as it is. */
@@ -60,15 +50,7 @@ async function start() {
   $("size-note").textContent = about.sides
     ? `WIDTHxHEIGHT, sides from ${about.sides[0]} to ${about.sides[1]} in steps of ${about.sides[2]}; empty: the nearest that is usual.`
     : `One of ${about.sizes.join(", ")}; empty: the nearest.`;
-  let response;
-  try {
-    response = await fetch("visits", { method: "POST", body: "{}" });
-  } catch {
-    throw new Error("the server does not answer; is it still running?");
-  }
-  const answer = await response.json();
-  if (!response.ok) throw new Error(answer.error);
-  visit = `visits/${answer.token}`;
+  visit = `visits/${(await askServer("visits", { method: "POST", body: "{}" })).token}`;
   listen();
   window.addEventListener("pagehide", () => navigator.sendBeacon(`${visit}/leave`, "{}"));
   window.addEventListener("pageshow", (event) => event.persisted && location.reload());

@@ -59,10 +59,19 @@ def chromium() -> Iterator[Any]:
         yield opened
 
 
-class Shown:
-    """An open page, and everything that it asked for."""
+AS_IF_BY_A_GPU = """(() => {
+    const ask = WebGL2RenderingContext.prototype.getParameter;
+    WebGL2RenderingContext.prototype.getParameter = function (name) {
+        const says = ask.call(this, name);
+        return typeof says === "string" ? says.replace(/swiftshader|llvmpipe|software/gi, "GPU") : says;
+    };
+})()"""
 
-    def __init__(self, chromium: Any, url: str) -> None:
+
+class Shown:
+    """An open page, and everything that it asked for; ``script`` runs before its own."""
+
+    def __init__(self, chromium: Any, url: str, script: str = "") -> None:
         self.url = url
         self.requests: list[str] = []
         self.complaints: list[str] = []
@@ -70,6 +79,7 @@ class Shown:
         self.page.set_default_timeout(60_000)
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.add_init_script(script)
         self.page.goto(url)
         self.frame = self.page.frame_locator("#viewer")
         self.frame.locator("html[data-level='1']").wait_for(state="attached")
@@ -128,6 +138,51 @@ def test_it_draws_the_scene_and_all_points_are_one_click_away(shown: Shown) -> N
     assert shown.drawn() == f"Drawn: {TOTAL:,} of {TOTAL:,} points."
     assert shown.frame.locator("#rest").is_hidden()
     assert shown.red() > 5_000
+
+
+def test_loading_that_fails_is_tried_again_by_the_same_button(chromium: Any) -> None:
+    with served(red_wall(), "wall.npz") as url:
+        shown = Shown(chromium, url)
+        before = shown.drawn()
+        button = shown.frame.get_by_role("button", name=f"Load all {TOTAL:,} points")
+        problem = shown.frame.locator("#load-problem")
+        shown.page.route("**/points/*/2", lambda route: route.abort())
+        button.click()
+        problem.get_by_text("Not all points are here: the server does not answer; is it still running?").wait_for()
+        shown.page.unroute("**/points/*/2")
+
+        def half(route: Any) -> None:
+            answer = route.fetch()
+            route.fulfill(response=answer, body=answer.body()[: len(answer.body()) // 2])
+
+        shown.page.route("**/points/*/2", half)
+        button.click()
+        problem.get_by_text("the server ended before the scene was whole; try it again").wait_for()
+        assert shown.drawn() == before
+        shown.page.unroute("**/points/*/2")
+        button.click()
+        shown.frame.locator("html[data-level='2']").wait_for(state="attached")
+        assert shown.drawn() == f"Drawn: {TOTAL:,} of {TOTAL:,} points."
+        assert problem.is_hidden()
+        assert shown.complaints == []
+        shown.page.close()
+
+
+def test_points_look_alike_with_a_graphics_processor_and_without_one(chromium: Any) -> None:
+    """Without one they are drawn by the page itself; WebGL without one stands in for a graphics processor here."""
+    pictures = []
+    with served(red_wall(), "wall.npz") as url:
+        for script in ("", AS_IF_BY_A_GPU):
+            shown = Shown(chromium, url, script)
+            shown.frame.locator("#confidence").fill("30")
+            shown.frame.get_by_role("checkbox", name="b.jpg").uncheck()
+            shown.frame.locator("#cameras").uncheck()
+            pictures.append(shown.picture().astype(int))
+            assert shown.complaints == []
+            shown.page.close()
+    differ = (np.abs(pictures[0] - pictures[1]) > 60).any(axis=-1)
+    assert (pictures[0][..., 0] > 150).sum() > 2_000
+    assert differ.mean() < 0.02  # WebGL smooths the edges of points
 
 
 def test_sliders_and_views_change_what_is_drawn(shown: Shown) -> None:

@@ -6,7 +6,7 @@ import { build } from "esbuild";
 const SOURCES = [
   "build.js", "package-lock.json", "package.json", "page.html", "../colors.css", "style.css",
   "src/cameras.js", "src/keyboard.js", "src/main.js", "src/measuring.js", "src/navigation.js", "src/panel.js",
-  "src/points.js", "src/scene_data.js",
+  "src/points.js", "src/scene_data.js", "src/splatting.js",
 ];
 
 const read = (path) => readFileSync(new URL(path, import.meta.url), "utf8");

@@ -5,6 +5,7 @@ import { Measuring, inMetres } from "./measuring.js";
 import { Navigation } from "./navigation.js";
 import { Panel } from "./panel.js";
 import { Cloud } from "./points.js";
+import { Splatter } from "./splatting.js";
 import { BYTES_PER_POINT, loadLevel, readBytes, readDescription } from "./scene_data.js";
 
 const SLOW = 50; // ms a frame: above it, only the coarse level is drawn while the scene moves
@@ -13,6 +14,7 @@ const PATIENCE = 1500; // ms, at most so long
 const SMOOTH = 40; // ms a frame that a moving scene should take at most
 const PAUSE = 300; // ms between pictures of a scene that is being loaded, and four times as long as one takes
 const LEAST = 0.25; // of the coarse level, which is drawn in any case
+const BUSY = 30; // ms of taking points, after which the page may do something else
 const REACH = 14; // pixels around the pointer in which a point is found
 
 const canvas = document.getElementById("canvas");
@@ -27,9 +29,10 @@ start().catch((error) => {
 async function start() {
   if (typeof DecompressionStream === "undefined") throw new Error("this browser is too old (no DecompressionStream)");
   const description = readDescription();
+  const software = isSoftware();
   let renderer;
   try {
-    renderer = new WebGLRenderer({ canvas, antialias: !isSoftware(), preserveDrawingBuffer: true });
+    renderer = new WebGLRenderer({ canvas, antialias: !software });
   } catch {
     throw new Error("this browser has no WebGL 2; switch on hardware acceleration, or try another one");
   }
@@ -44,9 +47,10 @@ async function start() {
   let blurs = false; // half of the resolution while it moves
   let share = 1; // of the coarse level, while it moves
   let still = STILL;
+  let isReady = false; // there are points to draw
 
   const redraw = () => {
-    if (!frame) frame = requestAnimationFrame(draw);
+    if (isReady) frame ||= requestAnimationFrame(draw);
   };
   const pixel = new Uint8Array(4);
   let drawnAt = 0;
@@ -62,7 +66,12 @@ async function start() {
     movedAt = performance.now();
     redraw();
   };
-  const clouds = description.layers.map((layer) => ({ cloud: new Cloud(layer), cameras: new Cameras(layer, redrawSoon) }));
+  const splatter = software ? new Splatter() : null;
+  if (splatter) scene.add(splatter.mesh);
+  const clouds = description.layers.map((layer) => ({
+    cloud: new Cloud(layer, splatter),
+    cameras: new Cameras(layer, redrawSoon),
+  }));
   for (const { cloud, cameras } of clouds) scene.add(cloud.group, cameras.group);
   scene.add(measuring.group);
   const navigation = new Navigation(camera, canvas, description.start, moved);
@@ -91,18 +100,32 @@ async function start() {
     panel.measured = distance === null ? "Choose the second point." : `Distance: ${inMetres(distance)}`;
     redraw();
   };
-  const load = async (level) => {
+  let whole = -1; // the last level that is here
+  const load = async (last) => {
     const { cloud } = clouds[0];
-    await loadLevel(description.source, level, async (block, bytes) => {
-      cloud.add(block, bytes, 0);
-      redrawSoon();
-      await new Promise((done) => setTimeout(done)); // so that it is drawn meanwhile
-    });
-    document.documentElement.dataset.level = level;
-    redraw();
+    for (let level = whole + 1; level <= last; level++) {
+      let begun = performance.now();
+      try {
+        await loadLevel(description.source, level, async (block, bytes) => {
+          cloud.add(block, bytes, 0);
+          if (performance.now() - begun < BUSY) return;
+          if (level > 0) redrawSoon();
+          await new Promise((done) => setTimeout(done)); // so that it is drawn meanwhile
+          begun = performance.now();
+        });
+      } catch (error) {
+        cloud.drop(level);
+        redraw();
+        throw error;
+      }
+      cloud.finish(level);
+      whole = level;
+      document.documentElement.dataset.level = level;
+      redraw();
+    }
   };
   const actions = {
-    loadRest: () => load(2),
+    load,
     reset: () => navigation.reset(),
     toggleMeasuring: () => {
       measure(!measures);
@@ -114,7 +137,7 @@ async function start() {
     nextLayer: () => clouds.length > 1 && panel.nextLayer(),
     lookFrom: (index) => {
       const view = clouds[panel.layer].cameras.views[index];
-      if (view) navigation.from(view.pose, radius);
+      if (view) navigation.from(view.matrix, radius);
     },
   };
   const panel = new Panel(description, actions, redraw);
@@ -147,15 +170,19 @@ async function start() {
       each.cloud.group.visible = each.cloud === cloud;
       each.cameras.group.visible = false;
     }
-    cloud.draw(panel.size, panel.least, height * ratio, camera.fov, panel.shownViews, coarse ? share : null);
+    camera.updateMatrixWorld();
+    const began = performance.now();
+    cloud.draw(
+      panel.size, panel.least, canvas.width, canvas.height, camera, panel.shownViews, coarse ? share : null,
+    );
     cameras.draw(panel.cameras, panel.images, panel.frustum, panel.shownViews, camera.position);
     measuring.draw(camera);
     scene.background = new Color(getComputedStyle(document.getElementById("stage")).backgroundColor);
-    const began = performance.now();
     renderer.render(scene, camera);
     // Browsers do not wait in finish(), but until a pixel can be told.
     const context = renderer.getContext();
     context.readPixels(0, 0, 1, 1, context.RGBA, context.UNSIGNED_BYTE, pixel);
+    canvas.dataset.points = cloud.drawn;
     drawnAt = performance.now();
     took = drawnAt - began;
     if (!coarse) {
@@ -166,7 +193,7 @@ async function start() {
       blurs = true;
     } else if (took < SMOOTH / 3) share = Math.min(share * 1.2, 1);
     placeLabel(width, height);
-    panel.write(cloud.count(panel.least, panel.shownViews), cloud.loaded);
+    panel.write(cloud.count(panel.least, panel.shownViews), cloud.loaded());
     if (coarse) redraw(); // until it stands still, and everything is drawn
   }
 
@@ -188,12 +215,15 @@ async function start() {
         cloud.add(block, bytes, position);
         position += BYTES_PER_POINT * block.count;
       }
+      cloud.finish(0);
     }
   } else await load(0);
-  redraw();
   message.textContent = "";
+  isReady = true;
+  draw(performance.now());
   document.documentElement.dataset.state = "ready";
-  if (description.source !== null) await load(1);
+  for (const { cameras } of clouds) cameras.load();
+  if (description.source !== null) await panel.load(1, load);
 }
 
 /** Whether WebGL is drawn without a graphics processor: then smooth edges would take most of the time. */

@@ -5,6 +5,7 @@ export class Panel {
   constructor(scene, actions, changed) {
     this.scene = scene;
     this.layer = 0;
+    this.changed = changed;
     this.shownViews = Array(Math.max(...scene.layers.map((layer) => layer.views.length))).fill(true);
     $("about").textContent = scene.about;
     for (const id of ["confidence", "size", "frustum", "cameras", "images"]) $(id).addEventListener("input", changed);
@@ -23,19 +24,28 @@ export class Panel {
         changed();
       });
     }
-    $("rest").addEventListener("click", () => this.loadRest(actions));
+    $("rest").addEventListener("click", () => this.load(2, actions.load));
     this.listLayers(changed);
     this.listViews(actions, changed);
   }
 
-  async loadRest(actions) {
+  /** Load the levels up to `last` by `load`, and say why that failed; the button is there to try it again. */
+  async load(last, load) {
+    this.wanted = this.pointsUpTo(last);
     $("rest").disabled = true;
+    $("load-problem").textContent = "";
     try {
-      await actions.loadRest();
-      $("rest").hidden = true;
+      await load(last);
     } catch (error) {
-      $("rest").textContent = error.message;
+      $("load-problem").textContent = `Not all points are here: ${error.message}`;
     }
+    $("rest").disabled = false;
+    this.changed();
+  }
+
+  /** How many points the levels up to `last` have, of a scene that a server has. */
+  pointsUpTo(last) {
+    return this.scene.layers[0].counts.slice(0, last + 1).reduce((sum, count) => sum + count, 0);
   }
 
   listLayers(changed) {
@@ -64,7 +74,7 @@ export class Panel {
         changed();
       });
       const label = make("label", { title: view.name });
-      if (view.image) label.append(box, make("img", { src: view.image, alt: "" }), make("span", { textContent: view.name }));
+      if (view.image) label.append(box, make("img", { loading: "lazy", src: view.image, alt: "" }), make("span", { textContent: view.name }));
       else label.append(box, make("span", { textContent: view.name }));
       const from = make("button", { type: "button", textContent: "From here" });
       from.setAttribute("aria-label", `Look from ${view.name}`);
@@ -123,12 +133,11 @@ export class Panel {
     const kept = loaded === layer.total ? "" : served ? thinned : `; the file holds ${number(layer.stored)}${thinned}`;
     const text = `Drawn: ${number(drawn)} of ${number(layer.total)} points${kept}.`;
     if ($("drawn").textContent !== text) $("drawn").textContent = text;
-    const rest = served ? layer.counts[2] : 0;
-    if (!rest) return;
-    const left = layer.total - loaded;
-    $("rest").hidden = left === 0;
-    if (!$("rest").disabled) $("rest").textContent = `Load all ${number(layer.total)} points`;
-    else if (left < rest) $("rest").textContent = `Loading: ${Math.floor(100 * (1 - left / rest))} %`;
+    if (!served) return;
+    $("rest").hidden = loaded === this.pointsUpTo(2);
+    $("rest").textContent = $("rest").disabled
+      ? `Loading: ${Math.floor((100 * loaded) / this.wanted)} %`
+      : `Load all ${number(layer.total)} points`;
   }
 
   set measuring(on) {

@@ -21,14 +21,17 @@ export async function readBytes() {
  * `take` is called with each block and its bytes, and may be waited for.
  */
 export async function loadLevel(source, level, take) {
-  const response = await fetch(`${source}/${level}`);
+  const interrupted = (of) => of.catch(() => {
+    throw new Error("the server does not answer; is it still running?");
+  });
+  const response = await interrupted(fetch(`${source}/${level}`));
   if (!response.ok) throw new Error("the server no longer has this scene; load the page again");
   const reader = response.body.getReader();
   let parts = [];
   let held = 0;
   const read = async (count) => {
     while (held < count) {
-      const { done, value } = await reader.read();
+      const { done, value } = await interrupted(reader.read());
       if (done) return null;
       parts.push(value);
       held += value.length;
@@ -40,7 +43,7 @@ export async function loadLevel(source, level, take) {
     return all.subarray(0, count);
   };
   const ended = () => {
-    throw new Error("the server ended before the scene was whole; load the page again");
+    throw new Error("the server ended before the scene was whole; try it again");
   };
   for (;;) {
     const head = await read(4);
@@ -55,12 +58,11 @@ export async function loadLevel(source, level, take) {
 /**
  * Decode the points of one block: differences from point to point, each byte of each coordinate in a plane of its own.
  *
- * Returns `places` (x, y, z and rank of the confidence as 16 bits) and `colors` (red, green, blue, 255).
+ * Writes from point `to` on into `places` (x, y, z, and `number`) and `colors` (red, green, blue, and the rank of the
+ * confidence), and returns how many points have at least each rank.
  */
-export function decodeBlock(bytes, start, count) {
+export function decodeBlock(bytes, start, count, number, places, colors, to) {
   const plane = (index) => start + index * count;
-  const places = new Uint16Array(4 * count);
-  const colors = new Uint8Array(4 * count);
   for (let axis = 0; axis < 3; axis++) {
     const low = plane(2 * axis);
     const high = plane(2 * axis + 1);
@@ -68,9 +70,10 @@ export function decodeBlock(bytes, start, count) {
     for (let i = 0; i < count; i++) {
       const folded = bytes[low + i] | (bytes[high + i] << 8);
       value = (value + ((folded >>> 1) ^ -(folded & 1))) & 0xffff;
-      places[4 * i + axis] = value;
+      places[4 * (to + i) + axis] = value;
     }
   }
+  const counts = new Uint32Array(257);
   let red = 0, green = 0, blue = 0, rank = 0;
   const [reds, greens, blues, ranks] = [plane(6), plane(7), plane(8), plane(9)];
   for (let i = 0; i < count; i++) {
@@ -78,13 +81,16 @@ export function decodeBlock(bytes, start, count) {
     green = (green + bytes[greens + i]) & 255;
     blue = (blue + bytes[blues + i]) & 255;
     rank = (rank + bytes[ranks + i]) & 255;
-    colors[4 * i] = (red + green) & 255;
-    colors[4 * i + 1] = green;
-    colors[4 * i + 2] = (blue + green) & 255;
-    colors[4 * i + 3] = 255;
-    places[4 * i + 3] = rank * 257;
+    const at = 4 * (to + i);
+    colors[at] = (red + green) & 255;
+    colors[at + 1] = green;
+    colors[at + 2] = (blue + green) & 255;
+    colors[at + 3] = rank;
+    places[at + 3] = number;
+    counts[rank]++;
   }
-  return { places, colors };
+  for (let least = 255; least >= 0; least--) counts[least] += counts[least + 1];
+  return counts;
 }
 
 export const BYTES_PER_POINT = 10;
