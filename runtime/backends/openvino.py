@@ -7,13 +7,11 @@ the machine. Such a bundle has float32 tensors in its files, and the library rou
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
 import re
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +21,15 @@ from numpy.typing import NDArray
 
 from ..errors import BackendError, BackendUnavailableError
 from ..system.machine import cpu_name, usable_processors
+from ..system.mapped_files import released_meanwhile
 from .contract import BF16_STAGES, Arrays, StageRunner
 from .host_pipeline import HostBackend
 from .libraries import import_library, library_error
 
-_MAPS = Path("/proc/self/maps")
 _CHECK = re.compile(r"(Check '.*') failed at \S+:\d+:?$")
 _PLACE = re.compile(r"Exception from \S+:\d+:?$|" + _CHECK.pattern)
 """What OpenVINO's errors begin with: a line of its source for each function that they passed."""
 _threads_failed = threading.Event()
-_DONT_NEED = 4
-"""``MADV_DONTNEED`` of madvise(2)."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,10 @@ class OpenVinoBackend(HostBackend):
         Raises:
             BackendUnavailableError: BF16 arithmetic on a processor without bfloat16.
         """
-        return _Stage(name, self._compile(name, path, arithmetic), path)
+        weights = weights_of(path)
+        with released_meanwhile(weights):
+            compiled = self._compile(name, path, arithmetic)
+        return _Stage(name, compiled, weights)
 
     def renew(self) -> None:
         """See :class:`.HostBackend`; from now on in new threads, see :func:`_in_a_sound_thread`."""
@@ -84,7 +83,7 @@ class OpenVinoBackend(HostBackend):
             BackendError: the library refuses or fails.
         """
         compiled = self._compile(path.stem, path, arithmetic)
-        _Stage(path.stem, compiled, path).run(inputs)
+        _Stage(path.stem, compiled, weights_of(path)).run(inputs)
         nodes = []
         for node in compiled.get_runtime_model().get_ops():
             facts = {key: _text(node.get_rt_info()[key]) for key in ("layerType", "primitiveType", "runtimePrecision")}
@@ -119,12 +118,8 @@ class OpenVinoBackend(HostBackend):
 
 
 class _Stage:
-    def __init__(self, name: str, compiled: Any, path: Path) -> None:
+    def __init__(self, name: str, compiled: Any, weights: Path) -> None:
         self._name = name
-        weights = path.with_name(f"{path.name}.data")
-        # Compiling has read every weight once. A stage that no call runs, as the geometry encoder of images alone,
-        # would keep these pages of the mapped file for nothing.
-        release_pages(weights)
         self._weights: Path | None = weights
         self._compiled = compiled
         self._inputs = {port.get_any_name(): np.dtype(port.get_element_type().to_dtype()) for port in compiled.inputs}
@@ -138,22 +133,30 @@ class _Stage:
             raise BackendError(
                 f"openvino failed in the stage {self._name}: it takes {_listed(self._inputs)}, got {_listed(given)}"
             )
+        with self._lock:
+            weights, self._weights = self._weights, None
         try:
             # Each call has a request of its own. One that is used again still holds the results of its last call, and
             # where memory runs out the library gives these back without an error; a new one has none, which shows. So
             # the caller may have the buffers themselves.
             request = self._compiled.create_infer_request()
             contiguous = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
-            results = _in_a_sound_thread(lambda: request.infer(contiguous, share_inputs=True, share_outputs=True))
+            # The first call packs the weights.
+            with nullcontext() if weights is None else released_meanwhile(weights):
+                results = _in_a_sound_thread(lambda: request.infer(contiguous, share_inputs=True, share_outputs=True))
             outputs = {name: results[i] for i, name in enumerate(self._outputs)}
         except Exception as error:
             raise library_error(f"openvino failed in the stage {self._name}", error, cause(error)) from error
-        with self._lock:
-            weights, self._weights = self._weights, None
-        if weights is not None:
-            # The first call has packed the weights, so the pages of the mapped file would only double their memory.
-            release_pages(weights)
         return outputs
+
+
+def weights_of(path: Path) -> Path:
+    """Return the file beside a stage that has its weights.
+
+    Compiling copies every weight, and the first call packs some: both read a mapping of the file, whose pages would
+    double their memory.
+    """
+    return path.with_name(f"{path.name}.data")
 
 
 def _in_a_sound_thread(call: Callable[[], Any]) -> Any:
@@ -188,30 +191,3 @@ def _shape(partial: Any) -> tuple[int, ...]:
 
 def _listed(inputs: Mapping[str, np.dtype[Any]]) -> str:
     return ", ".join(f"{name} ({dtype})" for name, dtype in inputs.items()) or "nothing"
-
-
-def release_pages(path: Path) -> int:
-    """Give the memory of a file that is mapped read-only back to the system.
-
-    The mappings stay: what is read again comes from the file. Only Linux tells where they are; elsewhere nothing
-    happens.
-
-    Args:
-        path: of the file.
-
-    Returns:
-        Bytes of the mappings.
-    """
-    wanted, released = os.path.realpath(path), 0
-    with contextlib.suppress(OSError):
-        advise = ctypes.CDLL(None, use_errno=True).madvise
-        for line in _MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-            # address range, permissions, offset, device, inode, path
-            fields = line.split(maxsplit=5)
-            # What could have been written to would be lost.
-            if len(fields) < 6 or fields[5] != wanted or fields[1][:2] != "r-":
-                continue
-            first, last = (int(address, 16) for address in fields[0].split("-"))
-            if advise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _DONT_NEED) == 0:
-                released += last - first
-    return released

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,13 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mapengine.runtime.backends.checked_stage import CheckedStage
 from mapengine.runtime.backends.contract import StageRunner
-from mapengine.runtime.backends.openvino import OpenVinoBackend, cause, release_pages
+from mapengine.runtime.backends.openvino import OpenVinoBackend, cause
 from mapengine.runtime.bundle.stages import StageSpec, TensorSpec
 from mapengine.runtime.errors import BackendError
-from mapengine.runtime.system.machine import resident_bytes
 
 WEIGHT = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)  # 16 MiB
-SIZE = 64 * 2**20
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says what is mapped where")
 
 
@@ -92,37 +89,6 @@ def test_the_results_of_an_earlier_call_are_never_those_of_this_one(
             checked.run({"x": 2 * x})
     np.testing.assert_allclose(checked.run({"x": 2 * x})["y"], 2 * x @ WEIGHT, atol=1e-2)
     np.testing.assert_allclose(kept, x @ WEIGHT, atol=1e-2)
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    path = tmp_path / "two words.data"
-    path.write_bytes(np.arange(SIZE // 4, dtype=np.uint32).tobytes())
-    return path
-
-
-@linux
-def test_resident_memory_falls_and_the_values_stay(weights: Path) -> None:
-    with weights.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        values = np.frombuffer(mapped, np.uint32)
-        total = int(values.sum(dtype=np.uint64))
-        before = resident_bytes()
-        assert release_pages(weights) == SIZE
-        assert before - resident_bytes() > 0.9 * SIZE
-        assert int(values.sum(dtype=np.uint64)) == total
-        del values
-
-
-@linux
-def test_what_may_have_been_written_to_is_left_alone(weights: Path) -> None:
-    with weights.open("r+b") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
-        mapped[:4] = b"\xff\xff\xff\xff"
-        assert release_pages(weights) == 0
-        assert mapped[:4] == b"\xff\xff\xff\xff"
-
-
-def test_a_file_that_is_not_mapped_is_no_error(tmp_path: Path) -> None:
-    assert release_pages(tmp_path / "missing") == 0
 
 
 @pytest.mark.parametrize(
