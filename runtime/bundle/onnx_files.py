@@ -118,7 +118,9 @@ def read_onnx(content: bytes | memoryview) -> OnnxFile:
                 stored.add(name)
             continue
         inside = NESTED[kind]
-        for number, first, last in wire.messages(start, end):
+        for number, wire_type, first, last in wire.fields(start, end):
+            if wire_type != _BYTES:
+                continue
             if number in inside:
                 queue.append((inside[number], first, last, level + 1))
                 has_graph |= kind == "ModelProto" and number == 7
@@ -192,12 +194,16 @@ class _Wire:
 
     def fields(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """Yield number and wire type of every field; then where its bytes begin and end, or a number and 0."""
-        position = start
+        content, position = self._content, start
         while position < end:
             self._left -= 1
             if self._left < 0:
                 raise OnnxError(f"has more than {MAX_FIELDS} fields")
-            tag, position = self._varint(position, end)
+            # Most tags and lengths are of one byte; a bundle's graphs have tens of thousands of them.
+            tag = content[position]
+            position += 1
+            if tag >= 0x80:
+                tag, position = self._varint(position - 1, end)
             number, kind = tag >> 3, tag & 7
             if not 0 < number <= _LAST_FIELD:
                 raise OnnxError("is no ONNX file, or a damaged one")
@@ -206,7 +212,11 @@ class _Wire:
                 yield number, kind, value, 0
                 continue
             if kind == _BYTES:
-                length, position = self._varint(position, end)
+                if position < end and content[position] < 0x80:
+                    length = content[position]
+                    position += 1
+                else:
+                    length, position = self._varint(position, end)
             elif kind in (_EIGHT_BYTES, _FOUR_BYTES):
                 length = 8 if kind == _EIGHT_BYTES else 4
             else:

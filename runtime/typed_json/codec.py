@@ -24,7 +24,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Set
 from dataclasses import is_dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from types import NoneType, UnionType
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 
@@ -39,6 +39,7 @@ from .fields import (
     OneOf,
     Text,
     json_fields,
+    names_fields,
     options_of,
     split_marks,
 )
@@ -282,8 +283,8 @@ def _read_keyed(field: str, item: Read, value: Any) -> tuple[Any, ...]:
 def _read_object(kind: Any, defaults: bool, bounds: Bounds, value: Any) -> Any:
     values: dict[str, Any] = {}
     members = _gather(_layout(kind), defaults, value)
-    for field in json_fields(kind):
-        read = _reader(field.hint, defaults, bounds, values)
+    for field, ready in zip(json_fields(kind), _readers(kind, defaults, bounds), strict=True):
+        read = _reader(field.hint, defaults, bounds, values) if ready is None else ready
         if field.flat:
             part = {name: members[(name,)] for name in field.flat}
             absent = NoneType in options_of(field.hint) and set(map(type, part.values())) == {NoneType}
@@ -297,6 +298,14 @@ def _read_object(kind: Any, defaults: bool, bounds: Bounds, value: Any) -> Any:
     if hasattr(result, "check_fields"):
         result.check_fields(_fail)
     return result
+
+
+@lru_cache(maxsize=1024)
+def _readers(kind: Any, defaults: bool, bounds: Bounds) -> tuple[Read | None, ...]:
+    """What reads the fields of a dataclass; None where a bound names an earlier field of the object."""
+    return tuple(
+        None if names_fields(field.hint) else _reader(field.hint, defaults, bounds) for field in json_fields(kind)
+    )
 
 
 @cache

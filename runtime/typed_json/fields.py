@@ -139,6 +139,13 @@ def split_marks(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     return hint, ()
 
 
+def names_fields(hint: Any) -> bool:
+    """Whether bounds of a type, or of one that it is made of, name fields of the object that has it."""
+    kind, marks = split_marks(hint)
+    named = any(isinstance(end, str) for mark in marks if isinstance(mark, Bounds) for end in vars(mark).values())
+    return named or any(names_fields(argument) for argument in get_args(kind))
+
+
 def options_of(hint: Any) -> tuple[Any, ...]:
     """The members of a union; of any other type the type itself."""
     kind, _ = split_marks(hint)
