@@ -59,6 +59,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ("test_full_size" not in item.name, item.path.parent != Path(__file__).parent))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """What tests write need not outlast a loss of power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # which refuses what is not open, too
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's own cache."""
@@ -170,6 +178,21 @@ def shared_kernels(shared_folder: Path, request: pytest.FixtureRequest) -> Itera
     with pytest.MonkeyPatch.context() as patch:
         share_kernels(patch, shared_folder / "kernels" if cache is None else cache.mkdir("kernels"))
         yield
+
+
+@pytest.fixture(scope="session")
+def shared_plan_folder(shared_folder: Path, request: pytest.FixtureRequest) -> Path:
+    """Where compiled plans are kept, for a process that a test starts."""
+    cache = getattr(request.config, "cache", None)
+    return shared_folder / "plans" if cache is None else cache.mkdir("plans")
+
+
+@pytest.fixture
+def shared_plans(shared_plan_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No two builds of the tests that use this compile the same plan, nor does the next run of the same code."""
+    from .shared_plans import share_plans
+
+    share_plans(monkeypatch, shared_plan_folder)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from mapengine.kernels.compile import MANIFEST, read_manifest
 from mapengine.runtime.bundle.kernel_attention import KernelAttention, KernelCode
 from mapengine.runtime.bundle.store import BundleWriter
 
-from .shared_traces import folder_of_code
+from .shared_folders import folder_of_code
 
 KERNELS = Path(__file__).parents[1] / "kernels"
 Compile = Callable[[Sequence[int], BundleWriter, Path, Sequence[KernelAttention]], tuple[KernelCode, ...]]

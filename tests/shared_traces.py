@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.metadata
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,8 @@ from torch.export import ExportedProgram
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mapengine.export.graphs import trace, tracing
+
+from .shared_folders import folder_of_code
 
 EXPORT = Path(__file__).parents[1] / "export"
 GRAPHS = [EXPORT / "graphs" / name for name in ("stages.py", "trace.py", "exporter.py", "recording.py")]
@@ -51,19 +51,6 @@ def share_traces(patch: pytest.MonkeyPatch, folder: Path) -> None:
     current = folder_of_code(folder, SOURCES, ["torch", "onnxscript"])
     patch.setattr(tracing, "trace_graph", _shared(tracing.trace_graph, current))
     patch.setattr(tracing, "record_graph", _recorded(tracing.record_graph, current))
-
-
-def folder_of_code(folder: Path, sources: Iterable[Path], packages: Iterable[str]) -> Path:
-    """Return the folder in ``folder`` for what this code makes with these versions; that of other code is deleted."""
-    code = hashlib.sha256(repr([importlib.metadata.version(name) for name in packages]).encode())
-    for source in sorted(sources):
-        code.update(source.read_bytes())
-    current = folder / code.hexdigest()[:16]
-    current.mkdir(parents=True, exist_ok=True)
-    for other in folder.iterdir():
-        if other.is_dir() and other != current:
-            shutil.rmtree(other, ignore_errors=True)
-    return current
 
 
 def _shared(trace_graph: Callable[..., ir.Model], folder: Path) -> Callable[..., ir.Model]:

@@ -91,7 +91,7 @@ def test_readme_commands_in_order(checkout: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("shared_traces")
+@pytest.mark.usefixtures("shared_traces", "shared_plans")
 def test_plans_are_made_as_the_guide_says(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

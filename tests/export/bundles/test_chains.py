@@ -27,7 +27,7 @@ needs_rtx = pytest.mark.skipif(
 
 @pytest.mark.slow
 @needs_rtx
-@pytest.mark.usefixtures("shared_kernels")
+@pytest.mark.usefixtures("shared_kernels", "shared_plans")
 @pytest.mark.parametrize(
     "names", [("flash", "int8", "sparse:0.9"), ("int8-fp8", "sparse-int8:0.9", "sparse-int8-fp8:0.9")]
 )

@@ -25,7 +25,9 @@ from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import BackendUnavailableError, InputError, IntegrityError, MapEngineError, VersionError
 from mapengine.runtime.inputs.prepared import prepare_views
 
+from ...documents import ROOT
 from ...random_views import mixed_views
+from ...shared_plans import share_plans
 
 BLOCKS = {"image_encoder": 3, "geometry_encoder": 0, "aggregator": 6, "dense_head": 0, NORMALIZER: 0, SCENE: 0}
 
@@ -36,12 +38,16 @@ def tiny(reference: Any) -> MapAnything:
 
 
 @pytest.fixture(scope="module")
-def compiled(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+def compiled(
+    tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory, shared_plan_folder: Path
+) -> tuple[Path, Manifest]:
     """The shared float32 bundle as plans."""
     out = tmp_path_factory.mktemp("plans") / "engine"
-    with warnings.catch_warnings(record=True) as caught:
+    settings = PlanSettings(("8.9", "12.0"), memory_limit=64 * 2**30)
+    with warnings.catch_warnings(record=True) as caught, pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("always")
-        manifest = compile_engine(tiny_bundle, out, backend="tensorrt-rtx", settings=PlanSettings(("8.9", "12.0")))
+        share_plans(patch, shared_plan_folder)
+        manifest = compile_engine(tiny_bundle, out, backend="tensorrt-rtx", settings=settings)
     texts = [str(entry.message) for entry in caught]
     assert any("aggregator: 6 of 6 attention blocks are not fused" in text for text in texts)  # float32
     return out, manifest
@@ -112,22 +118,27 @@ def test_geometry_plan_returns_the_sum(compiled: tuple[Path, Manifest], tiny_bun
 
 
 @pytest.mark.slow
-def test_compiling_needs_no_pytorch(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_compiling_needs_no_pytorch(tiny_bundle: Path, tmp_path: Path, shared_plan_folder: Path) -> None:
+    # The library runs in processes of its own; test_tolerances.py compiles with none that has PyTorch.
     program = f"""
 import sys
+from pathlib import Path
 sys.modules["torch"] = None
+import pytest
 from mapengine.export import compile_engine
+from tests.shared_plans import share_plans
+share_plans(pytest.MonkeyPatch(), Path({str(shared_plan_folder)!r}))
 manifest = compile_engine({str(tiny_bundle)!r}, {str(tmp_path / "engine")!r}, backend="tensorrt-rtx")
 print(manifest.format)
 """
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert (result.returncode, result.stdout.split()) == (0, ["plan"]), result.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("traced")
+@pytest.mark.usefixtures("traced", "shared_plans")
 @pytest.mark.parametrize(("precision", "kind"), [("fp16", "Half"), ("bf16", "BFloat16")])
 def test_sixteen_bit_plans_are_fused_and_their_graphs_are_right(
     precision: str, kind: str, tiny: MapAnything, tmp_path: Path

@@ -229,6 +229,7 @@ def test_a_bundle_that_has_no_place_for_kernels(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_plans")
 def test_without_triton(half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not is_installed("tensorrt-rtx"):
         pytest.skip("needs tensorrt-rtx")
@@ -237,7 +238,8 @@ def test_without_triton(half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         compile_engine(half, tmp_path / "out", backend="tensorrt-rtx", attention="flash")
     monkeypatch.setattr(chain_plans, "choose_attention", lambda *_: (KernelChoice("flash"), "attention: flash"))
     said: list[str] = []
-    manifest = compile_engine(half, tmp_path / "out", backend="tensorrt-rtx", progress=said.append)
+    settings = PlanSettings(("8.9",))
+    manifest = compile_engine(half, tmp_path / "out", backend="tensorrt-rtx", settings=settings, progress=said.append)
     assert said[0] == "attention: native, because Triton, which compiles our kernels, is not installed"
     assert manifest.kernels == ()
 

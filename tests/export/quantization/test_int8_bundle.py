@@ -221,6 +221,7 @@ def test_a_folded_bundle(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_plans")
 @pytest.mark.filterwarnings("ignore")  # of what INT8 and float32 attention cost on this library
 def test_plans_multiply_in_int8(bundle: Bundle, tmp_path: Path) -> None:
     """A build fails if the library's own list of layers has fewer; qkv is three products there."""

@@ -178,6 +178,7 @@ def test_openvino_keeps_weights_in_8_bits_between_bfloat16(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_plans")
 def test_a_plan_keeps_weights_in_8_bits(bundle: Bundle, tmp_path: Path) -> None:
     """qkv is three products there: as one, its weight would be in the type of the activations."""
     with warnings.catch_warnings(record=True) as said:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,14 +29,17 @@ def build(folder: Path, fill: Fill, version: str) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are killed as POSIX has it")
 @pytest.mark.parametrize("before", ["nothing", "an empty folder", "an older bundle"])
 def test_killed_at_every_step(tmp_path: Path, fill_bundle: Fill, before: str) -> None:
+    older = tmp_path / "older" / "engine"
+    older.parent.mkdir()
+    build(older, fill_bundle, "0.0.1")
+    (older / "scene.glb").write_bytes(b"mine")
     for step in range(200):
         out = tmp_path / str(step) / "engine"
         out.parent.mkdir()
         if before == "an empty folder":
             out.mkdir()
         if before == "an older bundle":
-            build(out, fill_bundle, "0.0.1")
-            (out / "scene.glb").write_bytes(b"mine")
+            shutil.copytree(older, out)
         killed = run_until(step, lambda out=out: build(out, fill_bundle, "0.0.2"))  # type: ignore[misc]
         if before == "an older bundle":
             assert Bundle.open(out).manifest.created_by in ("0.0.1", "0.0.2")

@@ -9,10 +9,6 @@ from typing import Any
 
 import pytest
 
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-
-from ray.cluster_utils import Cluster
-
 from mapengine.serving.batch.pools import RayPool
 from mapengine.serving.batch.run import BatchError, Tally, run_batch
 from mapengine.serving.batch.worker import Answer
@@ -26,6 +22,9 @@ NODE = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": F
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two nodes of one processor each on this machine, started once."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster  # here, because its import takes seconds
+
     found = Cluster(initialize_head=True, head_node_args=NODE)
     found.add_node(**{name: value for name, value in NODE.items() if name != "include_dashboard"})
     yield found
