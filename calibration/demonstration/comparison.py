@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,14 +42,15 @@ class DemoScene:
 def demo_scene(size: tuple[int, int], views: int = 4, seed: int = SAMPLE_SEED) -> DemoScene:
     """Render a scene for a network that takes views of ``size`` (width, height).
 
-    Like photographs, the pictures are larger than what the network sees: a whole multiple, about as wide as samples.
+    Like photographs, the pictures are larger than what the network sees: a whole multiple, with about as many
+    pixels as samples.
 
     Raises:
         InputError: as :func:`mapengine.calibration.scenes.render_scene`.
     """
     width, height = size
     scene = render_scene(seed, views, width, height)
-    times = max(1, SAMPLE_SIZE[0] // width)
+    times = max(1, math.isqrt(math.prod(SAMPLE_SIZE) // (width * height)))
     large = render_scene(seed, views, times * width, times * height) if times > 1 else scene
     # Cameras depend on the shape of a view and not on its size, but for scenes with something thin and very near.
     if not np.array_equal(large.poses, scene.poses):
