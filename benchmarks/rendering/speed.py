@@ -157,23 +157,25 @@ def load(record: Record) -> str:
 def viewer(record: Record) -> str:
     """Return how soon a page draws a large scene, and how smoothly it turns."""
     seconds = (record["loaded_s"], record["all_s"])
+    begins = ("the page was opened", "*Load all points*")
     rows = [
         [
             f"{figures['drawn']:,} of {figures['total']:,}",
-            f"{time:.1f} s",
+            f"{time:.1f} s after {begin}",
             f"{figures['megabytes']:.0f} MB",
-            f"{figures['frames_per_second']:.0f}",
+            f"{figures['drawn_turning']:,.0f}",
+            f"{figures['frame_ms']:.0f} ms",
             f"{figures['slow_frame_ms']:.0f} ms",
         ]
-        for figures, time in zip((record["first"], record["all"]), seconds, strict=True)
+        for figures, time, begin in zip((record["first"], record["all"]), seconds, begins, strict=True)
     ]
     what = (
-        f"{record['views']} views of {record['size']}, in headless Chromium without a graphics processor, "
-        f"{record['window']}. `mapengine view` says where the page is after {record['command_s']:.1f} s, and its first "
-        f"points are drawn {record['first_points_s']:.1f} s after it was opened; the app prepares such a result in "
-        f"{record['prepare_s']:.1f} s. Other programs ran on the machine (load {record['load_before']:.1f})."
+        f"{record['views']} views of {record['size']} in a window of {record['window']}, headless {record['browser']}, "
+        f"whose WebGL is drawn by the processor (SwiftShader). `mapengine view` says where the page is "
+        f"{record['command_s']:.1f} s after it was started; the first picture is there "
+        f"{record['first_picture_s']:.1f} s after the page was opened."
     )
-    head = ["points drawn", "drawn after", "loaded", "frames per second, turning", "frame, 90th percentile"]
+    head = ["points drawn", "seconds", "loaded", "points while it turns", "frame while it turns", "95th percentile"]
     return page(record, head, rows, what)
 
 

@@ -37,8 +37,7 @@ def thin(points: NDArray[np.floating], ranks: NDArray[np.uint8], most: int) -> t
         return np.arange(len(points)), 0.0
     edge = usual_spacing(points, most)
     if len(points) > _MANY:
-        slots = np.concatenate([slots for _, slots in _slots(points, _SPAN * edge)])
-        part = points[slots % _PARTS == 0]
+        part = points[np.concatenate([slots % _PARTS == 0 for _, slots in _slots(points, _SPAN * edge)])]
         if len(part):
             # Voxels at the border of a cube are counted although they are not wholly in it.
             edge = _fitting_edge(part, max(1, int(most / _PARTS * (1 + 1 / _SPAN) ** 2)), edge)

@@ -11,7 +11,8 @@ import { BYTES_PER_POINT, loadLevel, readBytes, readDescription } from "./scene_
 const SLOW = 50; // ms a frame: above it, only the coarse level is drawn while the scene moves
 const STILL = 200; // ms after which it no longer moves; longer where drawing everything takes longer
 const PATIENCE = 1500; // ms, at most so long
-const SMOOTH = 40; // ms a frame that a moving scene should take at most
+const SMOOTH = 32; // ms a frame that a moving scene should take at most
+const EASY = 24; // ms, below which it may draw more
 const PAUSE = 300; // ms between pictures of a scene that is being loaded, and four times as long as one takes
 const LEAST = 0.25; // of the coarse level, which is drawn in any case
 const BUSY = 30; // ms of taking points, after which the page may do something else
@@ -191,7 +192,7 @@ async function start() {
     } else if (took > SMOOTH) {
       if (blurs) share = Math.max(share * 0.7, LEAST);
       blurs = true;
-    } else if (took < SMOOTH / 3) share = Math.min(share * 1.2, 1);
+    } else if (took < EASY) share = Math.min(share * 1.2, 1);
     placeLabel(width, height);
     panel.write(cloud.count(panel.least, panel.shownViews), cloud.loaded());
     if (coarse) redraw(); // until it stands still, and everything is drawn
