@@ -95,6 +95,17 @@ def test_refuses_arrays_that_do_not_fit(scene: Scene) -> None:
         Scene(**{name: value[:0] for name, value in values.items()})
 
 
+def test_arrays_stay_the_callers_unless_a_scene_may_have_them(scene: Scene) -> None:
+    arrays = {name: getattr(scene, name).copy() for name in FIELDS}
+    arrays["points"][0, 0, 0] = np.nan
+    copied = Scene(**arrays)
+    assert not any(np.shares_memory(getattr(copied, name), arrays[name]) for name in FIELDS)
+    assert np.isnan(arrays["points"][0, 0, 0]).all()
+    taken = Scene(**arrays, copy=False)
+    assert all(getattr(taken, name) is arrays[name] for name in FIELDS)
+    np.testing.assert_array_equal(taken.points, copied.points)
+
+
 def test_points_that_are_not_finite_are_masked(predictions: Predictions) -> None:
     predictions[0]["pts3d"][0, 20, 30, 1] = np.nan
     predictions[0]["pts3d"][0, 21, 30] = np.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from mapengine.runtime.outputs.viewer.quantization import BYTES_PER_POINT, Block, confidence_ranks, quantize
@@ -66,6 +67,20 @@ def test_ranks_say_how_many_are_less_confident() -> None:
         assert abs(np.mean(ranks < rank) - rank / 255) < 0.01
         assert (confidence[ranks >= rank] >= limits[rank]).all()
     assert (np.diff(limits) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "confidence",
+    [
+        GENERATOR.exponential(size=70_000),
+        np.concatenate([GENERATOR.random(1_000), [1e30, -1e30, 0.0]]),
+        GENERATOR.integers(0, 3, 5_000),
+    ],
+)
+def test_every_rank_is_the_last_that_begins_at_or_below_its_value(confidence: NDArray[np.float64]) -> None:
+    values = confidence.astype(np.float32)
+    ranks, limits = confidence_ranks(values)
+    np.testing.assert_array_equal(ranks, np.searchsorted(limits, values, side="right") - 1)
 
 
 def test_equal_confidence_has_one_rank_that_is_never_hidden() -> None:
