@@ -33,7 +33,9 @@ def read_glb(path: Path) -> Cloud:
         content = file.read()
     if content[:4] != b"glTF" or len(content) < 20:
         raise ValueError("it does not begin as a binary glTF does")
-    length = int.from_bytes(content[12:16], "little")
+    total, length = int.from_bytes(content[8:12], "little"), int.from_bytes(content[12:16], "little")
+    if len(content) < total:
+        raise ValueError(f"it ends after {len(content):,} of {total:,} bytes")
     document = json.loads(content[20 : 20 + length])
     try:
         return _cloud(document, memoryview(content)[28 + length :])

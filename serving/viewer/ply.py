@@ -100,9 +100,12 @@ def _vertices(lines: list[str], order: str) -> tuple[int, np.dtype[Any], int]:
 def _of_text(content: bytes, count: int, dtype: np.dtype[Any], before: int) -> NDArray[Any]:
     rows = content.decode("ascii", "replace").splitlines()[before : before + count]
     names = dtype.names or ()
-    values = np.array([row.split() for row in rows], np.float64).reshape(len(rows), -1)
-    if len(rows) < count or (count and values.shape[1] < len(names)):
+    if len(rows) < count:
         raise ValueError(f"it ends before its {count} vertices do")
+    try:
+        values = np.array([row.split()[: len(names)] for row in rows], np.float64).reshape(count, len(names))
+    except ValueError:
+        raise ValueError(f"its vertices are not {len(names)} numbers each") from None
     result = np.empty(count, dtype)
     for index, name in enumerate(names):
         result[name] = values[:, index]

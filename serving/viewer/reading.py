@@ -35,6 +35,8 @@ def read_scene(path: str | os.PathLike[str]) -> Scene:
     kind = place.suffix.lower()
     if kind == ".npz":
         return Scene.load(place)
+    if kind not in CLOUDS and not place.exists():
+        raise InputError(f"{name}: there is no such file or folder; check the path")
     if kind not in CLOUDS:
         raise InputError(f"{name}: is nothing that can be shown; give a .npz, .glb or .ply, or a folder of views")
     try:

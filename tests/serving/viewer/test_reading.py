@@ -217,3 +217,19 @@ def test_what_is_no_scene_is_said_in_a_sentence(tmp_path: Path, name: str, conte
         read_scene(tmp_path / name)
     assert "\n" not in str(refused.value)
     assert (tmp_path / name).name in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("none.ply", ply_header("ascii", "element vertex 0", *PROPERTIES[1:4]), "has no points; give another file"),
+        ("words.ply", ply_header("ascii", "element vertex 1", *PROPERTIES[1:4]) + b"a b c\n", "are not 3 numbers each"),
+        ("cut.glb", glb({}, bytes(80))[:60], "it ends after 60 of "),
+        ("gone", None, "there is no such file or folder; check the path"),
+    ],
+)
+def test_the_sentence_says_what_is_wrong(tmp_path: Path, name: str, content: bytes | None, says: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=says):
+        read_scene(tmp_path / name)
