@@ -100,6 +100,21 @@ def test_a_cut_begins_a_submap_and_bends_nothing(truth: Walk, at: int, join: str
     assert engine.encoded == list(range(FRAMES))
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_frames_whose_images_are_alike_are_not_apart_though_the_network_says_so(truth: Walk, alike: bool) -> None:
+    at = 3
+
+    def wrong(call: int, frame: int, heads: dict[str, Array]) -> None:
+        if frame >= at:
+            heads["depth_along_ray"] *= 2  # its depth and that of the frames before have no surface in common
+
+    views = [truth.view(n) for n in range(6)]
+    for view in views[at:]:
+        view["img"][..., 1:, :] *= 1 if alike else -1
+    mapper, _ = mapped(PerfectEngine(truth, err=wrong), views)
+    assert reasons(mapper) == ([] if alike else [(at, 1, "no overlap")])
+
+
 def test_shared_frames_that_disagree_begin_a_submap(truth: Walk) -> None:
     def other(call: int, frame: int, heads: dict[str, Array]) -> None:
         if call == 2:
@@ -155,6 +170,18 @@ def test_a_turn_in_place_begins_a_submap_once() -> None:
     np.testing.assert_allclose(mapper.poses, truth.poses, atol=1e-4)  # what is joined all the same
     poses = [{**view, "camera_poses": pose[None]} for view, pose in zip(views, truth.poses, strict=True)]
     assert reasons(mapped(PerfectEngine(truth), poses)[0]) == []  # given poses say how far a camera went
+
+
+@pytest.mark.slow
+def test_a_turn_from_the_first_frame_on_begins_no_second_submap() -> None:
+    images, truth = turning(14, 0)
+    views = [{"img": normalize_image(image, "dinov2"), "data_norm_type": ["dinov2"]} for image in images]
+    for number, view in enumerate(views):
+        view["img"][..., 0, 0] = number / 100  # type: ignore[index]
+    mapper, done = mapped(PerfectEngine(truth), views)
+    assert reasons(mapper) == []  # nothing is before it whose size it could change
+    assert {frame.submap for frame in done} == {0}
+    np.testing.assert_allclose(mapper.poses, truth.poses, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from mapengine.runtime.inputs.prepared import prepare_views
 from mapengine.runtime.mapping.frames import MAP_OUTPUTS, Frame, KnownFrame
-from mapengine.runtime.mapping.loops.check import LoopCheck, check_loop
+from mapengine.runtime.mapping.loops.check import LEAST_LIKENESS, LoopCheck, check_loop
 from mapengine.runtime.mapping.loops.sightings import Sightings
 from mapengine.runtime.mapping.similarity import Similarity
 
@@ -42,9 +43,15 @@ def keep(
     window: int,
     given: str = "",
     size: float = 1.0,
+    look: float = 1.0,
 ) -> None:
-    """Keep a frame as a window of its own, whose frame is that camera, and whose lengths are so many times larger."""
-    (encoded,) = engine.encode([truth.view(number, given)])
+    """Keep a frame as a window of its own, whose frame is that camera, and whose lengths are so many times larger.
+
+    ``look`` is what its image is multiplied by.
+    """
+    frame = truth.view(number, given)
+    frame["img"][..., 1:, :] *= look  # the first row tells the engine which frame it is
+    (encoded,) = engine.encode([frame])
     (view,) = prepare_views([encoded], data_norm_type="dinov2", encoder="perfect").views
     (prediction,) = engine.infer([view], outputs=MAP_OUTPUTS, **OPTIONS)
     sightings.add(
@@ -53,12 +60,19 @@ def keep(
 
 
 def checked(
-    engine: RevisitingEngine, truth: Walk, kept: Sightings, *, scale: bool = False, size: float = 1.0
+    engine: RevisitingEngine,
+    truth: Walk,
+    kept: Sightings,
+    *,
+    scale: bool = False,
+    size: float = 1.0,
+    look: float = 1.0,
 ) -> LoopCheck:
     """Check frames 20 and 23 against 111, which sees the same place."""
     numbers = (20, 23, 111)
     for window, number in enumerate(numbers):
-        keep(kept, engine, truth, number, window, size=size if number == 111 else 1.0)
+        there = number == 111
+        keep(kept, engine, truth, number, window, size=size if there else 1.0, look=look if there else 1.0)
     # Each visit is right in itself; where they are to each other is what nobody knows.
     moved = Similarity.exp(np.array([0.1, 0.4, 0, 1, 2, 3]))
     poses = [Similarity.of_pose(truth.poses[number]) for number in numbers]
@@ -114,6 +128,19 @@ def test_a_call_that_contradicts_those_before_it_ends_the_check(
     found = checked(engine, truth, sightings)
     assert not found.passed
     assert found.calls == call - 2  # three calls kept the frames
+
+
+def test_rooms_that_are_shaped_alike_and_look_different_do_not_pass(
+    visits: tuple[Walk, list[int]], sightings: Sightings
+) -> None:
+    truth, places = visits
+    found = checked(RevisitingEngine(truth, places), truth, sightings, look=-1)
+    # Nothing but the images speaks against it.
+    assert found.agreement > 0.95
+    assert found.overlap > 0.9
+    assert found.likeness < LEAST_LIKENESS
+    assert not found.passed
+    assert replace(found, likeness=1.0).passed
 
 
 GOOD: dict[str, Any] = {
