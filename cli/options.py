@@ -15,6 +15,7 @@ from mapengine.runtime.backend_table import NAMES
 from mapengine.runtime.bundle.manifest import ATTENTIONS
 from mapengine.runtime.bundle.requests import PATCH_SIZE, rounded_to_patches
 from mapengine.runtime.errors import InputError
+from mapengine.runtime.mapping.keyframes import KEYFRAMES
 from mapengine.runtime.mapping.windows import JOINS
 from mapengine.runtime.options import LIMITS, option_help
 from mapengine.runtime.system.sizes import parse_pixels
@@ -165,6 +166,25 @@ Join = Annotated[
 ]
 Window = Annotated[int, typer.Option(min=1, metavar="N", help="Frames of a window, which one call reconstructs.")]
 Overlap = Annotated[int, typer.Option(min=1, metavar="N", help="Of these, how many it shares with the one before it.")]
+Keyframes = Annotated[
+    str,
+    typer.Option(
+        **one_of(KEYFRAMES),
+        help="Which frames windows are made of, the others being localised between them: "
+        + "; ".join(f"{choice.name}: {choice.about}" for choice in KEYFRAMES.values())
+        + ".",
+    ),
+]
+KeyframeThreshold = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="What --keyframes compares with, above 0 and up to 1: "
+        + ", ".join(f"{choice.least} for {choice.name}" for choice in KEYFRAMES.values() if choice.measure)
+        + " if not given.",
+        show_default=False,
+    ),
+]
 MaskEdges = Annotated[bool, typer.Option("--mask-edges/--no-mask-edges", help=option_help("mask_edges"))]
 
 

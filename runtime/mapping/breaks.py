@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .frames import Frame, points_of, pose_of
+from .keyframes import feature_likeness
 from .similarity import Similarity
 from .turns import correlation, gray_image, reduced, turned_correlation
 
@@ -88,7 +89,13 @@ def find_gap(frames: Sequence[Frame], views: Sequence[Mapping[str, Array]], know
         if not {frames[index - 1].number, frames[index].number} <= set(known)
         and _apart(frames[index - 1 : index + 1], views[index - 1 : index + 1])
     ]
-    return min(gaps, key=lambda index: _feature_likeness(frames[index - 1], frames[index])) if gaps else None
+    return min(gaps, key=lambda index: feature_likeness(frames[index - 1], frames[index])) if gaps else None
+
+
+def find_cut(frames: Sequence[Frame]) -> int:
+    """Return the index of the frame that is the least like the one before it, by the image encoder's features: where
+    the first and the last one have nothing in common, it begins what the last one is of."""
+    return min(range(1, len(frames)), key=lambda index: feature_likeness(frames[index - 1], frames[index]))
 
 
 def _apart(frames: Sequence[Frame], views: Sequence[Mapping[str, Array]]) -> bool:
@@ -119,19 +126,6 @@ def _in_common(one: Mapping[str, Array], other: Mapping[str, Array], image: Arra
     same = valid & (np.abs(z - depth) < _SAME_DEPTH * depth)
     overlap = inside.mean() * np.count_nonzero(same) / max(1, np.count_nonzero(valid))
     return float(overlap), correlation(image[rows[inside], columns[inside]], there[v, u])
-
-
-def _feature_likeness(one: Frame, other: Frame) -> float:
-    """Return how near each patch of a frame comes to its nearest one in another, by the image encoder's features,
-    without what the patches of a frame have in common; by the frame that finds less."""
-    sides = []
-    for frame in (one, other):
-        patches = frame.encoded.features.patches[0].astype(np.float64)
-        patches = patches.reshape(-1, patches.shape[-1])
-        patches -= patches.mean(axis=0)
-        sides.append(patches / np.maximum(np.linalg.norm(patches, axis=1, keepdims=True), 1e-12))
-    likeness = sides[0] @ sides[1].T
-    return float(min(likeness.max(axis=0).mean(), likeness.max(axis=1).mean()))
 
 
 def turns_in_place(frames: Sequence[Frame], views: Sequence[Mapping[str, Array]]) -> bool:

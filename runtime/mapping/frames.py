@@ -35,12 +35,14 @@ class Frame:
         encoded: as the image encoder left it.
         view: what the network gets of it; of a batch of one.
         name: for people.
+        is_keyframe: whether windows are made of it; the other frames are localised between keyframes.
     """
 
     number: int
     encoded: EncodedView
     view: PreparedView
     name: str = ""
+    is_keyframe: bool = True
 
     @property
     def given_pose(self) -> NDArray[np.float64] | None:
@@ -108,6 +110,7 @@ class MappedFrame:
         confidence: (H, W) float32.
         mask: (H, W) bool, where the reconstruction holds.
         intrinsics: (3, 3) float32, pixels; NaN where there are none.
+        is_keyframe: whether it was in a window; if not, it was localised between two frames that were.
     """
 
     number: int
@@ -117,19 +120,20 @@ class MappedFrame:
     confidence: NDArray[np.float32]
     mask: NDArray[np.bool_]
     intrinsics: NDArray[np.float32]
+    is_keyframe: bool
 
     @classmethod
     def blank(cls, number: int, height: int, width: int) -> MappedFrame:
         """Return a frame in which nothing can be seen."""
         nothing = np.zeros((height, width), np.float32)
         nowhere = np.full((4, 4), np.nan), np.full((3, 3), np.nan, np.float32)
-        return cls(number, NO_SUBMAP, nowhere[0], nothing, nothing, nothing.astype(bool), nowhere[1])
+        return cls(number, NO_SUBMAP, nowhere[0], nothing, nothing, nothing.astype(bool), nowhere[1], False)
 
     @classmethod
-    def of(cls, number: int, submap: int, known: KnownFrame) -> MappedFrame:
+    def of(cls, frame: Frame, submap: int, known: KnownFrame) -> MappedFrame:
         """Return a frame that the map has, as it is handed out."""
-        depth = known.points[..., 2].astype(np.float32)
-        return cls(number, submap, known.pose, depth, known.confidence, known.mask, known.intrinsics)
+        depth, maps = known.points[..., 2].astype(np.float32), (known.confidence, known.mask)
+        return cls(frame.number, submap, known.pose, depth, *maps, known.intrinsics, frame.is_keyframe)
 
 
 def pose_of(prediction: Mapping[str, Array]) -> NDArray[np.float64]:

@@ -70,11 +70,13 @@ class MapFolder:
         view.pop("frame")
         write_view(path, view, _alignment(move), half=self._half, more=more)
 
-    def write_poses(self, poses: Array, submaps: Array, breaks: Sequence[Any]) -> None:
-        """Write poses (N, 4, 4) and submaps (N,) of all frames, and where submaps begin; errors as :meth:`write`."""
+    def write_poses(self, poses: Array, submaps: Array, keyframes: Array, breaks: Sequence[Any]) -> None:
+        """Write poses (N, 4, 4) and submaps (N,) of all frames, whether they are keyframes (N,), and where submaps
+        begin; errors as :meth:`write`."""
         arrays = {
             "poses": poses,
             "submaps": submaps,
+            "keyframes": keyframes,
             "break_frames": np.array([found.number for found in breaks], np.int64),
             "break_reasons": np.array([found.reason for found in breaks], np.str_),
         }

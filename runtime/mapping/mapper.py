@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,16 @@ from ..errors import BackendUnavailableError, InputError
 from ..inputs.encoded import EncodedView
 from ..inputs.prepared import PreparedView, prepare_views
 from ..options import OUTPUTS, InferOptions, shows_options
-from .breaks import LEAST_AGREEING, Break, find_gap, is_blank, turns_in_place
-from .frames import MAP_OUTPUTS, Frame, KnownFrame, MappedFrame, pose_of
+from .breaks import Break, find_cut, find_gap, is_blank
+from .frames import MAP_OUTPUTS, Frame, KnownFrame, MappedFrame
 from .intake import check_count, encode_frame
+from .keyframes import DEFAULT_KEYFRAMES, TOGETHER, frames_between, keyframes_named
 from .loops.closing import Loop, LoopCloser, can_close
 from .map_folder import MapFolder
-from .placement import place_by_points, place_by_poses, transform_named
+from .placement import transform_named
 from .similarity import Similarity
 from .state import MapState
-from .windows import DEFAULT_JOIN, DEFAULT_OVERLAP, DEFAULT_WINDOW, JOINS, join_named, run_window
+from .windows import DEFAULT_JOIN, DEFAULT_OVERLAP, DEFAULT_WINDOW, JOINS, Join, join_named, run_window
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -54,6 +55,8 @@ class Mapper:
         overlap: int = DEFAULT_OVERLAP,
         join: str = DEFAULT_JOIN,
         transform: str = "similarity",
+        keyframes: str = DEFAULT_KEYFRAMES,
+        keyframe_threshold: float | None = None,
         loops: bool | None = None,
         folder: str | os.PathLike[str] | None = None,
         half: bool = False,
@@ -71,6 +74,11 @@ class Mapper:
             transform: ``"rigid"`` or ``"similarity"``, by which the windows are brought into the map: with the lengths
                 that the network says, or scaled to those of the windows before. In a world of given poses that are not
                 metric it is a similarity in any case.
+            keyframes: which frames windows are made of: ``"all"``; by ``"overlap"``, each that shares too little of its
+                image with the last one; by ``"features"``, each whose image features are too unlike those of the last
+                one. The frames between, so many at most, are localised in calls with the two keyframes around them,
+                whose poses, intrinsics and confident depth are given.
+            keyframe_threshold: below which a frame becomes a keyframe, in (0, 1]; None for that of the choice.
             loops: look for places that are seen again, and close the loops; needs SciPy (the extra ``map``). By default
                 where that is installed. Poses that come with frames say more, so that none are closed in their world.
             folder: where everything that ``infer`` gives is written, a file per frame as soon as its window is done
@@ -98,7 +106,14 @@ class Mapper:
         if not chosen.apply_mask:
             raise InputError("apply_mask is False, but a map is made of the valid pixels; leave it True")
         self._engine, self._window, self._overlap = engine, int(window), int(overlap)
-        self._join, self._may_scale = join_named(join), transform_named(transform)
+        self._join, may_scale = join_named(join), transform_named(transform)
+        self._keyframes = keyframes_named(keyframes, keyframe_threshold)
+        if self._keyframes.measure is not None and most < 3:
+            raise InputError(
+                f"a frame between keyframes is localised in a call with two of these, but this bundle was built for up "
+                f"to {most} views; build it for at least 3, or leave keyframes at 'all'"
+            )
+        self._together = min(TOGETHER, most - 2)
         self._ignored = [name for name in _IGNORED if getattr(chosen, name)]
         self._options = {name: value for name, value in options.items() if name not in _IGNORED}
         self._added = 0
@@ -109,7 +124,7 @@ class Mapper:
         self._closer = LoopCloser(engine, self._options) if loops or (loops is None and can_close()) else None
         self._folder = None if folder is None else MapFolder(folder, half=half, made_by=engine.label)
         self._outputs = MAP_OUTPUTS if folder is None else OUTPUTS
-        self._state = MapState(scales=self._may_scale)
+        self._state = MapState(may_scale)
 
     def add(self, view: Mapping[str, Any] | EncodedView, name: str = "") -> list[MappedFrame]:
         """Take a frame in, and map a window when it is complete.
@@ -130,11 +145,7 @@ class Mapper:
             raise InputError("the map is finished; begin another Mapper")
         frame = self._frame(view, name)
         with self._all_or_nothing():
-            if is_blank(frame.view.normalized[0]):
-                done = self._skip(frame)
-            else:
-                self._state.waiting.append(frame)
-                done = self._map_window(self._state.waiting) if len(self._state.waiting) == self._window else []
+            done = self._skip(frame) if is_blank(frame.view.normalized[0]) else self._take(frame)
         self._added += 1
         return done
 
@@ -146,7 +157,7 @@ class Mapper:
         """
         with self._all_or_nothing():
             done = self._map_rest()
-            self._leave_submap("")
+            self._state.leave_submap("")
             self._state.finished = True
         if self._closer is not None:
             placements, scales = self._state.trajectory.placements, self._state.any_scales
@@ -165,7 +176,7 @@ class Mapper:
             then, now = state.written[window], state.trajectory.placements[window]
             if then is not now:
                 folder.refine(number, now @ then.inverse(), state.trajectory.submaps[window] in state.placed)
-        folder.write_poses(self.poses, self.submaps, self.breaks)
+        folder.write_poses(self.poses, self.submaps, self.keyframes, self.breaks)
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -186,6 +197,11 @@ class Mapper:
     def submaps(self) -> NDArray[np.intp]:
         """The submap (N,) of each of these frames; -1 for one in which nothing can be seen."""
         return self._state.trajectory.submap_of_frames
+
+    @property
+    def keyframes(self) -> NDArray[np.bool_]:
+        """Whether each of them is a keyframe (N,); False for one in which nothing can be seen."""
+        return self._state.trajectory.keyframes
 
     @property
     def breaks(self) -> list[Break]:
@@ -211,6 +227,7 @@ class Mapper:
         return {
             "frames": len(submaps),
             "blank_frames": int(np.count_nonzero(submaps < 0)),
+            "keyframes": int(np.count_nonzero(self.keyframes)),
             "windows": len(state.trajectory.placements),
             "submaps": len(np.unique(submaps[submaps >= 0])),
             "breaks": [
@@ -247,81 +264,122 @@ class Mapper:
         changes: dict[str, Any] = {dropped[name]: None for name in self._ignored}
         return replace(view, **changes)
 
+    def _take(self, frame: Frame) -> list[MappedFrame]:
+        """Let a frame wait, and map what is complete with it."""
+        state, done = self._state, []
+        chosen = self._keyframes.chooses(frame, state.waiting, state.in_world)
+        state.waiting.append(replace(frame, is_keyframe=chosen))
+        while (end := self._end_of_window()) is not None:
+            done += self._map_window(end)
+        return done
+
     def _skip(self, frame: Frame) -> list[MappedFrame]:
         """Map what waits, and hand out a frame in which nothing can be seen."""
         done = self._map_rest()
-        self._leave_submap("blank")
+        self._state.leave_submap("blank")
         self._state.trajectory.add_blank()
         return [*done, MappedFrame.blank(frame.number, *frame.view.shape[1:])]
 
     def _map_rest(self) -> list[MappedFrame]:
-        """Map all frames that wait."""
+        """Map all frames that wait; the last one becomes a keyframe, so that each is between two."""
         done = []
         while len(self._state.waiting) > len(self._state.known):
-            done += self._map_window(self._state.waiting)
+            done += self._map_window(self._end_of_window() or len(self._state.waiting))
         return done
 
-    def _map_window(self, frames: list[Frame]) -> list[MappedFrame]:
-        """Map the first of the frames that wait, up to a gap if there is one, and keep what the next window shares."""
+    def _end_of_window(self) -> int | None:
+        """Return how many of the frames that wait end with the last keyframe of a window, None if that is not there."""
+        keys = [index for index, frame in enumerate(self._state.waiting) if frame.is_keyframe]
+        return keys[self._window - 1] + 1 if len(keys) >= self._window else None
+
+    def _map_window(self, end: int) -> list[MappedFrame]:
+        """Map the first ``end`` frames that wait, up to a gap if there is one, and keep what the next window shares."""
         state, known = self._state, self._state.known
-        new = [frame for frame in frames if frame.number not in known]
-        posed = any(frame.given_pose is not None for frame in frames)
-        # Estimates in another world than the given poses cannot be told beside them.
-        join = JOINS["align"] if posed and not state.in_world else self._join
-        views = run_window(self._engine, frames, known, join, state.metric, self._outputs, self._options)
+        state.waiting[end - 1] = replace(state.waiting[end - 1], is_keyframe=True)
+        waiting = state.waiting[:end]
+        frames = [frame for frame in waiting if frame.is_keyframe]
+        views = self._run(frames, known, self._join)
         gap = find_gap(frames, views, known)
         if gap is not None:
-            rest = state.waiting[gap:]
-            # What is before the gap is predicted again, without what is behind it.
-            done = [] if frames[gap - 1].number in known else self._map_window(frames[:gap])
-            if any(frame.number < rest[0].number and frame.number not in state.known for frame in state.waiting):
-                return done  # there is another gap in it, and what is behind that still waits
-            self._leave_submap("no overlap")
-            state.waiting = rest
-            return done
+            return self._map_up_to(self._cut(frames[gap - 1], frames[gap]))
+        new = [frame for frame in waiting if frame.number not in known]
         if not known:
-            self._begin_submap(new[0].number)
-        transform = self._place(frames, views)
+            state.begin_submap(new[0].number)
+        transform = state.place_window(frames, views, new[0].number)
+        found = {frame.number: (view, Similarity.identity()) for frame, view in zip(frames, views, strict=True)}
+        found |= self._localise(waiting, views, transform)
+        own = [(frame, KnownFrame.of(*found[frame.number])) for frame in new]
         state.trajectory.add_window(
-            transform, state.submap, [pose_of(view) for frame, view in zip(frames, views, strict=True) if frame in new]
+            transform, state.submap, [there.pose for _, there in own], [frame.is_keyframe for frame in new]
         )
         state.written.append(transform)
         if self._folder is not None:
-            for frame, view in zip(frames, views, strict=True):
-                if frame in new:
-                    self._folder.write(frame.number, view, transform, frame.name, state.in_world)
-        self._close_loops(frames, views)
+            for frame in new:
+                view, into_window = found[frame.number]
+                self._folder.write(frame.number, view, transform @ into_window, frame.name, state.in_world)
+        self._close_loops(own, joined=bool(known))
         transform = state.trajectory.placements[-1]
-        mapped = [KnownFrame.of(view, transform) for view in views]
-        state.last = mapped[-1].pose
-        shared = min(self._overlap, len(frames))
-        state.waiting = [*frames[-shared:], *state.waiting[len(frames) :]]
-        state.known = {frame.number: there for frame, there in zip(frames[-shared:], mapped[-shared:], strict=True)}
-        return [
-            MappedFrame.of(frame.number, state.submap, there)
-            for frame, there in zip(frames, mapped, strict=True)
-            if frame in new
-        ]
+        shared = zip(frames[-self._overlap :], views[-self._overlap :], strict=True)
+        state.known = {frame.number: KnownFrame.of(view, transform) for frame, view in shared}
+        state.last = state.known[frames[-1].number].pose
+        state.waiting = [*frames[-self._overlap :], *state.waiting[end:]]
+        return [MappedFrame.of(frame, state.submap, there.moved(transform)) for frame, there in own]
 
-    def _close_loops(self, frames: Sequence[Frame], views: Sequence[Mapping[str, Array]]) -> None:
+    def _cut(self, before: Frame, after: Frame) -> int:
+        """Return which of the frames that wait begins something new, between keyframes that have nothing in common."""
+        waiting = self._state.waiting
+        first, last = (waiting.index(frame) for frame in (before, after))
+        return first + find_cut(waiting[first : last + 1])
+
+    def _map_up_to(self, cut: int) -> list[MappedFrame]:
+        """Map what waits before a cut, again, without what is behind it, and leave the submap."""
+        state, rest = self._state, self._state.waiting[cut:]
+        done = [] if state.waiting[cut - 1].number in state.known else self._map_window(cut)
+        if any(frame.number < rest[0].number and frame.number not in state.known for frame in state.waiting):
+            return done  # there is another gap in it, and what is behind that still waits
+        state.leave_submap("no overlap")
+        state.waiting = [replace(rest[0], is_keyframe=True), *rest[1:]]
+        return done
+
+    def _run(self, frames: Sequence[Frame], known: Mapping[int, KnownFrame], join: Join) -> list[dict[str, Array]]:
+        """Run the network over frames, some of which the map has."""
+        state = self._state
+        if not state.in_world and any(frame.given_pose is not None for frame in frames):
+            join = JOINS["align"]  # estimates in another world than the given poses cannot be told beside them
+        return run_window(self._engine, frames, known, join, state.metric, self._outputs, self._options)
+
+    def _localise(
+        self, waiting: Sequence[Frame], views: Sequence[Mapping[str, Array]], transform: Similarity
+    ) -> dict[int, tuple[dict[str, Array], Similarity]]:
+        """Find the frames between the keyframes of a window, each in a small call with the keyframes on both sides.
+
+        Args:
+            waiting: the frames of the window and those between.
+            views: of its keyframes. transform: from the window into the map.
+
+        Returns:
+            By number what ``infer`` gives, and the transform that takes it into the frame of the window.
+        """
+        result: dict[int, tuple[dict[str, Array], Similarity]] = {}
+        keys = [frame.number for frame in waiting if frame.is_keyframe]
+        mapped = {number: KnownFrame.of(view, transform) for number, view in zip(keys, views, strict=True)}
+        for before, between, after in frames_between(waiting, self._together):
+            frames = [before, *between, after]
+            known = {frame.number: mapped[frame.number] for frame in (before, after)}
+            found = self._run(frames, known, JOINS["poses+depth"])
+            into_window = transform.inverse() @ self._state.place_between(frames, found, known)
+            result |= {frame.number: (view, into_window) for frame, view in zip(between, found[1:-1], strict=True)}
+        return result
+
+    def _close_loops(self, own: Sequence[tuple[Frame, KnownFrame]], joined: bool) -> None:
         """Look for the new frames of a window among those before, and move the windows where loops say so."""
-        state, known = self._state, self._state.known
+        state = self._state
         if self._closer is None or state.in_world or state.posed:
             return
-        own = [
-            (frame, KnownFrame.of(view, Similarity.identity()))
-            for frame, view in zip(frames, views, strict=True)
-            if frame.number not in known
-        ]
         placements = state.trajectory.placements
         state.any_scales |= state.scales
         moved = self._closer.add_window(
-            len(placements) - 1,
-            own,
-            placements,
-            joined=bool(known),
-            scale=state.any_scales,
-            fixed=self._fixed_windows(),
+            len(placements) - 1, own, placements, joined=joined, scale=state.any_scales, fixed=self._fixed_windows()
         )
         self._move_windows(moved)
 
@@ -333,84 +391,3 @@ class Mapper:
         """Take over where the windows are with loops."""
         if placements is not None:
             self._state.trajectory.placements = list(placements)
-
-    def _leave_submap(self, reason: str) -> None:
-        """Forget what later windows could share; the frames that come then are in another submap."""
-        state = self._state
-        if state.posed:  # their scale stays unknown, but where they are and look is not
-            self._enter_world(place_by_poses(state.posed, scale=False)[0])
-        state.waiting, state.known = [], {}
-        state.in_world, state.metric, state.scales, state.turning = False, True, self._may_scale, False
-        state.reason = reason
-
-    def _begin_submap(self, number: int, reason: str | None = None) -> None:
-        """Begin a submap with a frame, the first one or one after a break; one with a ``reason`` is joined to the one
-        before it all the same."""
-        state = self._state
-        if not state.trajectory.placements:
-            return
-        state.submap += 1
-        state.joined = [state.submap] if reason is None else [*state.joined, state.submap]
-        state.breaks.append(Break(number, state.submap, reason or state.reason))
-
-    def _place(self, frames: Sequence[Frame], views: Sequence[Mapping[str, Array]]) -> Similarity:
-        """Return where a window belongs; with the first given poses, the submap is moved into their world."""
-        state = self._state
-        pairs = list(zip(map(pose_of, views), frames, strict=True))
-        given = [(pose, frame.given_pose) for pose, frame in pairs if frame.given_pose is not None]
-        # Metric poses have the lengths of the network; those of others are known to nobody but them.
-        metric = all(frame.view.is_metric.all() for frame in frames if frame.given_pose is not None)
-        state.metric &= metric
-        state.all_metric &= metric
-        state.scales |= not metric
-        if given and state.in_world:
-            state.turning = False
-            others = [(pose, frame) for pose, frame in pairs if frame.given_pose is None]
-            return place_by_poses([*given, *self._shared(others)], not metric)[0]
-        transform = self._place_by_map(frames, views)
-        state.posed += [(transform.move_pose(pose), wanted) for pose, wanted in given]
-        if given:
-            into_world, has_scale = place_by_poses(state.posed, not metric)
-            if has_scale:
-                self._enter_world(into_world)
-                transform = into_world @ transform
-        return transform
-
-    def _enter_world(self, into_world: Similarity) -> None:
-        """Move the submap, and those that it is joined to, into the world of the given poses."""
-        self._state.trajectory.move(self._state.joined, into_world)
-        self._state.placed += self._state.joined
-        self._state.posed, self._state.in_world = [], True
-
-    def _place_by_map(self, frames: Sequence[Frame], views: Sequence[Mapping[str, Array]]) -> Similarity:
-        """Return where a window belongs by what it shares with the map.
-
-        A first one begins where the last frame was, which is the best guess after a break. Where the camera begins to
-        turn in place, or what is shared does not agree, a submap begins, and its place is an estimate.
-        """
-        state = self._state
-        turned, state.turning = state.turning, _says_no_size(frames) and turns_in_place(frames, views)
-        if not state.known:
-            return Similarity.of_pose(state.last) @ Similarity.of_pose(pose_of(views[0])).inverse()
-        placement = place_by_points(frames, views, state.known, state.scales)
-        if placement is not None:
-            state.fits.append(placement)
-        first = next(frame.number for frame in frames if frame.number not in state.known)
-        agrees = placement is not None and placement.agreeing >= LEAST_AGREEING
-        if placement is not None and not agrees:
-            self._begin_submap(first, "disagreement")
-        elif state.turning and not turned:
-            self._begin_submap(first, "rotation")
-        if placement is not None and agrees:
-            return placement.transform
-        return place_by_poses(self._shared(zip(map(pose_of, views), frames, strict=True)), scale=False)[0]
-
-    def _shared(self, pairs: Iterable[tuple[Array, Frame]]) -> list[tuple[Array, Array]]:
-        """Return the poses of those frames that the map has, as they are and as the map has them."""
-        known = self._state.known
-        return [(pose, known[frame.number].pose) for pose, frame in pairs if frame.number in known]
-
-
-def _says_no_size(frames: Sequence[Frame]) -> bool:
-    """Return whether neither poses nor depth came with the frames."""
-    return all(frame.given_pose is None and frame.view.distance is None for frame in frames)

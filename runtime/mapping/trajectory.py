@@ -30,6 +30,7 @@ class Trajectory:
         self.submaps: list[int] = []
         self._poses: list[Float64] = []
         self._windows: list[int] = []
+        self._keyframes: list[bool] = []
 
     def copy(self) -> Trajectory:
         """Return a copy that changes of this one leave as it is."""
@@ -42,16 +43,20 @@ class Trajectory:
         """Frames."""
         return len(self._poses)
 
-    def add_window(self, placement: Similarity, submap: int, poses: Sequence[Float64]) -> None:
+    def add_window(
+        self, placement: Similarity, submap: int, poses: Sequence[Float64], keyframes: Sequence[bool]
+    ) -> None:
         """Take in a window, and the frames that are done with it.
 
         Args:
             placement: from its frame into the map.
             submap: of the window.
             poses: (4, 4) in the frame of the window, in the order of the frames.
+            keyframes: whether each of them is a keyframe.
         """
         self._windows += [len(self.placements)] * len(poses)
         self._poses += poses
+        self._keyframes += keyframes
         self.placements.append(placement)
         self.submaps.append(submap)
 
@@ -59,6 +64,7 @@ class Trajectory:
         """Take in a frame that is in no window."""
         self._windows.append(_NOWHERE)
         self._poses.append(np.full((4, 4), np.nan))
+        self._keyframes.append(False)
 
     def move(self, submaps: Collection[int], transform: Similarity) -> None:
         """Move submaps in the map."""
@@ -86,3 +92,8 @@ class Trajectory:
     def submap_of_frames(self) -> NDArray[np.intp]:
         """(N,), the submap of each frame, -1 for none."""
         return np.array([NO_SUBMAP if w == _NOWHERE else self.submaps[w] for w in self._windows], np.intp)
+
+    @property
+    def keyframes(self) -> NDArray[np.bool_]:
+        """(N,), whether each frame is a keyframe."""
+        return np.array(self._keyframes, np.bool_)

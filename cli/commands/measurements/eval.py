@@ -21,6 +21,7 @@ from mapengine.calibration.evaluation.report import HEAD, described, fewer_scene
 from mapengine.runtime import Engine
 from mapengine.runtime.backend_table import PACKAGES
 from mapengine.runtime.errors import ProfileError
+from mapengine.runtime.mapping.keyframes import DEFAULT_KEYFRAMES
 from mapengine.runtime.mapping.windows import DEFAULT_JOIN, DEFAULT_OVERLAP, DEFAULT_WINDOW
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.writing.files import write_markdown, write_record
@@ -28,7 +29,19 @@ from mapengine.runtime.writing.output_checks import InputPaths
 
 from ...console import Steps, say, show_facts, show_table
 from ...extras import needs
-from ...options import Backend, Give, Join, Overlap, Revision, Threads, Window, parse_given, parse_size, value_of
+from ...options import (
+    Backend,
+    Give,
+    Join,
+    Keyframes,
+    Overlap,
+    Revision,
+    Threads,
+    Window,
+    parse_given,
+    parse_size,
+    value_of,
+)
 from ...outputs import check_files
 from ...plots.evaluation import draw_evaluations
 from ...plots.figures import PLOT, check_plots
@@ -110,6 +123,7 @@ def eval_(
     join: Join = DEFAULT_JOIN,
     window: Window = DEFAULT_WINDOW,
     overlap: Overlap = DEFAULT_OVERLAP,
+    keyframes: Keyframes = DEFAULT_KEYFRAMES,
     intrinsics: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Camera of all views, for a recording without.", show_default=False),
@@ -163,7 +177,7 @@ def eval_(
             intrinsics=intrinsics,
             size=target,
             given=parse_given(["intrinsics"] if give is None else give),
-            mapper={"join": join, "window": window, "overlap": overlap},
+            mapper={"join": join, "window": window, "overlap": overlap, "keyframes": keyframes},
             json_file=json_file,
             markdown=markdown,
             plot_file=plot_file,
@@ -219,7 +233,7 @@ def eval_(
     _show(record, left_out, [path for path in (json_file, markdown, plot_file) if path is not None])
 
 
-_OF_SEQUENCES = ("frames", "every", "give", "join", "window", "overlap")
+_OF_SEQUENCES = ("frames", "every", "give", "join", "window", "overlap", "keyframes")
 _OF_SCENES = ("tasks", "rgbd")
 
 

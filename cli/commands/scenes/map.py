@@ -21,6 +21,7 @@ from mapengine.runtime.geometry import matrix_to_quaternion, pose_matrix
 from mapengine.runtime.inputs.formats.view_files import ReadOptions
 from mapengine.runtime.inputs.resolutions import served_size
 from mapengine.runtime.inputs.stored_view import StoredView
+from mapengine.runtime.mapping.keyframes import DEFAULT_KEYFRAMES
 from mapengine.runtime.mapping.placement import TRANSFORMS
 from mapengine.runtime.mapping.windows import DEFAULT_JOIN, DEFAULT_OVERLAP, DEFAULT_WINDOW
 from mapengine.runtime.outputs.formats.options import SaveOptions
@@ -51,6 +52,8 @@ from ...options import (
     BundleArgument,
     ImageSize,
     Join,
+    Keyframes,
+    KeyframeThreshold,
     Overlap,
     Quiet,
     SummaryFile,
@@ -98,6 +101,8 @@ def map_(
     window: Window = DEFAULT_WINDOW,
     overlap: Overlap = DEFAULT_OVERLAP,
     join: Join = DEFAULT_JOIN,
+    keyframes: Keyframes = DEFAULT_KEYFRAMES,
+    keyframe_threshold: KeyframeThreshold = None,
     transform: Annotated[
         str, typer.Option(**one_of(TRANSFORMS), help="Whether windows are scaled to the ones before.")
     ] = "similarity",
@@ -161,7 +166,15 @@ def map_(
     began = time.perf_counter()
     with keeps as folder:
         mapper = Mapper(
-            engine, window=window, overlap=overlap, join=join, transform=transform, loops=loops, folder=folder
+            engine,
+            window=window,
+            overlap=overlap,
+            join=join,
+            keyframes=keyframes,
+            keyframe_threshold=keyframe_threshold,
+            transform=transform,
+            loops=loops,
+            folder=folder,
         )
         with stage_progress(len(views), 0, quiet) as progress:
             for number, view in enumerate(views):
@@ -307,6 +320,7 @@ def _show(summary: dict[str, Any]) -> None:
     closed = sum(loop["believed"] for loop in summary["loops"])
     facts = [
         ("frames", f"{summary['frames']} in {summary['windows']} windows, {summary['blank_frames']} of them blank"),
+        ("keyframes", str(summary["keyframes"])),
         ("submaps", "\n".join([str(summary["submaps"]), *(found["text"] for found in summary["breaks"])])),
         ("loops", f"{closed} closed of {len(summary['loops'])} found"),
         ("seconds", f"{summary['seconds']:.1f}, {summary['seconds_per_frame']:.3f} per frame"),

@@ -97,14 +97,19 @@ class PerfectEngine(MultiViewInference):
             if features is None:
                 number = round(float(image[0, 0, 0, 0]) * 100)
                 self.encoded.append(number)
-                made = ImageFeatures(np.full((1, 2, 3, 4), number, np.float32))
+                made = ImageFeatures(self._patches(number), np.full((1, 1, 4), number, np.float32))
                 view = EncodedView(kept_of(entry, None), made, self._encoder)
             result.append(view)
         return result
 
+    def _patches(self, number: int) -> Array:
+        """Patch tokens of a frame (1, rows, columns, E) float32."""
+        return np.full((1, 2, 3, 4), number, np.float32)
+
     def numbers(self, call: PreparedViews) -> list[int]:
         """Which frames a call was over, in its order."""
-        return [int(view.features.patches.flat[0]) for view in call.views if view.features is not None]
+        features = [view.features for view in call.views]
+        return [int(one.extra.flat[0]) for one in features if one is not None and one.extra is not None]
 
     def _predict(
         self, prepared: PreparedViews, options: InferOptions, progress: Progress | None, heads: Collection[str]

@@ -31,7 +31,7 @@ def test_walks_are_mapped_and_judged(cli: Any, tiny_bundle: Path, tmp_path: Path
     for entry in found["results"].values():
         assert entry["frames"] == 60
         assert entry["metrics"]["ate"] > 0
-    assert found["mapper"] == {"join": "align", "window": 4, "overlap": 1}
+    assert found["mapper"] == {"join": "align", "window": 4, "overlap": 1, "keyframes": "all"}
     assert table.read_text(encoding="utf-8").count("\n|") == 2 + 3
     again = tmp_path / "again.png"
     assert cli("plot", record, "--out", again).code == 0

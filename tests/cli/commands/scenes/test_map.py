@@ -55,10 +55,23 @@ def test_without_truth_a_map_says_how_far_it_agrees_with_itself(
     assert facts["saved"] == []
 
 
+@pytest.mark.slow
+def test_windows_are_made_of_keyframes(cli: Any, tiny_bundle: Path, samples: Path, quick: Any) -> None:
+    image = samples / "sample_0.png"
+    options = ["--keyframes", "overlap", "--window", "2", "--overlap", "1", "--no-loops", "--json", "-", *quick]
+    result = cli("map", tiny_bundle, *[image] * 4, samples / "sample_1.png", *options)
+    assert result.code == 0, result.err
+    facts = json.loads(result.out)
+    assert facts["frames"] == 5
+    assert 2 <= facts["keyframes"] < 5
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
         (("--join", "glue"), 2, "'glue' is not one of align, poses, poses+depth"),
+        (("--keyframes", "some"), 2, "'some' is not one of all, overlap, features"),
+        (("--keyframe-threshold", "0.5"), 1, "keyframe_threshold is 0.5, but keyframes is 'all'"),
         (("--overlap", "4", "--window", "4"), 1, "overlap is 4 of windows of 4 frames"),
         (("--trajectory", "no/such/folder/file.txt", "--out", "a.xyz"), 2, ".xyz"),
     ],

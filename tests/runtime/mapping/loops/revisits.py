@@ -9,8 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapengine.runtime.geometry import matrix_to_quaternion, quaternion_to_matrix
-from mapengine.runtime.inputs.encoded import EncodedView, ImageFeatures
-from mapengine.runtime.inputs.prepared import PreparedViews
 from mapengine.runtime.mapping.similarity import Similarity
 
 from ..perfect import PerfectEngine, Walk, walk
@@ -39,23 +37,11 @@ class RevisitingEngine(PerfectEngine):
         rng = np.random.default_rng(0)
         self._kinds, self._noise = rng.normal(size=(PLACES, 6, 32)), rng
 
-    def encode(self, views: Sequence[Any]) -> list[EncodedView]:
-        result = []
-        for encoded in super().encode(views):
-            number = int(encoded.features.patches.flat[0])
-            rng = np.random.default_rng(number)
-            kinds = self._kinds[self.looks[number] // 3]
-            patches = kinds[rng.integers(0, len(kinds), 60)] + 0.2 * rng.normal(size=(60, kinds.shape[1]))
-            features = ImageFeatures(
-                patches.reshape(1, 6, 10, -1).astype(np.float32), np.full((1, 1, 4), number, np.float32)
-            )
-            result.append(EncodedView(encoded.view, features, encoded.encoder))
-        return result
-
-    def numbers(self, call: PreparedViews) -> list[int]:
-        return [
-            int(view.features.extra.flat[0]) for view in call.views if view.features and view.features.extra is not None
-        ]
+    def _patches(self, number: int) -> Array:
+        rng = np.random.default_rng(number)
+        kinds = self._kinds[self.looks[number] // 3]
+        patches = kinds[rng.integers(0, len(kinds), 60)] + 0.2 * rng.normal(size=(60, kinds.shape[1]))
+        return patches.reshape(1, 6, 10, -1).astype(np.float32)
 
     def _drift(self, call: int, number: int, heads: dict[str, Array]) -> None:
         steps = number - self.numbers(self.calls[call])[0]
