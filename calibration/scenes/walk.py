@@ -126,7 +126,7 @@ class RenderedWalk(Sequence[WalkFrame]):
         )
 
 
-def render_walk(seed: int, frames: int = 300, width: int = 140, height: int = 112) -> RenderedWalk:
+def render_walk(seed: int, frames: int = 300, width: int = 140, height: int = 112, slow: int = 1) -> RenderedWalk:
     """Draw a building and a closed walk through it; frames are rendered when they are asked for.
 
     The walk goes through several rooms, outdoors and back to where it started; long ones pass rooms again on the way.
@@ -139,17 +139,20 @@ def render_walk(seed: int, frames: int = 300, width: int = 140, height: int = 11
             larger steps. A slice of a longer walk is the beginning of one that is not closed.
         width: pixels, at least 28.
         height: pixels, at least 28.
+        slow: how many frames show each step: the walk of ``frames / slow`` frames, at a higher frame rate.
 
     Raises:
         InputError: arguments outside these ranges.
     """
     if not WALK_FRAMES[0] <= frames <= WALK_FRAMES[1]:
         raise InputError(f"a rendered walk has {WALK_FRAMES[0]} to {WALK_FRAMES[1]} frames, not {frames}")
+    if slow < 1 or frames < slow * WALK_FRAMES[0]:
+        raise InputError(f"slow is {slow} of {frames} frames; give 1 to {frames // WALK_FRAMES[0]}")
     check_picture_size(width, height)
     draws = Draws("walk", seed)
     lens = Lens(0.5 / draws.uniform(*_TANGENTS), draws.uniform(-0.02, 0.02), draws.uniform(-0.02, 0.02))
     gain = draws.uniform(0.9, 1.4)
-    building, route = random_building(Draws("building", seed), frames)
+    building, route = random_building(Draws("building", seed), frames // slow)
     walls = (
         sorted({side for floor in building.floors for side in floor[:2]}),
         sorted({side for floor in building.floors for side in floor[2:]}),

@@ -125,6 +125,12 @@ def test_shapes_out_of_sight_are_left_out_and_no_others(walks: dict[int, Rendere
     assert left_out > 100
 
 
+def test_a_slow_camera_sees_the_same_walk_in_smaller_steps() -> None:
+    walk, slow = render_walk(5, 90), render_walk(5, 360, slow=4)
+    np.testing.assert_allclose(slow.poses[::4], walk.poses, atol=1e-6)
+    assert steps(slow)[0].mean() < 0.3 * steps(walk)[0].mean()
+
+
 def test_seeds_have_nothing_in_common() -> None:
     first, second = render_walk(HELD_OUT_SEED, 60), render_walk(0, 60)
     assert first.poses.shape == second.poses.shape
@@ -137,6 +143,8 @@ def test_seeds_have_nothing_in_common() -> None:
         ({"frames": WALK_FRAMES[0] - 1}, "60 to 1000 frames, not 59"),
         ({"frames": 1001}, "60 to 1000 frames"),
         ({"width": 20}, "28 to 4096"),
+        ({"frames": 239, "slow": 4}, "slow is 4 of 239 frames; give 1 to 3"),
+        ({"slow": 0}, "slow is 0"),
     ],
 )
 def test_refusals(arguments: dict[str, int], what: str) -> None:
