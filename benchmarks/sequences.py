@@ -23,10 +23,12 @@ from mapengine.calibration.evaluation import HELD_OUT_SEED
 from mapengine.calibration.evaluation.scoring import Values
 from mapengine.calibration.evaluation.truth import full_view
 from mapengine.calibration.scenes import RenderedWalk, WalkFrame, render_walk
+from mapengine.calibration.scenes.walk import WALK_FRAMES
 from mapengine.calibration.sequences import evaluate_sequence, mean_values
 from mapengine.calibration.sequences.evaluate import rounded
 from mapengine.runtime import Engine, Mapper
 from mapengine.runtime.backend_table import PACKAGES
+from mapengine.runtime.mapping.keyframes import KEYFRAMES
 from mapengine.runtime.mapping.loops.closing import AWAY, EVERY, LEAST_SCORE, Loop
 from mapengine.runtime.mapping.loops.places import Places
 from mapengine.runtime.mapping.windows import JOINS
@@ -35,7 +37,9 @@ from mapengine.runtime.system.machine import peak_bytes
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.writing.files import write_record
 
-PARTS = ("joins", "limits", "loops", "places", "growth")
+PARTS = ("joins", "limits", "keyframes", "loops", "places", "growth")
+SLOW = 4
+"""Times slower the camera of the walks is that keyframes are measured on."""
 WALK = 300
 """Frames of a whole walk."""
 GROWTH = (100, 1000)
@@ -198,6 +202,37 @@ def recognise(engine: Engine, walk: RenderedWalk) -> dict[str, int]:
     return counts
 
 
+class TimedMapper(Mapper):
+    """Knows the processor time that its frames took."""
+
+    seconds = 0.0
+
+    def add(self, view: Any, name: str = "") -> Any:
+        began = time.process_time()
+        done = super().add(view, name)
+        self.seconds += time.process_time() - began
+        return done
+
+    def finish(self) -> Any:
+        began = time.process_time()
+        done = super().finish()
+        self.seconds += time.process_time() - began
+        return done
+
+
+def keyframes(engine: Engine, walks: list[RenderedWalk], window: int, overlap: int) -> dict[str, Any]:
+    """Compare the choices of keyframes, where the camera is slow."""
+    found: dict[str, list[Values]] = {name: [] for name in KEYFRAMES}
+    for walk in walks:
+        for name, done in found.items():
+            mapper = TimedMapper(engine, window=window, overlap=overlap, loops=False, keyframes=name)
+            values = evaluate_sequence(mapper, walk, window=window).values
+            values |= {"keyframes": float(mapper.keyframes.mean()), "cpu_seconds": mapper.seconds / len(walk)}
+            print(f"{walk.seed}, keyframes {name}: {rounded(values)}", flush=True)
+            done.append(values)
+    return {name: mean_of(done) for name, done in found.items()}
+
+
 def grow(
     bundle: Path, frames: int, window: int, overlap: int, seed: int, size: tuple[int, int], closes: bool
 ) -> dict[str, Any]:
@@ -262,6 +297,7 @@ def main() -> None:
         default=10,
         help="whole closed walks that loops are measured on; those in the record are kept",
     )
+    parser.add_argument("--slow", type=int, default=6, help="walks of a slow camera that keyframes are measured on")
     parser.add_argument("--frames", type=int, default=32, help="first frames of each walk that windows are compared on")
     parser.add_argument("--walk", type=int, default=WALK, help="frames of a whole walk")
     parser.add_argument("--window", type=int, default=8)
@@ -298,6 +334,13 @@ def main() -> None:
         if part in args.parts:
             results.setdefault("windows", {}).update(measure(engine, parts, *shape))
             counts |= {"sequences": args.sequences, "frames": args.frames}
+    if "keyframes" in args.parts:
+        # A walk has so many frames at most.
+        whole = min(SLOW * args.walk, max(WALK_FRAMES)) // SLOW * SLOW
+        slow = [render_walk(seed + n, whole, *args.size, slow=SLOW)[: SLOW * args.frames] for n in range(args.slow)]
+        results["keyframes"] = keyframes(engine, slow, *shape)
+        counts |= {"slow": args.slow, "slow_frames": len(slow[0])}
+        write()
     for part, measure_walk, together in (
         ("loops", partial(map_closed, window=args.window, overlap=args.overlap), closed_means),
         ("places", recognise, counted),

@@ -215,17 +215,24 @@ def test_tables_are_written_into_the_named_documents(
 
 @pytest.mark.slow
 def test_sequences(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
-    options = ("--bundle", str(tiny_bundle), "--sequences", "1", "--frames", "6", "--walk", "60", "--window", "4")
+    options = ("--bundle", str(tiny_bundle), "--sequences", "1", "--slow", "1", "--frames", "6", "--walk", "60")
     record = tmp_path / "record.json"
-    for part in ("joins", "limits"):  # a part that is run later goes into the record that is there
+    for part in ("joins", "limits", "keyframes"):  # a part that is run later goes into the record that is there
         measured = run(
-            "sequences.py", *options, "--overlap", "2", "--size", "56", "42", "--parts", part, "--json", str(record)
-        )
+            "sequences.py", *options, "--window", "4", "--overlap", "2", "--size", "56", "42",
+            "--parts", part, "--json", str(record),
+        )  # fmt: skip
     check(measured, tables)
     assert set(measured["results"]["windows"]) == {
         *(f"windows, {join}" for join in ("align", "poses", "poses+depth")),
         "one call",
         "windows, true poses of shared frames",
+    }
+    choices = measured["results"]["keyframes"]
+    assert choices["all"]["metrics"]["keyframes"] == 1
+    assert {name: found["metrics"]["keyframes"] < 1 for name, found in choices.items() if name != "all"} == {
+        "overlap": True,
+        "features": True,
     }
     assert [bar["most"] for bar in measured["bars"]] == [0.7, 1.3]
     assert all(bar["met"] == (bar["value"] <= bar["most"]) for bar in measured["bars"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from mapengine.runtime.profiling.report import table
 
 from .page import Record, origin
@@ -29,13 +32,13 @@ def sequences(record: Record) -> str:
         ("loops", f"{counts.get('closed')} closed held-out walks of {counts.get('walk')} frames"),
     ):
         if part in record["results"]:
-            rows = []
-            for name, found in record["results"][part].items():
-                spread, values = found["ate_standard_error"], found["metrics"]
-                shown = ["-" if values[key] is None else format(values[key], form) for key, _, form in _METRICS]
-                shown[0] += "" if spread is None else f" ± {spread:.3f}"
-                rows.append([name, *shown])
+            rows = [_row(name, found, _METRICS) for name, found in record["results"][part].items()]
             parts.append(f"{table([part, *(title for _, title, _ in _METRICS)], rows)}\n\n{what}.")
+    if "keyframes" in record["results"]:
+        columns = (*_METRICS, ("keyframes", "keyframes", ".0%"), ("cpu_seconds", "seconds a frame", ".3f"))
+        rows = [_row(name, found, columns) for name, found in record["results"]["keyframes"].items()]
+        what = f"{counts['slow']} held-out walks of a slow camera, {counts['slow_frames']} frames of each."
+        parts.append(f"{table(['keyframes', *(title for _, title, _ in columns)], rows)}\n\n{what}")
     if "growth" in record["results"]:
         rows = [
             [frames, f"{found['peak_mb']:.0f} MB", *(f"{1000 * found[key]:.0f} ms" for key in _TIMES)]
@@ -55,6 +58,14 @@ def sequences(record: Record) -> str:
         f"One thread beside other work on {origin(record)}"
     )
     return "\n\n".join(parts)
+
+
+def _row(name: str, found: dict[str, Any], columns: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Return the means of one way to map, the first with its standard error."""
+    spread, values = found["ate_standard_error"], found["metrics"]
+    shown = ["-" if values[key] is None else format(values[key], form) for key, _, form in columns]
+    shown[0] += "" if spread is None else f" ± {spread:.3f}"
+    return [name, *shown]
 
 
 _TIMES = ("cpu_seconds_per_frame", "first_tenth", "last_tenth")
