@@ -70,6 +70,8 @@ class Scene(SceneArrays):
         sources: where these images are read again, None for one that was in memory; empty for a scene that was loaded.
         times: (V,) float64, seconds, where all views have a time (of a video or a recording); else None.
 
+    Arrays are copied; ``copy=False`` gives those of the right types to the scene, which writes into them.
+
     Raises:
         InputError: arrays whose shapes do not fit together.
     """
