@@ -12,20 +12,22 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mapengine.calibration.evaluation import HELD_OUT_SEED
+from mapengine.calibration.evaluation.metrics import absolute_trajectory_error
 from mapengine.calibration.evaluation.scoring import Values
 from mapengine.calibration.evaluation.truth import full_view
 from mapengine.calibration.scenes import RenderedWalk, WalkFrame, render_walk
 from mapengine.calibration.scenes.walk import WALK_FRAMES
 from mapengine.calibration.sequences import evaluate_sequence, mean_values
 from mapengine.calibration.sequences.evaluate import rounded
+from mapengine.calibration.sequences.trajectory import end_error
 from mapengine.runtime import Engine, Mapper
 from mapengine.runtime.backend_table import PACKAGES
 from mapengine.runtime.mapping.keyframes import KEYFRAMES
@@ -43,6 +45,8 @@ SLOW = 4
 WALK = 300
 """Frames of a whole walk."""
 GROWTH = (100, 1000)
+HUNDRED, RECOGNISED = 100, 3
+"""Frames after which memory is read; and after how many hundreds places were recognised and loops closed."""
 
 
 def judge(name: str, walks: Iterable[Any], mapper: Callable[[], Mapper], window: int, **options: Any) -> dict[str, Any]:
@@ -126,17 +130,26 @@ def _seen(one: WalkFrame, other: WalkFrame, step: int) -> float:
     return float(np.count_nonzero(np.abs(found - z[inside]) < 0.05 * z[inside]) / max(len(depth), 1))
 
 
-def map_closed(engine: Engine, walk: RenderedWalk, window: int, overlap: int) -> dict[str, Any]:
-    """Map a whole closed walk in each way of :data:`LOOPS`; returns metrics and loops."""
-    results = {}
-    for name, on, given in LOOPS:
-        mapper = Mapper(engine, window=window, overlap=overlap, loops=on)
-        values = evaluate_sequence(mapper, walk, window=window, given=given).values
-        results[name] = {"metrics": rounded(values), "loops": [judged_loop(loop, walk) for loop in mapper.loops]}
-        print(
-            f"{walk.seed}, {name}: ATE {values['ate']}, end {values['end_error']}", results[name]["loops"], flush=True
-        )
-    return results
+def map_closed(
+    engine: Engine, walk: RenderedWalk, way: tuple[str, bool, Sequence[str]], window: int, overlap: int
+) -> dict[str, Any]:
+    """Map a whole closed walk in one of :data:`LOOPS`; returns metrics and loops.
+
+    Beside the metrics of the largest submap there are two of all frames, wherever breaks are: ``closing`` is how far
+    the last camera is from where it should be, seen from the first one, and ``ate_of_all`` the ATE.
+    """
+    name, on, given = way
+    mapper = Mapper(engine, window=window, overlap=overlap, loops=on)
+    values = evaluate_sequence(mapper, walk, window=window, given=given).values
+    poses, true_poses = mapper.poses, walk.poses.astype(np.float64)
+    seen = np.isfinite(poses).all(axis=(1, 2))
+    whole = {
+        "closing": end_error(poses[seen], true_poses[seen]),
+        "ate_of_all": absolute_trajectory_error(poses[seen, :3, 3], true_poses[seen, :3, 3], rigid=True),
+    }
+    loops = [judged_loop(loop, walk) for loop in mapper.loops]
+    print(walk.seed, name, whole, loops, flush=True)
+    return {"metrics": rounded({**values, **whole}), "submaps": mapper.summary["submaps"], "loops": loops}
 
 
 def judged_loop(loop: Loop, walk: RenderedWalk) -> dict[str, Any]:
@@ -155,11 +168,13 @@ def judged_loop(loop: Loop, walk: RenderedWalk) -> dict[str, Any]:
     }
 
 
-def closed_means(closed: dict[str, Any]) -> dict[str, Any]:
-    """Return the means over the closed walks that were mapped so far, and their loops counted."""
+def closed_means(closed: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the means over the closed walks that were mapped in each way so far, and their loops counted."""
     results = {}
     for name, _, _ in LOOPS:
-        found = [walk[name] for walk in closed.values()]
+        found = [walk[name] for walk in closed.values() if name in walk]
+        if not found:
+            continue
         passed = [loop for entry in found for loop in entry["loops"]]
         right = [loop for loop in passed if loop["shared"] >= ELSEWHERE]
         results[name] = {
@@ -167,7 +182,7 @@ def closed_means(closed: dict[str, Any]) -> dict[str, Any]:
             "loops": len(passed),
             "believed": sum(loop["believed"] for loop in passed),
             "wrong": len(passed) - len(right),
-            "wrong_believed": sum(loop["believed"] for loop in passed if loop["shared"] < ELSEWHERE),
+            "closed": sum(any(loop["believed"] for loop in entry["loops"]) for entry in found),
             "loop_degrees": float(np.median([loop["degrees"] for loop in right])) if right else None,
             "loop_metres": float(np.median([loop["metres"] for loop in right])) if right else None,
         }
@@ -240,12 +255,14 @@ def grow(
     engine = Engine.load(bundle, threads=1)
     mapper = Mapper(engine, window=window, overlap=overlap, loops=closes)
     walk = render_walk(seed, frames, *size)
-    spent = []
-    for frame in walk:
+    spent, peaks = [], []
+    for number, frame in enumerate(walk, start=1):
         view = full_view(frame.image, frame.intrinsics, frame.depth_z, frame.pose, engine.data_norm_type)
         began = time.process_time()
         mapper.add({key: view[key] for key in ("img", "data_norm_type", "intrinsics")})
         spent.append(time.process_time() - began)
+        if number % HUNDRED == 0:
+            peaks.append(peak_bytes())
     mapper.finish()
     peak = peak_bytes()
     tenth = frames // 10
@@ -254,6 +271,11 @@ def grow(
         "cpu_seconds_per_frame": float(np.mean(spent)),
         "first_tenth": float(np.mean(spent[:tenth])),
         "last_tenth": float(np.mean(spent[-tenth:])),
+        "hundreds": [
+            {"peak_mb": None if most is None else most / 1e6, "cpu_seconds_per_frame": float(np.mean(part))}
+            for most, part in zip(peaks, np.split(np.array(spent), len(peaks)), strict=True)
+        ],
+        "loops": len(mapper.loops),
     }
 
 
@@ -275,14 +297,21 @@ def bars(results: dict[str, Any], window: int) -> list[dict[str, Any]]:
     for told in ("", ", true depth given"):
         if f"with loops{told}" in results.get("loops", ()):
             without, with_ = (
-                results["loops"][name + told]["metrics"]["end_error"] for name in ("without loops", "with loops")
+                results["loops"][f"{how} loops{told}"]["metrics"]["closing"] for how in ("without", "with")
             )
-            bar(f"end of a closed walk with loops, over that without{told}", with_ / without, 1 / 3)
+            bar(f"end-to-start error of a closed walk with loops, over that without{told}", with_ / without, 1 / 3)
     for told in ("", ", with loops") if "growth" in results else ():
         few, many = (results["growth"][f"{frames}{told}"] for frames in GROWTH)
         bar(f"peak memory at 1000 frames over that at 100{told}", many["peak_mb"] / few["peak_mb"], 1.05)
         bar(f"processor time per frame at 1000 frames over that at 100{told}",
             many["cpu_seconds_per_frame"] / few["cpu_seconds_per_frame"], 1.05)  # fmt: skip
+    hundreds = results.get("growth", {}).get(f"{GROWTH[1]}, with loops", {}).get("hundreds", ())
+    if len(hundreds) > RECOGNISED:
+        peaks, times = ([part[key] for part in hundreds] for key in ("peak_mb", "cpu_seconds_per_frame"))
+        bar("the same walk with loops: peak memory at 1000 frames over that at 300",
+            peaks[-1] / peaks[RECOGNISED - 1], 1.05)  # fmt: skip
+        bar("the same walk with loops: processor time per frame of 700 to 1000 over 200 to 500",
+            sum(times[-3:]) / sum(times[RECOGNISED - 1 : RECOGNISED + 2]), 1.05)  # fmt: skip
     return found
 
 
@@ -341,19 +370,26 @@ def main() -> None:
         results["keyframes"] = keyframes(engine, slow, *shape)
         counts |= {"slow": args.slow, "slow_frames": len(slow[0])}
         write()
-    for part, measure_walk, together in (
-        ("loops", partial(map_closed, window=args.window, overlap=args.overlap), closed_means),
-        ("places", recognise, counted),
-    ):
-        if part not in args.parts:
-            continue
-        walks = results.setdefault(f"{part}_of_walks", {})
-        for number in range(seed, seed + args.closed):
+    numbers = range(seed, seed + args.closed)
+    if "places" in args.parts:
+        walks = results.setdefault("places_of_walks", {})
+        for number in numbers:
             if str(number) not in walks:
-                walks[str(number)] = measure_walk(engine, render_walk(number, args.walk, *args.size))
-                results[part] = together(walks)
-                counts |= {part: len(walks), "walk": args.walk}
+                walks[str(number)] = recognise(engine, render_walk(number, args.walk, *args.size))
+                results["places"] = counted(walks)
+                counts |= {"places": len(walks), "walk": args.walk}
                 write()
+    if "loops" in args.parts:
+        closed = results.setdefault("closed_walks", {})
+        # Two ways that are compared, of all walks, before the next two.
+        for ways, number in product((LOOPS[:2], LOOPS[2:]), numbers):
+            for way in ways:
+                mapped = closed.setdefault(str(number), {})
+                if way[0] not in mapped:
+                    mapped[way[0]] = map_closed(engine, render_walk(number, args.walk, *args.size), way, *shape)
+                    results["loops"] = closed_means(closed)
+                    counts |= {"closed": len(closed), "walk": args.walk}
+            write()
     if "growth" in args.parts:
         results["growth"] = {}
         for frames in GROWTH:

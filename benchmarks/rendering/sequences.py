@@ -26,19 +26,20 @@ _METRICS = (
 
 def sequences(record: Record) -> str:
     """Return how right maps of walks are, what they take, and which bars are met."""
-    parts, counts = [], record["counts"]
-    for part, what in (
-        ("windows", f"{counts.get('sequences')} held-out walks, the first {counts.get('frames')} frames of each"),
-        ("loops", f"{counts.get('closed')} closed held-out walks of {counts.get('walk')} frames"),
-    ):
-        if part in record["results"]:
-            rows = [_row(name, found, _METRICS) for name, found in record["results"][part].items()]
-            parts.append(f"{table([part, *(title for _, title, _ in _METRICS)], rows)}\n\n{what}.")
-    if "keyframes" in record["results"]:
+    parts, counts, results = [], record["counts"], record["results"]
+    if "windows" in results:
+        rows = [_row(name, found, _METRICS) for name, found in results["windows"].items()]
+        what = f"{counts['sequences']} held-out walks, the first {counts['frames']} frames of each."
+        parts.append(f"{table(['windows', *(title for _, title, _ in _METRICS)], rows)}\n\n{what}")
+    if "keyframes" in results:
         columns = (*_METRICS, ("keyframes", "keyframes", ".0%"), ("cpu_seconds", "seconds a frame", ".3f"))
-        rows = [_row(name, found, columns) for name, found in record["results"]["keyframes"].items()]
+        rows = [_row(name, found, columns) for name, found in results["keyframes"].items()]
         what = f"{counts['slow']} held-out walks of a slow camera, {counts['slow_frames']} frames of each."
         parts.append(f"{table(['keyframes', *(title for _, title, _ in columns)], rows)}\n\n{what}")
+    if "loops" in results:
+        parts.append(_loops(results["loops"], counts["walk"]))
+    if "places" in results:
+        parts.append(_places(results["places"], counts["places"]))
     if "growth" in record["results"]:
         rows = [
             [frames, f"{found['peak_mb']:.0f} MB", *(f"{1000 * found[key]:.0f} ms" for key in _TIMES)]
@@ -66,6 +67,33 @@ def _row(name: str, found: dict[str, Any], columns: Sequence[tuple[str, str, str
     shown = ["-" if values[key] is None else format(values[key], form) for key, _, form in columns]
     shown[0] += "" if spread is None else f" ± {spread:.3f}"
     return [name, *shown]
+
+
+def _loops(results: Record, frames: int) -> str:
+    """Return the table of whole closed walks."""
+    rows = []
+    for name, found in results.items():
+        values, off = found["metrics"], "-"
+        if found["loop_degrees"] is not None:
+            off = f"{found['loop_degrees']:.1f}°, {found['loop_metres']:.2f} m"
+        on = name.startswith("with loops")
+        shown = [f"{values[key]:.2f}" for key in ("closing", "ate_of_all", "ate", "end_error")]
+        loops = [str(found[key]) if on else "-" for key in ("loops", "wrong", "believed", "closed")]
+        rows.append([name, str(found["sequences"]), *shown, *loops, off])
+    head = ["whole walks", "walks", "end to start, m", "ATE of all, m", "ATE of the largest submap, m", "its end, m"]
+    head += ["loops that passed", "of them wrong", "believed", "walks closed", "a loop is off by"]
+    return f"{table(head, rows)}\n\nClosed held-out walks of {frames} frames."
+
+
+def _places(found: Record, walks: int) -> str:
+    """Return what is recognised, in words."""
+    again = max(found["seen_again"], 1)
+    return (
+        f"Places, {walks} walks: {found['seen_again']} of the {found['frames']} frames that are kept see one again "
+        f"(30 % of their pixels). For {found['first_right'] / again:.0%} of these the best candidate is right, for "
+        f"{found['any_right'] / again:.0%} one of two; {found['wrong']} of all {found['candidates']} candidates share "
+        "less than 5 % with their frame, which the check has to find out."
+    )
 
 
 _TIMES = ("cpu_seconds_per_frame", "first_tenth", "last_tenth")

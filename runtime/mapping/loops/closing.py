@@ -25,8 +25,10 @@ EVERY = 3
 """Frames from one that may be recognised to the next."""
 AWAY = 40
 """Frames that lie between the two visits of a place at least."""
-_CALLS = 4
-"""Of a window, after which no further candidate of it is checked: as many as a loop takes."""
+_EARNED, _SAVED = 1.0, 8.0
+"""Calls that a window brings, and how many are saved up at most: what loops cost a frame is bounded however many
+candidates there are. A place that only looks alike takes one call, a loop four. What looks more alike than all that
+failed is checked in any case."""
 _NEARBY = 9
 """Frames from a pair that was checked, within which another is not, ..."""
 _CLEARLY = 0.1
@@ -80,7 +82,7 @@ class LoopCloser:
         self._loops: list[tuple[Loop, Edge]] = []
         self._believed: list[bool] = []
         self._checked: list[tuple[float, int, int]] = []
-        self._latest = -EVERY
+        self._latest, self._calls, self._failed = -EVERY, _SAVED, -1.0
         self._solved_at = self._unsolved = 0
         sparse_matrices()  # here, so that it is not a frame in the middle that waits for it
 
@@ -119,11 +121,11 @@ class LoopCloser:
         """
         if joined and window and not any(edge.j == window for edge in self._window_edges[-1:]):
             self._window_edges.append(_window_edge(window, frames, placements))
-        calls = 0
+        self._calls = min(self._calls + _EARNED, _SAVED)
         for score, first, second in self._candidates(window, frames):
-            if calls >= _CALLS:
+            if self._calls < 1 and score <= self._failed:
                 break
-            calls += self._check(score, first, second, placements, scale)
+            self._calls -= self._check(score, first, second, placements, scale)
         since = len(placements) - self._solved_at
         return self.solved(placements, scale=scale, fixed=fixed) if since * _SOLVED >= len(placements) else None
 
@@ -174,6 +176,7 @@ class LoopCloser:
         check = check_loop(self._engine, [here, *beside], there, placements, self._options, scale=scale)
         self._checked.append((score, first, second))
         if check is None or not check.passed:
+            self._failed = max(self._failed, score)
             return 0 if check is None else check.calls
         into_window, from_window = Similarity.of_pose(here.pose), Similarity.of_pose(there.pose).inverse()
         turn = max(np.radians(check.degrees), _LEAST[0])

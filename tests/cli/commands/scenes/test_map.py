@@ -13,6 +13,8 @@ from PIL import Image
 
 from mapengine.runtime.outputs.view_files import view_files
 
+from ....seven_scenes import write_seven_scenes
+
 
 @pytest.mark.slow
 def test_a_recording_becomes_a_map(cli: Any, tiny_bundle: Path, samples: Path, tmp_path: Path, quick: Any) -> None:
@@ -41,6 +43,22 @@ def test_a_recording_becomes_a_map(cli: Any, tiny_bundle: Path, samples: Path, t
     again = cli("map", tiny_bundle, samples / "views.json", *options, "--stream", folder)
     assert again.code == 1
     assert "views of another run" in again.problems[0]
+
+
+@pytest.mark.slow
+def test_errors_of_the_path_are_those_of_the_evaluation(cli: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = write_seven_scenes(tmp_path / "kitchen", views=4, size=(56, 42))
+    summary, record = tmp_path / "map.json", tmp_path / "eval.json"
+    options = ("--size", "56x42", "--window", "4", "--overlap", "1", "--backend", "onnxruntime", "--threads", "1")
+    result = cli("map", tiny_bundle, folder, "--give", "intrinsics", *options, "--json", summary)
+    assert result.code == 0, result.err
+    result = cli("eval", tiny_bundle, "--sequence", folder, *options, "--json", record)
+    assert result.code == 0, result.err
+    found = json.loads(record.read_text(encoding="utf-8"))["results"]["kitchen"]["metrics"]
+    truth = json.loads(summary.read_text(encoding="utf-8"))["truth"]
+    assert truth["ate"] is not None
+    for key in ("ate", "ate_similarity", "rpe_window", "end_error", "drift_percent"):
+        assert truth[key] == pytest.approx(found[key], rel=1e-4), key
 
 
 @pytest.mark.slow
