@@ -24,13 +24,18 @@ from mapengine.runtime.typed_json.codec import decode, encode
 
 from .shared_folders import folder_of_code
 
-TENSORRT = Path(__file__).parents[1] / "export" / "tensorrt"
+ROOT = Path(__file__).parents[1]
+SOURCES = (
+    *(ROOT / "export" / "tensorrt").glob("*.py"),
+    ROOT / "runtime" / "backends" / "tensorrt" / "flavour.py",
+    Path(__file__),
+)
 Compile = Callable[[PlanRequest, Fraction], tuple[Compiled, int | None]]
 
 
 def share_plans(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Keep the plans that builds compile in ``folder``, and return them again for the same request."""
-    shared = folder_of_code(folder, [*TENSORRT.glob("*.py"), Path(__file__)], ["tensorrt-rtx"])
+    shared = folder_of_code(folder, SOURCES, ["tensorrt-rtx"])
     patch.setattr(builder, "compile_elsewhere", _shared(builder.compile_elsewhere, shared))
 
 
