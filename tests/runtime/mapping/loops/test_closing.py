@@ -54,6 +54,19 @@ def test_loops_take_the_drift_out_of_a_closed_walk(visits: tuple[Walk, list[int]
 
 
 @pytest.mark.slow
+def test_frames_between_keyframes_move_with_the_window_that_a_loop_moves(visits: tuple[Walk, list[int]]) -> None:
+    truth, places = visits
+    options: dict[str, Any] = {"keyframes": "features", "keyframe_threshold": 0.3, "window": 4, "overlap": 2}
+    without = mapped(RevisitingEngine(truth, places), truth, loops=False, **options)
+    found = mapped(RevisitingEngine(truth, places), truth, loops=True, **options)
+    assert found.keyframes.mean() < 0.3
+    assert any(loop.believed for loop in found.loops)
+    assert end_error(found, truth) < end_error(without, truth) / 3
+    steps = np.linalg.norm(np.diff(found.poses[:, :3, 3], axis=0), axis=1)
+    assert steps.max() < 0.2  # nothing is left behind
+
+
+@pytest.mark.slow
 def test_frames_that_are_handed_out_later_are_where_the_loop_put_them(visits: tuple[Walk, list[int]]) -> None:
     truth, places = visits
     mapper = Mapper(
