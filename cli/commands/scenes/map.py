@@ -318,8 +318,9 @@ def _show(summary: dict[str, Any]) -> None:
     """The summary, for people."""
     truth, off = summary["truth"], summary["shared_points_off"]
     closed = sum(loop["believed"] for loop in summary["loops"])
+    windows = f"{summary['windows']} window{'' if summary['windows'] == 1 else 's'}"
     facts = [
-        ("frames", f"{summary['frames']} in {summary['windows']} windows, {summary['blank_frames']} of them blank"),
+        ("frames", f"{summary['frames']} in {windows}, {summary['blank_frames']} of them blank"),
         ("keyframes", str(summary["keyframes"])),
         ("submaps", "\n".join([str(summary["submaps"]), *(found["text"] for found in summary["breaks"])])),
         ("loops", f"{closed} closed of {len(summary['loops'])} found"),
