@@ -89,6 +89,19 @@ def test_write_fails_in_the_block(tmp_path: Path, code: int) -> None:
     assert tree(tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (OSError("the device went away"), "the device went away"),
+        (OSError(), "OSError"),
+    ],
+)
+def test_a_failure_without_a_sentence_of_ours_is_told_as_it_is(tmp_path: Path, error: OSError, reason: str) -> None:
+    with pytest.raises(OutputError, match=f": could not be written: {reason}$"):
+        write_and_fail(tmp_path / "x.txt", error)
+
+
 def test_write_refuses_folders_files_in_the_way_and_devices(tmp_path: Path) -> None:
     (tmp_path / "file").write_text(OLD)
     (tmp_path / "folder").mkdir()
