@@ -90,11 +90,13 @@ def test_a_rotation_that_does_not_fit_is_refused(reference: Callable[..., MapAny
         fold_calibration(model, layers)
 
 
+@pytest.mark.slow
 def test_a_calibration_folds_exactly(network: MapAnything, calibration: Calibration, cases: Cases) -> None:
     assert any(layer.exponents is not None for layer in calibration.layers)
     assert difference(fold_calibration(network, calibration.layers), network, cases) <= 2e-5
 
 
+@pytest.mark.slow
 def test_unchanged_parameters_are_shared(network: MapAnything, calibration: Calibration) -> None:
     copy = fold_calibration(network, calibration.layers)
     assert copy.dense_head is not network.dense_head
@@ -102,6 +104,7 @@ def test_unchanged_parameters_are_shared(network: MapAnything, calibration: Cali
     assert all(one is other for one, other in pairs)
 
 
+@pytest.mark.slow
 def test_biases_change_where_layers_are_quantised(network: MapAnything, calibration: Calibration) -> None:
     first, second = calibration.layers[:2]
     changed = correct_biases(network, replace(calibration, kept_layers=(second.name,)))

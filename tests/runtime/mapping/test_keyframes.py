@@ -130,7 +130,7 @@ def test_the_keyframes_around_are_told_with_pose_and_depth_and_the_frames_betwee
         assert len(call.views) <= TOGETHER + 2
 
 
-@pytest.mark.parametrize("at", [1, 7, 8, 9, 11, 14, 29])
+@pytest.mark.parametrize("at", [7, 8, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 9, 11, 14, 29))])
 def test_a_cut_between_keyframes_begins_a_submap_there(truth: Walk, at: int) -> None:
     elsewhere = np.array([[-1, 0, 0, 30], [0, 1, 0, 0], [0, 0, -1, -40], [0, 0, 0, 1.0]])
     poses = truth.poses.copy()
@@ -165,7 +165,9 @@ def test_black_frames_end_a_submap_and_what_waits_is_mapped(truth: Walk, at: int
     np.testing.assert_allclose(mapper.poses[:at], truth.poses[:at], atol=1e-5)
 
 
-@pytest.mark.parametrize("posed", [range(FRAMES), [0], [5], [17, 18, 19], [2, 29]])
+@pytest.mark.parametrize(
+    "posed", [[2, 29], *(pytest.param(at, marks=pytest.mark.slow) for at in (range(FRAMES), [0], [5], [17, 18, 19]))]
+)
 def test_a_map_is_in_the_world_of_the_poses_that_come_with_frames(truth: Walk, tmp_path: Path, posed: Any) -> None:
     views = plain(truth)
     for number in posed:

@@ -59,7 +59,9 @@ def older(out: Path) -> None:
     (out / "theirs" / "x").write_text("x")
 
 
-@pytest.mark.parametrize("way", ["exchange", "one by one", "inside"])
+@pytest.mark.parametrize(
+    "way", ["exchange", *(pytest.param(w, marks=pytest.mark.slow) for w in ("one by one", "inside"))]
+)
 @pytest.mark.parametrize("before", ["nothing", *(pytest.param(b, marks=pytest.mark.slow) for b in ("empty", "older"))])
 def test_killed_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, way: str) -> None:
     if way == "one by one":

@@ -52,7 +52,7 @@ def tangents(nodes: list[Similarity], others: list[Similarity]) -> Array:
     return np.array([(a.inverse() @ b).log() for a, b in zip(nodes, others, strict=True)])
 
 
-@pytest.mark.parametrize("scale", [False, True])
+@pytest.mark.parametrize("scale", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_closed_walk_with_drift_is_brought_back(scale: bool) -> None:
     walk = Walk(60, 3, scale)
     exact = (1e-5, 1e-5, 1e-5)
