@@ -37,7 +37,7 @@ def _computed_once() -> Iterator[None]:
         yield
         return
     try:
-        registry.from_torchlib = staticmethod(_table(registry.from_torchlib))
+        registry.from_torchlib = staticmethod(functools.partial(_table, registry.from_torchlib))
         interpreter.run_node = promoted
         yield
     finally:
@@ -58,16 +58,7 @@ def _promoted(set_current: Any, promote: Any, rules: Any) -> Callable[[Any, fx.N
     return run_node
 
 
-_TABLES: dict[int, Any] = {}
-
-
-def _table(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``make`` with one table per opset in this process; nothing of ours adds functions to it."""
-
-    @functools.wraps(make)
-    def made_once(opset_version: int) -> Any:
-        if opset_version not in _TABLES:
-            _TABLES[opset_version] = make(opset_version=opset_version)
-        return _TABLES[opset_version]
-
-    return made_once
+@functools.cache
+def _table(make: Callable[..., Any], opset_version: int) -> Any:
+    """Return the table that ``make`` makes, one per opset in this process; nothing of ours adds functions to it."""
+    return make(opset_version=opset_version)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import repeat
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...system.machine import usable_processors
+from ...system.threads import in_order
 from ..scene_arrays import SceneArrays, selected_pixels
 from .quantization import Block, confidence_ranks, quantize
 from .thinning import levels, thin, usual_spacing
@@ -227,8 +226,7 @@ def _unit(vector: NDArray[np.float64], otherwise: NDArray[np.float64]) -> NDArra
 def _images(colors: NDArray[np.uint8]) -> list[str]:
     """JPEGs as ``data:`` addresses, smaller ones where there are many."""
     for width in _IMAGE_WIDTHS:
-        with ThreadPoolExecutor(usable_processors()) as threads:
-            images = list(threads.map(_jpeg, colors, repeat(width)))
+        images = list(in_order(partial(_jpeg, width=width), colors))
         if sum(map(len, images)) <= _IMAGE_BYTES:
             break
     return [f"data:image/jpeg;base64,{base64.b64encode(image).decode()}" for image in images]
