@@ -7,12 +7,18 @@ without it is dropped first.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 MODULES = ("dense", "int8", "sparse")
 MISSING = [name for name in ("torch", "triton") if importlib.util.find_spec(name) is None]
@@ -32,6 +38,8 @@ def import_interpreted() -> None:
         for module in MODULES:
             importlib.import_module(f"mapengine.kernels.{module}")
         _patch_language_once()
+        _check_no_overflow()
+        _make_types_once()
     finally:
         if before is None:
             del os.environ["TRITON_INTERPRET"]
@@ -40,18 +48,97 @@ def import_interpreted() -> None:
 
 
 def _patch_language_once() -> None:
-    """Keep the interpreter from patching ``triton.language`` at every call of a function within a kernel.
+    """Keep the interpreter from patching ``triton.language`` at every launch and at every call within a kernel.
 
-    A launch has done that; again and again it takes half of the time.
+    Again and again that takes half of the time. What is patched stays so, as nothing is compiled in this process.
     """
     interpreter = importlib.import_module("triton.runtime.interpreter")
-    language, patch = interpreter.tl, interpreter._patch_lang
+    patch = interpreter._patch_lang
+    patched: set[int] = set()
 
     def patch_once(function: Any) -> Any:
-        names = {id(value) for value in function.__globals__.values()}
-        modules = [module for module in (language, language.core) if id(module) in names]
-        if any(language.core.is_builtin(module.load) for module in modules):
-            return patch(function)
+        if id(function.__globals__) not in patched:  # those of a module, which stays
+            patched.add(id(function.__globals__))
+            patch(function)
         return interpreter._LangPatchScope()
 
     interpreter._patch_lang = patch_once
+
+
+def _check_no_overflow() -> None:
+    """Keep the interpreter from computing whether a sum overflows: it does nothing with the answer unless debugging."""
+    builder = importlib.import_module("triton.runtime.interpreter").interpreter_builder
+    assert not builder.options.debug
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+
+
+def _make_types_once() -> None:
+    """Keep the interpreter from making the type of a tensor, and comparing all of it, at every operation.
+
+    What it describes a tensor with (its shape, and that wrapped as constants) is the same for all of a shape.
+    """
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    core, semantic = interpreter.tl.core, interpreter.TritonSemantic
+    make_type, make_tensor = core.block_type.__init__, core.tensor.__init__
+    numpy_type, broadcast, equal = interpreter._get_np_dtype, semantic.broadcast_impl_value, core.dtype.__eq__
+    shapes: dict[Any, Any] = {}
+    types: dict[Any, dict[str, Any]] = {}
+    tensors: dict[Any, tuple[Any, Any]] = {}
+    numpy_types: dict[str, Any] = {}
+
+    def block_type(self: Any, element_ty: Any, shape: Any) -> None:
+        sizes = tuple(size.value if type(size) is core.constexpr else size for size in getattr(shape, "values", shape))
+        key = (element_ty.name, sizes)
+        if key not in types:
+            make_type(self, element_ty, shape)
+            self.shape = shapes.setdefault(sizes, self.shape)
+            types[key] = self.__dict__
+        self.__dict__ = types[key]
+
+    def tensor(self: Any, handle: Any, type: Any) -> None:
+        key = id(type.shape) if type.is_block() else None  # shapes stay
+        if key not in tensors:
+            make_tensor(self, handle, type)
+            tensors[key] = self.shape, self.numel
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.shape, self.numel = tensors[key]
+
+    def numpy_type_once(kind: Any) -> Any:
+        name = kind.scalar.name
+        if name not in numpy_types:
+            numpy_types[name] = numpy_type(kind)
+        return numpy_types[name]
+
+    def broadcast_unequal(self: Any, lhs: Any, rhs: Any) -> Any:
+        alike = lhs.type.is_block() and rhs.type.is_block() and lhs.type.shape is rhs.type.shape
+        return (lhs, rhs) if alike else broadcast(self, lhs, rhs)
+
+    core.block_type.__init__, core.tensor.__init__ = block_type, tensor
+    core.dtype.__eq__ = lambda self, other: self is other or equal(self, other)
+    interpreter._get_np_dtype, semantic.broadcast_impl_value = numpy_type_once, broadcast_unequal
+
+
+@contextlib.contextmanager
+def only_programs(module: ModuleType, name: str, numbers: Sequence[int]) -> Iterator[None]:
+    """Of the grid of a module's kernel, run only the programs with these numbers on the first axis.
+
+    They see the sizes of the whole grid. What the others would write stays as it is.
+    """
+    kernel, builder = getattr(module, name), importlib.import_module("triton.runtime.interpreter").interpreter_builder
+
+    class Some:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            assert max(numbers) < grid[0]
+            set_sizes, set_program = builder.set_grid_dim, builder.set_grid_idx
+
+            def launch(*arguments: Any, **options: Any) -> None:
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(builder, "set_grid_dim", lambda _, *others: set_sizes(grid[0], *others))
+                    patch.setattr(builder, "set_grid_idx", lambda x, *others: set_program(numbers[x], *others))
+                    kernel[(len(numbers), *grid[1:])](*arguments, **options)
+
+            return launch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, Some())
+        yield

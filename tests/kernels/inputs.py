@@ -84,6 +84,17 @@ EXTREMES: dict[str, Callable[[Qkv], Qkv]] = {
     "large values": _large_values,
 }
 
+LARGEST = 2741
+"""Tokens of two views of the largest size: 37 x 37 patches and a class token each, and the scale token."""
+
+SOME_BLOCKS = (0, 10, 21)
+"""Blocks of 128 queries of so many tokens: the first, the one with the end of the first view, and the last, of 53."""
+
+
+def of_some_blocks(tokens: Tensor) -> Tensor:
+    """Return the tokens of :data:`SOME_BLOCKS` of (B, L, H, D)."""
+    return torch.cat([tokens[:, 128 * block : 128 * block + 128] for block in SOME_BLOCKS], 1)
+
 
 def contiguous(qkv: Qkv) -> Qkv:
     """The same numbers as three contiguous tensors."""

@@ -9,13 +9,15 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import torch
 
+from mapengine.kernels import sparse
 from mapengine.kernels.dense import dense_attention
 from mapengine.kernels.errors import KernelInputError
 from mapengine.kernels.int8 import int8_attention
 from mapengine.kernels.selection import Selection
 from mapengine.kernels.sparse import sparse_attention
 
-from .inputs import EXTREMES, Qkv, check, exact, random_qkv, view_qkv
+from ..interpreted_kernels import only_programs
+from .inputs import EXTREMES, LARGEST, SOME_BLOCKS, Qkv, check, exact, of_some_blocks, random_qkv, view_qkv
 from .twins import select_reference, sparse_attention_reference, token_mask
 
 MODES = [(False, False), (True, False), (True, True)]
@@ -63,9 +65,14 @@ def test_head_sizes(dim: int) -> None:
 
 @pytest.mark.slow
 def test_two_views_of_the_largest_size() -> None:
-    qkv = view_qkv(2, 1369, 1, 64)
-    assert qkv[0].shape[1] == 2741
-    check_sparse(qkv, Selection(0.6, 0.1, view_tokens=1370, extra_tokens=1))
+    qkv, selection = view_qkv(2, 1369, 1, 64), Selection(0.6, 0.1, view_tokens=1370, extra_tokens=1)
+    assert qkv[0].shape[1] == LARGEST
+    with only_programs(sparse, "sparse_attention_kernel", SOME_BLOCKS):
+        found, counts = sparse_attention(*qkv, selection)
+    kept = select_reference(*qkv[:2], selection)
+    assert torch.equal(counts.long(), kept.sum(-1))
+    peer, wanted = sparse_attention_reference(*qkv, selection), exact(qkv, token_mask(kept, LARGEST))
+    check(*map(of_some_blocks, (found, peer, wanted)))
 
 
 @pytest.mark.slow
