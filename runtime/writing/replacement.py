@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import json
 import os
 import re
@@ -154,8 +155,12 @@ def _has_foreign(folder: Path, ours: frozenset[str], relative: str) -> bool:
 
 def _free_name(path: Path) -> Path:
     """``path``, or where something came to that name at the last moment, one beside it."""
-    candidates = [path, *(path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, 1000))]
-    return next(candidate for candidate in candidates if not os.path.lexists(candidate))
+    free = path
+    for number in itertools.count(2):
+        if not os.path.lexists(free):
+            break
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
 
 
 def _check_free(target: Path, new: Iterable[str], ours: Iterable[str]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,38 +11,11 @@ from mapengine.runtime.writing import replacement, staging
 from mapengine.runtime.writing.files import write_text
 from mapengine.runtime.writing.recognition import RECORD
 
+from .deaths import dies_at, is_killed_at
+from .test_files import tree
 from .test_folders import content, fill, write
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are killed as POSIX has it")
-
-STEPS = ("replace", "rename", "mkdir", "unlink", "rmdir", "open", "remove", "link")
-
-
-def run_until(step: int, work: Callable[[], object]) -> bool:
-    """Run ``work`` in a child that kills itself before its ``step``-th change of the file system; whether it did."""
-    child = os.fork()
-    if child == 0:  # pragma: no cover - measured in the parent only
-        left = step
-
-        def counted(original: Callable[..., object]) -> Callable[..., object]:
-            def call(*arguments: object, **options: object) -> object:
-                nonlocal left
-                left -= 1
-                if left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return original(*arguments, **options)
-
-            return call
-
-        for name in STEPS:
-            setattr(os, name, counted(getattr(os, name)))
-        replacement.exchange = counted(replacement.exchange)  # type: ignore[assignment]
-        try:
-            work()
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status)
 
 
 def hidden(folder: Path) -> list[str]:
@@ -77,7 +48,7 @@ def test_killed_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, b
         if before == "older":
             older(out)
         kept = {"mine.txt": "mine", "sub/mine.txt": "mine too", "theirs/x": "x"} if before == "older" else {}
-        killed = run_until(step, lambda out=out: write(out))  # type: ignore[misc]
+        killed = dies_at(step, lambda out=out: write(out))  # type: ignore[misc]
         if way == "exchange" and before == "older":
             # As others see it, before anybody tidies up: the old result or the new one, never less.
             assert content(out)["a.txt"] in ("old a", "new a")
@@ -98,11 +69,30 @@ def test_killed_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, b
 
 
 @pytest.mark.slow
+def test_a_killed_process_leaves_the_same(tmp_path: Path) -> None:
+    """What the other tests call the end of a process is one."""
+    for step in range(0, 200, 6):
+        left, ended = {}, set()
+        for end in (dies_at, is_killed_at):
+            home = tmp_path / str(step) / end.__name__
+            home.mkdir(parents=True)
+            older(home / "out")
+            ended.add(end(step, lambda home=home: write(home / "out")))  # type: ignore[misc]
+            # A journal names inodes, which are others in another folder.
+            left[end] = {path: text for path, text in tree(home).items() if not path.endswith("journal.json")}
+        assert left[dies_at] == left[is_killed_at]
+        if ended == {False}:
+            return
+        assert ended == {True}
+    pytest.fail("it never ended")
+
+
+@pytest.mark.slow
 def test_a_file_killed_at_every_step(tmp_path: Path) -> None:
     for step in range(100):
         path = tmp_path / str(step) / "x.md"
         write_text(path, "profile", "<!-- mapengine profile --> old")
-        killed = run_until(step, lambda path=path: write_text(path, "profile", "<!-- mapengine profile --> new"))  # type: ignore[misc]
+        killed = dies_at(step, lambda path=path: write_text(path, "profile", "<!-- mapengine profile --> new"))  # type: ignore[misc]
         assert path.read_text().endswith((" old", " new"))
         write_text(path.with_name("other.md"), "profile", "<!-- mapengine profile -->")  # another result tidies up too
         assert sorted(entry.name for entry in path.parent.iterdir()) == ["other.md", "x.md"]
@@ -119,7 +109,7 @@ def test_what_cannot_be_understood_is_not_removed(tmp_path: Path) -> None:
     older(out)
     step = 0
     while True:  # find the moment after the exchange, when the old folder is in the staging folder
-        run_until(step, lambda: write(out))
+        dies_at(step, lambda: write(out))
         places = [path for path in tmp_path.iterdir() if path.name.startswith(".mapengine")]
         if places and (places[0] / "new" / "mine.txt").exists():
             break
