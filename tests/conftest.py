@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,6 +49,18 @@ def _use_one_processor() -> None:
 
 
 _use_one_processor()  # before a library asks how many processors there are
+
+
+def _keep_bytecode() -> None:
+    """Let this process and those that tests start keep their bytecode, whatever the environment says.
+
+    They start hundreds, and each would compile every module of the package again, which is half of its start.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
+
+
+_keep_bytecode()
 
 # How fast values are drawn and examples run depends on what else the machine does, and says nothing of the code.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
