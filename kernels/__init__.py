@@ -55,8 +55,9 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        importlib.import_module("torch")  # which the kernels' modules do without, for the compiler
-        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+        module = importlib.import_module(f".{_LAZY[name]}", __name__)
+        importlib.import_module("torch")  # which its functions import when they run, as the compiler does without
+        return getattr(module, name)
     except ModuleNotFoundError as error:
         raise KernelUnavailableError(
             f"{name} needs Triton and PyTorch ({error}); run: pip install 'mapengine[kernels]' torch"

@@ -15,7 +15,7 @@ transposition, no copy, and nothing is padded.
 
 from __future__ import annotations
 
-import contextlib
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
@@ -24,8 +24,7 @@ from .launch import architecture_of, check_attention
 from .tiles import cast, dot, softmax_step, wide
 from .tuning import tile_for
 
-with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
-    import torch
+if TYPE_CHECKING:
     from torch import Tensor
 
 
@@ -100,6 +99,8 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Raises:
         KernelInputError: no kernel takes these tensors.
     """
+    import torch
+
     shape = check_attention(query, key, value)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     tile = tile_for(architecture_of(query), shape.head_dim, "dense")

@@ -14,7 +14,7 @@ but the last; FP8 values transposed as `values` writes them; the output (B, L, H
 
 from __future__ import annotations
 
-import contextlib
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
@@ -26,8 +26,7 @@ from .tiles import cast, dot, softmax_step, wide
 from .tuning import FP8_FROM, QUERY_GROUP, kind_of, tile_for
 from .values import quantize_values
 
-with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
-    import torch
+if TYPE_CHECKING:
     from torch import Tensor
 
 
@@ -129,6 +128,8 @@ def int8_attention(query: Tensor, key: Tensor, value: Tensor, *, fp8_values: boo
         KernelInputError: no kernel takes these tensors.
         KernelUnavailableError: FP8 values on a GPU before sm_89.
     """
+    import torch
+
     shape = check_attention(query, key, value)
     query8, query_scale = quantize_queries(query)
     key8, key_scale = quantize_keys(key)

@@ -3,16 +3,15 @@ launches the compiled kernels by the manifest that `mapengine.kernels.compile` w
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from .errors import KernelInputError
 from .tuning import HEAD_DIMS, LOG2_E, PREPARATION_STAGES, PREPARATION_WARPS
 
-with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
-    import torch
+if TYPE_CHECKING:
     from torch import Tensor
 
 PREPARATION = {"num_warps": PREPARATION_WARPS, "num_stages": PREPARATION_STAGES}
@@ -51,6 +50,8 @@ def check_attention(query: Tensor, key: Tensor, value: Tensor) -> AttentionShape
     Raises:
         KernelInputError: shapes, types, devices or strides differ, or no kernel is compiled for them.
     """
+    import torch
+
     if query.ndim != 4 or query.shape[1] == 0 or query.shape[0] == 0:
         raise KernelInputError(f"queries have the shape {tuple(query.shape)}; give (batch, length, heads, head size)")
     batch, length, heads, head_dim = query.shape
@@ -81,6 +82,8 @@ def check_attention(query: Tensor, key: Tensor, value: Tensor) -> AttentionShape
 
 @lru_cache
 def _capability(index: int | None) -> int:
+    import torch
+
     major, minor = torch.cuda.get_device_capability(index)
     return 10 * major + minor
 

@@ -12,7 +12,7 @@ selection reads them channel by channel.
 
 from __future__ import annotations
 
-import contextlib
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
@@ -20,8 +20,7 @@ import triton.language as tl
 from .launch import PREPARATION
 from .tiles import wide
 
-with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
-    import torch
+if TYPE_CHECKING:
     from torch import Tensor
 
 
@@ -58,6 +57,8 @@ def pool_kernel(
 
 def pool(x: Tensor, block: int, transposed: bool) -> Tensor:
     """Map (B, L, H, D) -> float32 means (B, H, ceil(L / block), D), or (B, H, D, ceil(L / block))."""
+    import torch
+
     batch, length, heads, dim = x.shape
     blocks = triton.cdiv(length, block)
     shape = (batch, heads, dim, blocks) if transposed else (batch, heads, blocks, dim)

@@ -12,7 +12,7 @@ Layout: reads (B, L, H, D) in place, writes (B, H, L, D), which the attention th
 
 from __future__ import annotations
 
-import contextlib
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
@@ -22,8 +22,7 @@ from .statistics import channel_statistics
 from .tiles import wide
 from .tuning import KEY_BLOCK, QUERY_GROUP, SMALLEST, SPLITS
 
-with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
-    import torch
+if TYPE_CHECKING:
     from torch import Tensor
 
 _SMALLEST = tl.constexpr(SMALLEST)
@@ -68,6 +67,8 @@ def quantize_kernel(
 
 
 def _quantize(x: Tensor, group: int, sums: Tensor | None) -> tuple[Tensor, Tensor]:
+    import torch
+
     batch, length, heads, dim = x.shape
     groups = triton.cdiv(length, group)
     out = torch.empty((batch, heads, length, dim), dtype=torch.int8, device=x.device)

@@ -18,9 +18,9 @@ no storage beyond one vector, and equal blocks are kept or dropped together, so 
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
@@ -31,8 +31,7 @@ from .pooling import pool
 from .tiles import wide
 from .tuning import KEY_BLOCK, LIST_SIZES, LOG2_E, MINIMUM_SHARE, QUERY_BLOCK, least_blocks
 
-with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
-    import torch
+if TYPE_CHECKING:
     from torch import Tensor
 
 HALVINGS = 32
@@ -140,6 +139,8 @@ def select(query: Tensor, key: Tensor, selection: Selection) -> tuple[Tensor, Te
     Raises:
         KernelInputError: the sequence is longer than any compiled selection takes.
     """
+    import torch
+
     batch, length, heads, dim = query.shape
     pooled_query = pool(query, QUERY_BLOCK, False)
     pooled_key = pool(key, KEY_BLOCK, True)

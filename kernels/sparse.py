@@ -14,7 +14,7 @@ Layout: as `dense`, or with INT8 queries and keys as `int8`.
 
 from __future__ import annotations
 
-import contextlib
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
@@ -28,8 +28,7 @@ from .tiles import cast, dot, softmax_step, wide
 from .tuning import QUERY_GROUP, kind_of, tile_for
 from .values import quantize_values
 
-with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
-    import torch
+if TYPE_CHECKING:
     from torch import Tensor
 
 
@@ -147,6 +146,8 @@ def sparse_attention(
         KernelInputError: no kernel takes these tensors; or FP8 values are asked for without INT8.
         KernelUnavailableError: FP8 values on a GPU before sm_89.
     """
+    import torch
+
     shape = check_attention(query, key, value)
     if fp8_values and not int8:
         raise KernelInputError("FP8 values go with INT8 queries and keys; set int8=True as well")

@@ -12,8 +12,7 @@ combines the parts while loading them.
 
 from __future__ import annotations
 
-import contextlib
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import triton
 import triton.language as tl
@@ -22,8 +21,7 @@ from .launch import PREPARATION
 from .tiles import wide
 from .tuning import SPLITS, STATISTICS_ROWS
 
-with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
-    import torch
+if TYPE_CHECKING:
     from torch import Tensor
 
 
@@ -63,6 +61,8 @@ def channel_statistics_kernel(
 def channel_statistics(x: Tensor, what: Literal["sum", "maximum"]) -> Tensor:
     """Compute sums or largest magnitudes of the channels of ``SPLITS`` parts of the sequence: (B, L, H, D) -> (B, H,
     SPLITS, D) float32."""
+    import torch
+
     batch, length, heads, dim = x.shape
     out = torch.empty((batch, heads, SPLITS, dim), dtype=torch.float32, device=x.device)
     channel_statistics_kernel[SPLITS, batch * heads](

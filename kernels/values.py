@@ -11,7 +11,7 @@ multiple of 64. Tokens past the end are zeros, so that no Inf or NaN of an unini
 
 from __future__ import annotations
 
-import contextlib
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
@@ -21,8 +21,7 @@ from .statistics import channel_statistics
 from .tiles import cast, wide
 from .tuning import E4M3_MAX, KEY_BLOCK, SMALLEST, SPLITS
 
-with contextlib.suppress(ModuleNotFoundError):  # only what runs kernels needs PyTorch, compiling them does not
-    import torch
+if TYPE_CHECKING:
     from torch import Tensor
 
 _E4M3_MAX = tl.constexpr(E4M3_MAX)
@@ -67,6 +66,8 @@ def quantize_values_kernel(
 
 def quantize_values(value: Tensor) -> tuple[Tensor, Tensor]:
     """Map (B, L, H, D) -> e4m3 (B, H, D, pitch) and float32 scales (B, H, D)."""
+    import torch
+
     batch, length, heads, dim = value.shape
     blocks = triton.cdiv(length, KEY_BLOCK)
     out = torch.empty((batch, heads, dim, blocks * KEY_BLOCK), dtype=torch.float8_e4m3fn, device=value.device)
