@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -19,6 +20,7 @@ from filelock import FileLock
 from mapengine.export.tensorrt import builder
 from mapengine.export.tensorrt.compile import MESSAGE, Compiled, PlanRequest
 from mapengine.export.tensorrt.progress import Fraction
+from mapengine.export.tensorrt.settings import PlanSettings
 from mapengine.runtime.bundle.onnx_files import read_onnx
 from mapengine.runtime.typed_json.codec import decode, encode
 
@@ -30,6 +32,14 @@ SOURCES = (
     ROOT / "runtime" / "backends" / "tensorrt" / "flavour.py",
     Path(__file__),
 )
+REQUESTS: dict[str, Any] = {
+    "views": (1, 2, 4),
+    "resolutions": [(56, 42), (42, 56)],
+    "settings": PlanSettings(("8.9",)),
+}
+"""What tests ask ``build_engine`` for where it does not matter, so that they have plans to share. For one architecture
+the library needs half of the time that it needs for all."""
+
 Compile = Callable[[PlanRequest, Fraction], tuple[Compiled, int | None]]
 
 

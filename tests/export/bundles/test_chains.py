@@ -18,6 +18,8 @@ from mapengine.runtime.bundle.manifest import Range, TensorSpec
 from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.errors import InputError
 
+from ...shared_plans import REQUESTS
+
 LAYER = "info_sharing.self_attention_blocks.{}.attn"
 needs_rtx = pytest.mark.skipif(
     not is_installed("tensorrt-rtx") or importlib.util.find_spec("triton") is None,
@@ -37,10 +39,8 @@ def test_a_chain_is_compiled_with_its_kernels(names: tuple[str, ...], reference:
         tmp_path / "engine",
         backend="tensorrt-rtx",
         precision="fp16",
-        views=(1, 2, 4),
-        resolutions=[(56, 42)],
         attention="/".join(f"{name}@{block}" for name, block in zip(names, (0, 2, 4), strict=True)),
-        settings=PlanSettings(("8.9",)),
+        **REQUESTS,
     )
     bundle = Bundle.open(tmp_path / "engine")
     stage = bundle.manifest.stages["aggregator"]

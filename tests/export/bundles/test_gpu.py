@@ -27,7 +27,10 @@ from mapengine.runtime.inputs.prepared import prepare_views
 
 from ...documents import ROOT
 from ...random_views import mixed_views
-from ...shared_plans import share_plans
+from ...shared_plans import REQUESTS, share_plans
+
+SETTINGS = PlanSettings(("8.9", "12.0"), memory_limit=64 * 2**30)
+"""As in the test of the command line, which shares the plans."""
 
 BLOCKS = {"image_encoder": 3, "geometry_encoder": 0, "aggregator": 6, "dense_head": 0, NORMALIZER: 0, SCENE: 0}
 
@@ -43,11 +46,10 @@ def compiled(
 ) -> tuple[Path, Manifest]:
     """The shared float32 bundle as plans."""
     out = tmp_path_factory.mktemp("plans") / "engine"
-    settings = PlanSettings(("8.9", "12.0"), memory_limit=64 * 2**30)
     with warnings.catch_warnings(record=True) as caught, pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("always")
         share_plans(patch, shared_plan_folder)
-        manifest = compile_engine(tiny_bundle, out, backend="tensorrt-rtx", settings=settings)
+        manifest = compile_engine(tiny_bundle, out, backend="tensorrt-rtx", settings=SETTINGS)
     texts = [str(entry.message) for entry in caught]
     assert any("aggregator: 6 of 6 attention blocks are not fused" in text for text in texts)  # float32
     return out, manifest
@@ -126,9 +128,11 @@ from pathlib import Path
 sys.modules["torch"] = None
 import pytest
 from mapengine.export import compile_engine
+from mapengine.export.tensorrt.settings import PlanSettings
 from tests.shared_plans import share_plans
 share_plans(pytest.MonkeyPatch(), Path({str(shared_plan_folder)!r}))
-manifest = compile_engine({str(tiny_bundle)!r}, {str(tmp_path / "engine")!r}, backend="tensorrt-rtx")
+settings = {SETTINGS!r}
+manifest = compile_engine({str(tiny_bundle)!r}, {str(tmp_path / "engine")!r}, backend="tensorrt-rtx", settings=settings)
 print(manifest.format)
 """
     result = subprocess.run(
@@ -151,9 +155,8 @@ def test_sixteen_bit_plans_are_fused_and_their_graphs_are_right(
             tmp_path / "engine",
             backend="tensorrt-rtx",
             precision=precision,
-            views=(1, 2, 8),
-            resolutions=[(112, 84), (84, 112)],
             fraction=lambda fraction, phase: parts.append(fraction),
+            **REQUESTS,
         )
     assert parts.count(1.0) >= len(STAGES)
     for name, stage in manifest.stages.items():
