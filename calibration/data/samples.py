@@ -5,6 +5,7 @@ They stand in for photographs: exact depth, intrinsics and poses, no file to dow
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from dataclasses import dataclass
@@ -64,11 +65,18 @@ def sample_views(
     """
     if count < 1:
         raise InputError(f"sample views: the number of views must be at least 1, not {count}")
-    scene = sample_scene(min(count, MAX_VIEWS), width, height, seed)
+    scene = _kept_scene(min(count, MAX_VIEWS), width, height, seed)
     different = [
-        SampleView(*parts) for parts in zip(scene.images, scene.depth_z, scene.intrinsics, scene.poses, strict=True)
+        SampleView(*(part.copy() for part in parts))
+        for parts in zip(scene.images, scene.depth_z, scene.intrinsics, scene.poses, strict=True)
     ]
     return [different[index % MAX_VIEWS] for index in range(count)]
+
+
+@functools.lru_cache(maxsize=8)
+def _kept_scene(count: int, width: int, height: int, seed: int) -> RenderedScene:
+    """Return a scene that the cases of a build, and the next build, ask for again; nobody else changes it."""
+    return sample_scene(count, width, height, seed)
 
 
 def sample_names(count: int) -> list[str]:

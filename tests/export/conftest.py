@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,9 @@ def exported(shared_folder: Path, reference: Callable[..., MapAnything]) -> Call
     return export
 
 
-@pytest.fixture
-def traced(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Copies stages that were traced before where a build would trace them; returns what the build asked for."""
+@contextmanager
+def copied_stages(exported: Callable[..., Path]) -> Iterator[list[dict[str, Any]]]:
+    """Copy stages that were traced before where a build would trace them; yields what the build asked for."""
     calls: list[dict[str, Any]] = []
 
     def copy(network: MapAnything, folder: Path, **options: Any) -> list[ExportedStage]:
@@ -100,5 +101,13 @@ def traced(exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> li
             stages.append(ExportedStage(stage.name, path, None, 20, stage.inputs, stage.outputs))
         return stages
 
-    monkeypatch.setattr(onnx_bundle, "export_stages", copy)
-    return calls
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_bundle, "export_stages", copy)
+        yield calls
+
+
+@pytest.fixture
+def traced(exported: Callable[..., Path]) -> Iterator[list[dict[str, Any]]]:
+    """:func:`copied_stages` during a test."""
+    with copied_stages(exported) as calls:
+        yield calls

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,35 +39,11 @@ from mapengine.runtime.checks.product_precision import (
 from mapengine.runtime.errors import CalibrationError, InputError, ParityError
 
 from ...processors import needs_vnni
+from .conftest import count_calls
 
 pytestmark = pytest.mark.slow  # its fixtures take seconds
 
 PRODUCTS = {"image_encoder": 12, "aggregator": 24}
-
-
-@pytest.fixture
-def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Number of calls of what takes long in a build: of hashes, of foldings, and of predictions by their views."""
-    found: Counter[str] = Counter()
-
-    def counted(owner: Any, name: str, key: Callable[..., str]) -> None:
-        before = getattr(owner, name)
-
-        def call(*given: Any, **options: Any) -> Any:
-            found[key(*given)] += 1
-            return before(*given, **options)
-
-        monkeypatch.setattr(owner, name, call)
-
-    def views(network: MapAnything, given: Any) -> str:
-        return f"{id(network)} {[sorted(view) for view in given]} {[view['img'].shape for view in given]}"
-
-    counted(MapAnything, "weights_hash", lambda network: "hash")
-    counted(MapAnything, "predict", views)
-    # By their names, as the package has a function `calibrate`.
-    for name in ("calibrate", "network"):
-        counted(sys.modules[f"mapengine.export.quantization.{name}"], "fold_calibration", lambda *given: "fold")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +54,14 @@ def plain(reference: Callable[..., MapAnything], cases: Cases) -> Calibration:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def bundle(
-    plain: Calibration, reference: Callable[..., MapAnything], traced: list[dict[str, Any]], tmp_path: Path
+    plain: Calibration, reference: Callable[..., MapAnything], tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
-    path = tmp_path / "calibration.json"
-    save_calibration(plain, path)
-    build_engine(reference("preset:tiny"), tmp_path / "bundle", precision="int8", calibration=path)
-    return Bundle.open(tmp_path / "bundle")
+    folder = tmp_path_factory.mktemp("int8")
+    save_calibration(plain, folder / "calibration.json")
+    build_engine(reference("preset:tiny"), folder / "bundle", precision="int8", calibration=folder / "calibration.json")
+    return Bundle.open(folder / "bundle")
 
 
 @pytest.mark.slow
@@ -138,7 +113,7 @@ def test_backends_run_integer_products(backend: str, bundle: Bundle, tiny_bundle
 
 @pytest.mark.slow
 def test_nothing_is_computed_twice(
-    network: MapAnything, cases: Cases, counts: Counter[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: MapAnything, cases: Cases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A build that calibrates by itself folds once, hashes the weights once, and predicts every case once."""
 
@@ -150,7 +125,8 @@ def test_nothing_is_computed_twice(
 
     monkeypatch.setattr(build, "rendered_cases", lambda data_norm_type: cases)
     monkeypatch.setattr(onnx_bundle, "export_stages", stop)
-    with pytest.raises(Traced):  # everything is decided before the first stage is written
+    # Everything is decided before the first stage is written.
+    with count_calls() as counts, pytest.raises(Traced):
         build_engine(network, tmp_path / "bundle", precision="int8")
     assert (counts.pop("hash"), counts.pop("fold")) == (1, 1)
     reference = [count for call, count in counts.items() if call.startswith(f"{id(network)} ")]
@@ -161,7 +137,7 @@ def test_nothing_is_computed_twice(
 
 @pytest.mark.slow
 def test_a_folded_bundle(
-    network: MapAnything, mixed_calibration: Calibration, cases: Cases, counts: Counter[str], tmp_path: Path
+    network: MapAnything, mixed_calibration: Calibration, cases: Cases, folded_build: tuple[Bundle, Counter[str]]
 ) -> None:
     """Smoothing, rotation and bias correction reach the files, and the engine keeps what they buy."""
     layers = {layer.name: layer for layer in mixed_calibration.layers}
@@ -171,9 +147,8 @@ def test_a_folded_bundle(
     assert {layer.name.rpartition(".")[2] for layer in rotated} == {"proj", "w3"}
     assert {layer.stage for layer in rotated if layer.name.endswith("proj")} == {"aggregator"}
 
-    build_engine(network, tmp_path / "bundle", precision="int8", calibration=mixed_calibration)
+    bundle, counts = folded_build
     assert set(counts.values()) == {1}  # also of what is checked behind the written files
-    bundle = Bundle.open(tmp_path / "bundle")
     record = bundle.manifest.quantization
     assert record is not None
     assert record.products == PRODUCTS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,6 @@ from onnx import numpy_helper
 
 from mapengine.calibration.ranges import Calibration
 from mapengine.cli.program import main
-from mapengine.export import build_engine
 from mapengine.export.diagnosis.layer_comparison import compare_layers
 from mapengine.export.diagnosis.layer_noise import (
     LEAST_SNR,
@@ -41,11 +41,9 @@ QUANTISED = ("image_encoder", "aggregator")
 
 
 @pytest.fixture(scope="module")
-def built(network: MapAnything, mixed_calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def built(folded_build: tuple[Bundle, Counter[str]]) -> Bundle:
     """INT8 with smoothing, rotation and bias correction. Copy it before changing it."""
-    folder = tmp_path_factory.mktemp("int8") / "bundle"
-    build_engine(network, folder, precision="int8", calibration=mixed_calibration)
-    return Bundle.open(folder)
+    return folded_build[0]
 
 
 @pytest.fixture

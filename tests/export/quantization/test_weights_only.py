@@ -32,6 +32,8 @@ from mapengine.runtime.bundle.store import Bundle
 from mapengine.runtime.checks.product_precision import check_product_precision, stage_products
 from mapengine.runtime.errors import InputError
 
+from ..conftest import copied_stages
+
 PRODUCTS = {"image_encoder": 12, "aggregator": 24}
 STEPS = 127
 """Of INT8, on each side of zero."""
@@ -47,15 +49,18 @@ def layers(model: MapAnything) -> tuple[LinearLayer, ...]:
     return tuple(layer for layer in WeightsOnly.of(model).layers if layer.stage == "image_encoder")
 
 
-@pytest.fixture
-def bundle(model: MapAnything, traced: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+@pytest.fixture(scope="module")
+def bundle(model: MapAnything, exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("weights-only") / "bundle"
+
     def never(*given: Any, **options: Any) -> None:
         raise AssertionError("nothing is calibrated")
 
-    for name in ("Calibrator", "rendered_cases", "load_calibration"):
-        monkeypatch.setattr(build, name, never)
-    build_engine(model, tmp_path / "bundle", precision="int8", weights_only=True)
-    return Bundle.open(tmp_path / "bundle")
+    with copied_stages(exported), pytest.MonkeyPatch.context() as patch:
+        for name in ("Calibrator", "rendered_cases", "load_calibration"):
+            patch.setattr(build, name, never)
+        build_engine(model, folder, precision="int8", weights_only=True)
+    return Bundle.open(folder)
 
 
 def most_error(weight: np.ndarray) -> np.ndarray:

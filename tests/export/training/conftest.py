@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from mapengine.export.model.presets import preset_config
 from mapengine.export.training.config import Phase, TrainingConfig
@@ -15,9 +16,11 @@ SIZE = 28
 
 
 @pytest.fixture(scope="session")
-def scene_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("training") / "scenes"
-    assert len(list(render_scenes(folder, 50, SIZE, SIZE, workers=1))) == 1
+def scene_folder(shared_folder: Path) -> Path:
+    """Scenes that all workers share: what is rendered is not rendered again."""
+    folder = shared_folder / "training-scenes"
+    with FileLock(f"{folder}.lock"):
+        assert len(list(render_scenes(folder, 50, SIZE, SIZE, workers=1))) == 1
     return folder
 
 

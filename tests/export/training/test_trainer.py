@@ -62,15 +62,17 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(config: TrainingConfig, r
 
 
 def test_training_lowers_the_loss(config: TrainingConfig, run_folder: Path) -> None:
-    config = dataclasses.replace(
-        config, phases=(Phase(75, 16),), warmup=5, learning_rate=3e-3, evaluate_every=1000, mix=InputMix(geometry=0.5)
-    )
+    model = preset_config("tiny")  # with half of its blocks: most of a step is the optimiser's, block by block
+    model["encoder_config"]["keep_first_n_layers"] = 1
+    model["info_sharing_config"]["module_args"] |= {"depth": 3, "indices": [0, 1]}
+    changes = {"phases": (Phase(50, 4),), "view_counts": (1, 2), "warmup": 5, "mix": InputMix(geometry=0.5)}
+    config = dataclasses.replace(config, model=model, learning_rate=3e-3, **changes)  # type: ignore[arg-type]
     trainer = Trainer(config, run_folder / "run", report=quiet)
     trainer.evaluate = lambda: {}  # type: ignore[method-assign]
     trainer.run()
     records = [json.loads(line) for line in (run_folder / "run" / "log.jsonl").read_text().splitlines()]
     losses = [record["train"]["loss"] for record in records if "train" in record]
-    assert len(losses) == 3
+    assert len(losses) == 2
     assert losses[-1] < 0.75 * losses[0]
 
 
