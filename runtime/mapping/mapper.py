@@ -385,7 +385,8 @@ class Mapper:
 
     def _fixed_windows(self) -> list[int]:
         """Return the windows that are where given poses say."""
-        return [window for window, own in enumerate(self._state.trajectory.submaps) if own in self._state.placed]
+        placed = self._state.placed
+        return [window for window, own in enumerate(self._state.trajectory.submaps) if own in placed] if placed else []
 
     def _move_windows(self, placements: Sequence[Similarity] | None) -> None:
         """Take over where the windows are with loops."""

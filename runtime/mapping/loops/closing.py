@@ -19,7 +19,7 @@ from .sightings import Sightings
 if TYPE_CHECKING:
     from ...engine import Engine
 
-LEAST_SCORE = 0.25
+LEAST_SCORE = 0.35
 """Of candidates that are checked."""
 EVERY = 3
 """Frames from one that may be recognised to the next."""
@@ -84,7 +84,7 @@ class LoopCloser:
         self._checked: list[tuple[float, int, int]] = []
         self._latest, self._calls, self._failed = -EVERY, _SAVED, -1.0
         self._solved_at = self._unsolved = 0
-        sparse_matrices()  # here, so that it is not a frame in the middle that waits for it
+        sparse_matrices()  # here, so that no frame in the middle waits for it
 
     @property
     def loops(self) -> list[Loop]:

@@ -36,6 +36,8 @@ _ROUNDS = 6
 _MOVES = 4
 _STEPS = 40
 _CONVERGED = 1e-7
+_TOGETHER = 8
+"""Loops whose covariance is computed at once."""
 _LOOSE = 1e-9
 """Of the diagonal: holds nodes that no window joins to a fixed one, which then are as good as free."""
 _DAMPING = (1e-9, 1e-6, 1e12)
@@ -302,11 +304,13 @@ def _loops_beside_windows(problem: _Problem, places: Float64, loops: NDArray[np.
     windows are uncertain by, and a loop itself, whose part is the identity."""
     residuals, jacobian = problem.linearize(places)
     of_loop = np.repeat(problem.is_loop, problem.size)
-    windows, ends = jacobian[~of_loop], jacobian[of_loop].toarray()
+    windows, ends = jacobian[~of_loop], jacobian[of_loop]
     solve = _factorized((windows.T @ windows).tocsc(), _LOOSE)
-    spread = solve(ends.T)
-    off = residuals.ravel()[of_loop] - spread.T @ (windows.T @ residuals.ravel()[~of_loop])
-    return off, np.eye(len(off)) + ends @ spread
+    off = residuals.ravel()[of_loop] - ends @ solve(windows.T @ residuals.ravel()[~of_loop])
+    # So many loops at a time that what windows move with them is never there for all: it is dense.
+    rows = _TOGETHER * problem.size
+    parts = [ends[start : start + rows] for start in range(0, ends.shape[0], rows)]
+    return off, np.eye(len(off)) + np.concatenate([ends @ solve(part.toarray().T) for part in parts], axis=1)
 
 
 def _choose(off: Float64, covariance: Float64, size: int) -> NDArray[np.bool_]:
@@ -375,21 +379,21 @@ def _descend(problem: _Problem, places: Float64, believed: NDArray[np.bool_]) ->
 
 def _factorized(matrix: Any, damping: float) -> Callable[[Float64], Float64]:
     """Return what solves equations with a sparse, symmetric matrix whose diagonal is raised by a share of itself."""
-    sparse_matrices()
-    from scipy.sparse.linalg import splu
-
+    sparse = sparse_matrices()
     diagonal = matrix.diagonal()
-    damped = matrix + sparse_matrices().diags(damping * diagonal + np.finfo(np.float64).tiny, format="csc")
+    damped = matrix + sparse.diags(damping * diagonal + np.finfo(np.float64).tiny, format="csc")
     # A positive definite matrix needs no pivots, and an ordering that keeps its symmetry fills it in least.
-    factors = splu(damped, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+    factors = sparse.linalg.splu(
+        damped, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+    )
     solve: Callable[[Float64], Float64] = factors.solve
     return solve
 
 
 def sparse_matrices() -> Any:
-    """Return SciPy's sparse matrices (BackendUnavailableError)."""
+    """Return SciPy's sparse matrices, and with them what solves their equations (BackendUnavailableError)."""
     try:
-        import scipy.sparse
+        import scipy.sparse.linalg
     except ImportError:
         raise BackendUnavailableError(
             "closing loops needs SciPy, which is not installed; pip install 'mapengine[map]'"

@@ -20,7 +20,7 @@ Array = NDArray[Any]
 
 _AROUND = 4
 """Pixels to each side that brightness is averaged over."""
-_IN_MEMORY = 12
+_IN_MEMORY = 4
 """Sightings that are kept in memory once they were read."""
 _STRAIGHT = 1e-5
 """Of rays: from which difference on a camera is none that intrinsics describe."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mapengine.runtime.inputs.prepared import prepare_views
 from mapengine.runtime.mapping.frames import MAP_OUTPUTS, Frame, KnownFrame
-from mapengine.runtime.mapping.loops.check import LEAST_LIKENESS, LoopCheck, check_loop
+from mapengine.runtime.mapping.loops.check import MOST_DOUBT, LoopCheck, check_loop
 from mapengine.runtime.mapping.loops.sightings import Sightings
 from mapengine.runtime.mapping.similarity import Similarity
 
@@ -138,29 +138,46 @@ def test_rooms_that_are_shaped_alike_and_look_different_do_not_pass(
     # Nothing but the images speaks against it.
     assert found.agreement > 0.95
     assert found.overlap > 0.9
-    assert found.likeness < LEAST_LIKENESS
     assert not found.passed
     assert replace(found, likeness=1.0).passed
 
 
 GOOD: dict[str, Any] = {
     "relative": Similarity.identity(),
-    "degrees": 7.9,
-    "offset": 0.29,
-    "agreement": 0.71,
-    "overlap": 0.41,
-    "likeness": 0.66,
+    "degrees": 4.0,
+    "offset": 0.15,
+    "agreement": 0.85,
+    "overlap": 0.7,
+    "likeness": 0.825,
     "reach": 2.0,
     "growth": 0.1,
     "calls": 4,
 }
+"""Each sign is half of what is doubtful by itself."""
 
 
-def test_each_sign_alone_speaks_against_a_loop() -> None:
+def test_each_sign_alone_can_speak_against_a_loop() -> None:
+    assert LoopCheck(**GOOD).doubt == pytest.approx(0.5)
     assert LoopCheck(**GOOD).passed
-    bad = {"degrees": 8.1, "offset": 0.31, "agreement": 0.69, "overlap": 0.39, "likeness": 0.64}
-    for name, value in bad.items():
-        assert not LoopCheck(**{**GOOD, name: value}).passed, name
+    # So much that four signs of 0.5 and this one have more than the doubt that passes.
+    much = (5 * MOST_DOUBT**2 - 4 * 0.5**2) ** 0.5
+    for factor, passes in ((0.99, True), (1.01, False)):
+        sign = much * factor
+        bad = {
+            "degrees": 8 * sign,
+            "offset": 0.15 * 2 * sign,
+            "agreement": 1 - 0.3 * sign,
+            "overlap": 1 - 0.6 * sign,
+            "likeness": 1 - 0.35 * sign,
+        }
+        for name, value in bad.items():
+            assert LoopCheck(**{**GOOD, name: value}).passed is passes, name
+
+
+def test_signs_that_are_each_nearly_doubtful_speak_against_a_loop_together() -> None:
+    nearly = {"degrees": 7.2, "offset": 0.27, "agreement": 0.73, "overlap": 0.46, "likeness": 0.685}
+    assert LoopCheck(**{**GOOD, **nearly}).doubt == pytest.approx(0.9)
+    assert not LoopCheck(**{**GOOD, **nearly}).passed
 
 
 def test_the_network_is_not_told_what_the_map_estimated(visits: tuple[Walk, list[int]], sightings: Sightings) -> None:
