@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ _SOLVED = 20
 """Loops are solved for together when as many windows came since the last time as one in so many."""
 WINDOW_DEVIATIONS = (0.06, 0.08, 0.1)
 """How uncertain a window is beside the one before: radians, lengths over the path and the depth of the window, and of
-the logarithm of the scale."""
+the logarithm of the scale, which is at least as uncertain as it is large: where two windows differ in it, one errs."""
 _LEAST = (0.05, 0.06, 0.05)
 """The same of a loop at least, its lengths over the depth alone: calls that agree may err together, by that much in the
 median of held-out walks with ``preset:nano``."""
@@ -204,4 +205,5 @@ def _window_edge(window: int, frames: Sequence[tuple[Frame, KnownFrame]], placem
     turn, length, growth = WINDOW_DEVIATIONS
     size = path + (float(np.median(depth)) if depth else 0.0)
     relative = placements[window - 1].inverse() @ placements[window]
+    growth = math.hypot(growth, math.log(relative.scale))
     return Edge(window - 1, window, relative, turn, length * max(size, 1e-6), growth)
