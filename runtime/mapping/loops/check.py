@@ -68,9 +68,9 @@ class LoopCheck:
     def doubt(self) -> float:
         """How much speaks against the loop: the root mean square of five signs, each 1 where it is doubtful by itself.
 
-        Together they tell loops from what looks like one better than a limit for each. On 32 rendered walks that are
-        not those of the results, with ``preset:nano``, loops over places that share more than 30 % of their pixels had
-        0.24 to 0.79 where they were right, and what shared less than 25 % had 0.91 or more.
+        Together they tell loops from what looks like one better than a limit for each does. On 32 rendered walks that
+        are not those of the results, with ``preset:nano``, the best pair of 28 had 0.24 to 0.79, its frames sharing at
+        least 60 % of their pixels. Of the 200 pairs that shared less than 25 %, one had 0.67, the others 0.91 or more.
         """
         signs = (
             self.degrees / _DEGREES,
