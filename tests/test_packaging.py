@@ -79,11 +79,17 @@ def test_the_wheel_holds_every_module_and_the_type_markers(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-@pytest.mark.slow
-def test_the_runtime_works_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    installed = python("-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel))
+@pytest.fixture(scope="module")
+def target(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the wheel alone is installed in."""
+    folder = tmp_path_factory.mktemp("installed") / "target"
+    installed = python("-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), str(wheel))
     assert installed.returncode == 0, installed.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_the_runtime_works_from_the_wheel_alone(target: Path) -> None:
     # -S leaves out the editable install of the checkout; NumPy and Pillow come back by their folder.
     site = Path(__import__("numpy").__file__).parents[1]
     script = (
@@ -104,11 +110,8 @@ def test_the_runtime_works_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", ["checkout", "elsewhere"])
-def test_the_wheel_as_a_program(folder: str, wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_as_a_program(folder: str, target: Path, tmp_path: Path) -> None:
     """Also in the folder of a checkout."""
-    target = tmp_path / "target"
-    installed = python("-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel))
-    assert installed.returncode == 0, installed.stderr
     site = Path(__import__("numpy").__file__).parents[1]
     result = subprocess.run(
         [sys.executable, "-S", "-m", "mapengine", "--version"],
