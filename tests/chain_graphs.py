@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -55,6 +56,7 @@ def half_bundle(source: Path, folder: Path) -> Path:
     return folder
 
 
+@functools.cache
 def _measured(source: Path) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
     bundle = Bundle.open(source, verify=False)
     paths = {name: bundle.stage_path(name) for name in STAGES}

@@ -146,10 +146,10 @@ print(peak() - before, returned)
 @pytest.mark.parametrize("name", NAMES)
 def test_attention_never_holds_all_pairs_of_tokens(tiny_bundle: Path, name: str) -> None:
     """Global attention over L tokens in memory that grows with L, not with its square."""
-    views, heads = 192, 2
+    views, heads = 96, 2
     tokens = views * (112 // 14) * (140 // 14)
     all_pairs = heads * tokens**2 * 4  # bytes of the scores in float32
-    assert all_pairs > 1.5e9
+    assert all_pairs > 4.5e8
     command = [sys.executable, "-c", MEMORY, str(tiny_bundle), name, str(views)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -19,6 +19,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from .stand_in_driver import StandInDriver
+from .stand_in_values import inference_session
 
 PROVIDER = "CUDAExecutionProvider"
 _TYPES: dict[int, Any] = {1: np.float32, 2: np.uint8, 10: np.float16, 16: ml_dtypes.bfloat16, 7: np.int64, 9: np.bool_}
@@ -74,7 +75,8 @@ class InferenceSession:
         self._library = library
         self._stream = int(given["user_compute_stream"])
         self._name = Path(path).stem
-        self._inference_session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        assert options.intra_op_num_threads == options.inter_op_num_threads == 1
+        self._inference_session = inference_session(path)
         self._kinds = {
             v.name: v.type for v in (*self._inference_session.get_inputs(), *self._inference_session.get_outputs())
         }

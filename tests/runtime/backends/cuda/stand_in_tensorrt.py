@@ -31,6 +31,7 @@ from .stand_in_values import (
     ILogger,
     IRuntimeConfig,
     TensorIOMode,
+    inference_session,
 )
 
 MAGIC = b"stand-in plan 1\n"
@@ -142,15 +143,9 @@ class RtxRuntime(Runtime):
 
 class ICudaEngine:
     def __init__(self, library: StandInTensorRt, logger: Any, plan: Mapping[str, Any]) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
         self._library = library
         self._logger = logger
-        self._inference_session = onnxruntime.InferenceSession(
-            plan["graph"], options, providers=["CPUExecutionProvider"]
-        )
+        self._inference_session = inference_session(plan["graph"])
         self._types = {value.name: value.type for value in self._inference_session.get_inputs()}
         self._stage = Path(plan["graph"]).stem
         self._inputs = {tensor["name"]: tensor for tensor in plan["spec"]["inputs"]}

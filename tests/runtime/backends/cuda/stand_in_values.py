@@ -1,9 +1,27 @@
-"""Enumerations, the logger's base class and the runtime configuration of the stand-in libraries."""
+"""Enumerations, the logger's base class and the runtime configuration of the stand-in libraries, and what computes."""
 
 from __future__ import annotations
 
 import enum
+import functools
+import os
 from typing import Any
+
+import onnxruntime
+
+
+def inference_session(path: str) -> Any:
+    """Load a graph in ONNX Runtime on the CPU; once in a process, as most tests load the same ones."""
+    status = os.stat(path)
+    return _inference_session(path, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _inference_session(path: str, *of_the_file: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 class ILogger:

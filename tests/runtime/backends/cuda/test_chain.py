@@ -55,14 +55,14 @@ def chains_in_8_bits(tiny_bundle: Path, plan_bundles: dict[str, Path], tmp_path_
 
 def _make_chains(
     kernels_of_blocks: str,
-    tiny_bundle: Path,
+    network: Path,
     plan_bundles: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
     import_interpreted()
     graphs = tmp_path_factory.mktemp("chain-graphs")
-    half = half_aggregator(tiny_bundle, graphs)
-    segments, attention = cut(tiny_bundle, half, graphs, kernels_of_blocks)
+    half = half_aggregator(network, graphs)
+    segments, attention = cut(network, half, graphs, kernels_of_blocks)
     found = {}
     for name, source in plan_bundles.items():
         found[name] = tmp_path_factory.mktemp("chains") / name
@@ -116,14 +116,20 @@ def test_a_chain_with_attention_in_8_bits_is_the_network(
     assert {name: driver.kernels[name] // 3 for name in COUNTS_IN_8_BITS} == COUNTS_IN_8_BITS
 
 
+@pytest.fixture(scope="module")
+def chains_with_fewer_keys(
+    few_keys_bundle: Path, plan_bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The bundles of plans, with the aggregator of the network that keeps fewer keys as a chain."""
+    return _make_chains("int8@0/flash@4", few_keys_bundle, plan_bundles, tmp_path_factory)
+
+
 @pytest.mark.slow
 def test_a_chain_with_fewer_keys_is_its_network(
-    few_keys_bundle: Path, plan_bundles: dict[str, Path], library: StandInTensorRt, tmp_path: Path
+    few_keys_bundle: Path, chains_with_fewer_keys: dict[str, Path], library: StandInTensorRt, tmp_path: Path
 ) -> None:
-    graph = half_aggregator(few_keys_bundle, tmp_path)
-    segments, attention = cut(few_keys_bundle, graph, tmp_path, "int8@0/flash@4")
-    write_chain(plan_bundles[library.name], tmp_path / "few-keys", segments, attention, _write_segment)
-    engine = Engine.load(tmp_path / "few-keys", library.name, verify=False)
+    bundle = copy_bundle(chains_with_fewer_keys[library.name], tmp_path / "few-keys")
+    engine = Engine.load(bundle, library.name, verify=False)
     host = Engine.load(few_keys_bundle, "onnxruntime", verify=False)
     for count in (1, 3):
         assert_near(engine.predict(mixed_views(count)), host.predict(mixed_views(count)))
