@@ -19,6 +19,7 @@ from mapengine.export import build_engine, compile_engine
 from mapengine.export.attention.choice import AttentionChoice, KernelChoice, rounds
 from mapengine.export.attention.twins import exact_attention, select_blocks, twin_attention
 from mapengine.export.bundles import chains as chain_plans
+from mapengine.export.bundles import tolerances
 from mapengine.export.bundles.tolerances import kernel_tolerance, widen
 from mapengine.export.model.config_json import parse_config
 from mapengine.export.tensorrt.settings import PlanSettings
@@ -132,13 +133,23 @@ def choices(bundle: Path, attention: str) -> dict[str, KernelChoice]:
 
 
 @pytest.mark.slow
-def test_what_kernels_add_is_what_they_round(half: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_what_kernels_add_is_what_they_round(
+    half: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view_tokens = set()
+
+    def twin(attention: KernelAttention, tensors: Any, tokens: int) -> Any:
+        view_tokens.add(tokens)
+        return twin_attention(attention, tensors, tokens)
+
+    monkeypatch.setattr(tolerances, "twin_attention", twin)
     assert not rounds(choices(half, "flash"))
     assert rounds(choices(half, "flash@0/int8@2"))
     found = {}
     for name in ("flash", "int8@2", "int8", "int8-fp8"):
         scratch = tmp_path_factory.mktemp("scratch")
         found[name] = kernel_tolerance(Bundle.open(half), choices(half, name), scratch)
+    assert view_tokens == {4 * 3 + 1}  # patches of 56x42, and the extra token
     for key in ("pts3d", "conf", "cam_trans"):
         # Dense: rounded probabilities alone, below one unit in the last place of FP16.
         assert found["flash"][key] < 2.0**-11 < found["int8"][key] < found["int8-fp8"][key] < 0.1

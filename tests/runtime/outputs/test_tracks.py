@@ -48,6 +48,22 @@ def test_tracks_are_all_views_that_see_a_point(scene: Scene) -> None:
     assert (lengths >= 2).mean() > 0.5
 
 
+def test_a_view_ends_at_the_outer_sides_of_its_pixels(scene: Scene) -> None:
+    """Of two pixels that touch, one has their common side: here the left side of the image, and not the right."""
+    height, width = scene.mask.shape[1:]
+    scene.poses[0] = np.eye(4)
+    for side, count in ((-0.5, 1), (width - 0.5, 0)):
+        column = 0 if side < 0 else width - 1
+        scene.intrinsics[0] = [[width, 0, side], [0, width, 8], [0, 0, 1]]
+        scene.points[0, 8, column], scene.depth[0, 8, column] = (0, 0, 2), 2
+        one = np.zeros_like(scene.mask)
+        one[0, 8, column] = True
+        tracks = find_tracks(scene, one, *world_to_camera(scene), voxel=1.0)
+        assert len(tracks.points) == count
+        assert tracks.pixels[0].tolist() == [[-0.5, 8.0]] * count
+    assert height > 8
+
+
 def test_a_view_that_is_hidden_sees_nothing(scene: Scene) -> None:
     scene.depth[1] *= 0.5  # something stands in front of everything
     tracks = find_tracks(scene, scene.mask & (np.arange(4) != 1)[:, None, None], *world_to_camera(scene))

@@ -117,6 +117,21 @@ def test_the_size_of_bands_and_pieces_does_not_matter(
     assert 0 < expected.mean() < 0.9
 
 
+@pytest.mark.parametrize("many", [0.0, 1.0], ids=["whole image", "around jumps"])
+@pytest.mark.parametrize("bands", [1, 2])
+def test_the_last_band_may_be_a_whole_one(bands: int, many: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    height = bands * edges.BAND_ROWS
+    depth = 2 + (np.random.default_rng(4).random((height, 30)) > 0.97)
+    depth[-1, 4] = 9  # an edge at the last row
+    points, depth_z = scene(depth)
+    monkeypatch.setattr(edges, "MANY", many)
+    found = edges.edge_mask(points, depth_z, everywhere(depth))
+    assert found.shape == depth.shape
+    assert found[-1, 3:6].all()
+    monkeypatch.setattr(edges, "BAND_ROWS", 5 * height)
+    np.testing.assert_array_equal(found, edges.edge_mask(points, depth_z, everywhere(depth)))
+
+
 def test_ray_directions_and_distances_are_points() -> None:
     rng = np.random.default_rng(7)
     depth = 2 + (rng.random((40, 50)) > 0.97)

@@ -3,51 +3,25 @@
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mapengine.calibration.data.samples import sample_views
-from mapengine.runtime.errors import BackendError, InputError, MapEngineError
+from mapengine.runtime.errors import InputError, MapEngineError
 from mapengine.runtime.profiling import Contender, Settings, profile
+
+from .subjects import Fake
 
 SIZE = (84, 56)
 
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contenders' processes import this module for its subjects, and nothing from the working folder."""
+    """The contenders' processes import a module beside this one, and nothing from the working folder."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))
     monkeypatch.chdir(Path(__file__).parent)
-
-
-class Fake:
-    """A subject without a network."""
-
-    def __init__(self, precision: str = "fp32", seconds: float = 0.001, fail: str = "") -> None:
-        if fail == "load":
-            raise BackendError("it does not load")
-        self.facts = {"kind": "bundle", "model": "m", "backend": "b", "device": "CPU", "precision": precision}
-        self._seconds, self._fail, self._calls = seconds, fail, 0
-
-    def call(self, files: Sequence[str], size: tuple[int, int]) -> dict[str, float]:
-        if self._fail == "call" and len(files) > 1:
-            raise ValueError("too many")
-        if self._fail == "die":
-            os._exit(9)
-        self._calls += 1
-        if self._fail == "late" and self._calls > 3:
-            os._exit(9)
-        return {"network": self._seconds / 2, "total": self._seconds * len(files)}
-
-    def device_seconds(self) -> dict[str, float] | None:
-        return {"host to device": 0.25}
-
-    def device_bytes(self) -> int | None:
-        return 5_000_000
 
 
 def fake(label: str, **options: Any) -> Contender:
