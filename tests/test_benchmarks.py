@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,23 @@ def run(script: str, *arguments: str) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(record.read_text(encoding="utf-8"))
+
+
+def run_here(script: str, *arguments: str) -> dict[str, Any]:
+    """As :func:`run`, in this process, which has PyTorch and the backends loaded."""
+    import torch
+
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *arguments])
+        try:
+            runpy.run_path(str(ROOT / "benchmarks" / script), run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                raise
+        finally:
+            torch.set_num_threads(threads)
+    return json.loads(Path(arguments[arguments.index("--json") + 1]).read_text(encoding="utf-8"))
 
 
 def check(record: dict[str, Any], tables: ModuleType) -> None:
@@ -95,7 +113,7 @@ def test_precision(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> Non
     graphs = shutil.copytree(tiny_bundle, tmp_path / "graphs")
     options = ("--exported", str(graphs), "--size", "42x28", "--cases", "mixed")
     one = ("--precisions", "fp16", "--candidates", "none of them")
-    record = run("studies/precision.py", *options, *one, "--json", str(tmp_path / "precision.json"))
+    record = run_here("studies/precision.py", *options, *one, "--json", str(tmp_path / "precision.json"))
     check(record, tables)
     assert 0 < record["results"]["fp16"]["errors"]["the policy"]["end_to_end"]["depth_abs_rel"] < 1e-2
 
@@ -108,7 +126,7 @@ def test_attention(tables: ModuleType, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mapengine.kernels", "compile", "--out", str(kernels), *choice]
     subprocess.run(command, check=True, capture_output=True, timeout=600)
     options = ("--kernels", str(kernels), "--views", "1", "--trained-views", "2", "--rounds", "1")
-    record = run("attention.py", *options, "--json", str(tmp_path / "record.json"))
+    record = run_here("attention.py", *options, "--json", str(tmp_path / "record.json"))
     check(record, tables)
     figures = record["compiled"]["dense-fp16"]["87"]
     # 256 threads of 129 to 255 registers: one program per multiprocessor, of 48 warps that it could hold.
@@ -122,7 +140,7 @@ def test_attention(tables: ModuleType, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_kept_keys(tables: ModuleType, tmp_path: Path) -> None:
     choices = ("native:kv=1", "native:kv=0.25@2", "native:kv=0.25@2+own+mean")
-    record = run("kept_keys.py", *choices, "--scenes", "2", "--json", str(tmp_path / "record.json"))
+    record = run_here("kept_keys.py", *choices, "--scenes", "2", "--json", str(tmp_path / "record.json"))
     check(record, tables)
     same, few, variant = (result["tasks"]["images"] for result in record["results"])
     assert set(map(tuple, same.values())) == {(1.0, 0.0)}
@@ -134,7 +152,7 @@ def test_kept_keys(tables: ModuleType, tmp_path: Path) -> None:
 def test_evaluation(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> None:
     options = (str(tiny_bundle), "--backend", "onnxruntime", "--scenes", "2", "--size", "56x42")
     some = ("--tasks", "image-only-2", "depth")
-    record = run("evaluation.py", *options, *some, "--json", str(tmp_path / "record.json"))
+    record = run_here("evaluation.py", *options, *some, "--json", str(tmp_path / "record.json"))
     check(record, tables)
     assert set(record["results"]) == {"image-only-2", "depth"}
     assert record["results"]["depth"]["scenes"] == 2
@@ -218,7 +236,7 @@ def test_sequences(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> Non
     options = ("--bundle", str(tiny_bundle), "--sequences", "1", "--slow", "1", "--frames", "6", "--walk", "60")
     record = tmp_path / "record.json"
     for parts in (["joins", "limits"], ["keyframes"]):  # parts that are run later go into the record that is there
-        measured = run(
+        measured = run_here(
             "sequences.py", *options, "--window", "4", "--overlap", "2", "--size", "56", "42",
             "--parts", *parts, "--json", str(record),
         )  # fmt: skip
