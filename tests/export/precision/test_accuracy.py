@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from mapengine.export.precision import LoweredStage, runnable
+from mapengine.export.precision import LoweredStage, measure_magnitudes, runnable
 from mapengine.export.precision.policy import LAYOUT
 from mapengine.runtime.backends.contract import ChunkSizes
 from mapengine.runtime.backends.host_pipeline import Pipeline
@@ -144,12 +145,13 @@ def golden_error(case: Case, found: Pipeline, limit: float) -> float:
 
 @pytest.fixture(scope="module")
 def lowered_golden(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str], Pipeline]:
-    def make(model: str, config: str, precision: str) -> Pipeline:
-        from mapengine.export.precision import measure_magnitudes
+    @functools.cache
+    def magnitudes(folder: Path) -> Magnitudes:
+        return measure_magnitudes(stage_paths(folder), small_cases())
 
+    def make(model: str, config: str, precision: str) -> Pipeline:
         folder = exported("mha", model, config)
-        magnitudes: Magnitudes = measure_magnitudes(stage_paths(folder), small_cases())
-        return emulated(lower(folder, tmp_path_factory.mktemp("golden"), precision, magnitudes))
+        return emulated(lower(folder, tmp_path_factory.mktemp("golden"), precision, magnitudes(folder)))
 
     return make
 
