@@ -20,6 +20,7 @@ import pytest
 import trimesh
 from PIL import Image
 
+from mapengine.cli import main
 from mapengine.runtime import Engine, Scene, load_images
 from mapengine.runtime.inputs.formats.view_lists import load_view_list
 from mapengine.runtime.inputs.preprocess import preprocess_views
@@ -242,15 +243,20 @@ def test_command_line_with_a_view_list(tiny_bundle: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_command_line_with_photos_and_a_folder(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_command_line_with_photos_and_a_folder(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "scene.npz"
-    result = run(tiny_bundle, *PHOTOS, "--intrinsics", SCEAUX / "K.txt", "--out", out, "--size", "140x112")
-    assert result.returncode == 0, result.stderr
-    calibrated = Scene.load(out)
+
+    def reconstructed(*images: object) -> Scene:
+        with pytest.raises(SystemExit) as end:
+            main(["run", *map(str, (tiny_bundle, *images, "--out", out, "--size", "140x112"))])
+        assert end.value.code == 0, capsys.readouterr().err
+        return Scene.load(out)
+
+    calibrated = reconstructed(*PHOTOS, "--intrinsics", SCEAUX / "K.txt")
     check(calibrated, 4, SIZE)
-    result = run(tiny_bundle, SCEAUX, "--out", out, "--size", "140x112")
-    assert result.returncode == 0, result.stderr
-    plain = Scene.load(out)
+    plain = reconstructed(SCEAUX)
     check(plain, 4, SIZE)
     assert plain.names == calibrated.names == [path.name for path in PHOTOS]
     assert not np.allclose(plain.points, calibrated.points)
