@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import shutil
@@ -77,6 +78,20 @@ settings.load_profile("tests")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest, the networks of full size and the end-to-end runs: nobody waits for them then."""
     items.sort(key=lambda item: ("test_full_size" not in item.name, item.path.parent != Path(__file__).parent))
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of the search for garbage what is there before the first test: with PyTorch's it takes half a second.
+
+    Python searches now and then by itself, too.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let extension modules find what they made when they end; Triton's complains at length otherwise."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
