@@ -46,6 +46,12 @@ def built(folded_build: tuple[Bundle, Counter[str]]) -> Bundle:
     return folded_build[0]
 
 
+@pytest.fixture(scope="module")
+def sound(built: Bundle, network: MapAnything) -> dict[str, LayerNoise]:
+    """Of the bundle as it was built."""
+    return by_name(compare_noise(built, network))
+
+
 @pytest.fixture
 def copied(built: Bundle, tmp_path: Path) -> Bundle:
     return replaced(built, Path(shutil.copytree(built.folder, tmp_path / "bundle")))
@@ -86,8 +92,9 @@ def test_folding_is_no_noise(backend: str, built: Bundle, network: MapAnything) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", ["attn.qkv", "attn.proj", "mlp.w12", "mlp.w3"])
-def test_the_layer_with_a_wrong_scale_is_first_and_worst(layer: str, copied: Bundle, network: MapAnything) -> None:
-    sound = by_name(compare_noise(copied, network))
+def test_the_layer_with_a_wrong_scale_is_first_and_worst(
+    layer: str, copied: Bundle, network: MapAnything, sound: dict[str, LayerNoise]
+) -> None:
     path = copied.stage_path("aggregator")
     stage = onnx.load(path)
     (scale,) = (t for t in stage.graph.initializer if t.name == f"{BLOCK}.{layer}.weight_scale")
@@ -108,14 +115,13 @@ def test_the_layer_with_a_wrong_scale_is_first_and_worst(layer: str, copied: Bun
 @pytest.mark.slow
 @needs_vnni
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_separate_products(backend: str, copied: Bundle, network: MapAnything) -> None:
-    together = by_name(compare_noise(copied, network))
+def test_separate_products(backend: str, copied: Bundle, network: MapAnything, sound: dict[str, LayerNoise]) -> None:
     for stage in QUANTISED:
         assert rewrite_for_processors(copied.stage_path(stage), stage) > 0
     apart = by_name(compare_noise(copied, network, backend))
-    assert list(apart) == list(together)
+    assert list(apart) == list(sound)
     for name, noise in apart.items():
-        assert noise.snr == pytest.approx(together[name].snr, abs=0.5)
+        assert noise.snr == pytest.approx(sound[name].snr, abs=0.5)
 
 
 @pytest.mark.slow
