@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
 
-_BLOCK = 1 << 15  # numbers that stay in the processor's cache: a third of the time
+_BLOCK = 1 << 15  # numbers that stay in the processor's cache
 _EMBEDDINGS = ("scale_token", "cls_token", "pos_embed", "register_tokens")
 _UPSAMPLERS = ("input_process.0.0.1.weight", "input_process.1.0.1.weight")  # stored as (in, out, k, k)
 
