@@ -20,8 +20,8 @@ Array = NDArray[Any]
 
 _AROUND = 4
 """Pixels to each side that brightness is averaged over."""
-_IN_MEMORY = 4
-"""Sightings that are kept in memory once they were read."""
+_IN_MEMORY = 3
+"""Sightings that are kept in memory once they were read: a check is over two of one place and one of another."""
 _STRAIGHT = 1e-5
 """Of rays: from which difference on a camera is none that intrinsics describe."""
 
@@ -127,7 +127,7 @@ class Sightings:
             distance=arrays.get("distance"),
             features=ImageFeatures(arrays["patches"], arrays.get("extra")),
         )
-        brightness = arrays["brightness"].astype(np.float64)
+        brightness = arrays["brightness"].astype(np.float32)
         return Sighting(number, window, arrays["pose"], depth, arrays["intrinsics"], view, brightness)
 
 
