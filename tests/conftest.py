@@ -49,14 +49,7 @@ def _use_one_processor() -> None:
         os.sched_setaffinity(0, {processors[int(worker.removeprefix("gw")) % len(processors)]})
 
 
-def _keep_compiled_modules() -> None:
-    """Let the many processes that tests start find our modules compiled: each would spend half a second on that."""
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    sys.dont_write_bytecode = False
-
-
 _use_one_processor()  # before a library asks how many processors there are
-_keep_compiled_modules()
 
 
 def _keep_bytecode() -> None:

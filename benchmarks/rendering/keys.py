@@ -38,7 +38,7 @@ def global_attention(record: Record) -> str:
             [
                 str(result["views"]),
                 str(result["rounds"]),
-                *(f"{side['median_s']:.1f} s ({side['min_s']:.1f} to {side['max_s']:.1f})" for side in (every, few)),
+                *(_seconds(side, result["rounds"]) for side in (every, few)),
                 f"{every['median_s'] / few['median_s']:.2f}",
                 *memory,
             ]
@@ -57,12 +57,18 @@ def global_attention(record: Record) -> str:
         f"{blocks}, of `{record['model']}` with random weights, {record['size']}, {record['backend']}, FP32, "
         "in turn, each in a process of its own."
     )
+    timed = f"{table(head, rows)}\n\n{what} {origin(record)}"
+    if record["blocks"] > 2:  # what is counted stands beside the pair
+        return timed
     counted = [
         [views, f"{every:.1f}", f"{few:.1f}", f"{every / few:.2f}"]
         for views, (every, few) in record["teraflops"].items()
     ]
     counts = table(["views", "all keys", f"`{record['counted']}`", "quotient"], counted)
-    return (
-        f"{table(head, rows)}\n\n{what} {origin(record)}\n\nOperations of the whole aggregator by formula, in "
-        f"10^12:\n\n{counts}"
-    )
+    return f"{timed}\n\nOperations of the whole aggregator by formula, in 10^12:\n\n{counts}"
+
+
+def _seconds(side: Record, rounds: int) -> str:
+    """Return the median of several calls and their range, or the one call."""
+    spread = f" ({side['min_s']:.1f} to {side['max_s']:.1f})" if rounds > 1 else ""
+    return f"{side['median_s']:.1f} s{spread}"

@@ -26,10 +26,10 @@ EVERY = 3
 """Frames from one that may be recognised to the next."""
 AWAY = 40
 """Frames that lie between the two visits of a place at least."""
-_EARNED, _SAVED = 1.0, 8.0
+_EARNED, _SAVED = 0.5, 8.0
 """Calls that a window brings, and how many are saved up at most: what loops cost a frame is bounded however many
-candidates there are. A place that only looks alike takes one call, a loop four. What looks more alike than all that
-failed is checked in any case."""
+candidates there are. A place that only looks alike takes one call, a loop four. For what looks more alike than all that
+failed, as many calls may be owed."""
 _NEARBY = 9
 """Frames from a pair that was checked, within which another is not, ..."""
 _CLEARLY = 0.1
@@ -124,7 +124,7 @@ class LoopCloser:
             self._window_edges.append(_window_edge(window, frames, placements))
         self._calls = min(self._calls + _EARNED, _SAVED)
         for score, first, second in self._candidates(window, frames):
-            if self._calls < 1 and score <= self._failed:
+            if self._calls < (1 if score <= self._failed else -_SAVED):
                 break
             self._calls -= self._check(score, first, second, placements, scale)
         since = len(placements) - self._solved_at
