@@ -27,37 +27,25 @@ def dies_at(step: int, work: Callable[[], object]) -> bool:
     Returns:
         Whether it had so many.
     """
-    left = step
 
     def refuse() -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise _Dead
+        raise _Dead
 
     with pytest.MonkeyPatch.context() as patch:
-        _count(patch.setattr, refuse)
+        reached = _end_at(step, patch.setattr, refuse)
         try:
             work()
         except BaseException:
-            if left >= 0:
+            if not reached():
                 raise
-    return left < 0
+    return reached()
 
 
 def is_killed_at(step: int, work: Callable[[], object]) -> bool:
     """Run ``work`` in a child process that kills itself before its change number ``step``; whether it had so many."""
     child = os.fork()
     if child == 0:  # pragma: no cover - measured in the parent only
-        left = step
-
-        def kill() -> None:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        _count(setattr, kill)
+        _end_at(step, setattr, lambda: os.kill(os.getpid(), signal.SIGKILL))
         try:
             work()
         finally:
@@ -66,10 +54,16 @@ def is_killed_at(step: int, work: Callable[[], object]) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def _count(replace: Callable[[object, str, object], None], before: Callable[[], None]) -> None:
+def _end_at(step: int, replace: Callable[[object, str, object], None], end: Callable[[], object]) -> Callable[[], bool]:
+    """Call ``end`` before every change from number ``step`` on; returns what says whether there was one."""
+    left = step
+
     def counted(original: Callable[..., object]) -> Callable[..., object]:
         def call(*arguments: object, **options: object) -> object:
-            before()
+            nonlocal left
+            left -= 1
+            if left < 0:
+                end()
             return original(*arguments, **options)
 
         return call
@@ -77,3 +71,4 @@ def _count(replace: Callable[[object, str, object], None], before: Callable[[], 
     for name in STEPS:
         replace(os, name, counted(getattr(os, name)))
     replace(replacement, "exchange", counted(replacement.exchange))
+    return lambda: left < 0
