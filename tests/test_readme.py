@@ -15,6 +15,7 @@ import pytest
 
 from mapengine.cli import main
 from mapengine.runtime.backends.openvino import OpenVinoBackend
+from mapengine.runtime.bundle.bundle_files import FileIdentity
 from mapengine.runtime.profiling import memory as measurement
 
 from .documents import GUIDE, ROOT, blocks, commands
@@ -123,8 +124,7 @@ def stages_compiled_once() -> Iterator[None]:
     load_stage = OpenVinoBackend.load_stage
 
     def load_once(backend: OpenVinoBackend, name: str, path: Path, arithmetic: str = "fp32") -> Any:
-        file = path.stat()
-        key = (name, file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, arithmetic, backend.threads)
+        key = (name, FileIdentity.of(path.stat()), arithmetic, backend.threads)
         if key not in compiled:
             compiled[key] = load_stage(backend, name, path, arithmetic)
         return compiled[key]

@@ -9,15 +9,16 @@ from typing import Any
 
 import onnxruntime
 
+from mapengine.runtime.bundle.bundle_files import FileIdentity
+
 
 def inference_session(path: str) -> Any:
     """Load a graph in ONNX Runtime on the CPU; once in a process, as most tests load the same ones."""
-    status = os.stat(path)
-    return _inference_session(path, status.st_ino, status.st_mtime_ns, status.st_size)
+    return _inference_session(path, FileIdentity.of(os.stat(path)))
 
 
 @functools.lru_cache(maxsize=64)
-def _inference_session(path: str, *of_the_file: int) -> Any:
+def _inference_session(path: str, _: FileIdentity) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
