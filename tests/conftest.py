@@ -6,6 +6,7 @@ import gc
 import math
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,6 +63,15 @@ def _keep_bytecode() -> None:
 
 
 _keep_bytecode()
+
+
+def _hear_ctrl_c() -> None:
+    """Let Ctrl+C end what tests start, also in the background, where shells have commands ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_hear_ctrl_c()
 
 # How fast values are drawn and examples run depends on what else the machine does, and says nothing of the code.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])

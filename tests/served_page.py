@@ -29,15 +29,20 @@ def check_until_it_is_ended(
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.search(rf"^{title} is at (http://127.0.0.1:\d+/) ", line)
-        assert found, process.communicate()[1]
-        with urllib.request.urlopen(found[1], timeout=10) as answer:
-            assert page in answer.read()
-        assert len(list(temporary.iterdir())) == 1
-        process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            found = re.search(rf"^{title} is at (http://127.0.0.1:\d+/) ", line)
+            if not found:
+                process.kill()
+            assert found, process.communicate()[1]
+            with urllib.request.urlopen(found[1], timeout=10) as answer:
+                assert page in answer.read()
+            assert len(list(temporary.iterdir())) == 1
+            process.send_signal(number)
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()  # one that does not end would be waited for
     assert (process.returncode, out) == (0, "")
     assert err.splitlines()[-1] == farewell
     assert "Traceback" not in err
