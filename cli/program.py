@@ -108,7 +108,11 @@ def _invoke(arguments: list[str]) -> None:
     if "" in arguments:
         # As a path it would mean the current folder.
         raise typer.BadParameter("an argument is empty; is a variable of the shell not set?")
-    command = typer.main.get_command(make_app())
+    program = make_app()
+    # Typer reads the annotations of every command that there is, which takes as long as a small engine's call.
+    if named := [command for command in program.registered_commands if arguments[:1] == [command.name]]:
+        program.registered_commands = named
+    command = typer.main.get_command(program)
     # Not command.main(): it prints errors its own way, and turns an interrupt into an exit.
     with command.make_context("mapengine", arguments) as context:
         command.invoke(context)

@@ -155,6 +155,7 @@ def test_a_bundle_with_fewer_keys_is_the_reference_with_as_many(few_keys_bundle:
                 assert_close(found, dense)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["native:kv=0.25", "int8:kv=0.5@4"])
 def test_a_finished_bundle_has_chosen_its_keys(attention: str, few_keys_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"chooses keys, which the ONNX files of .* chose already; leave out kv="):

@@ -222,6 +222,7 @@ def test_tensorrt_rtx_is_said_to_have_no_int8_products() -> None:
     assert check_limits(flavour, **options, weights_only=True) == ()
 
 
+@pytest.mark.slow
 def test_the_emulation_leaves_the_network_as_it_was(model: MapAnything, calibration: Calibration, cases: Cases) -> None:
     """One block of both kinds of layers, and nothing stays behind."""
     views = cases.views["depth"]
