@@ -87,8 +87,8 @@ def imports(tree: ast.AST, lazy: bool = False) -> Iterator[tuple[str, int, bool]
             for child in node.body:
                 yield from imports(ast.Module([child], []), True)
             yield from imports(ast.Module(node.orelse, []), lazy)
-        else:
-            yield from imports(node, lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+        elif not isinstance(node, ast.expr):  # which holds no statement
+            yield from imports(node, lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def import_graph(sources: Mapping[str, ast.Module]) -> dict[str, set[str]]:
@@ -352,6 +352,11 @@ def is_self(node: ast.AST) -> bool:
     return isinstance(node, ast.Name) and node.id in ("self", "cls")
 
 
+def called(node: ast.Call) -> str:
+    """Return the last name of what is called."""
+    return str(getattr(node.func, "attr", getattr(node.func, "id", "")))
+
+
 def private_names(paths: Iterable[Path]) -> set[str]:
     """Return the private functions, classes, variables and attributes that modules make."""
     return {name for path in paths for name in DEFINED.findall(path.read_text(encoding="utf-8"))}
@@ -373,11 +378,7 @@ def private_access(tree: ast.AST, of_product: set[str], of_tests: set[str]) -> l
             owner = ast.unparse(node.value)
             if owner in modules or (not is_self(node.value) and node.attr in of_product - of_tests):
                 found.append(f"{owner}.{node.attr}")
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
-            "setattr",
-            "getattr",
-            "patch",
-        ):
+        elif isinstance(node, ast.Call) and called(node) in ("setattr", "getattr", "patch"):
             given = [item.value for item in node.args if isinstance(item, ast.Constant) and isinstance(item.value, str)]
             named = [text for text in given if is_private(text.rpartition(".")[2])]
             found += [text for text in named if text.rpartition(".")[2] in of_product - of_tests]

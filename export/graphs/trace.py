@@ -65,7 +65,11 @@ def capture_program(module: nn.Module, examples: tuple[Tensor, ...], dynamic_sha
         RuntimeError: the module cannot be traced.
     """
     # As torch.onnx.export does: a dynamic axis may be 1 in a call, so nothing is assumed that would exclude it.
-    with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+    with (
+        torch.fx.experimental._config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
+        # It keeps the results of operations for those with equal sizes, which are hard to find among symbols.
+        torch._dynamo.config.patch(fake_tensor_cache_enabled=False),
+    ):
         program = torch.export.export(
             module, examples, dynamic_shapes=dynamic_shapes, prefer_deferred_runtime_asserts_over_guards=True
         )
