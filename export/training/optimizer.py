@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -52,8 +53,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Bring all singular values of (N, rows, columns) near 1, by Newton-Schulz iteration in BF16."""
-    x = matrices.bfloat16()
+    """Bring all singular values of (N, rows, columns) near 1, by Newton-Schulz iteration, which BF16 is enough for."""
+    x = matrices.bfloat16() if _multiplies_bf16(matrices.device) else matrices
     wide = x.shape[1] <= x.shape[2]
     x = x if wide else x.transpose(1, 2)
     x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
@@ -62,6 +63,15 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
         gram = x @ x.transpose(1, 2)
         x = a * x + (b * gram + c * gram @ gram) @ x
     return (x if wide else x.transpose(1, 2)).to(matrices.dtype)
+
+
+@functools.cache
+def _multiplies_bf16(device: torch.device) -> bool:
+    """Return whether there are instructions for it; products without them take ten times as long as in float32."""
+    if device.type != "cpu":
+        return True
+    has = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not say
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 class Optimizers:
