@@ -70,7 +70,7 @@ def _multiplies_bf16(device: torch.device) -> bool:
     """Return whether there are instructions for it; products without them take ten times as long as in float32."""
     if device.type != "cpu":
         return True
-    has = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not say
+    has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not say
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
