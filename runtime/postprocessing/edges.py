@@ -28,8 +28,9 @@ BAND_ROWS = 12
 MANY = 0.2
 """Share of the pixels that are jumps above which normals of the whole image cost less than those around the jumps."""
 
-PIECE_PIXELS = 32_768
-"""Pixels worked on at a time: few enough for the caches, and so many that calls of NumPy do not count."""
+PIECE_PIXELS = 131_072
+"""Pixels worked on at a time: few enough for the last cache, and so many that calls of NumPy do not count, for between
+them threads wait for the interpreter."""
 
 HALO = 3  # a normal reads one pixel further, comparing neighbours one more, the final dilation one more
 

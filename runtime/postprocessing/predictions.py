@@ -51,7 +51,10 @@ _NEEDS: dict[str, frozenset[str]] = {
 """Which of the heads' outputs each output is made of, without the mask."""
 
 _PRODUCT_PIXELS = 16_384
-"""Points multiplied at a time: few enough for the caches, and for BLAS to use no threads of its own beside ours."""
+"""Points multiplied at a time: few enough for BLAS to use no threads of its own beside ours."""
+
+_BLOCK_PIXELS = 16 * _PRODUCT_PIXELS
+"""Points of which a copy is made at a time."""
 
 _EXACT = ("intrinsics", "camera_poses", "mask", "non_ambiguous_mask")
 """What :func:`halved` leaves as it is, besides vectors: cameras, and what has no fraction."""
@@ -282,7 +285,7 @@ def _fill_points(
     """
     batch, height, width, _ = distance.shape
     # A fourth coordinate, 1 inside the mask and 0 outside, adds the translation and masks it in the same product.
-    rows = min(height, max(1, _PRODUCT_PIXELS // width))
+    rows = min(height, max(1, _BLOCK_PIXELS // width))
     block = np.empty((rows, width, 4), distance.dtype)
     if pts3d is not None:
         rotation = geometry.quaternion_to_matrix(heads["cam_quats"])
@@ -300,7 +303,10 @@ def _fill_points(
             if pts3d_cam is not None:
                 pts3d_cam[part] = points[..., :3]
             if pts3d is not None:
-                np.matmul(points.reshape(-1, 4), matrix, out=pts3d[part].reshape(-1, 3))
+                flat, moved = points.reshape(-1, 4), pts3d[part].reshape(-1, 3)
+                for start in range(0, len(flat), _PRODUCT_PIXELS):
+                    piece = slice(start, start + _PRODUCT_PIXELS)
+                    np.matmul(flat[piece], matrix, out=moved[piece])
     for result in (pts3d, pts3d_cam):
         # What is not finite outside the mask outlasts a product with 0.
         if mask is not None and result is not None and not all_finite(result):
