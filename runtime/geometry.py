@@ -229,9 +229,9 @@ def intrinsics_from_rays(rays: Array) -> Array:
     """
     _, height, width, _ = rays.shape
     if height * width <= FIT_MAX_PIXELS:
-        rows = np.arange(0, height, max(1, height // FIT_SAMPLES_PER_AXIS))
-        columns = np.arange(0, width, max(1, width // FIT_SAMPLES_PER_AXIS))
-        sample = rays[:, rows[:, None], columns[None, :]].astype(np.float64)  # (B, rows, columns, 3)
+        down, across = max(1, height // FIT_SAMPLES_PER_AXIS), max(1, width // FIT_SAMPLES_PER_AXIS)
+        rows, columns = np.arange(0, height, down), np.arange(0, width, across)
+        sample = rays[:, ::down, ::across].astype(np.float64)  # (B, rows, columns, 3)
         usable = sample[..., 2] != 0
         z = np.where(usable, sample[..., 2], 1)
         fx, cx = _fit_line(sample[..., 0] / z, columns[None, None, :], usable)

@@ -102,14 +102,14 @@ def normal_edges(
     for columns in _strips(candidates, bands):
         index = stride * rows + columns  # (rows, n) into the flat padded image; every run of columns ends with padding
         # The same without padding; what lies outside the image is any pixel, and takes no part.
-        pixel = (index - HALO * stride - (index // stride - HALO)).reshape(-1)
+        pixel = (width * (rows - HALO) + (columns - columns // stride)).reshape(-1)
         gathered = points.take(pixel, axis=0, mode="clip")
         scale = distance if far is None else far.take(pixel, mode="clip")
         strip = np.empty((3, pixel.size), points.dtype)
         with np.errstate(over="ignore", invalid="ignore"):
             for axis in range(3):
                 np.multiply(gathered[:, axis], scale, out=strip[axis])
-        edges[index[HALO:-HALO]] = _near_turns(strip, place[index].reshape(-1), columns.size, threshold)[1:-1]
+        edges[index[HALO:-HALO]] = _near_turns(strip, place.take(index).reshape(-1), columns.size, threshold)[1:-1]
     return edges.reshape(-1, stride)[HALO : HALO + height, :width] & candidates
 
 
