@@ -234,8 +234,8 @@ def intrinsics_from_rays(rays: Array) -> Array:
         sample = rays[:, ::down, ::across].astype(np.float64)  # (B, rows, columns, 3)
         usable = sample[..., 2] != 0
         z = np.where(usable, sample[..., 2], 1)
-        fx, cx = _fit_line(sample[..., 0] / z, columns[None, None, :], usable)
-        fy, cy = _fit_line(sample[..., 1] / z, rows[None, :, None], usable)
+        slopes = np.stack([sample[..., 0] / z, sample[..., 1] / z])
+        (fx, fy), (cx, cy) = _fit_lines(slopes, np.stack(np.meshgrid(columns, rows))[:, None], usable)
     else:
         fx, cx = _three_point_line(rays[:, height // 2, :, 0], rays[:, height // 2, :, 2])
         fy, cy = _three_point_line(rays[:, :, width // 2, 1], rays[:, :, width // 2, 2])
@@ -246,15 +246,15 @@ def intrinsics_from_rays(rays: Array) -> Array:
     return intrinsics
 
 
-def _fit_line(slope: Array, pixel: Array, usable: Array) -> tuple[Array, Array]:
-    """Least squares of pixel = centre + focal * slope over the two sample axes: focal (B,) and centre (B,)."""
+def _fit_lines(slopes: Array, pixels: Array, usable: Array) -> tuple[Array, Array]:
+    """Least squares of pixel = centre + focal * slope over the last two axes: focal (2, B) and centre (2, B)."""
     weight = usable.astype(np.float64)
-    count = np.maximum(weight.sum(axis=(1, 2)), 1)
-    mean_slope = (slope * weight).sum(axis=(1, 2)) / count
-    mean_pixel = (pixel * weight).sum(axis=(1, 2)) / count
-    centred = (slope - mean_slope[:, None, None]) * weight
-    variance = (centred * centred).sum(axis=(1, 2))
-    covariance = (centred * pixel).sum(axis=(1, 2))
+    count = np.maximum(weight.sum(axis=(-2, -1)), 1)
+    mean_slope = (slopes * weight).sum(axis=(-2, -1)) / count
+    mean_pixel = (pixels * weight).sum(axis=(-2, -1)) / count
+    centred = (slopes - mean_slope[..., None, None]) * weight
+    variance = (centred * centred).sum(axis=(-2, -1))
+    covariance = (centred * pixels).sum(axis=(-2, -1))
     focal = np.divide(covariance, variance, out=np.zeros_like(covariance), where=variance > 0)
     return focal, mean_pixel - focal * mean_slope
 

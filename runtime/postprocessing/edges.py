@@ -244,10 +244,10 @@ def _turning(normals: Array, valid: Array, stride: int, threshold: float) -> Arr
     """Return flat pixels, bool, with a valid normal of their eight neighbours at more than ``threshold`` degrees."""
     limit, one = normals.dtype.type(edge_cosine(threshold)), normals.dtype.type(1)
     turning = np.zeros(valid.shape, bool)
-    undefined = np.zeros(valid.shape, bool)
+    undefined = np.zeros(valid.shape, bool)  # where a dot product is above 1, so both of its normals are valid
     for start in range(0, valid.size, PIECE_PIXELS):
         here = slice(start, min(start + PIECE_PIXELS, valid.size))
-        undefined[here] |= (_dot(normals[:, here], normals[:, here]) > one) & valid[here]  # with itself, it counts too
+        undefined[here] |= _dot(normals[:, here], normals[:, here]) > one  # with itself, it counts too
         # Four of the eight directions: each dot product serves both of its pixels, if the other one has a normal.
         for step in (1, stride - 1, stride, stride + 1):
             there = slice(start + step, min(here.stop + step, valid.size))
@@ -258,8 +258,8 @@ def _turning(normals: Array, valid: Array, stride: int, threshold: float) -> Arr
             apart, above = dot < limit, dot > one
             turning[first] |= apart & valid[there]
             turning[there] |= apart & valid[first]
-            undefined[first] |= above & valid[there]
-            undefined[there] |= above & valid[first]
+            undefined[first] |= above
+            undefined[there] |= above
     return turning & ~undefined
 
 
