@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,12 @@ _PRODUCT_PIXELS = 16_384
 
 _BLOCK_PIXELS = 16 * _PRODUCT_PIXELS
 """Points of which a copy is made at a time."""
+
+SMALL_PIXELS = 65_536
+"""A view of fewer is finished by the caller's thread: several would wait longer for the interpreter than they save."""
+
+_SMALL_VIEWS = 8
+"""Small views that wait to be finished together, so that the network is not held up between them."""
 
 _EXACT = ("intrinsics", "camera_poses", "mask", "non_ambiguous_mask")
 """What :func:`halved` leaves as it is, besides vectors: cameras, and what has no fraction."""
@@ -131,15 +138,15 @@ def finish_predictions(
     """Yield one dictionary per view of a call, in order: see :func:`finish_view`.
 
     Args:
-        heads: what the network says of each view. Views are taken as fast as they come, and finished meanwhile; but
-            multi-view confidence waits for the last one.
+        heads: what the network says of each view. Views are taken as fast as they come, and finished meanwhile, or
+            eight by eight if they are small; but multi-view confidence waits for the last one.
         images: the normalised inputs, V times (B, 3, H, W).
         options: of the call.
         outputs: what each dictionary holds, of :data:`..options.OUTPUTS`.
         kept: per view (B, H, W) bool, where it counts, or None.
         data_norm_type: of the images.
         into: per view the arrays that hold the results, by name; what is not among them is new.
-        threads: that views are finished on, all processors that this process may use unless given.
+        threads: that large views are finished on, all processors that this process may use unless given.
 
     Raises:
         InputError: as many views as images are needed.
@@ -170,7 +177,16 @@ def finish_predictions(
             into=None if into is None else into[index],
         )
 
-    return in_order(finish, numbered(), threads)
+    def finished() -> Iterator[dict[str, Array]]:
+        views = numbered()
+        first = list(islice(views, 1))
+        views = chain(first, views)
+        if any(math.prod(values.shape[1:3]) >= SMALL_PIXELS for _, maps in first for values in maps.values()):
+            yield from in_order(finish, views, threads)
+        while batch := list(islice(views, _SMALL_VIEWS)):
+            yield from map(finish, batch)
+
+    return finished()
 
 
 def finish_view(

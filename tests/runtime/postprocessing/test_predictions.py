@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mapengine.runtime.errors import DataNormTypeError, InputError
 from mapengine.runtime.inputs.normalization import denormalize_image
 from mapengine.runtime.options import OUTPUTS, InferOptions
+from mapengine.runtime.postprocessing import predictions
 from mapengine.runtime.postprocessing import predictions as postprocess
 from mapengine.runtime.postprocessing.predictions import (
     FORWARD_OUTPUTS,
@@ -177,13 +178,23 @@ def test_few_outputs_need_few_of_the_heads() -> None:
     assert list(forward_outputs(**make_heads())) == list(FORWARD_OUTPUTS)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_threads_change_no_number(threads: int) -> None:
-    views, images = zip(*(make_view(seed) for seed in range(5)), strict=True)
+@pytest.mark.parametrize(("threads", "small"), [(1, 1), (3, 1), (3, predictions.SMALL_PIXELS)])
+def test_threads_change_no_number(threads: int, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictions, "SMALL_PIXELS", small)
+    views, images = zip(*(make_view(seed) for seed in range(11)), strict=True)
     found = finish_predictions(views, images, threads=threads)
     for heads, image, result in zip(views, images, found, strict=True):
         for key, value in finish_view(heads, image).items():
             np.testing.assert_array_equal(result[key], value, err_msg=key)
+
+
+def test_small_views_are_finished_eight_by_eight_by_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    views, images = zip(*(make_view(seed) for seed in range(11)), strict=True)
+    taken = iter(views)
+    monkeypatch.setattr(predictions, "in_order", pytest.fail)
+    found = finish_predictions(taken, images)
+    next(found)
+    assert len(list(taken)) == 3
 
 
 @pytest.mark.slow
