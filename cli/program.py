@@ -109,7 +109,7 @@ def _invoke(arguments: list[str]) -> None:
         # As a path it would mean the current folder.
         raise typer.BadParameter("an argument is empty; is a variable of the shell not set?")
     program = make_app()
-    # Typer reads the annotations of every command that there is, which takes as long as a small engine's call.
+    # Typer reads the annotations of every command that it gets, which takes as long as a call of a small engine.
     if named := [command for command in program.registered_commands if arguments[:1] == [command.name]]:
         program.registered_commands = named
     command = typer.main.get_command(program)
