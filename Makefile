@@ -99,7 +99,9 @@ test: $(STAMP)  ## Run all tests (PYTEST="-k name" passes options on, WORKERS=n 
 # Without a network there may be none: then the tests of pages are skipped, and say so.
 browser: $(STAMP)  ## Install a Chromium for the tests of pages, if there is none
 	@$(BIN)/python tests/chromium.py || timeout 300 $(BIN)/python -m playwright install --with-deps chromium || \
-		timeout 300 $(BIN)/python -m playwright install chromium || echo 'No Chromium: the tests of pages are skipped'
+		timeout 300 $(BIN)/python -m playwright install chromium || \
+		{ test "$$(id -u)" = 0 && timeout 300 apt-get install --quiet --yes chromium; } || \
+		echo 'No Chromium: the tests of pages are skipped'
 
 # In an environment of its own; where its packages cannot be had the tests are skipped, and it says so.
 triton: $(STAMP)  ## Install a Triton server into .venv-triton, and test the models of `mapengine triton` behind it
