@@ -67,7 +67,7 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
 
 @functools.cache
 def _multiplies_bf16(device: torch.device) -> bool:
-    """Return whether there are instructions for it; products without them take ten times as long as in float32."""
+    """Return whether there are instructions for it; products without them take nine times as long as in float32."""
     if device.type != "cpu":
         return True
     has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not say

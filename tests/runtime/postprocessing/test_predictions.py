@@ -14,7 +14,6 @@ from mapengine.runtime.errors import DataNormTypeError, InputError
 from mapengine.runtime.inputs.normalization import denormalize_image
 from mapengine.runtime.options import OUTPUTS, InferOptions
 from mapengine.runtime.postprocessing import predictions
-from mapengine.runtime.postprocessing import predictions as postprocess
 from mapengine.runtime.postprocessing.predictions import (
     FORWARD_OUTPUTS,
     finish_predictions,
@@ -228,10 +227,10 @@ def test_the_image_without_normalisation() -> None:
 
 def test_the_confidence_percentile_is_strict() -> None:
     confidence = np.arange(1, 1 + 14 * 14, dtype=np.float32).reshape(1, 14, 14)
-    assert postprocess.confidence_mask(confidence, 0).sum() == 14 * 14 - 1
-    assert postprocess.confidence_mask(confidence, 50).sum() == 7 * 14
-    assert postprocess.confidence_mask(confidence, 100).sum() == 0
-    assert postprocess.confidence_mask(np.ones_like(confidence), 10).sum() == 0
+    assert predictions.confidence_mask(confidence, 0).sum() == 14 * 14 - 1
+    assert predictions.confidence_mask(confidence, 50).sum() == 7 * 14
+    assert predictions.confidence_mask(confidence, 100).sum() == 0
+    assert predictions.confidence_mask(np.ones_like(confidence), 10).sum() == 0
 
 
 @pytest.mark.slow
@@ -239,7 +238,7 @@ def test_confidence_of_a_very_large_image() -> None:
     # torch.quantile refuses more than 2**24 elements.
     confidence = np.zeros((1, 4100, 4100), np.float16)
     confidence[0, :410] = 1
-    assert postprocess.confidence_mask(confidence, 50).sum() == 410 * 4100
+    assert predictions.confidence_mask(confidence, 50).sum() == 410 * 4100
 
 
 @settings(max_examples=25, deadline=None)
