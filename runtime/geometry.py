@@ -200,9 +200,8 @@ def all_finite(values: Array) -> bool:
 
 def zero_outside(values: Array, mask: Array) -> None:
     """Set values to 0 in place where ``mask`` (broadcast) is False: a product that also clears infinity and NaN."""
-    bits = np.dtype(f"i{values.itemsize}")
-    view = values.view(bits)
-    view &= -mask.astype(bits)  # all ones or all zeros
+    bits = values.view(f"i{values.itemsize}")
+    bits *= mask
 
 
 def depth_along_ray(depth_z: Array, rays: Array) -> Array:

@@ -42,19 +42,18 @@ def edge_mask(
     depth_z: Array,
     mask: Array,
     *,
-    distance: Array | float = 1,
     normal_threshold: float = 5.0,
     depth_threshold: float = 0.03,
 ) -> Array:
     """Return the edge pixels (H, W) bool of one view, among the pixels of ``mask``.
 
-    ``points`` (H, W, 3) in any rigid frame, ``depth_z`` (H, W), ``mask`` (H, W) bool: pixels outside it take no part.
-    ``distance`` (H, W) multiplies the points, which may then be ray directions. ``normal_threshold`` in degrees,
-    ``depth_threshold`` relative to the pixel's own depth.
+    ``points`` (H, W, 3) in any rigid frame, fastest where each coordinate has a plane of its own in memory, ``depth_z``
+    (H, W), ``mask`` (H, W) bool: pixels outside it take no part. ``normal_threshold`` in degrees, ``depth_threshold``
+    relative to the pixel's own depth.
     """
     candidates = depth_edges(depth_z, mask, depth_threshold)
     candidates &= mask
-    return normal_edges(points, mask, normal_threshold, candidates, distance)
+    return normal_edges(points, mask, normal_threshold, candidates)
 
 
 def edge_cosine(threshold: float) -> float:
@@ -72,14 +71,12 @@ def depth_edges(depth_z: Array, mask: Array, threshold: float) -> Array:
         return spread > depth_z.dtype.type(threshold)
 
 
-def normal_edges(
-    points: Array, mask: Array, threshold: float, candidates: Array | None = None, distance: Array | float = 1
-) -> Array:
+def normal_edges(points: Array, mask: Array, threshold: float, candidates: Array | None = None) -> Array:
     """Return pixels (H, W) bool near which neighbouring normals enclose more than ``threshold`` degrees.
 
     Pixels without a normal (none of their four corner triangles lies in ``mask``) count as perpendicular to every
     neighbour that has one, as in the reference. Only ``candidates`` (H, W) can be edges; without them every pixel can.
-    ``points`` and ``distance`` as in :func:`edge_mask`.
+    ``points`` as in :func:`edge_mask`.
     """
     height, width = mask.shape
     stride, bands = width + 1, -(-height // BAND_ROWS)
@@ -89,26 +86,20 @@ def normal_edges(
     if candidates is None or int(np.count_nonzero(candidates)) > MANY * mask.size:
         planes = np.empty((3, *place.shape), points.dtype)
         planes[:, :HALO] = planes[:, HALO + height :] = planes[:, :, width:] = 0
-        with np.errstate(over="ignore", invalid="ignore"):
-            for axis in range(3):
-                np.multiply(points[..., axis], distance, out=planes[axis, HALO : HALO + height, :width])
+        planes[:, HALO : HALO + height, :width] = np.moveaxis(points, -1, 0)
         found = _near_turns(planes.reshape(3, -1), place.reshape(-1), stride, threshold)[HALO - 2 :][:height, :width]
         return found if candidates is None else found & candidates
 
-    place, points = place.reshape(-1), points.reshape(-1, 3)
-    far = None if np.ndim(distance) == 0 else np.asarray(distance).reshape(-1)
+    place, flat = place.reshape(-1), [points[..., axis].reshape(-1) for axis in range(3)]
     edges = np.zeros(place.size, bool)
     rows = np.arange(BAND_ROWS + 2 * HALO)[:, None]
     for columns in _strips(candidates, bands):
         index = stride * rows + columns  # (rows, n) into the flat padded image; every run of columns ends with padding
         # The same without padding; what lies outside the image is any pixel, and takes no part.
         pixel = (width * (rows - HALO) + (columns - columns // stride)).reshape(-1)
-        gathered = points.take(pixel, axis=0, mode="clip")
-        scale = distance if far is None else far.take(pixel, mode="clip")
         strip = np.empty((3, pixel.size), points.dtype)
-        with np.errstate(over="ignore", invalid="ignore"):
-            for axis in range(3):
-                np.multiply(gathered[:, axis], scale, out=strip[axis])
+        for plane, line in zip(flat, strip, strict=True):
+            plane.take(pixel, mode="clip", out=line)
         edges[index[HALO:-HALO]] = _near_turns(strip, place.take(index).reshape(-1), columns.size, threshold)[1:-1]
     return edges.reshape(-1, stride)[HALO : HALO + height, :width] & candidates
 
@@ -200,15 +191,16 @@ def _normals(planes: Array, inside: Array, stride: int, normals: Array, valid: A
     up, down = np.s_[..., :size], np.s_[..., stride : stride + size]
     left, right = np.s_[..., :size], np.s_[..., 1 : 1 + size]
 
-    normals[...] = 0
-    cross, product, norm = np.empty_like(normals), np.empty_like(normals), np.empty(size, planes.dtype)
-    for v, h in ((up, left), (down, left), (down, right), (up, right)):  # all four face the same side
+    other, product, norm = np.empty_like(normals), np.empty_like(normals), np.empty(size, planes.dtype)
+    corners = (normals, up, left), (other, down, left), (other, down, right), (other, up, right)
+    for cross, v, h in corners:  # all four face the same side
         along, across = vertical[v], horizontal[h]
         np.multiply(along[1:4], across[2:5], out=cross)
         np.multiply(along[2:5], across[1:4], out=product)
         cross -= product
         _normalize(cross, product, norm)
-        normals += cross
+        if cross is other:
+            normals += cross
     _normalize(normals, product, norm)
     _normalize(normals, product, norm)  # only changes the last bit, which decides whether a dot product exceeds 1
     np.logical_or(vertical_inside[up], vertical_inside[down], out=valid)

@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import geometry
 from ..errors import InputError
-from ..geometry import Array, all_finite, zero_outside
+from ..geometry import Array, zero_outside
 from ..inputs.normalization import denormalize_image
 from ..options import DEFAULTS, OUTPUTS, InferOptions
 from ..system.threads import in_order
@@ -30,6 +30,7 @@ FORWARD_OUTPUTS = OUTPUTS[: OUTPUTS.index("img_no_norm")]
 
 _METRIC = frozenset({"pts3d", "pts3d_cam", "depth_along_ray", "depth_z"})
 _MASKED = _METRIC | {"mask"}
+_CAMERA_POINTS = frozenset({"pts3d", "pts3d_cam"})
 _POSE = frozenset({"cam_trans", "cam_quats", "scale"})
 _POINTS = frozenset({"ray_directions", "depth_along_ray", "scale"})
 _NEEDS: dict[str, frozenset[str]] = {
@@ -50,12 +51,6 @@ _NEEDS: dict[str, frozenset[str]] = {
     "mask": frozenset({"mask_logits"}),
 }
 """Which of the heads' outputs each output is made of, without the mask."""
-
-_PRODUCT_PIXELS = 16_384
-"""Points multiplied at a time: few enough for BLAS to use no threads of its own beside ours."""
-
-_BLOCK_PIXELS = 16 * _PRODUCT_PIXELS
-"""Points of which a copy is made at a time."""
 
 SMALL_PIXELS = 65_536
 """A view of fewer is finished by the caller's thread: several would wait longer for the interpreter than they save."""
@@ -219,36 +214,36 @@ def finish_view(
     finds_edges = masks and options.mask_edges
     scale = heads["scale"] if "scale" in heads else np.empty((0, 1), np.float32)  # only read where it is needed
 
-    def space(name: str, shape: tuple[int, ...], dtype: np.dtype[Any] | type) -> Array:
-        return given[name] if name in given else np.empty(shape, dtype)
-
     distance: Any = None  # (B, H, W, 1), metres
-    depth_z: Any = None
+    camera: Any = None  # x, y, z in camera axes, metres, and 1 where they count: planes (B, 4, H, W), or the last two
+    pose: Any = None
     mask: Any = None
     with np.errstate(over="ignore", invalid="ignore"):
         if finds_edges or not _METRIC.isdisjoint(wanted):
             distance = heads["depth_along_ray"] * scale[:, :, None, None]
-        if finds_edges or "depth_z" in wanted:
-            depth_z = space("depth_z", distance.shape, distance.dtype)
-            np.multiply(heads["ray_directions"][..., 2:], distance, out=depth_z)
+        if finds_edges or not _CAMERA_POINTS.isdisjoint(wanted):
+            camera = _camera_planes(heads["ray_directions"], distance)
+        elif "depth_z" in wanted:
+            camera = _camera_planes(heads["ray_directions"][..., 2:], distance)
         if masks:
-            mask = _final_mask(heads, distance, depth_z, confidence, options)
+            mask = _final_mask(heads, camera, confidence, options)
         if kept is not None:
             mask = kept if mask is None else mask & kept
-        for values in (distance, depth_z):
-            if mask is not None and values is not None:
-                zero_outside(values, mask[..., None])
-        points = {
-            name: space(name, heads["ray_directions"].shape, heads["ray_directions"].dtype)
-            for name in ("pts3d", "pts3d_cam")
-            if name in wanted
-        }
-        if points:
-            _fill_points(heads, distance, mask, **points)
+        if mask is not None and camera is not None:
+            zero_outside(camera[:, :-1], mask[:, None])
+            camera[:, -1] = mask
+        if mask is not None and "depth_along_ray" in wanted:
+            zero_outside(distance, mask[..., None])
+        if not wanted.isdisjoint({"pts3d", "camera_poses"}):
+            pose = geometry.pose_matrix(heads["cam_quats"], heads["cam_trans"] * scale)
+        if "pts3d" in wanted:
+            shape, dtype = heads["ray_directions"].shape, heads["ray_directions"].dtype
+            pts3d = given["pts3d"] if "pts3d" in given else np.empty(shape, dtype)
+            _fill_points(camera, pose, pts3d)
 
     make: dict[str, Callable[[], Array]] = {
-        "pts3d": lambda: points["pts3d"],
-        "pts3d_cam": lambda: points["pts3d_cam"],
+        "pts3d": lambda: pts3d,
+        "pts3d_cam": lambda: np.moveaxis(camera[:, :-1], 1, -1),
         "ray_directions": lambda: heads["ray_directions"],
         "depth_along_ray": lambda: distance,
         "cam_trans": lambda: heads["cam_trans"] * scale,
@@ -258,75 +253,64 @@ def finish_view(
         "non_ambiguous_mask": lambda: heads["mask_logits"] > 0,  # the same as sigmoid(logit) > 0.5
         "non_ambiguous_mask_logits": lambda: heads["mask_logits"],
         "img_no_norm": lambda: denormalize_image(np.asarray(image), data_norm_type),
-        "depth_z": lambda: depth_z,
+        "depth_z": lambda: camera[:, -2, ..., None],
         "intrinsics": lambda: geometry.intrinsics_from_rays(heads["ray_directions"]),
-        "camera_poses": lambda: geometry.pose_matrix(heads["cam_quats"], heads["cam_trans"] * scale),
+        "camera_poses": lambda: pose,
         "mask": lambda: (mask if options.apply_mask else mask & (heads["mask_logits"] > 0))[..., None],
     }
     result = {name: make[name]() for name in OUTPUTS if name in wanted}
-    for name in given.keys() & result.keys():
-        if result[name] is not given[name]:
-            given[name][...] = result[name]
+    for name, values in result.items():
+        if name not in given:
+            if name in ("pts3d_cam", "depth_z"):  # or the result would keep all of the planes
+                result[name] = values.copy()
+        elif values is not given[name]:
+            given[name][...] = values
             result[name] = given[name]
     return result
 
 
-def _final_mask(
-    heads: Heads, distance: Array, depth_z: Array, confidence: Array | None, options: InferOptions
-) -> Array:
-    """Return the mask (B, H, W) bool; the depths (B, H, W, 1), in metres, are only read where edges are left out."""
+def _camera_planes(rays: Array, distance: Array) -> Array:
+    """Return points in camera axes, of rays (B, H, W, N) and distances (B, H, W, 1), as planes (B, N + 1, H, W).
+
+    The last plane is 1. Plane by plane since NumPy is slow where the last axis has three elements, and the edge mask
+    reads planes.
+    """
+    batch, height, width, axes = rays.shape
+    planes = np.empty((batch, axes + 1, height, width), rays.dtype)
+    for axis in range(axes):
+        np.multiply(rays[..., axis], distance[..., 0], out=planes[:, axis])
+    planes[:, axes] = 1
+    return planes
+
+
+def _final_mask(heads: Heads, camera: Array | None, confidence: Array | None, options: InferOptions) -> Array:
+    """Return the mask (B, H, W) bool; the points of :func:`_camera_planes` are only read where edges are left out."""
     mask: Array = heads["mask_logits"] > 0
     if options.apply_confidence_mask:
         conf = heads["confidence"] if confidence is None else confidence
         mask &= confidence_mask(conf, options.confidence_percentile)
-    if options.mask_edges:
-        for sample, inside in enumerate(mask):
+    if camera is not None and options.mask_edges:
+        for planes, inside in zip(camera, mask, strict=True):
             inside &= ~edges.edge_mask(
-                heads["ray_directions"][sample],
-                depth_z[sample, ..., 0],
+                np.moveaxis(planes[:3], 0, -1),
+                planes[2],
                 inside,
-                distance=distance[sample, ..., 0],
                 normal_threshold=options.edge_normal_threshold,
                 depth_threshold=options.edge_depth_threshold,
             )
     return mask
 
 
-def _fill_points(
-    heads: Heads, distance: Array, mask: Array | None, pts3d: Array | None = None, pts3d_cam: Array | None = None
-) -> None:
-    """Write the points of a view (B, H, W, 3) in the world's and the camera's axes, 0 outside the mask.
+def _fill_points(camera: Array, pose: Array, points: Array) -> None:
+    """Write points (B, H, W, 3) in the world's axes, of those of :func:`_camera_planes` by ``pose`` (B, 4, 4).
 
-    ``distance`` (B, H, W, 1) is 0 there already.
+    The fourth plane adds the translation in the same product.
     """
-    batch, height, width, _ = distance.shape
-    # A fourth coordinate, 1 inside the mask and 0 outside, adds the translation and masks it in the same product.
-    rows = min(height, max(1, _BLOCK_PIXELS // width))
-    block = np.empty((rows, width, 4), distance.dtype)
-    if pts3d is not None:
-        rotation = geometry.quaternion_to_matrix(heads["cam_quats"])
-        translation = heads["cam_trans"] * heads["scale"]
-    for sample in range(batch):
-        if pts3d is not None:
-            matrix = np.concatenate([rotation[sample].T, translation[sample, None]]).astype(block.dtype, copy=False)
-        for top in range(0, height, rows):
-            part = np.s_[sample, top : top + rows]
-            points = block[: min(rows, height - top)]
-            # Plane by plane: NumPy is slow where the last axis has three elements and the other operand only one.
-            for axis in range(3):
-                np.multiply(heads["ray_directions"][part][..., axis], distance[part][..., 0], out=points[..., axis])
-            points[..., 3] = 1 if mask is None else mask[part]
-            if pts3d_cam is not None:
-                pts3d_cam[part] = points[..., :3]
-            if pts3d is not None:
-                flat, moved = points.reshape(-1, 4), pts3d[part].reshape(-1, 3)
-                for start in range(0, len(flat), _PRODUCT_PIXELS):
-                    piece = slice(start, start + _PRODUCT_PIXELS)
-                    np.matmul(flat[piece], matrix, out=moved[piece])
-    for result in (pts3d, pts3d_cam):
-        # What is not finite outside the mask outlasts a product with 0.
-        if mask is not None and result is not None and not all_finite(result):
-            zero_outside(result, mask[..., None])
+    for planes, matrix, moved in zip(camera, pose[:, :3].astype(camera.dtype), points, strict=True):
+        # Row by row of the image within NumPy: products so small that BLAS uses no threads of its own beside ours.
+        np.matmul(np.moveaxis(planes, 0, -1), matrix.T, out=moved)
+        if not np.isfinite(matrix).all():  # outlasts a product with 0
+            zero_outside(moved, planes[3, ..., None] != 0)
 
 
 def _multiview_confidences(heads: Iterable[Heads], options: InferOptions) -> list[Array]:

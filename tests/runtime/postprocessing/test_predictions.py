@@ -123,6 +123,16 @@ def test_no_infinity_or_nan_survives_outside_the_mask(key: str) -> None:
         assert not value[0, 3, 4].any()
 
 
+@pytest.mark.parametrize("key", ["cam_trans", "cam_quats", "scale"])
+def test_a_pose_that_is_not_finite_leaves_no_points_outside_the_mask(key: str) -> None:
+    heads = make_heads()
+    heads[key][0, 0] = np.nan
+    heads["mask_logits"][0, 3, 4] = -1
+    result = finish_view(heads, None, outputs=("pts3d", "pts3d_cam", "depth_along_ray", "depth_z"))
+    for value in result.values():
+        assert not value[0, 3, 4].any()
+
+
 def test_results_are_written_into_the_arrays_that_were_given() -> None:
     heads, image = make_view(batch=2)
     expected = finish_view(heads, image)
