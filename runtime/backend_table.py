@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -101,7 +102,7 @@ BACKENDS = (
         minimum_version="1.7",
     ),
 )
-"""Slowest first: ``auto`` takes the last that is usable and that the bundle is for."""
+"""Slowest first, for most networks: see :func:`fastest_first`."""
 
 NAMES = tuple(spec.name for spec in BACKENDS)
 BACKENDS_BY_NAME = {spec.name: spec for spec in BACKENDS}
@@ -114,5 +115,19 @@ CPU_BACKENDS = tuple(spec.name for spec in BACKENDS if not spec.on_gpu)
 GPU_BACKENDS = tuple(spec.name for spec in BACKENDS if spec.on_gpu)
 """Backends whose stages our own attention kernels can run between."""
 TENSORRT_BACKENDS = BACKENDS_BY_FORMAT["plan"]
+SMALL_PARAMETERS = 20_000_000
+"""Networks of fewer are small: in float32 ONNX Runtime is the faster one on a processor. Measured with 6 million, see
+``docs/results/cpu-small.md``; with 1.2 billion OpenVINO is."""
 PACKAGES = tuple(dict.fromkeys(("mapengine", "numpy", "pillow", *(spec.package for spec in BACKENDS), "torch")))
 """Whose versions belong to a record of what an engine did."""
+
+
+def fastest_first(names: Collection[str], precision: str, parameters: int) -> list[str]:
+    """Return backends in the order in which ``auto`` takes them for a network in ``precision`` of so many parameters.
+
+    ``names`` are of :data:`NAMES`.
+    """
+    order = [name for name in reversed(NAMES) if name in names]
+    if precision == "fp32" and parameters < SMALL_PARAMETERS:
+        order.sort(key=lambda name: name == "openvino")
+    return order

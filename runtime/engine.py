@@ -112,7 +112,7 @@ class Engine(MultiViewInference):
         if verify:
             bundle.check_hashes()
         manifest = bundle.manifest
-        library = make_backend(backend, [info.name for info in manifest.backends], threads)
+        library = make_backend(backend, manifest.fastest_backends, threads)
         info = manifest.backend(library.name)
         info.check_version(library.version)
         info.check_device(library.compute_capability)

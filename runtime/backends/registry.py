@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral
 
@@ -42,12 +42,12 @@ def _is_usable(spec: BackendSpec) -> bool:
     return is_installed(spec.name) and (spec.provider is None or has_cuda())
 
 
-def make_backend(name: str, supported: Collection[str], threads: int | None = None) -> Backend:
+def make_backend(name: str, supported: Sequence[str], threads: int | None = None) -> Backend:
     """Open a backend.
 
     Args:
         name: a backend, or ``auto``.
-        supported: the backends that the bundle is for; ``auto`` chooses among them.
+        supported: the backends that the bundle is for, fastest first; ``auto`` takes the first that is usable here.
         threads: processor threads of a CPU backend, by default all that this process may use.
 
     Raises:
@@ -55,7 +55,8 @@ def make_backend(name: str, supported: Collection[str], threads: int | None = No
         BackendUnavailableError: its package is not installed, or its device is not there.
     """
     if name == "auto":
-        usable = [candidate for candidate in available_backends() if candidate in supported]
+        available = available_backends()
+        usable = [candidate for candidate in supported if candidate in available]
         # A plan is for one library: opening that says what is missing.
         name = usable[0] if usable else next((known for known in GPU_BACKENDS if known in supported), "")
         if not name:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from ..backend_table import BACKENDS_BY_FORMAT, EIGHT_BIT, PRECISIONS
+from ..backend_table import BACKENDS_BY_FORMAT, EIGHT_BIT, PRECISIONS, fastest_first
 from ..errors import ManifestError, VersionError
 from ..typed_json.codec import Fail, decode, encode
 from ..typed_json.fields import ADDED, Bounds, Count, EveryKey, Key, OneOf, Positive, Sha256
@@ -148,6 +148,11 @@ class Manifest:
         ``fp32``: as the files say."""
         around = self.precision if self.quantization is None else self.quantization.rest
         return "bf16" if self.format == "onnx" and around == "bf16" else "fp32"
+
+    @property
+    def fastest_backends(self) -> list[str]:
+        """The names of ``backends``, the one first that is the fastest with this network where all are installed."""
+        return fastest_first([backend.name for backend in self.backends], self.precision, self.model.parameters)
 
     @property
     def shares_by_block(self) -> dict[int, float]:

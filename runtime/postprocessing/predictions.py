@@ -52,6 +52,9 @@ _NEEDS: dict[str, frozenset[str]] = {
 }
 """Which of the heads' outputs each output is made of, without the mask."""
 
+_PRODUCT_PIXELS = 16_384
+"""Points multiplied at a time: few enough for BLAS to use no threads of its own beside ours."""
+
 SMALL_PIXELS = 65_536
 """A view of fewer is finished by the caller's thread: several would wait longer for the interpreter than they save."""
 
@@ -307,8 +310,13 @@ def _fill_points(camera: Array, pose: Array, points: Array) -> None:
     The fourth plane adds the translation in the same product.
     """
     for planes, matrix, moved in zip(camera, pose[:, :3].astype(camera.dtype), points, strict=True):
-        # Row by row of the image within NumPy: products so small that BLAS uses no threads of its own beside ours.
-        np.matmul(np.moveaxis(planes, 0, -1), matrix.T, out=moved)
+        _, height, width = planes.shape
+        rows = min(height, max(1, _PRODUCT_PIXELS // width))
+        whole = height - height % rows
+        for block, result in ((planes[:, :whole], moved[:whole]), (planes[:, whole:], moved[whole:])):
+            if block.size:
+                parts = block.reshape(4, -1, min(rows, block.shape[1]) * width)
+                np.matmul(np.moveaxis(parts, 0, -1), matrix.T, out=result.reshape(parts.shape[1], -1, 3))
         if not np.isfinite(matrix).all():  # outlasts a product with 0
             zero_outside(moved, planes[3, ..., None] != 0)
 

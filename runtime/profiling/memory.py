@@ -70,7 +70,7 @@ def measure(bundle: Bundle, backend: str = "auto", progress: Progress | None = N
 
 def model_key(bundle: Bundle, backend: str) -> dict[str, str]:
     """Return what identifies a model; raises as :func:`measure` for a backend that has none."""
-    library = make_backend(backend, [info.name for info in bundle.manifest.backends], None)
+    library = make_backend(backend, bundle.manifest.fastest_backends, None)
     if library.name not in CPU_BACKENDS:
         raise BackendUnavailableError(
             f"the memory of {library.name} is not planned yet; plan a bundle for {' or '.join(CPU_BACKENDS)}"

@@ -19,8 +19,10 @@ from mapengine.runtime.backend_table import (
     GPU_BACKENDS,
     NAMES,
     PRECISIONS,
+    SMALL_PARAMETERS,
     TENSORRT_BACKENDS,
     BackendSpec,
+    fastest_first,
 )
 from mapengine.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from mapengine.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
@@ -46,6 +48,17 @@ def test_names_and_groups() -> None:
     for spec in BACKENDS:
         assert set(spec.precisions) <= set(PRECISIONS)
         assert spec.precisions == tuple(precision for precision in PRECISIONS if precision in spec.precisions)
+
+
+def test_onnx_runtime_comes_before_openvino_for_small_networks_in_float32() -> None:
+    on_processors = {"onnxruntime", "openvino"}
+    assert fastest_first(on_processors, "fp32", SMALL_PARAMETERS - 1) == ["onnxruntime", "openvino"]
+    assert fastest_first(on_processors, "fp32", SMALL_PARAMETERS) == ["openvino", "onnxruntime"]
+    assert fastest_first(on_processors, "int8", 1) == ["openvino", "onnxruntime"]
+    for parameters in (1, 10**9):
+        assert fastest_first(["openvino"], "fp32", parameters) == ["openvino"]
+        assert fastest_first(NAMES, "fp32", parameters)[:3] == ["tensorrt-rtx", "tensorrt", "onnxruntime-cuda"]
+        assert sorted(fastest_first(NAMES, "fp32", parameters)) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("spec", BACKENDS, ids=NAMES)

@@ -124,15 +124,23 @@ def test_auto_takes_the_fastest_that_is_installed(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, rewritten: Callable[..., Path]
 ) -> None:
     assert available_backends() == ["openvino", "onnxruntime"]
-    assert Engine.load(tiny_bundle, threads=1, verify=False).backend == "openvino"
+    assert Engine.load(tiny_bundle, threads=1, verify=False).backend == "onnxruntime"
+
+    def large(manifest: dict[str, Any]) -> None:
+        manifest["model"]["parameters"] = 10**9
 
     def only(manifest: dict[str, Any]) -> None:
         manifest["backends"] = [b for b in manifest["backends"] if b["name"] == "onnxruntime"]
 
-    limited = rewritten(only)
-    assert Engine.load(limited, threads=1, verify=False).backend == "onnxruntime"
+    large_bundle = rewritten(large)
+    assert Engine.load(large_bundle, threads=1, verify=False).backend == "openvino"
+    for gone, bundle, other in (("onnxruntime", tiny_bundle, "openvino"), ("openvino", large_bundle, "onnxruntime")):
+        with monkeypatch.context() as patched:
+            patched.setitem(sys.modules, gone, None)
+            assert Engine.load(bundle, threads=1, verify=False).backend == other
+    change_manifest(large_bundle, only)
+    assert Engine.load(large_bundle, threads=1, verify=False).backend == "onnxruntime"
     monkeypatch.setitem(sys.modules, "openvino", None)
-    assert Engine.load(tiny_bundle, threads=1, verify=False).backend == "onnxruntime"
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BackendUnavailableError, match=r"none of the backends .* pip install 'mapengine\[cpu\]'"):
         Engine.load(tiny_bundle)

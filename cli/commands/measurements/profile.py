@@ -217,7 +217,7 @@ def _contenders(
 
     contenders = []
     for bundle, manifest in zip(bundles, manifests, strict=True):
-        known = [info.name for info in manifest.backends]
+        known = manifest.fastest_backends
         names = known if backends == "all" else [name.strip() for name in backends.split(",")]
         for name in names:
             chosen = make_backend(name, known, threads).name  # also refuses what is unknown or not installed
