@@ -20,9 +20,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..geometry import Array, zero_outside
+from ..geometry import Array, filled_outside, zero_outside
 
-BAND_ROWS = 12
+BAND_ROWS = 8
 """Rows per band: short bands follow the jumps closely, but each needs ``HALO`` more rows on either side."""
 
 MANY = 0.2
@@ -63,9 +63,8 @@ def edge_cosine(threshold: float) -> float:
 
 def depth_edges(depth_z: Array, mask: Array, threshold: float) -> Array:
     """Return pixels (H, W) bool whose 3 x 3 neighbours in ``mask`` differ by over ``threshold`` times their depth."""
-    infinity = depth_z.dtype.type(np.inf)
-    spread = _dilate(np.where(mask, depth_z, -infinity), np.maximum)
-    spread -= _dilate(np.where(mask, depth_z, infinity), np.minimum)
+    spread = _dilate(filled_outside(depth_z, mask, -np.inf), np.maximum)
+    spread -= _dilate(filled_outside(depth_z, mask, np.inf), np.minimum)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         spread /= depth_z
         return spread > depth_z.dtype.type(threshold)
@@ -82,7 +81,7 @@ def normal_edges(points: Array, mask: Array, threshold: float, candidates: Array
     stride, bands = width + 1, -(-height // BAND_ROWS)
     # One padding column on the right and HALO rows above and below: 0 outside the image, 1 inside, 2 in the mask.
     place = np.zeros((bands * BAND_ROWS + 2 * HALO, stride), np.uint8)
-    np.add(mask, 1, out=place[HALO : HALO + height, :width], casting="unsafe")
+    np.add(mask.view(np.uint8), 1, out=place[HALO : HALO + height, :width])
     if candidates is None or int(np.count_nonzero(candidates)) > MANY * mask.size:
         planes = np.empty((3, *place.shape), points.dtype)
         planes[:, :HALO] = planes[:, HALO + height :] = planes[:, :, width:] = 0

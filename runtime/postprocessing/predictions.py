@@ -232,9 +232,10 @@ def finish_view(
             mask = _final_mask(heads, camera, confidence, options)
         if kept is not None:
             mask = kept if mask is None else mask & kept
-        if mask is not None and camera is not None:
-            zero_outside(camera[:, :-1], mask[:, None])
-            camera[:, -1] = mask
+        if camera is not None:
+            camera[:, -1] = 1 if mask is None else mask
+            if mask is not None:
+                zero_outside(camera[:, :-1], mask[:, None])
         if mask is not None and "depth_along_ray" in wanted:
             zero_outside(distance, mask[..., None])
         if not wanted.isdisjoint({"pts3d", "camera_poses"}):
@@ -275,14 +276,13 @@ def finish_view(
 def _camera_planes(rays: Array, distance: Array) -> Array:
     """Return points in camera axes, of rays (B, H, W, N) and distances (B, H, W, 1), as planes (B, N + 1, H, W).
 
-    The last plane is 1. Plane by plane since NumPy is slow where the last axis has three elements, and the edge mask
-    reads planes.
+    The last plane is left to the mask. Plane by plane since NumPy is slow where the last axis has three elements, and
+    the edge mask reads planes.
     """
     batch, height, width, axes = rays.shape
     planes = np.empty((batch, axes + 1, height, width), rays.dtype)
     for axis in range(axes):
         np.multiply(rays[..., axis], distance[..., 0], out=planes[:, axis])
-    planes[:, axes] = 1
     return planes
 
 

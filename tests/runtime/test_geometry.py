@@ -186,3 +186,16 @@ def test_positions_far_from_the_origin_keep_their_digits() -> None:
     offset = np.array([[500_000.0, 4_000_000.0, 300.0]])
     _, relative = geometry.relative_pose(q, offset, q, offset + 0.001)
     np.testing.assert_allclose(relative, 0.001, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("fill", [np.inf, -np.inf, 2.5])
+def test_filling_outside_a_mask_is_a_choice(dtype: type, fill: float) -> None:
+    rng = np.random.default_rng(4)
+    values = rng.choice(np.array([np.nan, np.inf, -np.inf, 0, -0.0, 3, -4], dtype), (9, 13))
+    mask = rng.random((9, 13)) > 0.4
+    before = values.copy()
+    found = geometry.filled_outside(values, mask, fill)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found.view(np.uint8), np.where(mask, values, dtype(fill)).view(np.uint8))
+    np.testing.assert_array_equal(values, before)
