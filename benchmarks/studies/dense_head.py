@@ -117,7 +117,7 @@ def main() -> None:
     results = []
     for precision, results_too in (("bf16", False), ("bf16", True), ("int8", False)):
         for row, levels in ROWS.items():
-            with rounded(model.network.dense_head, levels, precision, results_too):
+            with rounded(model.dense_head, levels, precision, results_too):
                 found = evaluate(model, args.scenes, tasks=args.tasks).scores
             entry = {"precision": precision, "levels": row, "results_too": results_too, **kept(found, float32)}
             print(entry, flush=True)
