@@ -30,7 +30,7 @@ RENDER: dict[str, Callable[[Record], str]] = {
         speed.engine, speed.cpu_options, speed.speed_work, speed.postprocess, speed.loading, speed.scenes, speed.build,
         speed.memory, speed.load, speed.batch, speed.ros, speed.saved, speed.profile, speed.soak, speed.viewer,
         accuracy.precision, accuracy.precision_range, accuracy.evaluation, accuracy.outliers, accuracy.quantizers,
-        accuracy.training, sequences.sequences, triton_server.triton, triton_server.triton_soak,
+        accuracy.training, accuracy.dense_head, sequences.sequences, triton_server.triton, triton_server.triton_soak,
         keys.kept_keys, keys.global_attention,
         gpu.attention, gpu.attention_accuracy, gpu.attention_tuning, gpu.attention_launch, gpu.gpu_test, gpu.chain,
     )

@@ -119,6 +119,33 @@ def test_precision(tables: ModuleType, tiny_bundle: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_dense_head(tables: ModuleType, tmp_path: Path) -> None:
+    options = ("--scenes", "1", "--tasks", "image-only-2")
+    record = run_here("studies/dense_head.py", *options, "--json", str(tmp_path / "dense-head.json"))
+    check(record, tables)
+    assert len(record["results"]) == 12
+
+
+def test_the_dense_head_is_rounded_only_meanwhile() -> None:
+    import torch
+
+    from mapengine.export.model.reference import load_model
+
+    rounded = runpy.run_path(str(ROOT / "benchmarks/studies/dense_head.py"))["rounded"]
+    head = load_model("preset:tiny").dense_head
+    channels = [branch[0][0].in_channels for branch in head[0].input_process]
+    maps = [torch.randn(1, count, 2, 3, generator=torch.Generator().manual_seed(2)) for count in channels]
+    errors = {}
+    with torch.no_grad():
+        expected = head(maps)
+        for precision, levels in (("bf16", ("coarse",)), ("bf16", ("coarse", "fine")), ("int8", ("coarse", "fine"))):
+            with rounded(head, levels, precision, False):
+                errors[precision, len(levels)] = float((head(maps) - expected).norm() / expected.norm())
+            assert torch.equal(head(maps), expected)
+    assert 0 < errors["bf16", 1] < errors["bf16", 2] < errors["int8", 2] < 0.2
+
+
+@pytest.mark.slow
 def test_attention(tables: ModuleType, tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="Triton is not installed: pip install 'mapengine[kernels]'")
     kernels = tmp_path / "kernels"

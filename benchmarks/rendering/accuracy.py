@@ -38,6 +38,30 @@ def precision(record: Record) -> str:
     return "\n\n".join([*parts, f"{_cases(record)} {origin(record)}"])
 
 
+def dense_head(record: Record) -> str:
+    """Return what fewer bits in the convolutions of the dense head keep, by resolution."""
+    tasks = record["tasks"]
+    rows = [
+        [
+            found["precision"].upper() + (", results too" if found["results_too"] else ""),
+            found["levels"],
+            *(f"{found['reached'][bar]} ({found['below_beyond_chance'][bar]})" for bar in ("0.99", "0.999")),
+            f"{100 * found['least']['part']:.1f}, {found['least']['metric']} of `{found['least']['task']}`",
+            *(f"{100 * found['rays'][task]:.1f}" for task in tasks),
+        ]
+        for found in record["results"]
+    ]
+    count = record["results"][0]["figures"]
+    head = ["products", "resolutions", f"of {count} at 99 %", "at 99.9 %", "least"]
+    head += [f"rays, `{task}`" for task in tasks]
+    what = (
+        "Per cent of float32's accuracy that is kept. In brackets: how many figures are below by more than two "
+        "standard errors (paired bootstrap over the scenes)."
+    )
+    scenes = f"`{record['model']}`, {record['scenes']} held-out scenes, {record['size']}, emulated in PyTorch."
+    return f"{table(head, rows)}\n\n{what}\n\n{scenes} {origin(record)}"
+
+
 def precision_range(record: Record) -> str:
     """Return the errors of 16-bit stages beyond float16's range, without and with measured magnitudes."""
     rows = []
