@@ -4,7 +4,7 @@
 
 Emulated in PyTorch: a convolution rounds its input and its weight and sums in float32. Residuals, upsampling and all
 that is not a convolution stay in float32, unless a row says that results are rounded as well. INT8 has one scale per
-output channel of a weight, and per input the one of its largest value, as the best calibration of a range would.
+output channel of a weight, and per input one of its largest value, without the recoveries of a calibration.
 """
 
 from __future__ import annotations
