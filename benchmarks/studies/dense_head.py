@@ -28,7 +28,9 @@ from mapengine.calibration.evaluation import (
     retention,
     retention_errors,
 )
+from mapengine.calibration.ranges import FORMATS
 from mapengine.export.model.reference import load_model
+from mapengine.export.quantization.fake_quantization import fake_quantize
 from mapengine.runtime.system.origin import record_origin
 from mapengine.runtime.writing.files import write_record
 
@@ -58,17 +60,17 @@ def to_bfloat16(values: Tensor, channel: int | None = None) -> Tensor:
 def to_int8(values: Tensor, channel: int | None = None) -> Tensor:
     """Round to 8 bits with one scale, or with one per index of the axis ``channel``."""
     axes = [axis for axis in range(values.ndim) if axis != channel]
-    scale = values.abs().amax(dim=axes, keepdim=True).clamp(min=1e-30) / 127
-    return (values / scale).round() * scale
+    scale = values.abs().amax(dim=axes, keepdim=True).clamp(min=1e-30) / FORMATS["int8"].largest
+    return fake_quantize(values, scale, FORMATS["int8"])
 
 
-FORMATS: dict[str, Callable[..., Tensor]] = {"bf16": to_bfloat16, "int8": to_int8}
+ROUND: dict[str, Callable[..., Tensor]] = {"bf16": to_bfloat16, "int8": to_int8}
 
 
 @contextmanager
 def rounded(head: nn.Module, levels: tuple[str, ...], precision: str, results: bool) -> Iterator[None]:
     """Round the products of the convolutions of ``levels`` meanwhile, and their results if ``results``."""
-    function = FORMATS[precision]
+    function = ROUND[precision]
     starts = tuple(start for level in levels for start in LEVELS[level])
     hooks, weights = [], {}
     for name, module in head.named_modules():

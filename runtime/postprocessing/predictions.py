@@ -286,13 +286,13 @@ def _camera_planes(rays: Array, distance: Array) -> Array:
     return planes
 
 
-def _final_mask(heads: Heads, camera: Array | None, confidence: Array | None, options: InferOptions) -> Array:
+def _final_mask(heads: Heads, camera: Array, confidence: Array | None, options: InferOptions) -> Array:
     """Return the mask (B, H, W) bool; the points of :func:`_camera_planes` are only read where edges are left out."""
     mask: Array = heads["mask_logits"] > 0
     if options.apply_confidence_mask:
         conf = heads["confidence"] if confidence is None else confidence
         mask &= confidence_mask(conf, options.confidence_percentile)
-    if camera is not None and options.mask_edges:
+    if options.mask_edges:
         for planes, inside in zip(camera, mask, strict=True):
             inside &= ~edges.edge_mask(
                 np.moveaxis(planes[:3], 0, -1),
